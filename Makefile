@@ -1,0 +1,34 @@
+# make study   compare normalizations on real data and write a report (STUDY=norms)
+# make test    the whole test suite
+# make lint    style and types
+# Each makes the virtual environment that it needs, once.
+
+PYTHON ?= python3
+STUDY ?= norms
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: study test lint clean
+
+study: $(VENV)/with-experiments
+	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
+	$(BIN)/python -m experiments.report study=$(STUDY)
+
+test: $(VENV)/with-experiments,test
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+lint: $(VENV)/with-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/with-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing jaxnorm[$*] and its dependencies into $(VENV) ..."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch '$@'

@@ -1,0 +1,299 @@
+"""Canonical axes, group splits and the checks of arguments: every error names the cure."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+Axes = int | Sequence[int]
+AxisName = Hashable | tuple[Hashable, ...]
+AxisIndexGroups = Sequence[Sequence[int]] | None
+BatchStats = Mapping[str, jax.Array]
+
+
+def canonical_axes(ndim: int, axes: Axes, name: str = "axis") -> tuple[int, ...]:
+    """`axes` as a sorted tuple of numbers in [0, ndim)."""
+    given = axes if isinstance(axes, Sequence) else (axes,)
+    try:
+        numbers_given = [operator.index(axis) for axis in given]
+    except TypeError:
+        raise TypeError(f"{name} must be an int or a sequence of ints, got {axes!r}") from None
+    for axis in numbers_given:
+        if not -ndim <= axis < ndim:
+            raise ValueError(
+                f"{name}={axes!r} is out of range for an input with {ndim} axes; "
+                f"each axis must lie in [{-ndim}, {ndim - 1}]"
+            )
+    canonical = sorted(axis % ndim for axis in numbers_given)
+    if len(set(canonical)) < len(canonical):
+        raise ValueError(
+            f"{name}={axes!r} names an axis twice in an input with {ndim} axes; "
+            "each axis may be given once"
+        )
+    return tuple(canonical)
+
+
+def other_axes(ndim: int, axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes of an array of `ndim` axes that are not in `axes`."""
+    return tuple(axis for axis in range(ndim) if axis not in axes)
+
+
+def reduction_axes(ndim: int, axes: Axes) -> tuple[int, ...]:
+    """The axes to measure over: at least one."""
+    reduced = canonical_axes(ndim, axes, "reduction_axes")
+    if not reduced:
+        raise ValueError(f"reduction_axes={axes!r} names no axis to measure over; give one or more")
+    return reduced
+
+
+def single_axis(ndim: int, axis: int, name: str = "channel_axis") -> int:
+    """One axis as a number in [0, ndim)."""
+    if isinstance(axis, Sequence):
+        raise TypeError(f"{name} must be one int, got {axis!r}")
+    return canonical_axes(ndim, axis, name)[0]
+
+
+def sample_axes(ndim: int, channel: int, *, with_channel: bool = False) -> tuple[int, ...]:
+    """The axes of one example: all but the batch axis 0, with or without the channel axis."""
+    if channel == 0:
+        raise ValueError(
+            f"the channel axis of an input with {ndim} axes is axis 0, which is the batch axis "
+            "here: each example of axis 0 is measured by itself; give the input a batch axis in "
+            "front, or choose another channel_axis"
+        )
+    reduced = other_axes(ndim, (0,) if with_channel else (0, channel))
+    if not reduced:
+        raise ValueError(
+            f"an input with {ndim} axes has no positions to measure over beside the batch axis 0 "
+            f"and the channel axis {channel}; give it at least one axis of positions"
+        )
+    return reduced
+
+
+def as_input(x: ArrayLike) -> jax.Array:
+    """`x` as an array of a real or complex floating type."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(
+            f"the input has dtype {x.dtype}; normalization needs a floating or complex dtype, "
+            "so convert it first, for example x.astype(jnp.float32)"
+        )
+    return x
+
+
+def statistics_dtype(dtype: Any) -> Any:
+    """The dtype in which statistics of `dtype` are computed and kept: at least float32."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def real_dtype(dtype: Any) -> Any:
+    """The dtype of the real part."""
+    return jnp.finfo(dtype).dtype
+
+
+def check_choice(name: str, value: Any) -> None:
+    """A choice made at trace time: a Python bool."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be a Python bool, known when the function is traced, got {value!r}; "
+            f"under jit make it static or call once with {name}=True and once with {name}=False"
+        )
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, finite: bool = True
+) -> None:
+    """A number in [low, high], by default finite."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a Python number, got {value!r}")
+    if not low <= float(value) <= high or (finite and math.isinf(value)):
+        bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"a number >= {low:g}"
+        raise ValueError(f"{name}={value!r} must be {bounds}")
+
+
+def check_epsilon(epsilon: float) -> None:
+    check_number("epsilon", epsilon, 0.0)
+
+
+def check_momentum(momentum: float | None) -> None:
+    """The weight of the old value, or None for the cumulative merge."""
+    if momentum is not None:
+        check_number("momentum", momentum, 0.0, 1.0)
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if number <= 0:
+        raise ValueError(f"{name}={number} must be positive")
+    return number
+
+
+def as_parameter(
+    name: str, value: ArrayLike | None, x: jax.Array, features: Sequence[int]
+) -> jax.Array | None:
+    """A scale or a bias with the shape of the axes `features` of `x`, in its statistics' dtype."""
+    if value is None:
+        return None
+    value = jnp.asarray(value)
+    shape = tuple(x.shape[axis] for axis in features)
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the input "
+            f"have shape {shape}; give {name} that shape, or None to leave it out"
+        )
+    if jnp.iscomplexobj(value) and jnp.isrealobj(x):
+        raise TypeError(f"{name} is {value.dtype}, but the input is real; give a real {name}")
+    return value.astype(statistics_dtype(x.dtype))
+
+
+def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """`where != 0` with as many axes as `shape`, to which it broadcasts."""
+    if where is None:
+        return None
+    where = jnp.asarray(where)
+    try:
+        fits = jnp.broadcast_shapes(where.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the mask `where` has shape {where.shape}, which does not broadcast to the input's "
+            f"{shape}; each of its axes, counted from the last, must be 1 or the input's"
+        )
+    return where.astype(bool).reshape((1,) * (len(shape) - where.ndim) + where.shape)
+
+
+def check_stats(
+    stats: BatchStats, x: jax.Array, channel: int, momentum: float | None, renorm: bool
+) -> None:
+    """Running statistics with every entry that is needed, of the width and kind of the input."""
+    function = "init_renorm_stats" if renorm else "init_batch_stats"
+    argument = ", momentum=None" if momentum is None else ""
+    cure = f"make them with jaxnorm.{function}({x.shape[channel]}{argument})"
+    if not isinstance(stats, Mapping):
+        raise TypeError(
+            f"the running statistics must be a dict, got {type(stats).__name__}; {cure}"
+        )
+    needed = ["mean", "var"] + ["count"] * (momentum is None) + ["steps"] * renorm
+    missing = [key for key in needed if key not in stats]
+    if missing:
+        raise ValueError(
+            f"the running statistics lack {missing}; they have the keys {sorted(stats)}; {cure}"
+        )
+    for key in ("mean", "var"):
+        shape = jnp.shape(stats[key])
+        if shape != (x.shape[channel],):
+            raise ValueError(
+                f"the running {key} has shape {shape}, but the {x.shape[channel]} channels on "
+                f"axis {channel} of the input need ({x.shape[channel]},); check channel_axis, or "
+                f"{cure}"
+            )
+    if jnp.iscomplexobj(stats["mean"]) and jnp.isrealobj(x):
+        raise TypeError(f"the running mean is complex, but the input is real; {cure}")
+
+
+def group_size_of(num_channels: int, num_groups: int | None, group_size: int | None) -> int:
+    """Channels per group, from exactly one of `num_groups` and `group_size`."""
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            f"give exactly one of num_groups and group_size, got num_groups={num_groups!r} and "
+            f"group_size={group_size!r} (num_groups=None where group_size is given)"
+        )
+    return _part_size("channels", num_channels, "num_groups", num_groups, "group_size", group_size)
+
+
+def check_ghosts(num_ghosts: int | None, ghost_size: int | None) -> None:
+    """Exactly one of the two, and positive."""
+    if (num_ghosts is None) == (ghost_size is None):
+        raise ValueError(
+            f"give exactly one of ghost_size and num_ghosts, got ghost_size={ghost_size!r} and "
+            f"num_ghosts={num_ghosts!r}"
+        )
+    name = "num_ghosts" if ghost_size is None else "ghost_size"
+    check_positive_int(name, num_ghosts if ghost_size is None else ghost_size)
+
+
+def ghost_size_of(batch_size: int, num_ghosts: int | None, ghost_size: int | None) -> int:
+    """Examples per ghost, from exactly one of `num_ghosts` and `ghost_size`."""
+    return _part_size(
+        "examples of the batch", batch_size, "num_ghosts", num_ghosts, "ghost_size", ghost_size
+    )
+
+
+def _part_size(
+    what: str, total: int, number_name: str, number: int | None, size_name: str, size: int | None
+) -> int:
+    """The size of the equal parts of `total`, given their number or their size."""
+    name, value = (number_name, number) if size is None else (size_name, size)
+    divisor = check_positive_int(name, value)
+    if total % divisor:
+        divisors = [d for d in range(1, total + 1) if total % d == 0]
+        raise ValueError(
+            f"{name}={divisor} does not divide the {total} {what}; choose one of {divisors}"
+        )
+    return total // divisor if size is None else divisor
+
+
+def check_axis_index_groups(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) -> None:
+    if axis_name is None and axis_index_groups is not None:
+        raise ValueError(
+            f"axis_index_groups={axis_index_groups!r} needs the axis_name that it divides"
+        )
+
+
+def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) -> int:
+    """How many members of the mapped axes are merged (1 without a name)."""
+    check_axis_index_groups(axis_name, axis_index_groups)
+    if axis_name is None:
+        return 1
+    names = axis_names(axis_name)
+    try:
+        size = math.prod(jax.lax.axis_size(name) for name in names)
+    except NameError:
+        raise ValueError(
+            f"axis_name={axis_name!r} is not mapped here: statistics can be merged over it only "
+            "inside pmap, shard_map or vmap with that axis name (or leave axis_name out; under "
+            "jit with sharded arrays statistics are global without it)"
+        ) from None
+    if axis_index_groups is None:
+        return size
+    members = sorted(index for group in axis_index_groups for index in group)
+    sizes = {len(group) for group in axis_index_groups}
+    if len(names) != 1 or members != list(range(size)) or len(sizes) != 1:
+        raise ValueError(
+            f"axis_index_groups={axis_index_groups!r} must hold each index of the one axis "
+            f"{axis_name!r} (0 to {size - 1}) once, in groups of equal size"
+        )
+    return sizes.pop()
+
+
+def axis_names(axis_name: AxisName) -> tuple[Hashable, ...]:
+    """One name or several, as a tuple."""
+    return cast(tuple[Hashable, ...], axis_name) if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def check_values_per_channel(
+    shape: Sequence[int], axes: Sequence[int], mapped: int, what: str
+) -> None:
+    """More than one value a channel: the variance of one is zero, and the output only bias."""
+    if values_per_channel(shape, axes) * mapped == 1:
+        raise ValueError(
+            f"training with one value per channel in {what} of shape {tuple(shape)}: its variance "
+            "is zero and the output would be the bias alone; give more examples or positions, or "
+            "train=False"
+        )
+
+
+def values_per_channel(shape: Sequence[int], axes: Sequence[int]) -> int:
+    """The number of values that the statistics of one channel are taken from."""
+    return math.prod(shape[axis] for axis in axes)

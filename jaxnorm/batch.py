@@ -1,0 +1,400 @@
+"""Batch normalization, in ghosts of the batch, and renormalized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import axes as _axes
+from jaxnorm.distributed import sync_moments
+from jaxnorm.running import running_moments, update
+from jaxnorm.standardize import standardize
+from jaxnorm.statistics import Moments, merge_moments_axis, moments
+
+Schedule = Callable[[Any], Any]
+
+
+class _Layer(NamedTuple):
+    """The checked arguments that the three functions share."""
+
+    x: jax.Array
+    stats: _axes.BatchStats
+    scale: jax.Array | None
+    bias: jax.Array | None
+    counted: jax.Array | None
+    channel: int
+    reduced: tuple[int, ...]
+    momentum: float | None
+    epsilon: float
+    skip_nonfinite: bool
+
+    def moments(self) -> Moments:
+        return moments(self.x, self.reduced, where=self.counted)
+
+    def standardized(
+        self, m: Moments, renorm: tuple[jax.Array, jax.Array] | None = None
+    ) -> jax.Array:
+        return standardize(
+            self.x,
+            m,
+            self.reduced,
+            self.scale,
+            self.bias,
+            (self.channel,),
+            epsilon=self.epsilon,
+            counted=self.counted,
+            renorm=renorm,
+        )
+
+    def evaluated(self) -> jax.Array:
+        """Standardized by the running statistics."""
+        return self.standardized(running_moments(self.stats, _axes.statistics_dtype(self.x.dtype)))
+
+    def updated(self, m: Moments) -> Any:
+        """The running statistics after a step with the moments `m`."""
+        counts_alike = self.counted is None or self.counted.shape[self.channel] == 1
+        return update(
+            self.stats,
+            m,
+            momentum=self.momentum,
+            skip_nonfinite=self.skip_nonfinite,
+            counts_alike=counts_alike,
+        )
+
+
+def batch_norm(
+    x: ArrayLike,
+    stats: _axes.BatchStats,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    train: bool,
+    momentum: float | None = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+    skip_nonfinite: bool = False,
+) -> tuple[jax.Array, Any]:
+    """Batch normalization.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
+    each channel over every example and position (`train=True`), or with the running statistics.
+
+    Args:
+        x: floating or complex [..., C] (C at `channel_axis`).
+        stats: running statistics as from `init_batch_stats(C)`.
+        scale, bias: [C], or None for 1 and 0.
+        train: a Python bool: measure this batch and update `stats`, or use `stats`.
+        momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
+            merges all batches exactly, for `init_batch_stats(C, momentum=None)`.
+        epsilon: added to the variance.
+        channel_axis: the axis of the channels.
+        where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
+        axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge statistics over.
+        axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
+        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
+            finite.
+
+    Returns:
+        (y, stats): y of the shape and dtype of `x`; the running statistics, in float32 at least,
+        after this step, or as given when `train=False`.
+
+    Raises:
+        TypeError: an integer input, a `train` that is not a bool.
+        ValueError: statistics of another width or with a missing entry, a scale of the wrong
+            shape, one value per channel in training, an axis name that is not mapped, a momentum
+            outside [0, 1], and the like; the message says what would work.
+
+    Conventions:
+        Momentum weighs the old value, as in Flax and Keras (PyTorch's is one minus it). The
+        running variance is biased, as in Flax, Haiku and Keras (PyTorch's is not). Epsilon is 1e-5
+        as in Flax and PyTorch (Keras: 1e-3).
+
+    References:
+        Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing
+        internal covariate shift", 2015, algorithms 1 and 2.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+        >>> y, stats = jn.batch_norm(x, jn.init_batch_stats(2), train=True, momentum=0.9)
+        >>> print(y.round(3), stats["mean"])
+        [[-1. -1.]
+         [ 1.  1.]] [0.20000005 2.0000005 ]
+    """
+    layer = _checked(
+        x,
+        stats,
+        scale,
+        bias,
+        train=train,
+        momentum=momentum,
+        epsilon=epsilon,
+        channel_axis=channel_axis,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        skip_nonfinite=skip_nonfinite,
+    )
+    if not train:
+        return layer.evaluated(), stats
+    m = _batch_moments(layer, axis_name, axis_index_groups)
+    return layer.standardized(m), layer.updated(m)
+
+
+def ghost_batch_norm(
+    x: ArrayLike,
+    stats: _axes.BatchStats,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    train: bool,
+    ghost_size: int | None = None,
+    num_ghosts: int | None = None,
+    momentum: float | None = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+    skip_nonfinite: bool = False,
+) -> tuple[jax.Array, Any]:
+    """Batch normalization in ghosts: each contiguous slice of the batch by its own moments.
+
+    The running statistics take the merge of all ghosts (the variance within and between them), in
+    one update, so they are those of the whole batch.
+
+    Args:
+        ghost_size: examples of axis 0 in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
+        axis_name: mapped axis or axes to merge the running statistics over; no ghost reaches over
+            a device.
+
+    The other arguments, the results and the errors are those of `batch_norm`; the channels cannot
+    be axis 0, which is the batch. Evaluation takes a batch of any size.
+
+    Conventions:
+        Ghosts are contiguous, as in Hoffer's code (TensorFlow's `virtual_batch_size` strides
+        through the batch); Hoffer's code updates the running statistics once for each ghost.
+
+    References:
+        Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017, algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
+        >>> y, stats = jn.ghost_batch_norm(x, jn.init_batch_stats(1), train=True, ghost_size=2)
+        >>> print(y[:, 0].round(3))
+        [-1.  1. -1.  1.]
+    """
+    layer = _checked(
+        x,
+        stats,
+        scale,
+        bias,
+        train=train,
+        momentum=momentum,
+        epsilon=epsilon,
+        channel_axis=channel_axis,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        skip_nonfinite=skip_nonfinite,
+    )
+    _axes.check_ghosts(num_ghosts, ghost_size)
+    if layer.channel == 0:
+        raise ValueError(
+            "channel_axis=0 is the batch axis, which is cut into ghosts; move the channels to "
+            "another axis"
+        )
+    if not train:
+        return layer.evaluated(), stats
+    ghosts = _split(layer, num_ghosts, ghost_size)
+    _axes.check_values_per_channel(ghosts.x.shape, ghosts.reduced, 1, "ghosts")
+    m = ghosts.moments()
+    whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
+    return ghosts.standardized(m).reshape(layer.x.shape), layer.updated(whole)
+
+
+def default_r_max(step: Any) -> jax.Array:
+    """The paper's relaxation of r: 1 for 5,000 steps, then linearly to 3 at step 40,000."""
+    return jnp.interp(jnp.asarray(step, jnp.float32), jnp.array([5e3, 4e4]), jnp.array([1.0, 3.0]))
+
+
+def default_d_max(step: Any) -> jax.Array:
+    """The paper's relaxation of d: 0 for 5,000 steps, then linearly to 5 at step 25,000."""
+    return jnp.interp(
+        jnp.asarray(step, jnp.float32), jnp.array([5e3, 2.5e4]), jnp.array([0.0, 5.0])
+    )
+
+
+def batch_renorm(
+    x: ArrayLike,
+    stats: _axes.BatchStats,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    train: bool,
+    r_max: float | Schedule = default_r_max,
+    d_max: float | Schedule = default_d_max,
+    momentum: float | None = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+    skip_nonfinite: bool = False,
+) -> tuple[jax.Array, Any]:
+    """Batch renormalization: the running statistics correct what the batch measured.
+
+    y = ((x - m_B) / s_B * r + d) * scale + bias, with s = sqrt(var + epsilon),
+    r = clip(s_B / s, 1 / r_max, r_max) and d = clip((m_B - m) / s, -d_max, d_max), where m and s
+    are the running statistics before this step's update, and no gradient goes through r and d.
+    While nothing is clipped, training gives what evaluation gives.
+
+    Args:
+        stats: running statistics as from `init_renorm_stats(C)`, which count the steps.
+        r_max: a number >= 1, or a schedule: a function of `stats["steps"]`, as optax has them.
+        d_max: a number >= 0, or a schedule. The defaults are the paper's: 1 and 0 for 5,000 steps
+            (plain batch normalization), then linearly to 3 at step 40,000 and 5 at step 25,000.
+
+    The other arguments, the results and the errors are those of `batch_norm`.
+
+    Conventions:
+        The running variance is the average of the variance (Keras averages the deviation).
+
+    References:
+        Ioffe, "Batch renormalization: towards reducing minibatch dependence in batch-normalized
+        models", 2017, algorithm 1 and section 5.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> stats = jn.init_renorm_stats(1)
+        >>> y, stats = jn.batch_renorm(x, stats, train=True, r_max=3.0, d_max=5.0)
+        >>> print(y[:, 0].round(2), stats["steps"])
+        [1. 3.] 1
+    """
+    layer = _checked(
+        x,
+        stats,
+        scale,
+        bias,
+        train=train,
+        momentum=momentum,
+        epsilon=epsilon,
+        channel_axis=channel_axis,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        skip_nonfinite=skip_nonfinite,
+        renorm=True,
+    )
+    r_max = _limit("r_max", r_max, 1.0)
+    d_max = _limit("d_max", d_max, 0.0)
+    if not train:
+        return layer.evaluated(), stats
+    m = _batch_moments(layer, axis_name, axis_index_groups)
+    steps = stats["steps"]
+    corrections = _corrections(layer, m, r_max(steps), d_max(steps))
+    return layer.standardized(m, corrections), layer.updated(m)
+
+
+def _corrections(
+    layer: _Layer, m: Moments, r_max: ArrayLike, d_max: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """r and d, without gradients; 1 and 0 where nothing was measured."""
+    running = running_moments(layer.stats, m.mean.dtype)
+    m, running = jax.lax.stop_gradient((m, running))
+    r_max, d_max = (jnp.asarray(limit, m.var.dtype) for limit in (r_max, d_max))
+    s_batch, s = jnp.sqrt(m.var + layer.epsilon), jnp.sqrt(running.var + layer.epsilon)
+    r = jnp.clip(s_batch / s, 1 / r_max, r_max)
+    d = _clip((m.mean - running.mean) / s.astype(m.mean.dtype), d_max)
+    seen = m.count > 0
+    return jnp.where(seen, r, 1).astype(m.mean.dtype), jnp.where(seen, d, 0)
+
+
+def _clip(d: jax.Array, limit: jax.Array) -> jax.Array:
+    """d within +- limit; of complex numbers, each part."""
+    if jnp.isrealobj(d):
+        return jnp.clip(d, -limit, limit)
+    return jax.lax.complex(_clip(d.real, limit), _clip(d.imag, limit))
+
+
+def _limit(name: str, limit: float | Schedule, low: float) -> Schedule:
+    """A number as a constant schedule."""
+    if callable(limit):
+        return limit
+    _axes.check_number(name, limit, low, finite=False)
+    return lambda _: limit
+
+
+def _checked(
+    x: ArrayLike,
+    stats: _axes.BatchStats,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    train: bool,
+    momentum: float | None,
+    epsilon: float,
+    channel_axis: int,
+    where: ArrayLike | None,
+    axis_name: _axes.AxisName | None,
+    axis_index_groups: _axes.AxisIndexGroups,
+    skip_nonfinite: bool,
+    renorm: bool = False,
+) -> _Layer:
+    x = _axes.as_input(x)
+    channel = _axes.single_axis(x.ndim, channel_axis)
+    _axes.check_choice("train", train)
+    _axes.check_choice("skip_nonfinite", skip_nonfinite)
+    _axes.check_momentum(momentum)
+    _axes.check_epsilon(epsilon)
+    _axes.check_axis_index_groups(axis_name, axis_index_groups)
+    _axes.check_stats(stats, x, channel, momentum, renorm)
+    return _Layer(
+        x=x,
+        stats=stats,
+        scale=_axes.as_parameter("scale", scale, x, (channel,)),
+        bias=_axes.as_parameter("bias", bias, x, (channel,)),
+        counted=_axes.as_mask(where, x.shape),
+        channel=channel,
+        reduced=_axes.other_axes(x.ndim, (channel,)),
+        momentum=momentum,
+        epsilon=epsilon,
+        skip_nonfinite=skip_nonfinite,
+    )
+
+
+def _batch_moments(
+    layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
+) -> Moments:
+    """The moments of the batch, over the mapped axes too."""
+    members = _axes.mapped_size(axis_name, axis_index_groups)
+    _axes.check_values_per_channel(layer.x.shape, layer.reduced, members, "an input")
+    return sync_moments(layer.moments(), axis_name, axis_index_groups)
+
+
+def _split(layer: _Layer, num_ghosts: int | None, ghost_size: int | None) -> _Layer:
+    """The layer with the batch axis cut in two: ghosts, and the examples of a ghost."""
+    batch = layer.x.shape[0]
+    size = _axes.ghost_size_of(batch, num_ghosts, ghost_size)
+    ghosts = num_ghosts if ghost_size is None else batch // ghost_size
+
+    def split(array: jax.Array) -> jax.Array:
+        whole = jnp.broadcast_to(array, (batch, *array.shape[1:]))
+        return whole.reshape(ghosts, size, *array.shape[1:])
+
+    return layer._replace(
+        x=split(layer.x),
+        counted=None if layer.counted is None else split(layer.counted),
+        channel=layer.channel + 1,
+        reduced=tuple(axis + 1 for axis in layer.reduced),
+    )

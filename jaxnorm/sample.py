@@ -1,0 +1,267 @@
+"""Normalizations inside one example: layer, RMS, group, instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import axes as _axes
+from jaxnorm.distributed import sync_moments
+from jaxnorm.standardize import standardize
+from jaxnorm.statistics import Moments, group_moments, mean_square, moments
+
+
+def layer_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    reduction_axes: _axes.Axes = -1,
+    feature_axes: _axes.Axes = -1,
+    epsilon: float = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> jax.Array:
+    """Layer normalization.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
+    each example over `reduction_axes`.
+
+    Args:
+        x: floating or complex, any shape.
+        scale, bias: of the shape of `feature_axes` of `x` in ascending order, or None for 1 and 0.
+        reduction_axes: the axis or axes to measure over.
+        feature_axes: the axis or axes with a scale and a bias of their own.
+        epsilon: added to the variance.
+        where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
+        axis_name: mapped axis or axes over which the features are split.
+        axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
+
+    Returns:
+        y, of the shape and dtype of `x`.
+
+    Raises:
+        TypeError: an integer input.
+        ValueError: an axis out of range or given twice, a scale of the wrong shape, a mask that
+            does not broadcast, an axis name that is not mapped, a negative epsilon.
+
+    Conventions:
+        Epsilon is 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5; Keras: 1e-3).
+
+    References:
+        Ba, Kiros and Hinton, "Layer normalization", 2016, section 3.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> print(jn.layer_norm(jnp.array([1.0, 3.0])).round(3))
+        [-1.  1.]
+    """
+    x = _axes.as_input(x)
+    reduced = _axes.reduction_axes(x.ndim, reduction_axes)
+    features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
+    return _normalize(
+        x,
+        _axes.as_parameter("scale", scale, x, features),
+        _axes.as_parameter("bias", bias, x, features),
+        _axes.as_mask(where, x.shape),
+        reduced=reduced,
+        features=features,
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+
+
+def rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    reduction_axes: _axes.Axes = -1,
+    feature_axes: _axes.Axes = -1,
+    epsilon: float = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> jax.Array:
+    """Root mean square normalization: layer normalization about zero.
+
+    y = x / sqrt(mean(|x|^2) + epsilon) * scale.
+
+    The arguments, the result and the errors are those of `layer_norm`; a position that does not
+    count and is not finite yields 0.
+
+    References:
+        Zhang and Sennrich, "Root mean square layer normalization", 2019, section 4.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> print(jn.rms_norm(jnp.array([3.0, 4.0, 0.0, 0.0])).round(3))
+        [1.2 1.6 0.  0. ]
+    """
+    x = _axes.as_input(x)
+    reduced = _axes.reduction_axes(x.ndim, reduction_axes)
+    features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
+    return _normalize(
+        x,
+        _axes.as_parameter("scale", scale, x, features),
+        None,
+        _axes.as_mask(where, x.shape),
+        reduced=reduced,
+        features=features,
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        measure=mean_square,
+    )
+
+
+def group_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    channel_axis: int = -1,
+    reduction_axes: _axes.Axes | None = None,
+    epsilon: float = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> jax.Array:
+    """Group normalization.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
+    each group of consecutive channels of each example, over the group and the positions.
+
+    Args:
+        x: floating or complex [N, ..., C] (C at `channel_axis`): axis 0 is the batch.
+        scale, bias: [C], or None for 1 and 0.
+        num_groups: groups of channels; None where `group_size` is given.
+        group_size: channels of a group; exclusive with `num_groups`.
+        channel_axis: the axis of the channels.
+        reduction_axes: the axes to measure over, the channel axis among them; all but axis 0 if
+            None.
+
+    The other arguments, the result and the errors are those of `layer_norm`; also a `ValueError`
+    where the groups do not divide the channels.
+
+    Conventions:
+        32 groups and epsilon 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
+
+    References:
+        Wu and He, "Group normalization", 2018, section 3.1.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+        >>> print(jn.group_norm(x, num_groups=2).round(3))
+        [[-1.  1. -1.  1.]]
+    """
+    x = _axes.as_input(x)
+    channel = _axes.single_axis(x.ndim, channel_axis)
+    size = _axes.group_size_of(x.shape[channel], num_groups, group_size)
+    positions = _positions(x.ndim, channel, reduction_axes)
+    counted = _axes.as_mask(where, x.shape)
+    _axes.check_epsilon(epsilon)
+
+    m = group_moments(x, positions, channel, size, where=counted)
+    m = sync_moments(m, axis_name, axis_index_groups)
+    kept = channel - sum(axis < channel for axis in positions)
+    return standardize(
+        x,
+        Moments(*(jnp.repeat(part, size, kept) for part in m)),
+        positions,
+        _axes.as_parameter("scale", scale, x, (channel,)),
+        _axes.as_parameter("bias", bias, x, (channel,)),
+        (channel,),
+        epsilon=epsilon,
+        counted=counted,
+    )
+
+
+def instance_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    channel_axis: int = -1,
+    epsilon: float = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> jax.Array:
+    """Instance normalization.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
+    each channel of each example over the positions.
+
+    Args:
+        x: floating or complex [N, ..., C] (C at `channel_axis`): axis 0 is the batch, and there is
+            at least one axis of positions.
+        scale, bias: [C], or None for 1 and 0.
+        channel_axis: the axis of the channels.
+
+    The other arguments, the result and the errors are those of `layer_norm`.
+
+    References:
+        Ulyanov, Vedaldi and Lempitsky, "Instance normalization: the missing ingredient for fast
+        stylization", 2016, section 2.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
+        >>> print(jn.instance_norm(x).round(3))
+        [[[-1. -1.]
+          [ 1.  1.]]]
+    """
+    x = _axes.as_input(x)
+    channel = _axes.single_axis(x.ndim, channel_axis)
+    return _normalize(
+        x,
+        _axes.as_parameter("scale", scale, x, (channel,)),
+        _axes.as_parameter("bias", bias, x, (channel,)),
+        _axes.as_mask(where, x.shape),
+        reduced=_axes.sample_axes(x.ndim, channel),
+        features=(channel,),
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+
+
+def _normalize(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    counted: jax.Array | None,
+    *,
+    reduced: tuple[int, ...],
+    features: tuple[int, ...],
+    epsilon: float,
+    axis_name: _axes.AxisName | None,
+    axis_index_groups: _axes.AxisIndexGroups,
+    measure: Callable[..., Moments] = moments,
+) -> jax.Array:
+    """`x` standardized by its own moments over `reduced`; arguments are checked and canonical."""
+    _axes.check_epsilon(epsilon)
+    m = sync_moments(measure(x, reduced, where=counted), axis_name, axis_index_groups)
+    return standardize(x, m, reduced, scale, bias, features, epsilon=epsilon, counted=counted)
+
+
+def _positions(ndim: int, channel: int, reduction_axes: _axes.Axes | None) -> tuple[int, ...]:
+    """The axes that a group is measured over beside the channel axis, which must be among them."""
+    if reduction_axes is None:
+        reduced = _axes.sample_axes(ndim, channel, with_channel=True)
+    else:
+        reduced = _axes.reduction_axes(ndim, reduction_axes)
+    if channel not in reduced:
+        raise ValueError(
+            f"reduction_axes={reduction_axes!r} must include the channel axis {channel}, whose "
+            "groups are measured"
+        )
+    return tuple(axis for axis in reduced if axis != channel)

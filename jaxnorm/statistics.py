@@ -1,0 +1,215 @@
+"""Moments: a count, a mean and a variance, measured once and merged everywhere.
+
+References:
+    Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
+    recommendations", The American Statistician 37 (1983): the pairwise merge, and the corrected
+    two-pass algorithm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import axes as _axes
+
+
+class Moments(NamedTuple):
+    """How many values were seen, their mean, and their biased variance.
+
+    The three have one shape. `count` and `var` are real; an empty measurement has count, mean and
+    variance 0 and is the identity of the merge.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    mean: jax.Array
+    var: jax.Array
+
+
+def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
+    r"""Count, mean and biased variance of `x` over `axis`.
+
+    mean = sum(x) / n and var = sum(|x - mean|^2) / n, by the corrected two-pass algorithm (Chan,
+    Golub and LeVeque 1983, equation 1.7): the second pass measures both the variance and the
+    rounding error of the first mean, so that means far above the deviation lose nothing.
+
+    Args:
+        x: floating or complex, any shape.
+        axis: the axis or axes to measure over.
+        where: nonzero where a value counts; broadcasts to `x`. What it leaves out may be anything,
+            NaN included.
+
+    Returns:
+        `Moments` of the shape of `x` without `axis`, in float32 at least (float64 and complex keep
+        their precision; count and variance are real).
+
+    Raises:
+        TypeError: an integer input.
+        ValueError: an axis out of range or given twice; a mask that does not broadcast.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> m = jn.moments(jnp.array([1.0, 2.0, 6.0]), 0)
+        >>> print(m.count, m.mean, m.var)
+        3.0 3.0 4.6666665
+    """
+    x, reduced, counted = _prepared(x, axis, where)
+    count = _count(x, reduced, counted)
+    center = jax.lax.stop_gradient(_mean(x, count, reduced))
+    deviation = _only(counted, x - jnp.expand_dims(center, reduced))
+    m = _measured(deviation, count, reduced)
+    return m._replace(mean=center + m.mean)
+
+
+def mean_square(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
+    """As `moments`, but about zero: the mean is 0 and the variance sum(|x|^2) / n."""
+    x, reduced, counted = _prepared(x, axis, where)
+    count = _count(x, reduced, counted)
+    var = _mean_square(x, count, reduced)
+    return Moments(count, jnp.zeros(var.shape, x.dtype), var)
+
+
+def group_moments(
+    x: ArrayLike,
+    axis: _axes.Axes,
+    channel: int,
+    group_size: int,
+    *,
+    where: ArrayLike | None = None,
+) -> Moments:
+    """As `moments`, over `axis` and over groups of consecutive channels.
+
+    The channels are measured one by one about the center of their group, and merged.
+
+    Args:
+        axis: the axes to measure over beside the channels.
+        channel: the axis of the channels, in [0, x.ndim).
+        group_size: channels in a group.
+
+    Returns:
+        `Moments` of the shape of `x` without `axis`, with the groups in place of the channels.
+    """
+    x, reduced, counted = _prepared(x, axis, where)
+    at = channel - sum(other < channel for other in reduced)
+
+    def merged(m: Moments) -> Moments:
+        return merge_moments_axis(Moments(*(_groups(part, at, group_size) for part in m)), at + 1)
+
+    count = _count(x, reduced, counted)
+    rough = Moments(count, _mean(x, count, reduced), jnp.zeros_like(count))
+    center = jax.lax.stop_gradient(merged(rough).mean)
+    centers = jnp.expand_dims(jnp.repeat(center, group_size, at), reduced)
+    m = merged(_measured(_only(counted, x - centers), count, reduced))
+    return m._replace(mean=center + m.mean)
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """The moments of two sets of values together, from the moments of each.
+
+    Associative and commutative up to rounding; moments of count 0 are the identity.
+
+    Args:
+        a, b: moments whose shapes broadcast to each other.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> x = jnp.array([1.0, 2.0, 6.0, 7.0])
+        >>> m = jn.merge_moments(jn.moments(x[:1], 0), jn.moments(x[1:], 0))
+        >>> print(m.count, m.mean, m.var)
+        4.0 4.0 6.5
+    """
+    pairs = zip(map(jnp.asarray, a), map(jnp.asarray, b), strict=True)
+    stacked = [jnp.stack(jnp.broadcast_arrays(x, y)) for x, y in pairs]
+    return merge_moments_axis(Moments(*stacked), 0)
+
+
+def merge_moments_axis(m: Moments, axis: _axes.Axes) -> Moments:
+    """The moments of all sets of values along array axes of `m` together.
+
+    n = sum(n_i), mean = sum(n_i mean_i) / n,
+    var = sum(n_i (var_i + |mean_i - mean|^2)) / n: within and between.
+
+    Args:
+        m: moments with one set of values at each index of `axis`.
+        axis: the axis or axes to merge.
+
+    Returns:
+        Moments of the shape of `m` without `axis`.
+
+    References:
+        Chan, Golub and LeVeque 1983, equations 2.1, for any number of sets at once.
+    """
+    count, mean, var = jnp.broadcast_arrays(*m)
+    merged = _axes.canonical_axes(mean.ndim, axis)
+    seen = count > 0
+    mean, var = jnp.where(seen, mean, 0), jnp.where(seen, var, 0)
+    total = jnp.sum(count, merged)
+    weight = count / jnp.expand_dims(jnp.maximum(total, 1), merged)
+    share = weight.astype(mean.dtype)
+
+    center = jax.lax.stop_gradient(jnp.sum(share * mean, merged, keepdims=True))
+    deviation = jnp.where(seen, mean - center, 0)
+    correction = jnp.sum(share * deviation, merged)
+    within = jnp.sum(weight * var, merged)
+    between = _less(jnp.sum(weight * _squared(deviation), merged), _squared(correction))
+    return Moments(total, jnp.squeeze(center, merged) + correction, within + between)
+
+
+def _prepared(
+    x: ArrayLike, axis: _axes.Axes, where: ArrayLike | None
+) -> tuple[jax.Array, tuple[int, ...], jax.Array | None]:
+    """Checked arguments: the counted values in the statistics' dtype, 0 for the others."""
+    x = _axes.as_input(x)
+    counted = _axes.as_mask(where, x.shape)
+    values = _only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
+    return values, _axes.canonical_axes(x.ndim, axis), counted
+
+
+def _count(x: jax.Array, reduced: tuple[int, ...], counted: jax.Array | None) -> jax.Array:
+    """How many values count, in the shape of the statistics."""
+    dtype = _axes.real_dtype(x.dtype)
+    if counted is None:
+        shape = [x.shape[axis] for axis in _axes.other_axes(x.ndim, reduced)]
+        return jnp.full(shape, _axes.values_per_channel(x.shape, reduced), dtype)
+    return jnp.sum(jnp.broadcast_to(counted, x.shape), reduced, dtype=dtype)
+
+
+def _groups(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """`axis` cut in two: groups, and the `size` members of a group."""
+    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
+
+
+def _measured(deviation: jax.Array, count: jax.Array, reduced: tuple[int, ...]) -> Moments:
+    """Moments in one pass, precise because the mean of `deviation` is small."""
+    mean = _mean(deviation, count, reduced)
+    return Moments(count, mean, _less(_mean_square(deviation, count, reduced), _squared(mean)))
+
+
+def _only(counted: jax.Array | None, x: jax.Array) -> jax.Array:
+    """`x` with 0 where it does not count."""
+    return x if counted is None else jnp.where(counted, x, 0)
+
+
+def _squared(x: jax.Array) -> jax.Array:
+    """|x|^2, real."""
+    return x * x if jnp.isrealobj(x) else x.real * x.real + x.imag * x.imag
+
+
+def _mean(x: jax.Array, count: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
+    """sum(x) / n, divided first, so that the sum of large values cannot overflow."""
+    share = (1 / jnp.maximum(count, 1)).astype(x.dtype)
+    return jnp.sum(x * jnp.expand_dims(share, reduced), reduced)
+
+
+def _mean_square(x: jax.Array, count: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
+    """sum(|x|^2) / n, in sixteenths of x, whose squares fit float32 from 1e-18 to 1e15."""
+    return jnp.sum(_squared(16 * x), reduced) / (256 * jnp.maximum(count, 1))
+
+
+def _less(square: jax.Array, correction: jax.Array) -> jax.Array:
+    """square - correction, and 0 where only their rounding differs; NaN stays NaN."""
+    rounding = 8 * float(jnp.finfo(square.dtype).eps)
+    return jnp.where(square <= (1 + rounding) * correction, 0, square - correction)

@@ -1,0 +1,53 @@
+"""The design's order of imports: down the list, never up."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ORDER = ["axes", "statistics", "distributed", "standardize", "running", "batch", "sample", "linen"]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_every_module_has_its_place():
+    modules = {path.stem for path in (ROOT / "jaxnorm").glob("*.py")} - {"__init__"}
+    assert modules == set(ORDER)
+
+
+def test_modules_import_only_what_stands_above_them():
+    for place, module in enumerate(ORDER):
+        below = {f"jaxnorm.{name}" for name in ORDER[place:]}
+        assert not imported(ROOT / "jaxnorm" / f"{module}.py") & below, module
+
+
+def test_the_library_imports_jax_and_flax_only():
+    allowed = {"jax", "jaxnorm", "__future__"} | set(sys.stdlib_module_names)
+    for path in (ROOT / "jaxnorm").glob("*.py"):
+        packages = {name.split(".")[0] for name in imported(path)}
+        extra = {"flax"} if path.stem == "linen" else set()
+        assert packages <= allowed | extra, path.name
+
+
+def test_experiments_use_the_library_as_users_do():
+    public = {"jaxnorm", "jaxnorm.linen", "jaxnorm.nnx"}
+    for path in (ROOT / "experiments").rglob("*.py"):
+        modules = {name for name in imported(path) if name.split(".")[0] == "jaxnorm"}
+        assert all(name in public or name.rsplit(".", 1)[0] in public for name in modules), path
+
+
+def test_importing_the_library_imports_no_framework():
+    code = "import sys, jaxnorm; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"flax", "hydra", "tensorflow_datasets", "optax"} & set(loaded.stdout.split())
