@@ -1,5 +1,6 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
 # make test    the whole test suite
+# make bench   jaxnorm beside its peers (PART=precision for one part); updates the README's tables
 # make lint    style and types
 # Each makes the virtual environment that it needs, once.
 
@@ -8,7 +9,7 @@ STUDY ?= norms
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test lint clean
+.PHONY: study test bench lint clean
 
 study: $(VENV)/with-experiments
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
@@ -16,6 +17,9 @@ study: $(VENV)/with-experiments
 
 test: $(VENV)/with-experiments,test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+bench: $(VENV)/with-bench
+	$(BIN)/python -m benchmarks $(PART)
 
 lint: $(VENV)/with-dev
 	$(BIN)/ruff check .

@@ -38,10 +38,11 @@ def sync_moments(
     _axes.mapped_size(axis_name, axis_index_groups)
     if axis_name is None:
         return m
+    destination = _destination(m.mean) if axis_index_groups is None else "varying"
     for name in _axes.axis_names(axis_name):
         packed = jnp.stack([part.astype(m.mean.dtype) for part in m])
         gathered = jax.lax.all_gather(
-            packed, name, axis_index_groups=axis_index_groups, to=_destination(packed)
+            packed, name, axis_index_groups=axis_index_groups, to=destination
         )
         count, mean, var = jnp.moveaxis(gathered, 1, 0)
         m = merge_moments_axis(Moments(count.real, mean, var.real), 0)

@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 
+_UNIT = 256  # squares are summed in this unit: float32 then holds those of 1e-18 and of 1e15
+
 
 class Moments(NamedTuple):
     """How many values were seen, their mean, and their biased variance.
@@ -68,7 +70,7 @@ def mean_square(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = Non
     """As `moments`, but about zero: the mean is 0 and the variance sum(|x|^2) / n."""
     x, reduced, counted = _prepared(x, axis, where)
     count = _count(x, reduced, counted)
-    var = _mean_square(x, count, reduced)
+    var = jnp.sum(_squared(x), reduced) / jnp.maximum(count, 1) / _UNIT
     return Moments(count, jnp.zeros(var.shape, x.dtype), var)
 
 
@@ -153,9 +155,10 @@ def merge_moments_axis(m: Moments, axis: _axes.Axes) -> Moments:
     center = jax.lax.stop_gradient(jnp.sum(share * mean, merged, keepdims=True))
     deviation = jnp.where(seen, mean - center, 0)
     correction = jnp.sum(share * deviation, merged)
-    within = jnp.sum(weight * var, merged)
+    within = jnp.sum(weight * (_UNIT * var), merged)
     between = _less(jnp.sum(weight * _squared(deviation), merged), _squared(correction))
-    return Moments(total, jnp.squeeze(center, merged) + correction, within + between)
+    mean = jnp.squeeze(center, merged) + correction
+    return Moments(total, mean, (within + between) / _UNIT)
 
 
 def _prepared(
@@ -184,8 +187,10 @@ def _groups(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 def _measured(deviation: jax.Array, count: jax.Array, reduced: tuple[int, ...]) -> Moments:
     """Moments in one pass, precise because the mean of `deviation` is small."""
-    mean = _mean(deviation, count, reduced)
-    return Moments(count, mean, _less(_mean_square(deviation, count, reduced), _squared(mean)))
+    values = jnp.maximum(count, 1)
+    mean = jnp.sum(deviation, reduced) / values.astype(deviation.dtype)
+    square = jnp.sum(_squared(deviation), reduced) / values
+    return Moments(count, mean, _less(square, _squared(mean)) / _UNIT)
 
 
 def _only(counted: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -194,7 +199,8 @@ def _only(counted: jax.Array | None, x: jax.Array) -> jax.Array:
 
 
 def _squared(x: jax.Array) -> jax.Array:
-    """|x|^2, real."""
+    """|x|^2, real, in units of 1 / _UNIT."""
+    x = 16 * x
     return x * x if jnp.isrealobj(x) else x.real * x.real + x.imag * x.imag
 
 
@@ -202,11 +208,6 @@ def _mean(x: jax.Array, count: jax.Array, reduced: tuple[int, ...]) -> jax.Array
     """sum(x) / n, divided first, so that the sum of large values cannot overflow."""
     share = (1 / jnp.maximum(count, 1)).astype(x.dtype)
     return jnp.sum(x * jnp.expand_dims(share, reduced), reduced)
-
-
-def _mean_square(x: jax.Array, count: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
-    """sum(|x|^2) / n, in sixteenths of x, whose squares fit float32 from 1e-18 to 1e15."""
-    return jnp.sum(_squared(16 * x), reduced) / (256 * jnp.maximum(count, 1))
 
 
 def _less(square: jax.Array, correction: jax.Array) -> jax.Array:

@@ -49,5 +49,7 @@ def test_experiments_use_the_library_as_users_do():
 
 def test_importing_the_library_imports_no_framework():
     code = "import sys, jaxnorm; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert not {"flax", "hydra", "tensorflow_datasets", "optax"} & set(loaded.stdout.split())

@@ -1,0 +1,1 @@
+"""Flax models that take their normalization from the configuration."""

@@ -1,0 +1,106 @@
+"""The runs of a study, composed and checked before the first of them is trained."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from experiments.config import Config
+from experiments.progress import display
+from experiments.validation import ConfigError, validate
+
+CONFIG_DIR = str(Path(__file__).parent.parent / "configs")
+CONFIG_NAME = "train"
+
+
+def grid(overrides: Sequence[str]) -> list[Config]:
+    """Return the valid configurations that Hydra's basic sweeper makes of the overrides.
+
+    Hydra must be initialized. Without a sweep there is one configuration.
+
+    Raises:
+        HydraException: an override that does not fit the configuration.
+        ConfigError: a configuration that cannot be right.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides(list(overrides))
+    _check_keys_are_fixed(parsed)
+    common = [override.input_line for override in parsed if not override.is_sweep_override()]
+    sweeper = compose(CONFIG_NAME, common, return_hydra_config=True).hydra.sweeper
+    swept = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
+    [jobs] = BasicSweeper.split_arguments(
+        parser.parse_overrides([*swept, *overrides]), max_batch_size=None
+    )
+    configs = [to_config(compose(CONFIG_NAME, job)) for job in jobs]
+    for config in configs:
+        validate(config)
+    return configs
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Return what Hydra composed as the dataclasses of `experiments.config`."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def _check_keys_are_fixed(overrides: Sequence[Override]) -> None:
+    for override in overrides:
+        changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
+        if changes_keys and not override.get_key_element().lstrip("+~").startswith("hydra"):
+            raise ConfigError(
+                f"{override.input_line!r} adds or deletes a key, but the keys are fixed; "
+                "set one with key=value"
+            )
+
+
+class CheckBeforeTraining(Callback):
+    """Ends the program before anything is trained if any run of it cannot be right."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _grid_or_exit(config.hydra.overrides.task)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        configs = _grid_or_exit(config.hydra.overrides.task)
+        display.start_study(configs[0].study.name or "sweep", len(configs))
+
+
+def _grid_or_exit(overrides: Sequence[str]) -> list[Config]:
+    """As `grid`, but every failure exits: of what a callback raises, Hydra only warns."""
+    try:
+        return grid(overrides)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        sys.exit(explain(error))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def explain(error: Exception) -> str:
+    """Return what is wrong with a configuration, with the keys or choices there are."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    match error, cause:
+        case MissingConfigException(options=[*options]), _:
+            group, _, choice = str(error.missing_cfg_file).rpartition("/")
+            return f"error: {group} has no choice {choice!r}; the choices are {', '.join(options)}"
+        case _, ConfigKeyError(full_key=key, parent_node=parent) | ConfigAttributeError(
+            full_key=key, parent_node=parent
+        ):
+            level, _, name = str(key).rpartition(".")
+            keys = ", ".join(sorted(str(k) for k in parent if k != "hydra"))
+            where = f" in {level}" if level else ""
+            return f"error: there is no key {name!r}{where}; the keys{where} are {keys}"
+        case _, OmegaConfBaseException(full_key=key):
+            return f"error: {key}: {str(cause).splitlines()[0]}"
+    return f"error: {error}"

@@ -1,0 +1,206 @@
+"""What the tests share: the seven functions under one calling convention, inputs, comparisons."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import reference
+
+import jaxnorm as jn
+
+
+class Norm(NamedTuple):
+    """A function, its oracle, its labels, and options with which it is itself and no other."""
+
+    function: Callable
+    oracle: Callable
+    labels: Callable
+    options: dict
+
+
+NORMS = {
+    "batch": Norm(jn.batch_norm, reference.batch_norm, reference.batch_labels, {"train": True}),
+    "ghost": Norm(
+        jn.ghost_batch_norm,
+        reference.ghost_batch_norm,
+        reference.ghost_labels,
+        {"train": True, "num_ghosts": 2},
+    ),
+    "renorm": Norm(
+        jn.batch_renorm,
+        reference.batch_renorm,
+        reference.batch_labels,
+        {"train": True, "r_max": 1.5, "d_max": 0.5},
+    ),
+    "layer": Norm(jn.layer_norm, reference.layer_norm, reference.layer_labels, {}),
+    "rms": Norm(jn.rms_norm, reference.rms_norm, reference.layer_labels, {}),
+    "group": Norm(jn.group_norm, reference.group_norm, reference.group_labels, {"num_groups": 2}),
+    "instance": Norm(jn.instance_norm, reference.instance_norm, reference.instance_labels, {}),
+}
+STATEFUL = ("batch", "ghost", "renorm")
+every_norm = list(NORMS)
+
+
+def fresh(name, channels, **options):
+    """Give the first running statistics of a stateful function."""
+    start = jn.init_renorm_stats if name == "renorm" else jn.init_batch_stats
+    return start(channels, **options)
+
+
+def arguments(name, x, stats, scale, bias, channel_axis):
+    """Lay out the positional arguments of a function."""
+    if name in STATEFUL:
+        stats = fresh(name, np.shape(x)[channel_axis]) if stats is None else stats
+        return x, stats, scale, bias
+    return (x, scale) if name == "rms" else (x, scale, bias)
+
+
+@functools.cache
+def compiled(name, options):
+    """Compile a function once for its options; where is an argument."""
+    function = NORMS[name].function
+    return jax.jit(lambda where, *args: function(*args, where=where, **dict(options)))
+
+
+@functools.cache
+def compiled_gradients(name, options):
+    """Compile the gradients of the positional arguments, all but the statistics."""
+    function = NORMS[name].function
+
+    def gradients(where, cotangent, x, *rest):
+        stats, parameters = (rest[:1], rest[1:]) if name in STATEFUL else ((), rest)
+
+        def output(x, *parameters):
+            result = function(x, *stats, *parameters, where=where, **dict(options))
+            return result[0] if stats else result
+
+        return jax.vjp(output, x, *parameters)[1](cotangent)
+
+    return jax.jit(gradients)
+
+
+def frozen(name, options):
+    """Give all options of a call as something that can be a key."""
+    return tuple(sorted({**NORMS[name].options, **options}.items()))
+
+
+def library(name, x, scale=None, bias=None, *, stats=None, where=None, **options):
+    """Call the library, compiled; give the output and the new statistics, if there are any."""
+    args = arguments(name, x, stats, scale, bias, options.get("channel_axis", -1))
+    result = compiled(name, frozen(name, options))(where, *args)
+    return result if name in STATEFUL else (result, None)
+
+
+def gradients(name, x, scale, bias, cotangent, *, stats=None, where=None, **options):
+    """Give the library's gradients of x, scale and bias (RMS: of x and scale)."""
+    args = arguments(name, x, stats, scale, bias, options.get("channel_axis", -1))
+    return compiled_gradients(name, frozen(name, options))(where, cotangent, *args)
+
+
+def oracle(name, x, scale=None, bias=None, *, stats=None, where=None, **options):
+    """Call the oracle in the way of library."""
+    args = arguments(name, x, stats, scale, bias, options.get("channel_axis", -1))
+    result = NORMS[name].oracle(*args, where=where, **{**NORMS[name].options, **options})
+    return result if name in STATEFUL else (result, None)
+
+
+def takes(name, option):
+    """Say whether a function has an option."""
+    return option in inspect.signature(NORMS[name].function).parameters
+
+
+# Inputs
+
+
+def normals(*shape, mean=0.0, std=1.0, seed=0, dtype=np.float32):
+    """Draw normal numbers, rounded to the dtype."""
+    generator = np.random.default_rng([seed, *shape])
+    values = generator.normal(size=shape)
+    if np.issubdtype(dtype, np.complexfloating):
+        values = values + 1j * generator.normal(size=shape)
+    return (mean + std * values).astype(dtype)
+
+
+def chances(*shape, seed=0, share=0.6):
+    """Draw a boolean mask."""
+    return np.random.default_rng([seed, *shape]).random(shape) < share
+
+
+def parameters(channels, seed=0):
+    """Draw a scale and a bias."""
+    scale = normals(channels, mean=1.5, std=0.3, seed=seed)
+    return scale, normals(channels, seed=seed + 1)
+
+
+def seen(name, channels, mean=0.3, var=1.7):
+    """Give running statistics that have seen something."""
+    stats = dict(fresh(name, channels))
+    rise = np.linspace(1.0, 1.2, channels, dtype=np.float32)
+    return {**stats, "mean": jnp.asarray(mean * rise), "var": jnp.asarray(var * rise)}
+
+
+# Comparisons
+
+
+def near(actual, expected, tolerance=1e-5):
+    """Hold two arrays, or two dicts of arrays, together within an absolute tolerance."""
+    if isinstance(expected, dict):
+        assert set(actual) == set(expected)
+        for key in expected:
+            near(actual[key], expected[key], tolerance)
+        return
+    actual, expected = reference.widen(actual), reference.widen(expected)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def relative(actual, expected, tolerance=1e-5):
+    """Hold two arrays, or two dicts of arrays, together within a relative tolerance."""
+    if isinstance(expected, dict):
+        assert set(actual) == set(expected)
+        for key in expected:
+            relative(actual[key], expected[key], tolerance)
+        return
+    actual, expected = reference.widen(actual), reference.widen(expected)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=0)
+
+
+def identical(actual, expected):
+    """Hold two trees of arrays together bit for bit."""
+    leaves, others = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for leaf, other in zip(leaves, others, strict=True):
+        leaf, other = np.asarray(leaf), np.asarray(other)
+        assert (leaf.dtype, leaf.shape) == (other.dtype, other.shape)
+        np.testing.assert_array_equal(leaf, other)
+
+
+def ulp(value, dtype=np.float32):
+    """Give the distance from the value to the next larger one of the dtype."""
+    if dtype == jnp.bfloat16:
+        return np.spacing(np.abs(value).astype(np.float32)) * 2.0**16
+    return np.spacing(np.abs(value).astype(dtype)).astype(np.float64)
+
+
+def allowed(mean, std=1.0):
+    """Give the promised precision of a float32 value that is standardized by these moments."""
+    return 1e-5 + float(ulp(np.float32(mean))) / std
+
+
+def promised(name, x, *, where=None, **options):
+    """Give the promised precision of every position, each by the moments that it shares."""
+    result = np.full(x.shape, 1e-5)
+    if name == "rms":  # nothing is subtracted
+        return result
+    labels = NORMS[name].labels(x.shape, **{**NORMS[name].options, **options})
+    for label in np.unique(labels):
+        members = labels == label
+        values = reference.widen(x)[members & reference.counted(x, where)]
+        if values.size > 0 and values.std() > 0:
+            result[members] = allowed(np.abs(values.mean()), values.std())
+    return result

@@ -1,0 +1,121 @@
+"""Configurations compose to checked types; what cannot be right is told with the choices."""
+
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+
+from experiments.config import NORMS, OPTIMIZERS, register_schemas
+from experiments.results import LABELS
+from experiments.runs import run_directory
+from experiments.study import CONFIG_DIR, explain, grid
+from experiments.validation import ConfigError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra():
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        yield
+
+
+def choices(group):
+    return {path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml")}
+
+
+def message(*overrides):
+    with pytest.raises((HydraException, ConfigError)) as caught:
+        grid(overrides)
+    return explain(caught.value)
+
+
+def test_every_choice_has_its_type():
+    assert choices("norm") == set(NORMS) == set(LABELS)
+    assert choices("optimizer") == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_composes(norm):
+    [config] = grid([f"norm={norm}"])
+    assert type(config.norm) is NORMS[norm]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_composes(optimizer):
+    [config] = grid([f"optimizer={optimizer}"])
+    assert type(config.optimizer) is OPTIMIZERS[optimizer]
+
+
+def test_the_study_is_a_grid_of_different_runs():
+    configs = grid(["study=norms"])
+    assert {config.norm.name for config in configs} == set(NORMS)
+    assert len({config.batch_size for config in configs}) == 2
+    assert len({run_directory(config) for config in configs}) == len(configs) == 16
+    assert {config.seeds for config in configs} == {5}
+
+
+def test_a_sweep_is_narrowed_on_the_command_line():
+    configs = grid(["study=norms", "norm=layer,rms", "batch_size=32", "seeds=2"])
+    assert [(c.norm.name, c.batch_size, c.seeds) for c in configs] == [
+        ("layer", 32, 2),
+        ("rms", 32, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        (["batchsize=8"], ["no key 'batchsize'", "batch_size, data, epochs"]),
+        (["norm.groups=4", "norm=group"], ["no key 'groups' in norm", "epsilon, name, num_groups"]),
+        (["norm=layer", "norm.momentum=0.9"], ["no key 'momentum' in norm", "epsilon, name"]),
+        (["norm=grup"], ["norm has no choice 'grup'", "batch, batch_renorm, ghost_batch, group"]),
+        (["study=norm"], ["study has no choice 'norm'", "norms"]),
+        (["epochs=many"], ["epochs", "'many'", "Integer"]),
+        (["epochs=2.5"], ["epochs", "'2.5'", "Integer"]),
+        (["+dropout=0.1"], ["'+dropout=0.1'", "key=value"]),
+        (["~epochs"], ["'~epochs'", "key=value"]),
+        (["norm.name=layer"], ["norm.name is 'layer'", "norm=batch", "instance"]),
+        (["data.name=digit"], ["data.name is 'digit'", "choices are digits"]),
+        (["epochs=0"], ["epochs is 0", "1 or more"]),
+        (["seeds=0"], ["seeds is 0", "1 or more"]),
+        (["steps_per_call=0"], ["steps_per_call is 0", "1 or more"]),
+        (["batch_size=1438"], ["batch_size is 1438", "digits has 1437", "1 to 1437"]),
+        (["output=''"], ["output is empty"]),
+        (["model.channels=[]"], ["model.channels is empty"]),
+        (["model.channels=[8,0]"], ["model.channels", "is 0"]),
+        (["model.channels=[8,8,8,8]"], ["model.channels has 4 layers", "at most 3"]),
+        (["optimizer.learning_rate=0"], ["optimizer.learning_rate is 0.0", "positive"]),
+        (["optimizer.learning_rate=nan"], ["optimizer.learning_rate is nan", "positive"]),
+        (["optimizer.momentum=1"], ["optimizer.momentum is 1.0", "below 1"]),
+        (["optimizer=adam", "optimizer.b2=2"], ["optimizer.b2 is 2.0", "below 1"]),
+        (["optimizer.warmup=1"], ["optimizer.warmup is 1.0", "below 1"]),
+        (["norm.momentum=1.5"], ["norm.momentum is 1.5", "from 0 to 1"]),
+        (["norm.epsilon=0"], ["norm.epsilon is 0.0", "positive"]),
+        (
+            ["norm=ghost_batch", "norm.ghost_size=6"],
+            ["norm.ghost_size is 6", "[16]", "1, 2, 4, 8, 16"],
+        ),
+        (
+            ["norm=group", "norm.num_groups=5"],
+            ["norm.num_groups is 5", "[16, 32, 64]", "1, 2, 4, 8, 16"],
+        ),
+        (["norm=group", "norm.num_groups=0"], ["norm.num_groups is 0"]),
+        (["norm=batch_renorm", "norm.r_max=0.5"], ["norm.r_max is 0.5", "1 or more"]),
+        (["norm=batch_renorm", "norm.d_max=-1"], ["norm.d_max is -1.0", "0 or more"]),
+        (["norm=batch_renorm", "norm.relax_to=0.1"], ["norm.relax_from is 0.5", "0.1", "earlier"]),
+        (["norm=batch,layer", "epochs=1,0"], ["epochs is 0"]),
+    ],
+    ids=lambda value: " ".join(value) if "=" in value[0] or "~" in value[0] else "",
+)
+def test_what_cannot_be_right_is_told(overrides, fragments):
+    told = message(*overrides)
+    assert told.startswith("error: ")
+    for fragment in fragments:
+        assert fragment in told
+
+
+def test_all_problems_are_told_at_once():
+    told = message("epochs=0", "seeds=0")
+    assert "epochs" in told
+    assert "seeds" in told
