@@ -1,0 +1,1 @@
+"""jaxnorm beside its peers: `python -m benchmarks` measures, and updates the README's tables."""

@@ -1,0 +1,61 @@
+"""How far each library's float32 output is from float64, as the mean grows over the deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.peers import EPSILON, GROUPS, NORMS, peers, torch_numpy
+from benchmarks.table import Table
+
+RATIOS = (0.0, 1e2, 1e3, 1e4, 1e6)
+SHAPES = dict.fromkeys(NORMS, (8, 28, 28, 64)) | {"layer": (64, 1024), "rms": (64, 1024)}
+
+
+def oracle(norm: str, x: np.ndarray) -> np.ndarray:
+    """The paper's formula in float64."""
+    x = x.astype(np.float64)
+    if norm == "rms":
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + EPSILON)
+    groups = GROUPS if norm == "group" else x.shape[-1]
+    parts = x if norm == "layer" else x.reshape(*x.shape[:-1], groups, -1)
+    axes = {"batch": (0, 1, 2), "layer": (1,), "group": (1, 2, 4), "instance": (1, 2)}[norm]
+    mean = parts.mean(axes, keepdims=True)
+    var = np.mean((parts - mean) ** 2, axes, keepdims=True)
+    return ((parts - mean) / np.sqrt(var + EPSILON)).reshape(x.shape)
+
+
+def outputs(norm: str, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Every library's output."""
+    for peer in peers(norm, x.shape[-1]):
+        yield peer.library, peer.numpy(x)
+    yield "PyTorch", torch_numpy(norm, x)
+
+
+def short(error: float) -> str:
+    """Two digits and an exponent without zeros."""
+    return f"{error:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def measure() -> Table:
+    """The largest error of each library, norm and ratio."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for norm in NORMS:
+        for ratio in RATIOS:
+            x = (generator.normal(size=SHAPES[norm]) + ratio).astype(np.float32)
+            expected = oracle(norm, x)
+            errors = {library: np.abs(y - expected).max() for library, y in outputs(norm, x)}
+            promise = 1e-5 + (0.0 if norm == "rms" else float(np.spacing(np.float32(ratio))))
+            rows.append((norm, f"{ratio:g}", *map(short, (promise, *errors.values()))))
+    return Table(
+        title="Largest error of the float32 output against float64",
+        columns=("norm", "mean / std", "promised", *errors),
+        rows=rows,
+        notes=(
+            "Standard normal input plus a mean; "
+            f"shape {SHAPES['batch']}, layer and RMS {SHAPES['layer']}; epsilon {EPSILON:g}. "
+            "Promised: 1e-5 plus one unit in the last place of the mean, over the deviation."
+        ),
+    )

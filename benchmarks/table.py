@@ -1,0 +1,53 @@
+"""Tables on the terminal and in the README."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import rich.box
+import rich.table
+from rich.console import Console
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+class Table(NamedTuple):
+    """A titled table of text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: str
+
+    def show(self) -> None:
+        """Print it."""
+        table = rich.table.Table(
+            title=self.title,
+            caption=self.notes,
+            box=rich.box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        for column in self.columns:
+            table.add_column(column)
+        for row in self.rows:
+            table.add_row(*row)
+        Console().print(table)
+
+    def markdown(self) -> str:
+        """Give it in Markdown."""
+        rows = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", self.notes])
+
+
+def publish(part: str, text: str) -> None:
+    """Replace what the README holds between the marks of a part."""
+    begin, end = f"<!-- bench {part} -->", f"<!-- end {part} -->"
+    readme = README.read_text()
+    if begin not in readme:
+        raise ValueError(f"the README has no mark {begin!r} to put the table of {part} behind")
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    README.write_text(re.sub(pattern, lambda _: f"{begin}\n{text}\n{end}", readme, flags=re.DOTALL))
