@@ -23,7 +23,8 @@ def sync_moments(
         m: this member's moments.
         axis_name: a name or a tuple of names mapped by `pmap`, `shard_map` or `vmap`; None merges
             nothing.
-        axis_index_groups: for one name, lists of indices; only members of a list are merged.
+        axis_index_groups: for one name, lists of indices; only members of a list are merged (under
+            `pmap` and `shard_map`; JAX's `vmap` has no groups).
 
     Raises:
         ValueError: a name that is not mapped, or groups that do not partition the axis.

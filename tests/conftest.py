@@ -1,10 +1,6 @@
 """Every test runs on eight fake CPU devices, with strict dtype promotion and repeatable draws."""
 
 import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))  # reference.py and cases.py
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 FLAGS = os.environ.get("XLA_FLAGS", "")
