@@ -146,28 +146,26 @@ def seen(name, channels, mean=0.3, var=1.7):
 # Comparisons
 
 
-def near(actual, expected, tolerance=1e-5):
-    """Hold two arrays, or two dicts of arrays, together within an absolute tolerance."""
+def close(actual, expected, **tolerances):
+    """Hold two arrays, or two dicts of arrays, together within NumPy's tolerances."""
     if isinstance(expected, dict):
         assert set(actual) == set(expected)
         for key in expected:
-            near(actual[key], expected[key], tolerance)
+            close(actual[key], expected[key], **tolerances)
         return
     actual, expected = reference.widen(actual), reference.widen(expected)
     assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, **tolerances)
+
+
+def near(actual, expected, tolerance=1e-5):
+    """Hold them together within an absolute tolerance."""
+    close(actual, expected, rtol=0, atol=tolerance)
 
 
 def relative(actual, expected, tolerance=1e-5):
-    """Hold two arrays, or two dicts of arrays, together within a relative tolerance."""
-    if isinstance(expected, dict):
-        assert set(actual) == set(expected)
-        for key in expected:
-            relative(actual[key], expected[key], tolerance)
-        return
-    actual, expected = reference.widen(actual), reference.widen(expected)
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=0)
+    """Hold them together within a relative tolerance."""
+    close(actual, expected, rtol=tolerance, atol=0)
 
 
 def identical(actual, expected):
