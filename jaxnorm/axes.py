@@ -251,6 +251,11 @@ def check_axis_index_groups(axis_name: AxisName | None, axis_index_groups: AxisI
         )
 
 
+def hashable_groups(axis_index_groups: AxisIndexGroups) -> tuple[tuple[int, ...], ...] | None:
+    """The groups as nested tuples."""
+    return None if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+
+
 def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) -> int:
     """How many members of the mapped axes are merged (1 without a name)."""
     check_axis_index_groups(axis_name, axis_index_groups)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxnorm import axes as _axes
 from jaxnorm.distributed import sync_moments
 from jaxnorm.running import running_moments, update
-from jaxnorm.standardize import standardize
+from jaxnorm.standardize import Renorm, Scope, standardize
 from jaxnorm.statistics import Moments, merge_moments_axis, moments
 
 Schedule = Callable[[Any], Any]
@@ -35,13 +35,11 @@ class _Layer(NamedTuple):
     def moments(self) -> Moments:
         return moments(self.x, self.reduced, where=self.counted)
 
-    def standardized(
-        self, m: Moments, renorm: tuple[jax.Array, jax.Array] | None = None
-    ) -> jax.Array:
+    def standardized(self, m: Moments, scope: Scope, renorm: Renorm | None = None) -> jax.Array:
         return standardize(
             self.x,
             m,
-            self.reduced,
+            scope,
             self.scale,
             self.bias,
             (self.channel,),
@@ -52,7 +50,8 @@ class _Layer(NamedTuple):
 
     def evaluated(self) -> jax.Array:
         """Standardized by the running statistics."""
-        return self.standardized(running_moments(self.stats, _axes.statistics_dtype(self.x.dtype)))
+        running = running_moments(self.stats, _axes.statistics_dtype(self.x.dtype))
+        return self.standardized(running, Scope(self.reduced, given=True))
 
     def updated(self, m: Moments) -> Any:
         """The running statistics after a step with the moments `m`."""
@@ -145,7 +144,8 @@ def batch_norm(
     if not train:
         return layer.evaluated(), stats
     m = _batch_moments(layer, axis_name, axis_index_groups)
-    return layer.standardized(m), layer.updated(m)
+    scope = _synced(layer, axis_name, axis_index_groups)
+    return layer.standardized(m, scope), layer.updated(m)
 
 
 def ghost_batch_norm(
@@ -219,7 +219,9 @@ def ghost_batch_norm(
     _axes.check_values_per_channel(ghosts.x.shape, ghosts.reduced, 1, "ghosts")
     m = ghosts.moments()
     whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
-    return ghosts.standardized(m).reshape(layer.x.shape), layer.updated(whole)
+    return ghosts.standardized(m, Scope(ghosts.reduced)).reshape(layer.x.shape), layer.updated(
+        whole
+    )
 
 
 def default_r_max(step: Any) -> jax.Array:
@@ -303,7 +305,8 @@ def batch_renorm(
     m = _batch_moments(layer, axis_name, axis_index_groups)
     steps = stats["steps"]
     corrections = _corrections(layer, m, r_max(steps), d_max(steps))
-    return layer.standardized(m, corrections), layer.updated(m)
+    scope = _synced(layer, axis_name, axis_index_groups)
+    return layer.standardized(m, scope, corrections), layer.updated(m)
 
 
 def _corrections(
@@ -371,6 +374,14 @@ def _checked(
         epsilon=epsilon,
         skip_nonfinite=skip_nonfinite,
     )
+
+
+def _synced(
+    layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
+) -> Scope:
+    """What the moments of the batch are taken over."""
+    groups = _axes.hashable_groups(axis_index_groups)
+    return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups)
 
 
 def _batch_moments(

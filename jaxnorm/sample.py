@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm.distributed import sync_moments
-from jaxnorm.standardize import standardize
+from jaxnorm.standardize import Scope, standardize
 from jaxnorm.statistics import Moments, group_moments, mean_square, moments
 
 
@@ -171,11 +170,17 @@ def group_norm(
 
     m = group_moments(x, positions, channel, size, where=counted)
     m = sync_moments(m, axis_name, axis_index_groups)
-    kept = channel - sum(axis < channel for axis in positions)
+    scope = Scope(
+        positions,
+        channel,
+        size,
+        axis_name=axis_name,
+        axis_index_groups=_axes.hashable_groups(axis_index_groups),
+    )
     return standardize(
         x,
-        Moments(*(jnp.repeat(part, size, kept) for part in m)),
-        positions,
+        m,
+        scope,
         _axes.as_parameter("scale", scale, x, (channel,)),
         _axes.as_parameter("bias", bias, x, (channel,)),
         (channel,),
@@ -250,7 +255,13 @@ def _normalize(
     """`x` standardized by its own moments over `reduced`; arguments are checked and canonical."""
     _axes.check_epsilon(epsilon)
     m = sync_moments(measure(x, reduced, where=counted), axis_name, axis_index_groups)
-    return standardize(x, m, reduced, scale, bias, features, epsilon=epsilon, counted=counted)
+    scope = Scope(
+        reduced,
+        about_zero=measure is mean_square,
+        axis_name=axis_name,
+        axis_index_groups=_axes.hashable_groups(axis_index_groups),
+    )
+    return standardize(x, m, scope, scale, bias, features, epsilon=epsilon, counted=counted)
 
 
 def _positions(ndim: int, channel: int, reduction_axes: _axes.Axes | None) -> tuple[int, ...]:

@@ -98,7 +98,9 @@ def group_moments(
     at = channel - sum(other < channel for other in reduced)
 
     def merged(m: Moments) -> Moments:
-        return merge_moments_axis(Moments(*(_groups(part, at, group_size) for part in m)), at + 1)
+        return merge_moments_axis(
+            Moments(*(split_groups(part, at, group_size) for part in m)), at + 1
+        )
 
     count = _count(x, reduced, counted)
     rough = Moments(count, _mean(x, count, reduced), jnp.zeros_like(count))
@@ -180,7 +182,7 @@ def _count(x: jax.Array, reduced: tuple[int, ...], counted: jax.Array | None) ->
     return jnp.sum(jnp.broadcast_to(counted, x.shape), reduced, dtype=dtype)
 
 
-def _groups(x: jax.Array, axis: int, size: int) -> jax.Array:
+def split_groups(x: jax.Array, axis: int, size: int) -> jax.Array:
     """`axis` cut in two: groups, and the `size` members of a group."""
     return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
 
