@@ -45,6 +45,11 @@ def other_axes(ndim: int, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in axes)
 
 
+def kept_axis(axis: int, reduced: Sequence[int]) -> int:
+    """Where `axis` stands once the axes `reduced` are gone."""
+    return axis - sum(other < axis for other in reduced)
+
+
 def reduction_axes(ndim: int, axes: Axes) -> tuple[int, ...]:
     """The axes to measure over: at least one."""
     reduced = canonical_axes(ndim, axes, "reduction_axes")

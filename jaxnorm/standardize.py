@@ -67,7 +67,7 @@ class Scope(NamedTuple):
     @property
     def kept_channel(self) -> int:
         """Where the channel axis stands once the axes `reduced` are gone."""
-        return self.channel - sum(axis < self.channel for axis in self.reduced)
+        return _axes.kept_axis(self.channel, self.reduced)
 
 
 def standardize(

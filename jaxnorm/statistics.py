@@ -95,7 +95,7 @@ def group_moments(
         `Moments` of the shape of `x` without `axis`, with the groups in place of the channels.
     """
     x, reduced, counted = _prepared(x, axis, where)
-    at = channel - sum(other < channel for other in reduced)
+    at = _axes.kept_axis(channel, reduced)
 
     def merged(m: Moments) -> Moments:
         return merge_moments_axis(
