@@ -1,6 +1,7 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
 # make test    the whole test suite
-# make bench   jaxnorm beside its peers (PART=precision for one part); updates the README's tables
+# make bench   jaxnorm beside its peers; updates the README's tables and figure
+#              (PART=speed, memory or precision for one part, FULL=1 for more sizes)
 # make lint    style and types
 # Each makes the virtual environment that it needs, once.
 
@@ -19,7 +20,7 @@ test: $(VENV)/with-experiments,test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 bench: $(VENV)/with-bench
-	$(BIN)/python -m benchmarks $(PART)
+	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)
 
 lint: $(VENV)/with-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Run benchmark parts, print their tables, and put them into the README.
 
-python -m benchmarks precision
+python -m benchmarks            # all parts and the figure, one size per norm
+python -m benchmarks precision  # one part
+python -m benchmarks --full     # more sizes and rounds
 """
 
 from __future__ import annotations
@@ -8,36 +10,64 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from importlib.metadata import version
 
-from benchmarks import precision
-from benchmarks.table import publish
-
-PARTS = {"precision": precision.measure}
+# Large arrays that are mapped and unmapped at every call cost more than the work, so the C library
+# is told to keep what it has. It reads this when the process starts.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
+}
+PARTS = ("speed", "memory", "precision")
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
 def environment() -> str:
     """Versions, device and threads."""
     import jax
+    import torch
 
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     device = jax.devices()[0].device_kind
-    return f"Measured with Python {platform.python_version()}, {versions}; {device}, " + (
-        f"{os.cpu_count()} cores."
+    return (
+        f"Measured with Python {platform.python_version()}, {versions}; {device}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads."
     )
+
+
+def run(parts: list[str], full: bool) -> None:
+    """Measure the parts, show and publish them, and draw the figure if all are there."""
+    from benchmarks import figure, memory, precision, speed
+    from benchmarks.table import publish
+
+    measures = {"speed": speed.measure, "memory": memory.measure, "precision": precision.measure}
+    measured = {}
+    for part in parts:
+        tables = measures[part](full)
+        for table in tables:
+            table.show()
+        publish(part, "\n\n".join(table.markdown() for table in tables) + f" {environment()}")
+        measured |= {table.title: table for table in tables}
+    if set(parts) == set(PARTS):
+        figure.save(figure.draw(measured))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all")
-    parts = parser.parse_args().parts or list(PARTS)
+    parser.add_argument("--full", action="store_true", help="more sizes and rounds; long")
+    arguments = parser.parse_args()
+    parts = arguments.parts or list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
-    for part in parts:
-        table = PARTS[part]()
-        table.show()
-        publish(part, f"{table.markdown()} {environment()}")
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | ALLOCATOR)
+    run(parts, arguments.full)
 
 
 if __name__ == "__main__":

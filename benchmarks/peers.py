@@ -1,9 +1,9 @@
 """Every library's training-mode normalization, behind one calling convention.
 
-`peers(norm, channels)` yields for each library that has the norm a `Peer`, whose `apply` takes the
-parameters (scale, bias; RMS: scale) and an input in the library's own layout. All have epsilon
-1e-5, momentum 0.99 of the old statistics, and group normalization 32 groups; otherwise their
-defaults.
+`peers(norm, channels, dtype)` yields for each library that has the norm a `Peer`, whose `apply`
+takes the parameters (scale, bias; RMS: scale) and an input of the dtype in the library's own
+layout, and gives an output of that dtype. All have float32 parameters, epsilon 1e-5, momentum 0.99
+of the old statistics, and group normalization 32 groups; otherwise their defaults.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Peer(NamedTuple):
         return np.moveaxis(y, 1, -1) if self.channels_first else y
 
 
-def peers(norm: str, channels: int) -> Iterator[Peer]:
+def peers(norm: str, channels: int, dtype: Any = jnp.float32) -> Iterator[Peer]:
     """The JAX libraries that have the norm."""
     parameters = [jnp.ones(channels), jnp.zeros(channels)][: 1 if norm == "rms" else 2]
     for library, make in LIBRARIES.items():
-        apply = make(norm, channels)
+        apply = make(norm, channels, dtype)
         first = library == "Equinox" and norm not in ("layer", "rms")
         yield Peer(library, parameters, apply, first)
 
 
-def _jaxnorm(norm: str, channels: int) -> Apply:
+def _jaxnorm(norm: str, channels: int, dtype: Any) -> Apply:
     if norm == "batch":
         stats = jn.init_batch_stats(channels)
         return lambda p, x: jn.batch_norm(
@@ -75,13 +75,14 @@ def _jaxnorm(norm: str, channels: int) -> Apply:
     return lambda p, x: (function(x, *p, epsilon=EPSILON), None)
 
 
-def _flax_linen(norm: str, channels: int) -> Apply:
+def _flax_linen(norm: str, channels: int, dtype: Any) -> Apply:
+    options = {"epsilon": EPSILON, "dtype": dtype}
     module = {
-        "batch": nn.BatchNorm(use_running_average=False, momentum=MOMENTUM, epsilon=EPSILON),
-        "layer": nn.LayerNorm(epsilon=EPSILON),
-        "rms": nn.RMSNorm(epsilon=EPSILON),
-        "group": nn.GroupNorm(num_groups=GROUPS, epsilon=EPSILON),
-        "instance": nn.InstanceNorm(epsilon=EPSILON),
+        "batch": nn.BatchNorm(use_running_average=False, momentum=MOMENTUM, **options),
+        "layer": nn.LayerNorm(**options),
+        "rms": nn.RMSNorm(**options),
+        "group": nn.GroupNorm(num_groups=GROUPS, **options),
+        "instance": nn.InstanceNorm(**options),
     }[norm]
     stats = {"batch_stats": jn.init_batch_stats(channels)} if norm == "batch" else {}
 
@@ -92,8 +93,8 @@ def _flax_linen(norm: str, channels: int) -> Apply:
     return apply
 
 
-def _flax_nnx(norm: str, channels: int) -> Apply:
-    options = {"epsilon": EPSILON, "rngs": nnx.Rngs(0)}
+def _flax_nnx(norm: str, channels: int, dtype: Any) -> Apply:
+    options = {"epsilon": EPSILON, "dtype": dtype, "rngs": nnx.Rngs(0)}
     module = {
         "batch": lambda: nnx.BatchNorm(channels, momentum=MOMENTUM, **options),
         "layer": lambda: nnx.LayerNorm(channels, **options),
@@ -113,7 +114,7 @@ def _flax_nnx(norm: str, channels: int) -> Apply:
     return apply
 
 
-def _haiku(norm: str, channels: int) -> Apply:
+def _haiku(norm: str, channels: int, dtype: Any) -> Apply:
     def forward(x: jax.Array) -> jax.Array:
         affine = {"create_scale": True, "create_offset": True, "eps": EPSILON}
         match norm:
@@ -129,7 +130,7 @@ def _haiku(norm: str, channels: int) -> Apply:
                 return hk.InstanceNorm(**affine)(x)
 
     transformed = hk.transform_with_state(forward)
-    example = jnp.zeros((2, channels) if norm in ("layer", "rms") else (2, 2, 2, channels))
+    example = jnp.zeros((2, channels) if norm in ("layer", "rms") else (2, 2, 2, channels), dtype)
     params, state = transformed.init(None, example)
 
     def apply(parameters: Parameters, x: jax.Array) -> tuple[jax.Array, Any]:
@@ -137,12 +138,13 @@ def _haiku(norm: str, channels: int) -> Apply:
         filled = jax.tree.map_with_path(
             lambda path, old: named[path[-1].key].reshape(old.shape), params
         )
-        return transformed.apply(filled, state, None, x)
+        y, new_state = transformed.apply(filled, state, None, x)
+        return y.astype(dtype), new_state
 
     return apply
 
 
-def _equinox(norm: str, channels: int) -> Apply:
+def _equinox(norm: str, channels: int, dtype: Any) -> Apply:
     module, state = {
         "batch": lambda: eqx.nn.make_with_state(eqx.nn.BatchNorm)(
             channels, axis_name="batch", eps=EPSILON, momentum=MOMENTUM, mode="batch"
@@ -159,27 +161,33 @@ def _equinox(norm: str, channels: int) -> Apply:
             lambda layer: [getattr(layer, name) for name in names], module, parameters
         )
         if norm == "batch":
-            return jax.vmap(lambda x: layer(x, state), axis_name="batch", out_axes=(0, None))(x)
-        return jax.vmap(layer)(x), None
+            unused = jax.tree.unflatten(*jax.tree.flatten(state)[::-1])  # a state is taken once
+            vmapped = jax.vmap(lambda x: layer(x, unused), axis_name="batch", out_axes=(0, None))
+            y, new_state = vmapped(x)
+        else:
+            y, new_state = jax.vmap(layer)(x), None
+        return y.astype(dtype), new_state
 
     return apply
 
 
-def _keras(norm: str, channels: int) -> Apply:
+def _keras(norm: str, channels: int, dtype: Any) -> Apply:
+    policy = "float32" if dtype == jnp.float32 else f"mixed_{jnp.dtype(dtype).name}"
+    options = {"epsilon": EPSILON, "dtype": policy}
     layer = {
-        "batch": lambda: keras.layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON),
-        "layer": lambda: keras.layers.LayerNormalization(epsilon=EPSILON),
-        "rms": lambda: keras.layers.RMSNormalization(epsilon=EPSILON),
-        "group": lambda: keras.layers.GroupNormalization(groups=GROUPS, epsilon=EPSILON),
-        "instance": lambda: keras.layers.GroupNormalization(groups=-1, epsilon=EPSILON),
+        "batch": lambda: keras.layers.BatchNormalization(momentum=MOMENTUM, **options),
+        "layer": lambda: keras.layers.LayerNormalization(**options),
+        "rms": lambda: keras.layers.RMSNormalization(**options),
+        "group": lambda: keras.layers.GroupNormalization(groups=GROUPS, **options),
+        "instance": lambda: keras.layers.GroupNormalization(groups=-1, **options),
     }[norm]()
     layer.build((None, channels) if norm in ("layer", "rms") else (None, None, None, channels))
     state = [variable.value for variable in layer.non_trainable_variables]
-    options = {"training": True} if norm == "batch" else {}
-    return lambda p, x: layer.stateless_call(p, state, x, **options)
+    mode = {"training": True} if norm == "batch" else {}
+    return lambda p, x: layer.stateless_call(p, state, x, **mode)
 
 
-LIBRARIES: dict[str, Callable[[str, int], Apply]] = {
+LIBRARIES: dict[str, Callable[[str, int, Any], Apply]] = {
     "jaxnorm": _jaxnorm,
     "Flax Linen": _flax_linen,
     "Flax NNX": _flax_nnx,

@@ -38,8 +38,8 @@ def short(error: float) -> str:
     return f"{error:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
-def measure() -> Table:
-    """The largest error of each library, norm and ratio."""
+def measure(full: bool) -> list[Table]:
+    """The largest error of each library, norm and ratio; there is one size."""
     generator = np.random.default_rng(0)
     rows = []
     for norm in NORMS:
@@ -49,7 +49,7 @@ def measure() -> Table:
             errors = {library: np.abs(y - expected).max() for library, y in outputs(norm, x)}
             promise = 1e-5 + (0.0 if norm == "rms" else float(np.spacing(np.float32(ratio))))
             rows.append((norm, f"{ratio:g}", *map(short, (promise, *errors.values()))))
-    return Table(
+    table = Table(
         title="Largest error of the float32 output against float64",
         columns=("norm", "mean / std", "promised", *errors),
         rows=rows,
@@ -59,3 +59,4 @@ def measure() -> Table:
             "Promised: 1e-5 plus one unit in the last place of the mean, over the deviation."
         ),
     )
+    return [table]

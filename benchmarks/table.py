@@ -11,6 +11,7 @@ import rich.box
 import rich.table
 from rich.console import Console
 
+SHORT = {"float32": "f32", "bfloat16": "bf16"}
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -35,7 +36,9 @@ class Table(NamedTuple):
             table.add_column(column)
         for row in self.rows:
             table.add_row(*row)
-        Console().print(table)
+        console = Console()
+        needed = console.measure(table, options=console.options.update(width=1000)).maximum
+        console.print(table, width=max(console.width, needed), no_wrap=True, soft_wrap=True)
 
     def markdown(self) -> str:
         """Give it in Markdown."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import axes as _axes
-from jaxnorm.statistics import Moments, merge_moments
+from jaxnorm.statistics import Moments, is_finite, merge_moments
 
 
 def init_batch_stats(
@@ -88,7 +88,7 @@ def update(
     if "steps" in stats:
         new["steps"] = stats["steps"] + jnp.any(m.count > 0).astype(stats["steps"].dtype)
     if skip_nonfinite:
-        finite = jnp.all(jnp.isfinite(m.mean) & jnp.isfinite(m.var))
+        finite = jnp.all(is_finite(m))
         new = {key: jnp.where(finite, new[key], stats[key].astype(new[key].dtype)) for key in new}
     return type(stats)({**stats, **new})  # type: ignore[call-arg]
 

@@ -5,14 +5,14 @@ Standardizing projects: with n values, y = (x - mean) * rstd and E the mean over
     dy = rstd * (dx - E[dx] - y * Re E[conj(y) * dx]),
 
 which is symmetric, so the one rule below serves forward mode and, transposed, reverse mode. It
-needs nothing but the input and rows of statistics: the standardized values are computed again
-where they are needed, and the input is all that is kept for the backward pass.
+needs nothing but the input and rows of statistics: x - mean is computed again where it is needed,
+and the input is all that is kept for the backward pass.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,10 @@ from jaxnorm import axes as _axes
 from jaxnorm.statistics import Moments, split_groups
 
 Renorm = tuple[jax.Array, jax.Array]
+
+# XLA's CPU backend writes out any large value, even the broadcast of a row, that a sum shares with
+# something else. Ways to write x - mean that it does not take for the same, and round alike:
+_Form = Literal["plain", "negated", "halved"]
 
 
 class Scope(NamedTuple):
@@ -48,21 +52,22 @@ class Scope(NamedTuple):
             part = jnp.repeat(part, self.group_size, self.kept_channel)
         return jnp.expand_dims(part, self.reduced)
 
-    def sums(self, counted: jax.Array | None, *values: jax.Array) -> jax.Array:
-        """The sums of each array over what counts on this device, stacked."""
+    def sums(self, counted: jax.Array | None, *values: jax.Array) -> list[jax.Array]:
+        """The sum of each array over what counts on this device."""
         if counted is not None:
             values = tuple(jnp.where(counted, value, 0) for value in values)
-        sums = jnp.stack([jnp.sum(value, self.reduced) for value in values])
+        sums = [jnp.sum(value, self.reduced) for value in values]
         if self.group_size == 1:
             return sums
-        channel = self.kept_channel + 1
-        return jnp.sum(split_groups(sums, channel, self.group_size), channel + 1)
+        channel = self.kept_channel
+        return [jnp.sum(split_groups(s, channel, self.group_size), channel + 1) for s in sums]
 
-    def averages(self, sums: jax.Array, count: jax.Array) -> list[jax.Array]:
-        """The means over all devices that the stacked sums make, in one collective, spread."""
+    def averages(self, sums: list[jax.Array], count: jax.Array) -> list[jax.Array]:
+        """The means over all devices that the sums make, in one collective, spread."""
         if self.axis_name is not None:
-            sums = jax.lax.psum(sums, self.axis_name, axis_index_groups=self.axis_index_groups)
-        return [self.spread(total) for total in sums / jnp.maximum(count, 1).astype(sums.dtype)]
+            groups = self.axis_index_groups
+            sums = list(jax.lax.psum(jnp.stack(sums), self.axis_name, axis_index_groups=groups))
+        return [self.spread(s / jnp.maximum(count, 1).astype(s.dtype)) for s in sums]
 
     @property
     def kept_channel(self) -> int:
@@ -115,7 +120,8 @@ def _affine(
     features: tuple[int, ...],
     epsilon: float,
 ) -> jax.Array:
-    y, _ = _standardized(_finite(x, counted), m, scope, epsilon)
+    mean, rstd = scope.spread(m.mean), _rstd(m, counted, scope, epsilon)
+    y = (_finite(x, counted).astype(mean.dtype) - mean) * rstd.astype(mean.dtype)
     y = _corrected(y, x, counted, renorm, scope)
     others = _axes.other_axes(x.ndim, features)
     if scale is not None:
@@ -140,29 +146,43 @@ def _affine_jvp(
     x, m, scale, _, counted, renorm = primals
     dx, _, dscale, dbias, *_ = tangents
     recompute = partial(jax.checkpoint, prevent_cse=False)
-    others = _axes.other_axes(x.ndim, features)
+    by_feature = scale is not None and bool(set(features) & set(scope.reduced))
+
+    def deviation(x: jax.Array, form: _Form) -> tuple[jax.Array, jax.Array]:
+        return _deviation(_finite(x, counted), m, counted, scope, epsilon, form)
 
     @recompute
-    def sums(x: jax.Array, dx: jax.Array) -> jax.Array:
-        y, _ = _standardized_by_own_moments(_finite(x, counted), m, counted, scope, epsilon)
-        return scope.sums(counted, *_products(y, dx, counted, scope))
+    def sums(x: jax.Array, dx: jax.Array) -> list[jax.Array]:
+        of_x, _ = deviation(x, "negated" if by_feature else "plain")
+        return scope.sums(counted, *_products(of_x, dx, scope))
 
     @recompute
     def tangent(
         x: jax.Array, dx: jax.Array, averages: list[jax.Array], scale: Any, dscale: Any, dbias: Any
     ) -> jax.Array:
-        y, rstd = _standardized_by_own_moments(_finite(x, counted), m, counted, scope, epsilon)
-        dy = _projected(y, rstd, dx, averages, counted)
-        if renorm is not None:
-            dy = dy * scope.spread(renorm[0])
+        scale, dscale, dbias = (
+            part if part is None else jnp.expand_dims(part, _axes.other_axes(x.ndim, features))
+            for part in (scale, dscale, dbias)
+        )
+        of_x, rstd = deviation(x, "negated")
+        dx = dx.astype(of_x.dtype)
+        along_x, mean_dx = averages[0].real.astype(dx.dtype), sum(averages[1:])
+        rstd = rstd.astype(dx.dtype)
+        slope = rstd if renorm is None else rstd * scope.spread(renorm[0])
+        if by_feature:
+            dy = -slope * (dx - mean_dx - of_x * (rstd * (rstd * along_x))) * -scale
+            dy = dy + deviation(x, "halved")[0] * (dscale / 2) * (2 * slope)
+        else:
+            gain = slope if scale is None else slope * scale
+            along, shift = -gain * (rstd * (rstd * along_x)), -gain * mean_dx
+            if scale is not None:
+                along = along + slope * dscale
+                shift = shift if renorm is None else shift + scope.spread(renorm[1]) * dscale
+            dy = gain * dx + of_x * along + shift
         if counted is not None:
-            dy = jnp.where(_shown(y, x, counted), dy, 0)
-        if scale is not None:
-            dy = dy * jnp.expand_dims(scale, others)
-            dy = dy + _corrected(y, x, counted, renorm, scope) * jnp.expand_dims(dscale, others)
-        if dbias is not None:
-            dy = dy + jnp.expand_dims(dbias, others)
-        return dy.astype(x.dtype)
+            dy = jnp.where(_shown(of_x * rstd, x, counted), dy, 0)
+        dy = dy if dbias is None else dy + dbias
+        return jnp.asarray(dy, x.dtype)
 
     averages = scope.averages(sums(x, dx), m.count)
     y = _affine_of_own_moments(*primals, scope, features, epsilon)
@@ -194,58 +214,50 @@ def _corrected(
     return corrected if counted is None else jnp.where(_shown(y, x, counted), corrected, 0)
 
 
-def _standardized(
-    x: jax.Array, m: Moments, scope: Scope, epsilon: float
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def _deviation(
+    x: jax.Array,
+    m: Moments,
+    counted: jax.Array | None,
+    scope: Scope,
+    epsilon: float,
+    form: _Form,
 ) -> tuple[jax.Array, jax.Array]:
-    """(x - mean) * rstd and rstd = 1 / sqrt(var + epsilon).
-
-    rstd is 0 where nothing counts, and where nothing varies and epsilon is 0.
-    """
-    count, mean, var = map(scope.spread, m)
-    power = var + epsilon
-    nothing = (count == 0) | (power == 0)
-    rstd = jnp.where(nothing, 0, jax.lax.rsqrt(jnp.where(nothing, 1, power)))
-    return (x.astype(mean.dtype) - mean) * rstd.astype(mean.dtype), rstd
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _standardized_by_own_moments(
-    x: jax.Array, m: Moments, counted: jax.Array | None, scope: Scope, epsilon: float
-) -> tuple[jax.Array, jax.Array]:
-    """As `_standardized`, where `m` moves with `x`."""
-    return _standardized(x, m, scope, epsilon)
+    """x - mean and 1 / sqrt(var + epsilon), whose derivative is that of the own moments of `x`."""
+    mean = scope.spread(m.mean)
+    x = x.astype(mean.dtype)
+    difference = {
+        "plain": lambda: x - mean,
+        "negated": lambda: x + -mean,
+        "halved": lambda: 2 * (x / 2 - mean / 2),
+    }[form]()
+    return difference, _rstd(m, counted, scope, epsilon)
 
 
-@_standardized_by_own_moments.defjvp
-def _standardized_jvp(
-    scope: Scope, epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+@_deviation.defjvp
+def _deviation_jvp(
+    scope: Scope, epsilon: float, form: _Form, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, m, counted = primals
     dx = tangents[0]
-    y, rstd = _standardized_by_own_moments(x, m, counted, scope, epsilon)
-    averages = scope.averages(scope.sums(counted, *_products(y, dx, counted, scope)), m.count)
-    drstd = -rstd * rstd * averages[0].real
-    return (y, rstd), (_projected(y, rstd, dx, averages, counted), drstd)
+    deviation, rstd = _deviation(x, m, counted, scope, epsilon, form)
+    sums = scope.sums(counted, *_products(deviation, dx, scope))
+    along_x, *mean_dx = scope.averages(sums, m.count)
+    drstd = -rstd * (rstd * (rstd * along_x.real))
+    return (deviation, rstd), (dx.astype(deviation.dtype) - sum(mean_dx), drstd)
 
 
-def _products(
-    y: jax.Array, dx: jax.Array, counted: jax.Array | None, scope: Scope
-) -> tuple[jax.Array, ...]:
-    """What the derivative averages: conj(y) * dx, and dx where there is a mean."""
-    dx = dx.astype(y.dtype)
-    along_y = jnp.conj(_finite(y, counted)) * dx
-    return (along_y,) if scope.about_zero else (along_y, dx)
+def _rstd(m: Moments, counted: jax.Array | None, scope: Scope, epsilon: float) -> jax.Array:
+    """1 / sqrt(var + epsilon), and 0 where nothing counts or nothing varies and epsilon is 0."""
+    count, power = scope.spread(m.count), scope.spread(m.var) + epsilon
+    if counted is None and epsilon >= float(jnp.finfo(power.dtype).tiny):
+        return jax.lax.rsqrt(power)
+    nothing = (count == 0) | (power == 0)
+    return jnp.where(nothing, 0, jax.lax.rsqrt(jnp.where(nothing, 1, power)))
 
 
-def _projected(
-    y: jax.Array,
-    rstd: jax.Array,
-    dx: jax.Array,
-    averages: list[jax.Array],
-    counted: jax.Array | None,
-) -> jax.Array:
-    """rstd * (dx - E[dx] - y * Re E[conj(y) * dx])."""
-    along_y, *mean_dx = averages
-    along_y = along_y.real.astype(y.dtype)
-    moved = dx.astype(y.dtype) - sum(mean_dx) - _finite(y, counted) * along_y
-    return rstd.astype(y.dtype) * moved
+def _products(deviation: jax.Array, dx: jax.Array, scope: Scope) -> tuple[jax.Array, ...]:
+    """What the derivative averages: conj(x - mean) * dx, and dx where there is a mean."""
+    dx = dx.astype(deviation.dtype)
+    along_x = jnp.conj(deviation) * dx
+    return (along_x,) if scope.about_zero else (along_x, dx)

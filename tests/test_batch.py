@@ -169,7 +169,7 @@ def program(num_ghosts):
         y, stats = jn.ghost_batch_norm(x, fresh("ghost", 4), train=True, num_ghosts=num_ghosts)
         return (y**3).sum(), stats
 
-    lowered = jax.jit(jax.grad(loss, has_aux=True)).lower(np.zeros((64, 3, 4), np.float32))
+    lowered = jax.jit(jax.grad(loss, has_aux=True)).lower(np.zeros((1024, 3, 4), np.float32))
     return lowered.as_text(), lowered.compile().as_text()
 
 

@@ -1,0 +1,120 @@
+"""One normalization of each library on one input, ready to be run and compared.
+
+`forward` gives the output and the new state, `both` those and the gradients of the input and of the
+parameters for a given cotangent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks.peers import Peer, peers, torch_norm
+
+# Of the largest value. PyTorch sums the gradient of the RMS scale in bfloat16.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+class Candidate(NamedTuple):
+    """A library's normalization, compiled."""
+
+    library: str
+    forward: Callable[[], Any]
+    both: Callable[[], Any]
+    arrays: Callable[[Any], list[np.ndarray]]
+
+    def results(self) -> list[np.ndarray]:
+        """The output and the gradients, channels last, in float32."""
+        return self.arrays(self.both())
+
+
+def candidates(norm: str, shape: tuple[int, ...], dtype: str) -> Iterator[Candidate]:
+    """Every library's normalization of the same random input and cotangent."""
+    generator = np.random.default_rng(0)
+    x, cotangent = (generator.normal(size=shape).astype(np.float32) for _ in range(2))
+    for peer in peers(norm, shape[-1], jnp.dtype(dtype)):
+        yield _in_jax(peer, x, cotangent, dtype)
+    yield _in_torch(norm, x, cotangent, dtype)
+
+
+def check_alike(several: list[Candidate], dtype: str) -> None:
+    """Raise an error if a library's output or gradient is not that of the first."""
+    first, *others = several
+    expected = first.results()
+    for other in others:
+        for name, array, reference in zip(
+            ("output", "dx", "dscale", "dbias"), other.results(), expected, strict=False
+        ):
+            error = np.abs(array - reference).max() / np.abs(reference).max()
+            if not error <= TOLERANCES[dtype]:
+                raise ValueError(
+                    f"{name} of {other.library} is {error:.1e} of its largest value away from "
+                    f"that of {first.library}: they do not compute the same thing"
+                )
+
+
+def _in_jax(peer: Peer, x: np.ndarray, cotangent: np.ndarray, dtype: str) -> Candidate:
+    def native(array: np.ndarray) -> jax.Array:
+        return jnp.asarray(np.moveaxis(array, -1, 1) if peer.channels_first else array, dtype)
+
+    def both(parameters: Any, x: jax.Array, cotangent: jax.Array) -> Any:
+        y, backward, state = jax.vjp(peer.apply, parameters, x, has_aux=True)
+        return y, backward(cotangent), state
+
+    def arrays(result: Any) -> list[np.ndarray]:
+        y, (of_parameters, dx), _ = result
+        full = (np.asarray(array, np.float32) for array in (y, dx))
+        last = [np.moveaxis(array, 1, -1) if peer.channels_first else array for array in full]
+        return [*last, *map(np.asarray, of_parameters)]
+
+    inputs, native_cotangent = (peer.parameters, native(x)), native(cotangent)
+    forward = jax.jit(peer.apply).lower(*inputs).compile()
+    with_gradients = jax.jit(both).lower(*inputs, native_cotangent).compile()
+    return Candidate(
+        peer.library,
+        lambda: jax.block_until_ready(forward(*inputs)),
+        lambda: jax.block_until_ready(with_gradients(*inputs, native_cotangent)),
+        arrays,
+    )
+
+
+def _in_torch(norm: str, x: np.ndarray, cotangent: np.ndarray, dtype: str) -> Candidate:
+    first = norm not in ("layer", "rms")
+
+    def native(array: np.ndarray) -> torch.Tensor:
+        moved = np.moveaxis(array, -1, 1) if first else array
+        return torch.from_numpy(np.ascontiguousarray(moved)).to(getattr(torch, dtype))
+
+    function = torch_norm(norm, x.shape[-1])
+    inputs = [native(x), *torch_parameters(norm, x.shape[-1], dtype)]
+    native_cotangent = native(cotangent)
+    for tensor in inputs:
+        tensor.requires_grad_()
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return function(*inputs)
+
+    def both() -> Any:
+        y = function(*inputs)
+        return y, torch.autograd.grad(y, inputs, native_cotangent)
+
+    def arrays(result: Any) -> list[np.ndarray]:
+        y, (dx, *of_parameters) = result
+        full = [array.detach().float().numpy() for array in (y, dx, *of_parameters)]
+        last = [np.moveaxis(array, 1, -1) if first else array for array in full[:2]]
+        return last + full[2:]
+
+    return Candidate("PyTorch", forward, both, arrays)
+
+
+def torch_parameters(norm: str, channels: int, dtype: str) -> list[torch.Tensor]:
+    """Scale and bias; of RMS only the scale, in the input's dtype, which its kernel asks for."""
+    if norm == "rms":
+        return [torch.ones(channels, dtype=getattr(torch, dtype))]
+    return [torch.ones(channels), torch.zeros(channels)]

@@ -1,0 +1,83 @@
+"""One picture of the tables: speed, kept bytes, step memory, precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rich.console import Console
+
+from benchmarks.table import Table
+
+PATH = Path(__file__).parent.parent / "docs" / "bench.png"
+COLORS = {  # Okabe and Ito's palette
+    "jaxnorm": "#D55E00",
+    "Flax Linen": "#0072B2",
+    "Flax NNX": "#56B4E9",
+    "Haiku": "#009E73",
+    "Equinox": "#CC79A7",
+    "Keras": "#E69F00",
+    "PyTorch": "#555555",
+}
+FAILED = 1e4  # shown for an error that is not a number
+
+
+def draw(tables: dict[str, Table]) -> go.Figure:
+    """The four panels, each a group of bars, float32 where there is a choice."""
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        subplot_titles=(
+            "Forward and backward: time over Flax Linen's",
+            "Kept for the backward pass, over the input's bytes",
+            "Largest error at mean / std = 1000",
+            "Temporary memory of a ResNet-20 step, MB",
+        ),
+        vertical_spacing=0.16,
+    )
+    both = _chosen(tables["Speed"], dtype="f32", **{"pass": "both"})
+    kept = _chosen(tables["Kept for the backward pass"], dtype="f32")
+    errors = _chosen(
+        tables["Largest error of the float32 output against float64"], **{"mean / std": "1000"}
+    )
+    norms = [row["norm"] for row in both]
+    for library, color in COLORS.items():
+        bars = {"name": library, "marker_color": color, "legendgroup": library}
+        relative = [float(row[f"{library} ms"]) / float(row["Flax Linen ms"]) for row in both]
+        figure.add_bar(x=norms, y=relative, row=1, col=1, **bars)
+        values = [float(row[library]) for row in kept]
+        figure.add_bar(x=norms, y=values, showlegend=False, row=1, col=2, **bars)
+        values = [FAILED if row[library] == "nan" else float(row[library]) for row in errors]
+        figure.add_bar(x=norms, y=values, showlegend=False, row=2, col=1, **bars)
+    steps = _chosen(tables["A training step of a ResNet-20"], norm="BatchNorm")
+    for library, column in (("jaxnorm", "jaxnorm MB"), ("Flax Linen", "Flax MB")):
+        figure.add_bar(
+            x=[row["dtype"] for row in steps],
+            y=[float(row[column]) for row in steps],
+            marker_color=COLORS[library],
+            showlegend=False,
+            row=2,
+            col=2,
+        )
+    figure.update_yaxes(type="log", dtick=1, row=2, col=1)
+    figure.update_layout(template="plotly_white", width=1200, height=820, legend_y=0.5)
+    return figure
+
+
+def save(figure: go.Figure) -> None:
+    """Write the picture, if there is a Chrome or a Chromium to draw it with."""
+    from kaleido.errors import ChromeNotFoundError
+
+    try:
+        figure.write_image(PATH, scale=1.5)
+    except (ChromeNotFoundError, RuntimeError) as error:
+        Console(stderr=True).print(f"the figure {PATH} stays as it is, without a Chrome: {error}")
+
+
+def _chosen(table: Table, **values: str) -> list[dict[str, str]]:
+    """The rows with these values, the first of each norm and dtype, by column."""
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = [row for row in rows if all(row[key] == value for key, value in values.items())]
+    first = {(row["norm"], row.get("dtype")): row for row in reversed(rows)}
+    return list(reversed(first.values()))

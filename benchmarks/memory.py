@@ -1,0 +1,120 @@
+"""What the backward pass keeps, and what a compiled training step needs beside its arguments."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import jaxnorm.linen as jnn
+from benchmarks.candidates import torch_parameters
+from benchmarks.peers import NORMS, Peer, peers, torch_norm
+from benchmarks.table import SHORT, Table
+from experiments.models.resnet import ResNet
+
+SHAPES = dict.fromkeys(NORMS, (16, 28, 28, 64)) | {"layer": (1024, 1024), "rms": (1024, 1024)}
+DTYPES = ("float32", "bfloat16")
+
+
+def kept_in_jax(peer: Peer, norm: str, dtype: str) -> float:
+    """Bytes that the backward pass keeps, over those of the input."""
+    shape = SHAPES[norm]
+    x = jnp.zeros((shape[0], shape[-1], *shape[1:-1]) if peer.channels_first else shape, dtype)
+    _, backward, _ = jax.vjp(jax.jit(peer.apply), peer.parameters, x, has_aux=True)
+    kept = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in jax.tree.leaves(backward)}
+    return sum(kept.values()) / x.nbytes
+
+
+def kept_in_torch(norm: str, dtype: str) -> float:
+    """The same of PyTorch: the tensors that autograd saves."""
+    shape = SHAPES[norm]
+    shape = shape if norm in ("layer", "rms") else (shape[0], shape[-1], *shape[1:-1])
+    inputs = [
+        torch.zeros(shape, dtype=getattr(torch, dtype)),
+        *torch_parameters(norm, SHAPES[norm][-1], dtype),
+    ]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    kept: dict[int, int] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        y = torch_norm(norm, SHAPES[norm][-1])(*inputs)
+        return sum(kept.values()) / inputs[0].nbytes if y.requires_grad else 0.0
+
+
+def step_megabytes(library: Any, norm: str, dtype: str) -> float:
+    """The compiler's temporary memory of one training step of a ResNet-20 on 32 images."""
+    options: dict[str, Any] = {"dtype": dtype}
+    if norm == "BatchNorm":
+        options["use_running_average"] = False
+    if norm == "GroupNorm":
+        options["num_groups"] = 8
+    model = ResNet(partial(getattr(library, norm), **options), dtype=dtype)
+    images, labels = jnp.zeros((32, 32, 32, 3)), jnp.zeros(32, jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def step(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, state = model.apply(
+                {**variables, "params": params}, images, mutable=["batch_stats"]
+            )
+            chosen = jax.nn.log_softmax(logits.astype(jnp.float32))[np.arange(32), labels]
+            return -chosen.mean(), state
+
+        gradients, state = jax.grad(loss, has_aux=True)(variables["params"])
+        descended = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradients)
+        return {**variables, **state, "params": descended}
+
+    compiled = jax.jit(step).lower(variables, images, labels).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+def measure(full: bool) -> list[Table]:
+    """Kept bytes of every library, and a ResNet-20's step on Flax's modules and on ours."""
+    return [_kept(), _step(("BatchNorm", "GroupNorm", "LayerNorm") if full else ("BatchNorm",))]
+
+
+def _kept() -> Table:
+    rows = []
+    for norm in NORMS:
+        for dtype in DTYPES:
+            kept = {
+                peer.library: kept_in_jax(peer, norm, dtype)
+                for peer in peers(norm, SHAPES[norm][-1], jnp.dtype(dtype))
+            }
+            kept["PyTorch"] = kept_in_torch(norm, dtype)
+            rows.append((norm, SHORT[dtype], "1.05", *(f"{ratio:.2f}" for ratio in kept.values())))
+    return Table(
+        title="Kept for the backward pass",
+        columns=("norm", "dtype", "asked", *kept),
+        rows=rows,
+        notes=(
+            "Bytes over the input's bytes (asked of jaxnorm: at most), everything counted; input "
+            f"{SHAPES['batch']}, layer and RMS {SHAPES['layer']}."
+        ),
+    )
+
+
+def _step(norms: tuple[str, ...]) -> Table:
+    rows = []
+    for norm in norms:
+        for dtype in DTYPES:
+            flax, ours = (step_megabytes(library, norm, dtype) for library in (nn, jnn))
+            rows.append((norm, SHORT[dtype], f"{flax:.1f}", f"{ours:.1f}", f"{ours / flax:.2f}"))
+    return Table(
+        title="A training step of a ResNet-20",
+        columns=("norm", "dtype", "Flax MB", "jaxnorm MB", "ratio"),
+        rows=rows,
+        notes=(
+            "Temporary memory of the compiled step (asked: less than Flax's), 32 images of 32x32."
+        ),
+    )
