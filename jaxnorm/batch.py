@@ -89,7 +89,8 @@ def batch_norm(
 
     Args:
         x: floating or complex [..., C] (C at `channel_axis`).
-        stats: running statistics as from `init_batch_stats(C)`.
+        stats: running statistics as from `init_batch_stats(C)`; those that `freeze_stats` marked
+            are used and not updated, whatever `train` is.
         scale, bias: [C], or None for 1 and 0.
         train: a Python bool: measure this batch and update `stats`, or use `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
@@ -143,7 +144,7 @@ def batch_norm(
         axis_index_groups=axis_index_groups,
         skip_nonfinite=skip_nonfinite,
     )
-    if not train:
+    if _evaluates(train, stats):
         return layer.evaluated(), stats
     m = _batch_moments(layer, axis_name, axis_index_groups)
     scope = _synced(layer, axis_name, axis_index_groups)
@@ -215,7 +216,7 @@ def ghost_batch_norm(
             f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
             "ghosts; move the channels to another axis"
         )
-    if not train:
+    if _evaluates(train, stats):
         return layer.evaluated(), stats
     ghosts = _split(layer, num_ghosts, ghost_size)
     _axes.check_values_per_channel(ghosts.x.shape, ghosts.reduced, 1, "ghosts")
@@ -302,7 +303,7 @@ def batch_renorm(
     )
     r_max = _limit("r_max", r_max, 1.0)
     d_max = _limit("d_max", d_max, 0.0)
-    if not train:
+    if _evaluates(train, stats):
         return layer.evaluated(), stats
     m = _batch_moments(layer, axis_name, axis_index_groups)
     steps = stats["steps"]
@@ -384,6 +385,11 @@ def _synced(
     """What the moments of the batch are taken over."""
     groups = _axes.hashable_groups(axis_index_groups)
     return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups)
+
+
+def _evaluates(train: bool, stats: _axes.BatchStats) -> bool:
+    """Whether the running statistics are used: in evaluation, and where they are frozen."""
+    return not train or "frozen" in stats
 
 
 def _batch_moments(

@@ -40,7 +40,8 @@ class BatchNorm(nn.Module):
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
 
-    `init` does not update the statistics. `momentum=None` merges all batches exactly and keeps
+    `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
+    updated in training either. `momentum=None` merges all batches exactly and keeps
     their `count` in `batch_stats` too.
 
     Attributes:
@@ -104,6 +105,7 @@ class BatchNorm(nn.Module):
         evaluating = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
+        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         _axes.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
         features = _modules.feature_shape(x, self.axis, "axis")

@@ -40,6 +40,7 @@ from flax.nnx.nn import dtypes
 import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import modules as _modules
+from jaxnorm import recipes as _recipes
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 
@@ -51,7 +52,8 @@ class BatchNorm(nnx.Module):
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
 
-    `train()` and `eval()` choose between measuring and the running statistics. `momentum=None`
+    `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
+    makes those of training too. `momentum=None`
     merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
 
     Args:
@@ -119,6 +121,7 @@ class BatchNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.skip_nonfinite = skip_nonfinite
+        self.frozen = False
         for key, value in self._init_stats().items():
             setattr(self, key, nnx.BatchStat(value))
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
@@ -146,6 +149,7 @@ class BatchNorm(nnx.Module):
                 "or by nnx.view, or call train() or eval() of the model"
             ),
         )
+        evaluating = evaluating or self.frozen
         _axes.check_choice("update_stats", update_stats)
         features = _modules.feature_shape(x, self.axis, "axis")
         variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
@@ -518,6 +522,38 @@ class InstanceNorm(nnx.Module):
         return _normalize(
             self, _modules.instance_norm(self), x, mask, self.feature_axes, self.scale, self.bias
         )
+
+
+def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
+    """Use the running statistics and leave them as they are in training too, as in evaluation.
+
+    It sets the attribute `frozen` of every `BatchNorm` and kin in the named parts, which `train()`
+    and `eval()` do not touch. The parameters go on learning; stop those in the optimizer.
+
+    Args:
+        model: changed in place, as by `train()` and `eval()`.
+        parts: paths of normalizations, or of what holds them, as in "encoder/block_0"; `*` stands
+            for any characters. All where none is given.
+        frozen: False makes them move again.
+
+    Raises:
+        ValueError: a part with no `BatchNorm` in it; the message lists those that there are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, freeze_stats
+        >>> model = nnx.Dict(encoder=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> freeze_stats(model, "encoder")
+        >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
+        [1. 1.] [0.]
+    """
+    norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, BatchNorm)}
+    named = parts or ("*",)
+    _recipes.check_found(named, list(norms), "BatchNorm")
+    for path, norm in norms.items():
+        if any(_recipes.matches(path, part) for part in named):
+            norm.frozen = frozen
 
 
 def _parameter(

@@ -14,6 +14,7 @@ ORDER = [
     "running",
     "batch",
     "sample",
+    "recipes",
     "modules",
     "linen",
     "nnx",
