@@ -84,6 +84,9 @@ class BatchNorm(nnx.Module):
         [0. 2.]
     """
 
+    mean: nnx.BatchStat[jax.Array]
+    var: nnx.BatchStat[jax.Array]
+
     def __init__(
         self,
         num_features: int,
@@ -248,6 +251,8 @@ class BatchRenorm(BatchNorm):
         >>> print(norm(jnp.array([[1.0], [3.0]]))[:, 0].round(2), norm.steps[...])
         [1. 3.] 1
     """
+
+    steps: nnx.BatchStat[jax.Array]
 
     def __init__(
         self,

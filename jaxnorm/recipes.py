@@ -139,7 +139,7 @@ def _changed(
     def visited(node: Any, path: tuple[Any, ...]) -> Any:
         if not isinstance(node, Mapping):
             return node
-        kind: Callable[[Any], Any] = type(node)
+        kind: Any = type(node)
         if keys <= node.keys():
             paths.append(path)
             if any(matches(path, part) for part in parts):
