@@ -1,10 +1,11 @@
 """jaxnorm: normalization for JAX, exact, as pure functions.
 
-The Flax modules live in `jaxnorm.linen`; importing `jaxnorm` does not import flax.
+The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` imports no flax.
 """
 
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
+from jaxnorm.recipes import freeze_stats, weight_decay_mask, zero_scales
 from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm.statistics import Moments, merge_moments, merge_moments_axis, moments
@@ -15,6 +16,7 @@ __all__ = [
     "Moments",
     "batch_norm",
     "batch_renorm",
+    "freeze_stats",
     "ghost_batch_norm",
     "group_norm",
     "init_batch_stats",
@@ -26,4 +28,6 @@ __all__ = [
     "moments",
     "rms_norm",
     "sync_moments",
+    "weight_decay_mask",
+    "zero_scales",
 ]

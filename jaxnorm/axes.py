@@ -65,19 +65,29 @@ def single_axis(ndim: int, axis: int, name: str = "channel_axis") -> int:
     return canonical_axes(ndim, axis, name)[0]
 
 
-def sample_axes(ndim: int, channel: int, *, with_channel: bool = False) -> tuple[int, ...]:
-    """The axes of one example: all but the batch axis 0, with or without the channel axis."""
-    if channel == 0:
+def channel_axes(ndim: int, axes: Axes, name: str = "channel_axis") -> tuple[int, ...]:
+    """The axes of the channels: at least one."""
+    channels = canonical_axes(ndim, axes, name)
+    if not channels:
+        raise ValueError(f"{name}={axes!r} names no axis of channels; give one or more")
+    return channels
+
+
+def sample_axes(
+    ndim: int, channels: Sequence[int], *, with_channels: bool = False
+) -> tuple[int, ...]:
+    """The axes of one example: all but the batch axis 0, with or without the channel axes."""
+    if 0 in channels:
         raise ValueError(
             f"the channel axis of an input with {ndim} axes is axis 0, which is the batch axis "
             "here: each example of axis 0 is measured by itself; give the input a batch axis in "
             "front, or choose another channel_axis"
         )
-    reduced = other_axes(ndim, (0,) if with_channel else (0, channel))
+    reduced = other_axes(ndim, (0,) if with_channels else (0, *channels))
     if not reduced:
         raise ValueError(
             f"an input with {ndim} axes has no positions to measure over beside the batch axis 0 "
-            f"and the channel axis {channel}; give it at least one axis of positions"
+            f"and the channel axes {tuple(channels)}; give it at least one axis of positions"
         )
     return reduced
 
@@ -179,12 +189,14 @@ def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None
 
 
 def check_stats(
-    stats: BatchStats, x: jax.Array, channel: int, momentum: float | None, renorm: bool
+    stats: BatchStats, x: jax.Array, channels: Sequence[int], momentum: float | None, renorm: bool
 ) -> None:
     """Running statistics with every entry that is needed, of the width and kind of the input."""
     function = "init_renorm_stats" if renorm else "init_batch_stats"
     argument = ", momentum=None" if momentum is None else ""
-    cure = f"make them with jaxnorm.{function}({x.shape[channel]}{argument})"
+    needed_shape = tuple(x.shape[axis] for axis in channels)
+    width = needed_shape[0] if len(channels) == 1 else needed_shape
+    cure = f"make them with jaxnorm.{function}({width}{argument})"
     if not isinstance(stats, Mapping):
         raise TypeError(
             f"the running statistics must be a dict, got {type(stats).__name__}; {cure}"
@@ -197,11 +209,10 @@ def check_stats(
         )
     for key in ("mean", "var"):
         shape = jnp.shape(stats[key])
-        if shape != (x.shape[channel],):
+        if shape != needed_shape:
             raise ValueError(
-                f"the running {key} has shape {shape}, but the {x.shape[channel]} channels on "
-                f"axis {channel} of the input need ({x.shape[channel]},); check channel_axis, or "
-                f"{cure}"
+                f"the running {key} has shape {shape}, but the {width} channels on the axes "
+                f"{tuple(channels)} of the input need {needed_shape}; check channel_axis, or {cure}"
             )
     if jnp.iscomplexobj(stats["mean"]) and jnp.isrealobj(x):
         raise TypeError(f"the running mean is complex, but the input is real; {cure}")

@@ -26,7 +26,7 @@ class _Layer(NamedTuple):
     scale: jax.Array | None
     bias: jax.Array | None
     counted: jax.Array | None
-    channel: int
+    channels: tuple[int, ...]
     reduced: tuple[int, ...]
     momentum: float | None
     epsilon: float
@@ -42,7 +42,7 @@ class _Layer(NamedTuple):
             scope,
             self.scale,
             self.bias,
-            (self.channel,),
+            self.channels,
             epsilon=self.epsilon,
             counted=self.counted,
             renorm=renorm,
@@ -55,7 +55,9 @@ class _Layer(NamedTuple):
 
     def updated(self, m: Moments) -> Any:
         """The running statistics after a step with the moments `m`."""
-        counts_alike = self.counted is None or self.counted.shape[self.channel] == 1
+        counts_alike = self.counted is None or all(
+            self.counted.shape[axis] == 1 for axis in self.channels
+        )
         return update(
             self.stats,
             m,
@@ -74,7 +76,7 @@ def batch_norm(
     train: bool,
     momentum: float | None = 0.99,
     epsilon: float = 1e-5,
-    channel_axis: int = -1,
+    channel_axis: _axes.Axes = -1,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
@@ -87,13 +89,14 @@ def batch_norm(
 
     Args:
         x: floating or complex [..., C] (C at `channel_axis`).
-        stats: running statistics as from `init_batch_stats(C)`.
+        stats: running statistics as from `init_batch_stats(C)`; those that `freeze_stats` marked
+            are used and not updated, whatever `train` is.
         scale, bias: [C], or None for 1 and 0.
         train: a Python bool: measure this batch and update `stats`, or use `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
             merges all batches exactly, for `init_batch_stats(C, momentum=None)`.
         epsilon: added to the variance.
-        channel_axis: the axis of the channels.
+        channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge statistics over.
         axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
@@ -141,7 +144,7 @@ def batch_norm(
         axis_index_groups=axis_index_groups,
         skip_nonfinite=skip_nonfinite,
     )
-    if not train:
+    if _evaluates(train, stats):
         return layer.evaluated(), stats
     m = _batch_moments(layer, axis_name, axis_index_groups)
     scope = _synced(layer, axis_name, axis_index_groups)
@@ -159,7 +162,7 @@ def ghost_batch_norm(
     num_ghosts: int | None = None,
     momentum: float | None = 0.99,
     epsilon: float = 1e-5,
-    channel_axis: int = -1,
+    channel_axis: _axes.Axes = -1,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
@@ -208,12 +211,12 @@ def ghost_batch_norm(
         skip_nonfinite=skip_nonfinite,
     )
     _axes.check_ghosts(num_ghosts, ghost_size)
-    if layer.channel == 0:
+    if 0 in layer.channels:
         raise ValueError(
-            "channel_axis=0 is the batch axis, which is cut into ghosts; move the channels to "
-            "another axis"
+            f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
+            "ghosts; move the channels to another axis"
         )
-    if not train:
+    if _evaluates(train, stats):
         return layer.evaluated(), stats
     ghosts = _split(layer, num_ghosts, ghost_size)
     _axes.check_values_per_channel(ghosts.x.shape, ghosts.reduced, 1, "ghosts")
@@ -247,7 +250,7 @@ def batch_renorm(
     d_max: float | Schedule = default_d_max,
     momentum: float | None = 0.99,
     epsilon: float = 1e-5,
-    channel_axis: int = -1,
+    channel_axis: _axes.Axes = -1,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
@@ -300,7 +303,7 @@ def batch_renorm(
     )
     r_max = _limit("r_max", r_max, 1.0)
     d_max = _limit("d_max", d_max, 0.0)
-    if not train:
+    if _evaluates(train, stats):
         return layer.evaluated(), stats
     m = _batch_moments(layer, axis_name, axis_index_groups)
     steps = stats["steps"]
@@ -347,7 +350,7 @@ def _checked(
     train: bool,
     momentum: float | None,
     epsilon: float,
-    channel_axis: int,
+    channel_axis: _axes.Axes,
     where: ArrayLike | None,
     axis_name: _axes.AxisName | None,
     axis_index_groups: _axes.AxisIndexGroups,
@@ -355,21 +358,21 @@ def _checked(
     renorm: bool = False,
 ) -> _Layer:
     x = _axes.as_input(x)
-    channel = _axes.single_axis(x.ndim, channel_axis)
+    channels = _axes.channel_axes(x.ndim, channel_axis)
     _axes.check_choice("train", train)
     _axes.check_choice("skip_nonfinite", skip_nonfinite)
     _axes.check_momentum(momentum)
     _axes.check_epsilon(epsilon)
     _axes.check_axis_index_groups(axis_name, axis_index_groups)
-    _axes.check_stats(stats, x, channel, momentum, renorm)
+    _axes.check_stats(stats, x, channels, momentum, renorm)
     return _Layer(
         x=x,
         stats=stats,
-        scale=_axes.as_parameter("scale", scale, x, (channel,)),
-        bias=_axes.as_parameter("bias", bias, x, (channel,)),
+        scale=_axes.as_parameter("scale", scale, x, channels),
+        bias=_axes.as_parameter("bias", bias, x, channels),
         counted=_axes.as_mask(where, x.shape),
-        channel=channel,
-        reduced=_axes.other_axes(x.ndim, (channel,)),
+        channels=channels,
+        reduced=_axes.other_axes(x.ndim, channels),
         momentum=momentum,
         epsilon=epsilon,
         skip_nonfinite=skip_nonfinite,
@@ -382,6 +385,11 @@ def _synced(
     """What the moments of the batch are taken over."""
     groups = _axes.hashable_groups(axis_index_groups)
     return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups)
+
+
+def _evaluates(train: bool, stats: _axes.BatchStats) -> bool:
+    """Whether the running statistics are used: in evaluation, and where they are frozen."""
+    return not train or "frozen" in stats
 
 
 def _batch_moments(
@@ -406,6 +414,6 @@ def _split(layer: _Layer, num_ghosts: int | None, ghost_size: int | None) -> _La
     return layer._replace(
         x=split(layer.x),
         counted=None if layer.counted is None else split(layer.counted),
-        channel=layer.channel + 1,
+        channels=tuple(axis + 1 for axis in layer.channels),
         reduced=tuple(axis + 1 for axis in layer.reduced),
     )

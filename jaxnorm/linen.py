@@ -1,10 +1,12 @@
 """Flax Linen modules: thin shells that create variables and call the functions.
 
 The five normalizations that Flax has take Flax's arguments under Flax's names, in its order, and
-make Flax's variables: `params` {"scale", "bias"} and `batch_stats` {"mean", "var"}. The arguments
-that all modules share:
+make Flax's variables: `params` {"scale", "bias"} and `batch_stats` {"mean", "var"}; so replacing
+the import is the whole migration. Formulas, conventions and errors are the functions'. The
+arguments that all modules share:
 
-    dtype: of the result; by default what the input and the parameters promote to.
+    dtype: of the result; by default what the input and the parameters promote to. Nothing is
+        rounded to it before the result is.
     param_dtype: of the parameters.
     use_scale, use_bias, scale_init, bias_init: which parameters there are, and how they start.
     axis_name, axis_index_groups: mapped axes to merge statistics over; not needed in `init`.
@@ -19,35 +21,40 @@ and in the call
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import canonicalize_dtype
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import modules as _modules
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
-
-Initializer = Callable[..., Any]
+from jaxnorm.modules import Function, Initializer
 
 
 class BatchNorm(nn.Module):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `batch_stats`.
 
-    `init` does not update the statistics. `momentum=None` merges all batches exactly and keeps
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
+
+    `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
+    updated in training either. `momentum=None` merges all batches exactly and keeps
     their `count` in `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
             measure the batch and update them; here or in the call.
-        axis: the axis of the channels.
-        momentum: the weight of the old statistics.
+        axis: the axis or axes of the channels.
+        momentum: the weight of the old statistics (PyTorch's is one minus it).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
+
+    In the call:
+        update_stats: False to measure the batch without updating the statistics, which then need
+            not be mutable.
 
     References:
         Ioffe and Szegedy, "Batch normalization", 2015.
@@ -65,7 +72,7 @@ class BatchNorm(nn.Module):
     """
 
     use_running_average: bool | None = None
-    axis: int = -1
+    axis: _axes.Axes = -1
     momentum: float | None = 0.99
     epsilon: float = 1e-5
     dtype: Any = None
@@ -80,11 +87,11 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     skip_nonfinite: bool = False
 
-    def _function(self) -> Callable[..., Any]:
-        return jn.batch_norm
+    def _function(self) -> Function:
+        return _modules.batch_norm(self)
 
-    def _init_stats(self, num_channels: int, dtype: Any) -> dict[str, jax.Array]:
-        return jn.init_batch_stats(num_channels, momentum=self.momentum, dtype=dtype)
+    def _init_stats(self, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
+        return jn.init_batch_stats(shape, momentum=self.momentum, dtype=dtype)
 
     @nn.compact
     def __call__(
@@ -93,47 +100,57 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         *,
         mask: jax.Array | None = None,
+        update_stats: bool = True,
     ) -> jax.Array:
-        use_running_average = nn.merge_param(
+        evaluating = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
+        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
+        _axes.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
-        channel = _axes.single_axis(x.ndim, self.axis, "axis")
-        features = (x.shape[channel],)
-        stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        stats = {
-            key: self.variable("batch_stats", key, lambda value: value, value)
-            for key, value in self._init_stats(*features, stats_dtype).items()
-        }
+        features = _modules.feature_shape(x, self.axis, "axis")
+        stats = self._stats(features, needed=evaluating and not initializing)
         scale, bias = _scale(self, features), _bias(self, features)
-        x, dtype = _promoted(self, x, scale, bias)
-        measurable = _axes.values_per_channel(x.shape, _axes.other_axes(x.ndim, (channel,))) != 1
-        y, new = self._function()(
+        y, new = _modules.normalize_batch(
+            self,
+            self._function(),
             x,
             {key: variable.value for key, variable in stats.items()},
             scale,
             bias,
-            train=not use_running_average and (measurable or not initializing),
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            channel_axis=channel,
-            where=mask,
-            axis_name=None if initializing else self.axis_name,
-            axis_index_groups=None if initializing else self.axis_index_groups,
-            skip_nonfinite=self.skip_nonfinite,
+            dtype=_modules.result_dtype(self.dtype, x, scale, bias),
+            mask=mask,
+            train=not evaluating and not (initializing and x.size == math.prod(features)),
+            synced=not initializing,
         )
-        if not (use_running_average or initializing):
+        if update_stats and not (evaluating or initializing):
             for key, variable in stats.items():
-                variable.value = (
-                    new[key]
-                    if self.force_float32_reductions
-                    else new[key].astype(variable.value.dtype)
-                )
-        return jnp.asarray(y, dtype)
+                kept = None if self.force_float32_reductions else variable.value.dtype
+                variable.value = jnp.asarray(new[key], kept)
+        return y
+
+    def _stats(self, features: tuple[int, ...], needed: bool) -> dict[str, Any]:
+        """The variables of the running statistics; `needed` says that none may start afresh."""
+        dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        fresh = self._init_stats(features, dtype)
+        missing = [key for key in fresh if not self.has_variable("batch_stats", key)]
+        if missing and (needed or not self.is_mutable_collection("batch_stats")):
+            raise ValueError(
+                f"{type(self).__name__} at /{'/'.join(self.path)} lacks {missing} in the "
+                "collection batch_stats; give apply the batch_stats that init made and training "
+                "updated, beside the params (in training, a mutable batch_stats may start empty)"
+            )
+        return {
+            key: self.variable("batch_stats", key, lambda value: value, value)
+            for key, value in fresh.items()
+        }
 
 
 class GhostBatchNorm(BatchNorm):
     """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
+    batch.
 
     Attributes:
         ghost_size: examples in a ghost; exclusive with `num_ghosts`.
@@ -155,15 +172,16 @@ class GhostBatchNorm(BatchNorm):
     ghost_size: int | None = None
     num_ghosts: int | None = None
 
-    def _function(self) -> Callable[..., Any]:
-        return partial(jn.ghost_batch_norm, ghost_size=self.ghost_size, num_ghosts=self.num_ghosts)
+    def _function(self) -> Function:
+        return _modules.ghost_batch_norm(self)
 
 
 class BatchRenorm(BatchNorm):
     """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
 
-    `batch_stats` holds the number of training `steps` too, so schedules move on under `jit` and
-    survive a checkpoint.
+    y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
+    statistics. `batch_stats` holds the number of training `steps` too, so schedules move on under
+    `jit` and survive a checkpoint.
 
     Attributes:
         r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.
@@ -184,15 +202,17 @@ class BatchRenorm(BatchNorm):
     r_max: float | Schedule = default_r_max
     d_max: float | Schedule = default_d_max
 
-    def _function(self) -> Callable[..., Any]:
-        return partial(jn.batch_renorm, r_max=self.r_max, d_max=self.d_max)
+    def _function(self) -> Function:
+        return _modules.batch_renorm(self)
 
-    def _init_stats(self, num_channels: int, dtype: Any) -> dict[str, jax.Array]:
-        return jn.init_renorm_stats(num_channels, momentum=self.momentum, dtype=dtype)
+    def _init_stats(self, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
+        return jn.init_renorm_stats(shape, momentum=self.momentum, dtype=dtype)
 
 
 class LayerNorm(nn.Module):
     """Layer normalization: `jaxnorm.layer_norm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
@@ -225,25 +245,22 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _features(x, self.feature_axes)
-        return _sample_norm(
-            self,
-            partial(
-                jn.layer_norm, reduction_axes=self.reduction_axes, feature_axes=self.feature_axes
-            ),
-            x,
-            mask,
-            _scale(self, features),
-            _bias(self, features),
+        features = _modules.feature_shape(x, self.feature_axes)
+        return _normalize(
+            self, _modules.layer_norm(self), x, mask, _scale(self, features), _bias(self, features)
         )
 
 
 class RMSNorm(nn.Module):
     """Root mean square normalization: `jaxnorm.rms_norm`.
 
+    y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
+
     Attributes:
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes with a scale of their own.
+        scale_offset: added to the scale in float32; 1.0 for models that store their weight as
+            w - 1, with `scale_init=nn.initializers.zeros`.
 
     References:
         Zhang and Sennrich, "Root mean square layer normalization", 2019.
@@ -268,18 +285,18 @@ class RMSNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    scale_offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        function = partial(
-            jn.rms_norm, reduction_axes=self.reduction_axes, feature_axes=self.feature_axes
-        )
-        scale = _scale(self, _features(x, self.feature_axes))
-        return _sample_norm(self, function, x, mask, scale)
+        features = _modules.feature_shape(x, self.feature_axes)
+        return _normalize(self, _modules.rms_norm(self), x, mask, _scale(self, features))
 
 
 class GroupNorm(nn.Module):
     """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
 
     Attributes:
         num_groups: groups of channels; None where `group_size` is given.
@@ -315,27 +332,18 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _features(x, -1)
-        return _sample_norm(
-            self,
-            partial(
-                jn.group_norm,
-                num_groups=self.num_groups,
-                group_size=self.group_size,
-                reduction_axes=self.reduction_axes,
-            ),
-            x,
-            mask,
-            _scale(self, features),
-            _bias(self, features),
-        )
+        features = _modules.feature_shape(x, -1)
+        function = _modules.group_norm(self, self.num_groups, self.group_size)
+        return _normalize(self, function, x, mask, _scale(self, features), _bias(self, features))
 
 
 class InstanceNorm(nn.Module):
     """Instance normalization: `jaxnorm.instance_norm`.
 
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
+
     Attributes:
-        feature_axes: the axis of the channels.
+        feature_axes: the axis or axes of the channels.
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
@@ -357,7 +365,7 @@ class InstanceNorm(nn.Module):
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros
     scale_init: Initializer = nn.initializers.ones
-    feature_axes: int = -1
+    feature_axes: _axes.Axes = -1
     axis_name: _axes.AxisName | None = None
     axis_index_groups: Any = None
     use_fast_variance: bool = True
@@ -365,20 +373,15 @@ class InstanceNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _features(x, self.feature_axes)
-        return _sample_norm(
+        features = _modules.feature_shape(x, self.feature_axes)
+        return _normalize(
             self,
-            partial(jn.instance_norm, channel_axis=self.feature_axes),
+            _modules.instance_norm(self),
             x,
             mask,
             _scale(self, features),
             _bias(self, features),
         )
-
-
-def _features(x: jax.Array, axes: _axes.Axes) -> tuple[int, ...]:
-    """The shape of the axes that have parameters of their own."""
-    return tuple(x.shape[axis] for axis in _axes.canonical_axes(x.ndim, axes, "feature_axes"))
 
 
 def _scale(module: Any, features: tuple[int, ...]) -> Any:
@@ -393,31 +396,16 @@ def _bias(module: Any, features: tuple[int, ...]) -> Any:
     return module.param("bias", module.bias_init, features, module.param_dtype)
 
 
-def _promoted(module: Any, x: jax.Array, *parameters: Any) -> tuple[jax.Array, Any]:
-    """The input in a dtype that loses nothing, and Flax's dtype of the result."""
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = canonicalize_dtype(
-            x, *(value for value in parameters if value is not None), dtype=module.dtype
-        )
-        return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), dtype)), dtype
-
-
-def _sample_norm(
-    module: Any,
-    function: Callable[..., jax.Array],
-    x: jax.Array,
-    mask: jax.Array | None,
-    *parameters: Any,
+def _normalize(
+    module: Any, function: Function, x: jax.Array, mask: jax.Array | None, *parameters: Any
 ) -> jax.Array:
-    """A stateless normalization in the module's dtype, synced except during `init`."""
-    x, dtype = _promoted(module, x, *parameters)
-    initializing = module.is_initializing()
-    y = function(
+    """A stateless normalization, synced except during `init`."""
+    return _modules.normalize(
+        module,
+        function,
         x,
         *parameters,
-        epsilon=module.epsilon,
-        where=mask,
-        axis_name=None if initializing else module.axis_name,
-        axis_index_groups=None if initializing else module.axis_index_groups,
+        dtype=_modules.result_dtype(module.dtype, x, *parameters),
+        mask=mask,
+        synced=not module.is_initializing(),
     )
-    return jnp.asarray(y, dtype)

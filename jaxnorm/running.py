@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,19 +13,19 @@ from jaxnorm.statistics import Moments, is_finite, merge_moments
 
 
 def init_batch_stats(
-    num_channels: int, *, momentum: float | None = 0.99, dtype: Any = jnp.float32
+    num_channels: int | Sequence[int], *, momentum: float | None = 0.99, dtype: Any = jnp.float32
 ) -> dict[str, jax.Array]:
     """Fresh running statistics: mean 0 and variance 1, so that evaluation gives x / sqrt(1 + eps).
 
     Args:
-        num_channels: the width C.
+        num_channels: the width C, or the shape of several channel axes in ascending order.
         momentum: as it will be given to the normalization; None adds the count that the exact
             cumulative merge needs.
         dtype: of the mean; float32, or wider for wider inputs (complex for complex inputs).
 
     Returns:
-        {"mean": dtype[C] zeros, "var": real[C] ones}, with "count": real[] zero if `momentum` is
-        None.
+        {"mean": dtype[C] zeros, "var": real[C] ones}, with "count": real[] zero (float32 at least)
+        if `momentum` is None.
 
     Raises:
         ValueError: a width that is not positive, a momentum outside [0, 1].
@@ -34,15 +35,17 @@ def init_batch_stats(
         >>> jn.init_batch_stats(2)
         {'mean': Array([0., 0.], dtype=float32), 'var': Array([1., 1.], dtype=float32)}
     """
-    num_channels = _axes.check_positive_int("num_channels", num_channels)
+    widths = num_channels if isinstance(num_channels, Sequence) else (num_channels,)
+    shape = tuple(_axes.check_positive_int("num_channels", width) for width in widths)
     _axes.check_momentum(momentum)
     real = _axes.real_dtype(dtype)
-    stats = {"mean": jnp.zeros(num_channels, dtype), "var": jnp.ones(num_channels, real)}
-    return stats | ({"count": jnp.zeros((), real)} if momentum is None else {})
+    stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, real)}
+    count = jnp.zeros((), _axes.statistics_dtype(real))
+    return stats | ({"count": count} if momentum is None else {})
 
 
 def init_renorm_stats(
-    num_channels: int, *, momentum: float | None = 0.99, dtype: Any = jnp.float32
+    num_channels: int | Sequence[int], *, momentum: float | None = 0.99, dtype: Any = jnp.float32
 ) -> dict[str, jax.Array]:
     """As `init_batch_stats`, and the number of training steps taken, {"steps": i32[] zero}.
 

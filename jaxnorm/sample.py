@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
@@ -82,16 +84,24 @@ def rms_norm(
     reduction_axes: _axes.Axes = -1,
     feature_axes: _axes.Axes = -1,
     epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
     """Root mean square normalization: layer normalization about zero.
 
-    y = x / sqrt(mean(|x|^2) + epsilon) * scale.
+    y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset).
 
-    The arguments, the result and the errors are those of `layer_norm`; a position that does not
-    count and is not finite yields 0.
+    Args:
+        scale_offset: added to the scale in float32; 1.0 for models that store their weight as
+            w - 1, so that weight decay pulls it to one.
+
+    The other arguments, the result and the errors are those of `layer_norm`; also a `ValueError`
+    for a `scale_offset` without a scale. A position that does not count and is not finite yields 0.
+
+    Conventions:
+        Epsilon is 1e-6 as in Flax (PyTorch: the dtype's machine epsilon by default).
 
     References:
         Zhang and Sennrich, "Root mean square layer normalization", 2019, section 4.
@@ -106,7 +116,7 @@ def rms_norm(
     features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
     return _normalize(
         x,
-        _axes.as_parameter("scale", scale, x, features),
+        _offset(_axes.as_parameter("scale", scale, x, features), scale_offset),
         None,
         _axes.as_mask(where, x.shape),
         reduced=reduced,
@@ -194,7 +204,7 @@ def instance_norm(
     scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
-    channel_axis: int = -1,
+    channel_axis: _axes.Axes = -1,
     epsilon: float = 1e-6,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
@@ -209,7 +219,7 @@ def instance_norm(
         x: floating or complex [N, ..., C] (C at `channel_axis`): axis 0 is the batch, and there is
             at least one axis of positions.
         scale, bias: [C], or None for 1 and 0.
-        channel_axis: the axis of the channels.
+        channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
 
     The other arguments, the result and the errors are those of `layer_norm`.
 
@@ -225,14 +235,14 @@ def instance_norm(
           [ 1.  1.]]]
     """
     x = _axes.as_input(x)
-    channel = _axes.single_axis(x.ndim, channel_axis)
+    channels = _axes.channel_axes(x.ndim, channel_axis)
     return _normalize(
         x,
-        _axes.as_parameter("scale", scale, x, (channel,)),
-        _axes.as_parameter("bias", bias, x, (channel,)),
+        _axes.as_parameter("scale", scale, x, channels),
+        _axes.as_parameter("bias", bias, x, channels),
         _axes.as_mask(where, x.shape),
-        reduced=_axes.sample_axes(x.ndim, channel),
-        features=(channel,),
+        reduced=_axes.sample_axes(x.ndim, channels),
+        features=channels,
         epsilon=epsilon,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
@@ -264,10 +274,20 @@ def _normalize(
     return standardize(x, m, scope, scale, bias, features, epsilon=epsilon, counted=counted)
 
 
+def _offset(scale: jax.Array | None, scale_offset: float) -> jax.Array | None:
+    """scale + scale_offset, in the scale's dtype."""
+    _axes.check_number("scale_offset", scale_offset, -math.inf)
+    if scale_offset == 0:
+        return scale
+    if scale is None:
+        raise ValueError(f"scale_offset={scale_offset!r} needs a scale that it is added to")
+    return scale + jnp.asarray(scale_offset, scale.dtype)
+
+
 def _positions(ndim: int, channel: int, reduction_axes: _axes.Axes | None) -> tuple[int, ...]:
     """The axes that a group is measured over beside the channel axis, which must be among them."""
     if reduction_axes is None:
-        reduced = _axes.sample_axes(ndim, channel, with_channel=True)
+        reduced = _axes.sample_axes(ndim, (channel,), with_channels=True)
     else:
         reduced = _axes.reduction_axes(ndim, reduction_axes)
     if channel not in reduced:

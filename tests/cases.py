@@ -54,7 +54,8 @@ def fresh(name, channels, **options):
 def arguments(name, x, stats, scale, bias, channel_axis):
     """Lay out the positional arguments of a function."""
     if name in STATEFUL:
-        stats = fresh(name, np.shape(x)[channel_axis]) if stats is None else stats
+        axes = sorted(reference.axes_of(channel_axis, np.ndim(x)))
+        stats = fresh(name, [np.shape(x)[axis] for axis in axes]) if stats is None else stats
         return x, stats, scale, bias
     return (x, scale) if name == "rms" else (x, scale, bias)
 

@@ -88,8 +88,8 @@ def shared_over(shape, axes):
 
 
 def all_but(axis, ndim):
-    """Give every axis but one."""
-    return tuple(a for a in range(ndim) if a != axis % ndim)
+    """Give every axis but one or several."""
+    return tuple(a for a in range(ndim) if a not in axes_of(axis, ndim))
 
 
 def batch_labels(shape, *, channel_axis=-1, **_):
@@ -122,7 +122,7 @@ def group_labels(
 
 def instance_labels(shape, *, channel_axis=-1, **_):
     """Label a position with its example and its channel."""
-    return group_labels(shape, group_size=1, channel_axis=channel_axis)
+    return shared_over(shape, all_but((0, *axes_of(channel_axis, len(shape))), len(shape)))
 
 
 def along(parameter, shape, axes):
@@ -168,8 +168,18 @@ def layer_norm(
     return affine(y, scale, bias, feature_axes)
 
 
-def rms_norm(x, scale=None, *, reduction_axes=-1, feature_axes=-1, epsilon=1e-6, where=None):
+def rms_norm(
+    x,
+    scale=None,
+    *,
+    reduction_axes=-1,
+    feature_axes=-1,
+    epsilon=1e-6,
+    scale_offset=0.0,
+    where=None,
+):
     """Zhang & Sennrich 2019: the features of one example, about zero."""
+    scale = None if scale is None else widen(scale) + scale_offset
     labels = layer_labels(np.shape(x), reduction_axes=reduction_axes)
     y = standardize(x, labels, where=where, epsilon=epsilon, centered=False)
     return affine(y, scale, None, feature_axes)

@@ -47,6 +47,24 @@ def test_the_first_axis_can_hold_the_channels_of_a_batch():
     near(stats, expected_stats)
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("name", "channel_axis"), [(n, (3, 1)) for n in STATEFUL] + [("batch", (0, 2))]
+)
+def test_several_axes_can_hold_the_channels(name, channel_axis, masked, train):
+    x = normals(4, 3, 4, 5, mean=2.0, std=3.0)
+    shape = tuple(x.shape[axis] for axis in sorted(channel_axis))
+    stats = {**fresh(name, shape), "mean": normals(*shape), "var": np.exp(normals(*shape, seed=1))}
+    args = (x, normals(*shape, mean=1.5), normals(*shape, seed=2))
+    where = chances(*x.shape, share=0.8) if masked else None
+    options = {"stats": stats, "channel_axis": channel_axis, "train": train, "where": where}
+    y, stats = library(name, *args, **options)
+    expected, expected_stats = oracle(name, *args, **options)
+    near(y, expected)
+    near(stats, expected_stats)
+
+
 @pytest.mark.parametrize("with_scale", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_scale_and_bias_are_each_optional(with_scale, with_bias):

@@ -41,6 +41,12 @@ AXES = itertools.chain(
     wrong(("ghost", *GROUPED), ValueError, ["channel_axis", "0"], channel_axis=0),
     wrong(("ghost", *GROUPED), ValueError, ["channel_axis"], channel_axis=-3),
     wrong(("batch", "group"), TypeError, ["channel_axis", "1.0"], channel_axis=1.0),
+    wrong(
+        ("batch", "ghost", "instance"), ValueError, ["channel_axis", "twice"], channel_axis=(1, -2)
+    ),
+    wrong(("batch", "instance"), ValueError, ["channel_axis", "no axis"], channel_axis=()),
+    wrong(("ghost", "instance"), ValueError, ["channel_axis", "0"], channel_axis=(0, 2)),
+    wrong(("group",), TypeError, ["channel_axis", "one int"], channel_axis=(1, 2)),
     wrong(("layer", "rms"), ValueError, ["reduction_axes", "5"], reduction_axes=5),
     wrong(("layer", "rms"), ValueError, ["reduction_axes"], reduction_axes=(1, -4)),
     wrong(("layer", "rms"), ValueError, ["reduction_axes", "twice"], reduction_axes=(2, -1)),
@@ -86,6 +92,7 @@ ARRAYS = itertools.chain(
     wrong(every_norm, TypeError, ["int32"], x=np.ones((6, 5, 8), np.int32)),
     wrong(every_norm, TypeError, ["bool"], x=np.ones((6, 5, 8), bool)),
     wrong(STATEFUL, ValueError, ["(7,)", "8 channels"], stats=fresh("renorm", 7)),
+    wrong(STATEFUL, ValueError, ["(8,)", "(5, 8)"], channel_axis=(1, 2)),
     wrong(STATEFUL, ValueError, ["mean", "var"], stats={"var": np.ones(8, np.float32)}),
     wrong(STATEFUL, ValueError, ["mean", "scale"], stats={"scale": np.ones(8, np.float32)}),
     wrong(("renorm",), ValueError, ["steps", "mean", "var"], stats=fresh("batch", 8)),
@@ -105,6 +112,9 @@ NUMBERS = itertools.chain(
     wrong(STATEFUL, TypeError, ["train", "None"], train=None),
     wrong(STATEFUL, TypeError, ["train", "yes"], train="yes"),
     wrong(STATEFUL, TypeError, ["skip_nonfinite", "no"], skip_nonfinite="no"),
+    wrong(("rms",), ValueError, ["scale_offset", "1.0", "scale"], scale_offset=1.0),
+    wrong(("rms",), ValueError, ["scale_offset", "inf"], scale_offset=float("inf")),
+    wrong(("rms",), TypeError, ["scale_offset", "one"], scale_offset="one"),
     wrong(("renorm",), ValueError, ["r_max", "0.5"], r_max=0.5),
     wrong(("renorm",), ValueError, ["d_max", "-1.0"], d_max=-1.0),
     wrong(("renorm",), TypeError, ["r_max", "paper"], r_max="paper"),
@@ -140,6 +150,7 @@ STATISTICS = [
         ("sync", ValueError, ["absent"], jn.sync_moments, (jn.moments(X, 0), "absent"), {}),
         ("init-width", ValueError, ["-1"], jn.init_batch_stats, (-1,), {}),
         ("init-kind", TypeError, ["8.0"], jn.init_batch_stats, (8.0,), {}),
+        ("init-shape", ValueError, ["0"], jn.init_batch_stats, ((8, 0),), {}),
         (
             "init-momentum",
             ValueError,

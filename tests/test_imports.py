@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["axes", "statistics", "distributed", "standardize", "running", "batch", "sample", "linen"]
+ORDER = [
+    "axes",
+    "statistics",
+    "distributed",
+    "standardize",
+    "running",
+    "batch",
+    "sample",
+    "recipes",
+    "modules",
+    "linen",
+    "nnx",
+]
 
 
 def imported(path: Path) -> set[str]:
@@ -36,8 +48,13 @@ def test_the_library_imports_jax_and_flax_only():
     allowed = {"jax", "jaxnorm", "__future__"} | set(sys.stdlib_module_names)
     for path in (ROOT / "jaxnorm").glob("*.py"):
         packages = {name.split(".")[0] for name in imported(path)}
-        extra = {"flax"} if path.stem == "linen" else set()
+        extra = {"flax"} if path.stem in ("modules", "linen", "nnx") else set()
         assert packages <= allowed | extra, path.name
+
+
+def test_the_shells_of_one_framework_import_nothing_of_the_other():
+    assert not {name for name in imported(ROOT / "jaxnorm" / "linen.py") if "nnx" in name}
+    assert not {name for name in imported(ROOT / "jaxnorm" / "nnx.py") if "linen" in name}
 
 
 def test_experiments_use_the_library_as_users_do():

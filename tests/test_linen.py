@@ -1,6 +1,10 @@
 """The Linen modules create Flax's variables and give the functions' numbers."""
 
+import re
+from typing import Any
+
 import chex
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,111 +16,37 @@ import jaxnorm.linen as jnn
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (4, 6, 5, 8)) * 2 + 1
-MASK = jax.random.bernoulli(jax.random.key(2), 0.6, (4, 6, 5, 1))
-SOMEWHERE = jax.random.bernoulli(jax.random.key(3), 0.8, X.shape)  # in every row and group
 RANDOM = {
     "scale_init": nn.initializers.normal(1.0),
     "bias_init": nn.initializers.normal(1.0),
-}
-DTYPES = [(jnp.float32, None), (jnp.bfloat16, None), (jnp.bfloat16, jnp.bfloat16)]
-
-SAMPLE = {
-    "LayerNorm": (jn.layer_norm, {}),
-    "RMSNorm": (jn.rms_norm, {}),
-    "GroupNorm": (jn.group_norm, {"num_groups": 4}),
-    "InstanceNorm": (jn.instance_norm, {}),
 }
 STATEFUL = {
     "BatchNorm": (jn.batch_norm, {}),
     "GhostBatchNorm": (jn.ghost_batch_norm, {"ghost_size": 2}),
     "BatchRenorm": (jn.batch_renorm, {"r_max": 1.5, "d_max": 0.5}),
 }
-OF_FLAX = [
-    ("BatchNorm", {"use_running_average": False}),
-    ("BatchNorm", {"use_running_average": False, "axis": 1, "momentum": 0.5}),
-    ("BatchNorm", {"use_running_average": True, "epsilon": 0.1}),
-    ("LayerNorm", {}),
-    ("LayerNorm", {"reduction_axes": (1, 2), "feature_axes": (2, 3)}),
-    ("LayerNorm", {"use_bias": False, "epsilon": 0.1}),
-    ("RMSNorm", {}),
-    ("RMSNorm", {"reduction_axes": (2, 3), "use_scale": False}),
-    ("GroupNorm", {"num_groups": 2}),
-    ("GroupNorm", {"num_groups": None, "group_size": 2, "use_scale": False}),
-    ("GroupNorm", {"num_groups": 4, "reduction_axes": (2, 3)}),
-    ("InstanceNorm", {}),
-    ("InstanceNorm", {"feature_axes": 1}),
-]
+SAMPLE = {
+    "LayerNorm": RANDOM,
+    "RMSNorm": {"scale_init": RANDOM["scale_init"]},
+    "GroupNorm": {**RANDOM, "num_groups": 4},
+    "InstanceNorm": RANDOM,
+}
 
 
-def parameters(variables):
-    """The parameters that the function takes, in its order."""
-    params = variables["params"]
-    return [params[name] for name in ("scale", "bias") if name in params]
+@pytest.mark.parametrize("name", ["BatchNorm", *SAMPLE])
+def test_the_first_variables_are_flaxs_bit_for_bit(name):
+    options = SAMPLE.get(name, {**RANDOM, "use_running_average": False})
+    variables = getattr(nn, name)(**options).init(KEY, X)
+    chex.assert_trees_all_equal(getattr(jnn, name)(**options).init(KEY, X), variables)
 
 
-def without_bias(name):
-    return {key: value for key, value in RANDOM.items() if (name, key) != ("RMSNorm", "bias_init")}
-
-
-def taken(stats):
-    """Running statistics after some training."""
-    return stats | {"mean": stats["mean"] + 0.5, "var": stats["var"] * 3}
-
-
-@pytest.mark.parametrize(("x_dtype", "dtype"), DTYPES)
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_module_gives_its_function(name, x_dtype, dtype):
-    function, options = SAMPLE[name]
-    module = getattr(jnn, name)(dtype=dtype, **without_bias(name), **options)
-    x = X.astype(x_dtype)
-    variables = module.init(KEY, x)
-    y = module.apply(variables, x, mask=MASK)
-    of_dtype = x.astype(y.dtype)
-    expected = function(of_dtype, *parameters(variables), where=MASK, **options)
-    assert y.dtype == (dtype or jnp.float32)
-    chex.assert_trees_all_equal(y, expected)
-
-
-@pytest.mark.parametrize(("x_dtype", "dtype"), DTYPES)
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("name", STATEFUL)
-def test_a_stateful_module_gives_its_function(name, train, x_dtype, dtype):
-    function, options = STATEFUL[name]
-    module = getattr(jnn, name)(dtype=dtype, momentum=0.9, **RANDOM, **options)
-    x = X.astype(x_dtype)
-    variables = module.init(KEY, x, use_running_average=not train)
-    stats = taken(variables["batch_stats"])
-    y, updates = module.apply(
-        {**variables, "batch_stats": stats},
-        x,
-        use_running_average=not train,
-        mask=MASK,
-        mutable=["batch_stats"],
-    )
-    expected = function(
-        x.astype(y.dtype),
-        stats,
-        *parameters(variables),
-        train=train,
-        momentum=0.9,
-        where=MASK,
-        **options,
-    )
-    assert y.dtype == (dtype or jnp.float32)
-    chex.assert_trees_all_equal((y, updates["batch_stats"]), expected)
-
-
-@pytest.mark.parametrize(("name", "options"), OF_FLAX)
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_module_is_flax_at_ordinary_scales(name, options, masked):
-    ours = getattr(jnn, name)(**without_bias(name), **options)
-    flaxs = getattr(nn, name)(**without_bias(name), **options)
-    mask = SOMEWHERE if masked else None
-    variables = flaxs.init(KEY, X)
-    chex.assert_trees_all_equal(ours.init(KEY, X), variables)
-    y, updates = ours.apply(variables, X, mask=mask, mutable=["batch_stats"])
-    expected, expected_updates = flaxs.apply(variables, X, mask=mask, mutable=["batch_stats"])
-    chex.assert_trees_all_close((y, updates), (expected, expected_updates), atol=2e-5, rtol=2e-5)
+def test_init_needs_no_mapped_axis(name):
+    options = {**SAMPLE[name], "axis_name": "devices", "axis_index_groups": [[0, 1], [2, 3]]}
+    module = getattr(jnn, name)(**options)
+    assert module.init(KEY, X)["params"]["scale"].shape == (8,)
+    with pytest.raises(ValueError, match="devices"):
+        module.apply(module.init(KEY, X), X)
 
 
 @pytest.mark.parametrize("name", STATEFUL)
@@ -212,3 +142,87 @@ def test_running_statistics_of_another_dtype():
 def test_a_wrong_module_says_what_would_work(module, message):
     with pytest.raises(ValueError, match=message):
         module.init(KEY, X)
+
+
+# Statistics that are used, updated, shared or missing
+
+
+class Twice(nn.Module):
+    """One normalization in two places."""
+
+    library: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = self.library.BatchNorm(use_running_average=not train, momentum=0.5)
+        return norm(3 * norm(x) + 1)
+
+
+def test_a_module_used_twice_updates_twice():
+    ours, flaxs = Twice(jnn), Twice(nn)
+    variables = flaxs.init(KEY, X, True)
+    chex.assert_trees_all_equal(ours.init(KEY, X, True), variables)
+    y, updates = ours.apply(variables, X, True, mutable=["batch_stats"])
+    expected = flaxs.apply(variables, X, True, mutable=["batch_stats"])
+    chex.assert_trees_all_close((y, updates), expected, atol=2e-5, rtol=2e-5)
+    variables = {**variables, **updates}
+    y, expected = (module.apply(variables, X, False) for module in (ours, flaxs))
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_statistics_can_be_measured_and_not_updated(name):
+    module = getattr(jnn, name)(use_running_average=False, **STATEFUL[name][1])
+    variables = module.init(KEY, X)
+    y, updates = module.apply(variables, X, update_stats=False, mutable=["batch_stats"])
+    expected, moved = module.apply(variables, X, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, expected)
+    chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
+    assert not np.array_equal(moved["batch_stats"]["mean"], variables["batch_stats"]["mean"])
+    np.testing.assert_array_equal(module.apply(variables, X, update_stats=False), expected)
+    with pytest.raises(flax.errors.ModifyScopeVariableError):
+        module.apply(variables, X)
+
+
+@pytest.mark.parametrize("mutable", [False, ["batch_stats"]])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_missing_statistics_in_evaluation_are_an_error_that_names_them(name, mutable):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return getattr(jnn, name)(use_running_average=not train, **STATEFUL[name][1])(x)
+
+    variables = Net().init(KEY, X, True)
+    lost = {"params": variables["params"]}
+    keys = list(variables["batch_stats"][f"{name}_0"])
+    with pytest.raises(ValueError, match=rf"{name}_0 lacks {re.escape(str(keys))}.*batch_stats"):
+        Net().apply(lost, X, False, mutable=mutable)
+    stats = {key: variables["batch_stats"][f"{name}_0"][key] for key in keys if key != "var"}
+    with pytest.raises(ValueError, match=r"lacks \['var'\]"):
+        Net().apply({**lost, "batch_stats": {f"{name}_0": stats}}, X, False, mutable=mutable)
+    _, fresh = Net().apply(lost, X, True, mutable=["batch_stats"])  # training may start afresh
+    assert set(fresh["batch_stats"][f"{name}_0"]) == set(keys)
+
+
+def test_use_running_average_is_given_once():
+    variables = jnn.BatchNorm().init(KEY, X, use_running_average=True)
+    with pytest.raises(ValueError, match="use_running_average"):
+        jnn.BatchNorm().apply(variables, X)
+    with pytest.raises(ValueError, match="use_running_average"):
+        jnn.BatchNorm(use_running_average=True).apply(variables, X, use_running_average=True)
+
+
+def test_update_stats_is_a_python_bool():
+    module = jnn.BatchNorm(use_running_average=False)
+    with pytest.raises(TypeError, match="update_stats"):
+        module.init(KEY, X, update_stats=None)
+
+
+def test_the_cumulative_count_is_exact_whatever_the_statistics_are():
+    options = {"param_dtype": jnp.bfloat16, "force_float32_reductions": False, "momentum": None}
+    module = jnn.BatchNorm(use_running_average=False, **options)
+    variables = module.init(KEY, X)
+    for _ in range(5):
+        variables = {**variables, **module.apply(variables, X, mutable=["batch_stats"])[1]}
+    assert variables["batch_stats"]["count"] == 5 * X[..., 0].size
+    assert variables["batch_stats"]["mean"].dtype == jnp.bfloat16

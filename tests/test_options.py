@@ -14,7 +14,7 @@ CHANGES = {
     "train": [False],
     "momentum": [0.5, None],
     "epsilon": [0.5],
-    "channel_axis": [1],
+    "channel_axis": [1, (1, 2)],
     "where": [np.array([True, False, True, True])[:, None, None], np.zeros((), bool)],
     "axis_name": ["devices", ("devices", "more")],
     "axis_index_groups": [[[0]]],
@@ -27,6 +27,7 @@ CHANGES = {
     "feature_axes": [1, 0],
     "num_groups": [1, 4],
     "group_size": [1, 2],
+    "scale_offset": [1.0],
 }
 DEFAULTS = {
     "train": inspect.Parameter.empty,
@@ -40,6 +41,7 @@ DEFAULTS = {
     "num_ghosts": None,
     "feature_axes": -1,
     "group_size": None,
+    "scale_offset": 0.0,
 }
 OPTIONS = {
     name: [
@@ -56,7 +58,7 @@ PROMISED = {
     "ghost": {"ghost_size", "num_ghosts"} | MOVING,
     "renorm": {"r_max", "d_max"} | MOVING,
     "layer": {"reduction_axes", "feature_axes"} | SHARED,
-    "rms": {"reduction_axes", "feature_axes"} | SHARED,
+    "rms": {"reduction_axes", "feature_axes", "scale_offset"} | SHARED,
     "group": {"num_groups", "group_size", "channel_axis", "reduction_axes"} | SHARED,
     "instance": {"channel_axis"} | SHARED,
 }

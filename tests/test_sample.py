@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import chances, gradients, identical, library, near, normals, oracle, parameters
@@ -80,6 +81,34 @@ def test_instances_are_the_positions_of_one_channel(shape, channel_axis):
     x, args = normals(*shape, mean=2.0), parameters(8)
     options = {"channel_axis": channel_axis}
     near(library("instance", x, *args, **options)[0], oracle("instance", x, *args, **options)[0])
+
+
+@pytest.mark.parametrize("channel_axis", [(1, 3), (-1, 2), (3,)], ids=str)
+def test_several_axes_can_hold_the_channels_of_an_instance(channel_axis):
+    x = normals(2, 3, 4, 5, mean=2.0)
+    shape = [x.shape[axis] for axis in sorted(a % 4 for a in channel_axis)]
+    args = (x, normals(*shape, mean=1.5), normals(*shape, seed=2))
+    options = {"channel_axis": channel_axis}
+    near(library("instance", *args, **options)[0], oracle("instance", *args, **options)[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_the_offset_of_a_scale_is_added_in_float32(dtype):
+    x, weight = normals(3, 8).astype(dtype), normals(8, std=1e-3)
+    shifted = library("rms", x, weight, scale_offset=1.0)[0]
+    identical(shifted, library("rms", x, np.float32(1.0) + weight)[0])
+    stored = weight.astype(jnp.bfloat16)  # small weights that 1 + weight in bfloat16 would lose
+    shifted = library("rms", x, stored, scale_offset=1.0)[0]
+    near(
+        shifted,
+        oracle("rms", x, stored, scale_offset=1.0)[0],
+        4e-6 if dtype == np.float32 else 2e-2,
+    )
+    near(
+        gradients("rms", x, weight, None, x, scale_offset=1.0)[1],
+        gradients("rms", x, weight, None, x)[1],
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLE)

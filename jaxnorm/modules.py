@@ -1,0 +1,131 @@
+"""What the Linen and the NNX modules share: the function that each calls, and how.
+
+A `module` is of either framework: its arguments are its attributes, under the same names. Here
+stands which function with which of them it is; `linen.py` and `nnx.py` add their variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import canonicalize_dtype
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+
+Function = Callable[..., Any]
+Initializer = Callable[..., Any]
+
+
+def batch_norm(module: Any) -> Function:
+    return jn.batch_norm
+
+
+def ghost_batch_norm(module: Any) -> Function:
+    return partial(jn.ghost_batch_norm, ghost_size=module.ghost_size, num_ghosts=module.num_ghosts)
+
+
+def batch_renorm(module: Any) -> Function:
+    return partial(jn.batch_renorm, r_max=module.r_max, d_max=module.d_max)
+
+
+def layer_norm(module: Any) -> Function:
+    return partial(
+        jn.layer_norm, reduction_axes=module.reduction_axes, feature_axes=module.feature_axes
+    )
+
+
+def rms_norm(module: Any) -> Function:
+    return partial(
+        jn.rms_norm,
+        reduction_axes=module.reduction_axes,
+        feature_axes=module.feature_axes,
+        scale_offset=module.scale_offset,
+    )
+
+
+def group_norm(module: Any, num_groups: int | None, group_size: int | None) -> Function:
+    return partial(
+        jn.group_norm,
+        num_groups=num_groups,
+        group_size=group_size,
+        reduction_axes=module.reduction_axes,
+    )
+
+
+def instance_norm(module: Any) -> Function:
+    return partial(jn.instance_norm, channel_axis=module.feature_axes)
+
+
+def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
+    """The shape of the axes that have parameters or statistics of their own."""
+    return tuple(x.shape[axis] for axis in _axes.channel_axes(x.ndim, axes, name))
+
+
+def result_dtype(dtype: Any, *arrays: Any) -> Any:
+    """`dtype`, or what the arrays promote to where it is None."""
+    with jax.numpy_dtype_promotion("standard"):
+        return canonicalize_dtype(*arrays, dtype=dtype)
+
+
+def normalize(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    *parameters: Any,
+    dtype: Any,
+    mask: Any,
+    synced: bool = True,
+) -> jax.Array:
+    """A stateless normalization's result, in `dtype`.
+
+    Args:
+        synced: over the module's mapped axes, if it has any.
+    """
+    y = function(_widened(x, dtype), *parameters, **_options(module, mask, synced))
+    return jnp.asarray(y, dtype)
+
+
+def normalize_batch(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    stats: _axes.BatchStats,
+    *parameters: Any,
+    dtype: Any,
+    mask: Any,
+    train: bool,
+    synced: bool = True,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A stateful normalization's result, in `dtype`, and its new statistics."""
+    y, new = function(
+        _widened(x, dtype),
+        stats,
+        *parameters,
+        train=train,
+        momentum=module.momentum,
+        channel_axis=module.axis,
+        skip_nonfinite=module.skip_nonfinite,
+        **_options(module, mask, synced),
+    )
+    return jnp.asarray(y, dtype), new
+
+
+def _options(module: Any, mask: Any, synced: bool) -> dict[str, Any]:
+    """The options that every function has."""
+    return {
+        "epsilon": module.epsilon,
+        "where": mask,
+        "axis_name": module.axis_name if synced else None,
+        "axis_index_groups": module.axis_index_groups if synced else None,
+    }
+
+
+def _widened(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in a dtype that holds both it and the result, so that nothing is rounded before."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), dtype))

@@ -1,0 +1,614 @@
+"""Flax NNX modules: thin shells that create variables and call the functions.
+
+The five normalizations that NNX has take NNX's arguments under NNX's names and make NNX's
+variables: `nnx.Param` `scale` and `bias`, `nnx.BatchStat` `mean` and `var`; so replacing the import
+is the whole migration. Formulas, conventions and errors are the functions'. The arguments that all
+modules share:
+
+    num_features: how many values the scale and the bias have: of several feature axes, their
+        product.
+    dtype: of the result; by default what the input and the variables promote to. Nothing is rounded
+        to it before the result is.
+    param_dtype: of the parameters.
+    use_scale, use_bias, scale_init, bias_init: which parameters there are, and how they start.
+    scale_metadata, bias_metadata: of their `nnx.Param`, for example its sharding.
+    axis_name, axis_index_groups: mapped axes to merge statistics over.
+    use_fast_variance: taken for compatibility, without effect: the exact form is always used.
+    promote_dtype: a function of the input and the variables, called as
+        `promote_dtype((x, ...), dtype=dtype)`, whose results are used in their place. Flax's own,
+        the default, would round them: of it only the dtype of the result is taken.
+    rngs: the keys of the parameters.
+
+and in the call
+
+    mask: nonzero where a position counts; broadcasts to the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.module import first_from
+from flax.nnx.nn import dtypes
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import modules as _modules
+from jaxnorm import recipes as _recipes
+from jaxnorm.batch import Schedule, default_d_max, default_r_max
+from jaxnorm.modules import Function, Initializer
+
+Metadata = Mapping[str, Any]
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization: `jaxnorm.batch_norm` with its statistics in `nnx.BatchStat`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
+
+    `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
+    makes those of training too. `momentum=None`
+    merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
+
+    Args:
+        use_running_average: True to normalize with the running statistics, False to measure the
+            batch and update them; here or in the call, which takes precedence.
+        axis: the axis or axes of the channels.
+        momentum: the weight of the old statistics (PyTorch's is one minus it).
+        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
+            finite.
+
+    In the call:
+        update_stats: False to measure the batch without updating the statistics.
+
+    References:
+        Ioffe and Szegedy, "Batch normalization", 2015.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm
+        >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+        >>> norm = BatchNorm(2, momentum=0.5, rngs=nnx.Rngs(0))
+        >>> print(norm(x).round(3), norm.mean[...])
+        [[-1. -1.]
+         [ 1.  1.]] [ 1. 10.]
+        >>> norm.eval()
+        >>> print(norm(x)[:, 0].round(3))
+        [0. 2.]
+    """
+
+    mean: nnx.BatchStat[jax.Array]
+    var: nnx.BatchStat[jax.Array]
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: _axes.Axes = -1,
+        momentum: float | None = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+        skip_nonfinite: bool = False,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.skip_nonfinite = skip_nonfinite
+        self.frozen = False
+        for key, value in self._init_stats().items():
+            setattr(self, key, nnx.BatchStat(value))
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    def _function(self) -> Function:
+        return _modules.batch_norm(self)
+
+    def _init_stats(self) -> dict[str, jax.Array]:
+        return jn.init_batch_stats(self.num_features, momentum=self.momentum)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        update_stats: bool = True,
+    ) -> jax.Array:
+        evaluating = first_from(
+            use_running_average,
+            self.use_running_average,
+            error_msg=(
+                f"give use_running_average to {type(self).__name__}, when it is built, in the call "
+                "or by nnx.view, or call train() or eval() of the model"
+            ),
+        )
+        evaluating = evaluating or self.frozen
+        _axes.check_choice("update_stats", update_stats)
+        features = _modules.feature_shape(x, self.axis, "axis")
+        variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
+        stats = {key: _value(variable, features) for key, variable in variables.items()}
+        x, (mean, var), parameters, dtype = _promoted(
+            self,
+            x,
+            (stats["mean"], stats["var"]),
+            (_value(self.scale, features), _value(self.bias, features)),
+        )
+        y, new = _modules.normalize_batch(
+            self,
+            self._function(),
+            x,
+            {**stats, "mean": mean, "var": var} if evaluating else stats,
+            *parameters,
+            dtype=dtype,
+            mask=mask,
+            train=not evaluating,
+        )
+        if update_stats and not evaluating:
+            for key, variable in variables.items():
+                variable.set_value(jax.lax.stop_gradient(_flat(new[key])))
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`.
+
+        Args:
+            use_running_average: True to normalize with the running statistics, False to measure.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class GhostBatchNorm(BatchNorm):
+    """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
+    batch.
+
+    Args:
+        ghost_size: examples in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
+        options: the arguments of `BatchNorm`.
+
+    References:
+        Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import GhostBatchNorm
+        >>> norm = GhostBatchNorm(1, ghost_size=2, rngs=nnx.Rngs(0))
+        >>> print(norm(jnp.array([[1.0], [3.0], [10.0], [30.0]]))[:, 0].round(3))
+        [-1.  1. -1.  1.]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        ghost_size: int | None = None,
+        num_ghosts: int | None = None,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        _axes.check_ghosts(num_ghosts, ghost_size)
+        super().__init__(num_features, rngs=rngs, **options)
+        self.ghost_size = ghost_size
+        self.num_ghosts = num_ghosts
+
+    def _function(self) -> Function:
+        return _modules.ghost_batch_norm(self)
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
+
+    y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
+    statistics. An `nnx.BatchStat` holds the number of training `steps` too, so schedules move on
+    under `nnx.jit` and survive a checkpoint.
+
+    Args:
+        r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.
+        options: the arguments of `BatchNorm`.
+
+    References:
+        Ioffe, "Batch renormalization", 2017.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchRenorm
+        >>> norm = BatchRenorm(1, r_max=3.0, d_max=5.0, rngs=nnx.Rngs(0))
+        >>> print(norm(jnp.array([[1.0], [3.0]]))[:, 0].round(2), norm.steps[...])
+        [1. 3.] 1
+    """
+
+    steps: nnx.BatchStat[jax.Array]
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        r_max: float | Schedule = default_r_max,
+        d_max: float | Schedule = default_d_max,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        super().__init__(num_features, rngs=rngs, **options)
+        self.r_max = r_max
+        self.d_max = d_max
+
+    def _function(self) -> Function:
+        return _modules.batch_renorm(self)
+
+    def _init_stats(self) -> dict[str, jax.Array]:
+        return jn.init_renorm_stats(self.num_features, momentum=self.momentum)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalization: `jaxnorm.layer_norm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
+
+    Args:
+        reduction_axes: the axis or axes to measure over.
+        feature_axes: the axis or axes with a scale and a bias of their own.
+
+    References:
+        Ba, Kiros and Hinton, "Layer normalization", 2016.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import LayerNorm
+        >>> print(LayerNorm(2, rngs=nnx.Rngs(0))(jnp.array([[1.0, 3.0]])).round(3))
+        [[-1.  1.]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        reduction_axes: _axes.Axes = -1,
+        feature_axes: _axes.Axes = -1,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+    ):
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        return _normalize(
+            self, _modules.layer_norm(self), x, mask, self.feature_axes, self.scale, self.bias
+        )
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalization: `jaxnorm.rms_norm`.
+
+    y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
+
+    Args:
+        reduction_axes: the axis or axes to measure over.
+        feature_axes: the axis or axes with a scale of their own.
+        scale_offset: added to the scale in float32; 1.0 for models that store their weight as
+            w - 1, with `scale_init=nnx.initializers.zeros`.
+
+    References:
+        Zhang and Sennrich, "Root mean square layer normalization", 2019.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import RMSNorm
+        >>> print(RMSNorm(4, rngs=nnx.Rngs(0))(jnp.array([[3.0, 4.0, 0.0, 0.0]])).round(3))
+        [[1.2 1.6 0.  0. ]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_scale: bool = True,
+        scale_init: Initializer = nnx.initializers.ones,
+        reduction_axes: _axes.Axes = -1,
+        feature_axes: _axes.Axes = -1,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        scale_metadata: Metadata = MappingProxyType({}),
+        scale_offset: float = 0.0,
+    ):
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale_offset = scale_offset
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return _normalize(self, _modules.rms_norm(self), x, mask, self.feature_axes, self.scale)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
+
+    Args:
+        num_groups: groups of channels; None where `group_size` is given.
+        group_size: channels of a group; exclusive with `num_groups`.
+        reduction_axes: the axes to measure over, the last among them; all but axis 0 by default.
+
+    References:
+        Wu and He, "Group normalization", 2018.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import GroupNorm
+        >>> norm = GroupNorm(4, num_groups=2, rngs=nnx.Rngs(0))
+        >>> print(norm(jnp.array([[1.0, 3.0, 10.0, 30.0]])).round(3))
+        [[-1.  1. -1.  1.]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        reduction_axes: _axes.Axes | None = None,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+    ):
+        self.feature_axis = -1
+        self.group_size = _axes.group_size_of(num_features, num_groups, group_size)
+        self.num_groups = num_features // self.group_size
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        return _normalize(
+            self,
+            _modules.group_norm(self, self.num_groups, None),
+            x,
+            mask,
+            -1,
+            self.scale,
+            self.bias,
+        )
+
+
+class InstanceNorm(nnx.Module):
+    """Instance normalization: `jaxnorm.instance_norm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
+
+    Args:
+        feature_axes: the axis or axes of the channels.
+
+    References:
+        Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import InstanceNorm
+        >>> norm = InstanceNorm(2, rngs=nnx.Rngs(0))
+        >>> print(norm(jnp.array([[[1.0, 10.0], [3.0, 30.0]]])).round(3))
+        [[[-1. -1.]
+          [ 1.  1.]]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        feature_axes: _axes.Axes = -1,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+    ):
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        return _normalize(
+            self, _modules.instance_norm(self), x, mask, self.feature_axes, self.scale, self.bias
+        )
+
+
+def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
+    """Use the running statistics and leave them as they are in training too, as in evaluation.
+
+    It sets the attribute `frozen` of every `BatchNorm` and kin in the named parts, which `train()`
+    and `eval()` do not touch. The parameters go on learning; stop those in the optimizer.
+
+    Args:
+        model: changed in place, as by `train()` and `eval()`.
+        parts: paths of normalizations, or of what holds them, as in "encoder/block_0"; `*` stands
+            for any characters. All where none is given.
+        frozen: False makes them move again.
+
+    Raises:
+        ValueError: a part with no `BatchNorm` in it; the message lists those that there are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, freeze_stats
+        >>> model = nnx.Dict(encoder=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> freeze_stats(model, "encoder")
+        >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
+        [1. 1.] [0.]
+    """
+    norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, BatchNorm)}
+    named = parts or ("*",)
+    _recipes.check_found(named, list(norms), "BatchNorm")
+    for path, norm in norms.items():
+        if any(_recipes.matches(path, part) for part in named):
+            norm.frozen = frozen
+
+
+def _parameter(
+    module: Any, use: bool, init: Initializer, rngs: nnx.Rngs, metadata: Metadata
+) -> nnx.Param[jax.Array] | None:
+    if not use:
+        return nnx.data(None)
+    return nnx.Param(init(rngs.params(), (module.num_features,), module.param_dtype), **metadata)
+
+
+def _value(variable: Any, features: tuple[int, ...]) -> Any:
+    """The value of a variable in the shape of the features; of one number or none, as it is."""
+    value = None if variable is None else variable[...]
+    if value is None or value.ndim == 0:
+        return value
+    if value.size != math.prod(features):
+        raise ValueError(
+            f"num_features={value.size}, but the feature axes of the input have shape {features}; "
+            "give num_features that size, or check the feature axes"
+        )
+    return value.reshape(features)
+
+
+def _flat(value: jax.Array) -> jax.Array:
+    """A statistic in the shape of its variable."""
+    return value.reshape(-1) if value.ndim else value
+
+
+def _promoted(
+    module: Any, x: jax.Array, stats: tuple[Any, ...], parameters: tuple[Any, ...]
+) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...], Any]:
+    """The arrays to compute from, and the dtype of the result."""
+    arrays = (x, *stats, *parameters)
+    if module.promote_dtype is dtypes.promote_dtype:
+        return x, stats, parameters, _modules.result_dtype(module.dtype, *arrays)
+    x, *others = module.promote_dtype(arrays, dtype=module.dtype)
+    stats, parameters = tuple(others[: len(stats)]), tuple(others[len(stats) :])
+    return x, stats, parameters, _modules.result_dtype(module.dtype, x, *parameters)
+
+
+def _normalize(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    mask: jax.Array | None,
+    feature_axes: _axes.Axes,
+    *variables: Any,
+) -> jax.Array:
+    """A stateless normalization with the module's parameters."""
+    features = _modules.feature_shape(x, feature_axes)
+    parameters = tuple(_value(variable, features) for variable in variables)
+    x, _, parameters, dtype = _promoted(module, x, (), parameters)
+    return _modules.normalize(module, function, x, *parameters, dtype=dtype, mask=mask)

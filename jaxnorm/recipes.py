@@ -1,0 +1,151 @@
+"""What is done around normalization: weight decay, the first scales, frozen statistics.
+
+Trees are those of Flax or of any functional model: nested dicts whose keys name the parts of a
+model. A part is named by its path, as in "encoder/block_0"; `*` and `?` stand for any characters,
+and what lies inside a named part belongs to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def weight_decay_mask(params: Any, *, leave_out: Sequence[str] = ("scale", "bias")) -> Any:
+    """True for the parameters that weight decay is for: all but scales and biases.
+
+    Decided by the name of the parameter alone, so the biases of dense and convolutional layers are
+    left out too, and embeddings are not.
+
+    Args:
+        params: parameters of Linen (dict or FrozenDict), an NNX state, or any tree with names.
+        leave_out: names of parameters that do not decay.
+
+    Returns:
+        A tree of Python bools with the structure of `params`: an optax mask. The function itself
+        can be given as the mask too.
+
+    References:
+        He et al., "Bag of tricks for image classification with convolutional neural networks",
+        2019, section 3.1 ("no bias decay").
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+        >>> jn.weight_decay_mask(params)
+        {'dense': {'bias': False, 'kernel': True}}
+
+        With optax: `optax.adamw(1e-3, weight_decay=1e-2, mask=jn.weight_decay_mask)`.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in leave_out, params)
+
+
+def zero_scales(params: Any, part: str, *parts: str) -> Any:
+    """The parameters with zero for every `scale` in the named parts.
+
+    A residual block whose last normalization starts with scale zero starts as the identity, which
+    makes deep networks easier to train. Where the model is one's own, the argument
+    `scale_init=nn.initializers.zeros` of that normalization is the same.
+
+    Args:
+        params: nested dicts of parameters, as Linen's `variables["params"]`, or an NNX state.
+        part, parts: paths of normalizations, or of what holds them.
+
+    Raises:
+        ValueError: a part with no scale in it; the message lists those that there are.
+
+    References:
+        Goyal et al., "Accurate, large minibatch SGD", 2017, section 5.1.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> block = {"norm_0": {"scale": jnp.ones(2)}, "norm_1": {"scale": jnp.ones(2)}}
+        >>> params = jn.zero_scales({"block_0": block, "block_1": block}, "block_*/norm_1")
+        >>> print(params["block_1"]["norm_1"]["scale"])
+        [0. 0.]
+    """
+
+    def zeroed(norm: Mapping[str, Any]) -> dict[str, Any]:
+        return {**norm, "scale": jax.tree.map(jnp.zeros_like, norm["scale"])}
+
+    return _changed(params, (part, *parts), {"scale"}, zeroed)
+
+
+def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
+    """The running statistics, to be used and left as they are in training too, as in evaluation.
+
+    Marks the statistics of each named normalization by an entry "frozen" without a value, so the
+    tree has the same leaves; `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen
+    modules then normalize with them whatever `train` or `use_running_average` is, and update
+    nothing. The parameters go on learning; stop those in the optimizer. For NNX models there is
+    `jaxnorm.nnx.freeze_stats`.
+
+    Args:
+        batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
+            `variables["batch_stats"]`.
+        parts: paths of normalizations, or of what holds them; all where none is given.
+        frozen: False takes the mark away.
+
+    Raises:
+        ValueError: a part with no statistics in it; the message lists those that there are.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = {"encoder": {"norm": jn.init_batch_stats(1)}, "head": jn.init_batch_stats(1)}
+        >>> stats = jn.freeze_stats(stats, "encoder")
+        >>> y, new = jn.batch_norm(jnp.ones((2, 1)), stats["encoder"]["norm"], train=True)
+        >>> print(y[:, 0].round(3), new["mean"])
+        [1. 1.] [0.]
+    """
+
+    def marked(stats: Mapping[str, Any]) -> dict[str, Any]:
+        rest = {key: value for key, value in stats.items() if key != "frozen"}
+        return rest | ({"frozen": None} if frozen else {})
+
+    return _changed(batch_stats, parts or ("*",), {"mean", "var"}, marked)
+
+
+def matches(path: Sequence[Any], part: str) -> bool:
+    """Whether a path is a named part, or lies in one."""
+    names = [str(name) for name in path]
+    return any(fnmatchcase("/".join(names[:end]), part) for end in range(len(names) + 1))
+
+
+def check_found(parts: Sequence[str], paths: Sequence[Sequence[Any]], what: str) -> None:
+    """Every part names something."""
+    for part in parts:
+        if not any(matches(path, part) for path in paths):
+            there = ["/".join(map(str, path)) for path in paths]
+            raise ValueError(f"no {what} in the part {part!r}; there are {there}")
+
+
+def _name(path: Sequence[Any]) -> str:
+    """The name of a parameter: the last key that is not the attribute of a box around it."""
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    boxed = len(names) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    return names[-2 if boxed and names[-1] == "value" else -1] if names else ""
+
+
+def _changed(
+    tree: Any, parts: Sequence[str], keys: set[str], change: Callable[[Any], dict[str, Any]]
+) -> Any:
+    """The tree with `change` made to every dict that has the `keys` and lies in a part."""
+    paths: list[tuple[Any, ...]] = []
+
+    def visited(node: Any, path: tuple[Any, ...]) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        kind: Any = type(node)
+        if keys <= node.keys():
+            paths.append(path)
+            if any(matches(path, part) for part in parts):
+                return kind(change(node))
+        return kind({key: visited(value, (*path, key)) for key, value in node.items()})
+
+    changed = visited(tree, ())
+    check_found(parts, paths, " and ".join(sorted(keys)))
+    return changed

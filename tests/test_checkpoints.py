@@ -1,0 +1,90 @@
+"""What Flax's modules wrote loads into ours and back, through orbax, bit for bit."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import pytest
+from cases import identical, normals
+from flax import nnx
+
+import jaxnorm as jn
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnnx
+
+KEY = jax.random.key(0)
+X = normals(4, 3, 8, mean=1.0)
+RANDOM = {"scale_init": nn.initializers.normal(1.0), "param_dtype": jnp.bfloat16}
+
+
+class Net(nn.Module):
+    """Flax's five."""
+
+    library: Any
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.library.BatchNorm(use_running_average=False, momentum=0.5, **RANDOM)(x)
+        x = self.library.LayerNorm(feature_axes=(1, 2), **RANDOM)(x)
+        x = self.library.RMSNorm(**RANDOM)(x)
+        x = self.library.GroupNorm(num_groups=2, **RANDOM)(x)
+        return self.library.InstanceNorm(**RANDOM)(x)
+
+
+class NnxNet(nnx.Module):
+    """Flax's five."""
+
+    def __init__(self, library, rngs):
+        self.batch = library.BatchNorm(8, momentum=0.5, rngs=rngs, **RANDOM)
+        self.layer = library.LayerNorm(24, feature_axes=(1, 2), rngs=rngs, **RANDOM)
+        self.rms = library.RMSNorm(8, rngs=rngs, **RANDOM)
+        self.group = library.GroupNorm(8, num_groups=2, rngs=rngs, **RANDOM)
+        self.instance = library.InstanceNorm(8, rngs=rngs, **RANDOM)
+
+    def __call__(self, x):
+        return self.instance(self.group(self.rms(self.layer(self.batch(x)))))
+
+
+def through_orbax(tree, target, path):
+    """Write a tree, and read it as one of the target's shapes and dtypes."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path / "checkpoint", tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(path / "checkpoint", target)
+
+
+@pytest.mark.parametrize(("writer", "reader"), [(nn, jnn), (jnn, nn)], ids=["from", "to"])
+def test_linen_variables_are_read_bit_for_bit(writer, reader, tmp_path):
+    with jax.numpy_dtype_promotion("standard"):
+        variables = jax.jit(Net(writer).init)(KEY, X)
+        target = jax.eval_shape(Net(reader).init, jax.random.key(1), X)
+        _, updates = Net(writer).apply(variables, X, mutable=["batch_stats"])
+        variables = {**variables, **updates}
+        read = through_orbax(variables, target, tmp_path)
+        identical(read, variables)
+        Net(reader).apply(read, X, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize(("writer", "reader"), [(nnx, jnnx), (jnnx, nnx)], ids=["from", "to"])
+def test_nnx_states_are_read_bit_for_bit(writer, reader, tmp_path):
+    written, fresh = NnxNet(writer, nnx.Rngs(0)), NnxNet(reader, nnx.Rngs(1))
+    with jax.numpy_dtype_promotion("standard"):
+        written(X)
+        state = nnx.state(written)
+        nnx.update(fresh, through_orbax(state, nnx.state(fresh), tmp_path))
+        identical(nnx.to_pure_dict(nnx.state(fresh)), nnx.to_pure_dict(state))
+        fresh(X)
+
+
+@pytest.mark.parametrize("name", ["GhostBatchNorm", "BatchRenorm"])
+def test_all_that_the_other_two_remember_comes_back(name, tmp_path):
+    options = {"num_ghosts": 2} if name == "GhostBatchNorm" else {}
+    module = getattr(jnn, name)(use_running_average=False, momentum=None, **options)
+    variables = module.init(KEY, X)
+    variables |= module.apply(variables, X, mutable=["batch_stats"])[1]
+    variables["batch_stats"] = jn.freeze_stats(variables["batch_stats"])
+    read = through_orbax(variables, jax.tree.map(jnp.zeros_like, variables), tmp_path)
+    identical(read, variables)
+    assert "frozen" in read["batch_stats"]

@@ -1,0 +1,136 @@
+"""In every dtype the Linen module, the NNX module and the function give identical values."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import NORMS, STATEFUL, chances, every_norm, fresh, identical, normals
+from flax import nnx
+
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnnx
+
+CLASSES = {
+    "batch": "BatchNorm",
+    "ghost": "GhostBatchNorm",
+    "renorm": "BatchRenorm",
+    "layer": "LayerNorm",
+    "rms": "RMSNorm",
+    "group": "GroupNorm",
+    "instance": "InstanceNorm",
+}
+OPTIONS = {
+    "ghost": {"num_ghosts": 2},
+    "renorm": {"r_max": 1.5, "d_max": 0.5},
+    "rms": {"scale_offset": 0.5},
+    "group": {"num_groups": 2},
+}
+BF16, F16, F32, C64, I32 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64, jnp.int32
+# input, dtype, param_dtype: the dtype that is computed in, and that of the result
+DTYPES = [
+    (F32, None, F32, F32, F32),
+    (BF16, None, F32, F32, F32),
+    (BF16, BF16, F32, BF16, BF16),
+    (F32, BF16, F32, F32, BF16),
+    (BF16, BF16, BF16, BF16, BF16),
+    (BF16, F32, BF16, F32, F32),
+    (F16, BF16, F32, F32, BF16),
+    (I32, None, F32, F32, F32),
+    (C64, None, F32, C64, C64),
+]
+RANDOM = {"scale_init": nn.initializers.normal(1.0), "bias_init": nn.initializers.normal(1.0)}
+CHANNELS = 4
+MODES = [(name, train) for name in STATEFUL for train in (True, False)]
+MODES += [(name, None) for name in every_norm if name not in STATEFUL]
+
+
+def built(name, **options):
+    """Give a Linen and an NNX module with the same variables, and these."""
+    random = {k: v for k, v in RANDOM.items() if (name, k) != ("rms", "bias_init")}
+    options = {**random, **OPTIONS.get(name, {}), **options}
+    linen = getattr(jnn, CLASSES[name])(**options)
+    twin = getattr(jnnx, CLASSES[name])(CHANNELS, rngs=nnx.Rngs(1), **options)
+    params = {key: value[...] for key, value in vars(twin).items() if isinstance(value, nnx.Param)}
+    stats = {k: value[...] for k, value in vars(twin).items() if isinstance(value, nnx.BatchStat)}
+    return linen, twin, params, stats
+
+
+def taken(stats):
+    """Give running statistics that bfloat16 does not hold."""
+    return {**stats, "mean": normals(CHANNELS, mean=0.3), "var": np.exp(normals(CHANNELS))}
+
+
+def loaded(twin, stats):
+    """Put statistics into an NNX module."""
+    for key, value in stats.items():
+        getattr(twin, key)[...] = jnp.asarray(value)
+    return twin
+
+
+def function(name, params, stats, x, **options):
+    """Call the function."""
+    options = {**OPTIONS.get(name, {}), **options}
+    state = (stats,) if name in STATEFUL else ()
+    result = NORMS[name].function(x, *state, *[params[k] for k in params_of(name)], **options)
+    return result if state else (result, {})
+
+
+def params_of(name):
+    return ("scale",) if name == "rms" else ("scale", "bias")
+
+
+@pytest.mark.parametrize(
+    "dtypes", DTYPES, ids=lambda d: "-".join(jnp.dtype(t or "O").name for t in d)
+)
+@pytest.mark.parametrize(("name", "train"), MODES)
+def test_the_two_modules_and_the_function_are_one(name, dtypes, train):
+    of_input, dtype, param_dtype, computed, of_result = dtypes
+    linen, twin, params, stats = built(name, dtype=dtype, param_dtype=param_dtype)
+    x = jnp.asarray(normals(4, 5, CHANNELS, mean=1.0, std=3.0)).astype(of_input)
+    mask = chances(4, 5, 1, share=0.8)
+    moving = {"use_running_average": not train} if name in STATEFUL else {}
+    stats = taken(stats) if name in STATEFUL else stats
+
+    variables = {"params": params, "batch_stats": stats}
+    y, updates = linen.apply(variables, x, mask=mask, mutable=["batch_stats"], **moving)
+    y_nnx = loaded(twin, stats)(x, mask=mask, **moving)
+    options = {"train": train} if name in STATEFUL else {}
+    expected, new = function(name, params, stats, x.astype(computed), where=mask, **options)
+
+    identical(y, expected.astype(of_result))
+    identical(y_nnx, y)
+    if name in STATEFUL:
+        identical(updates["batch_stats"], new)
+        identical({key: getattr(twin, key)[...] for key in new}, new)
+
+
+@pytest.mark.parametrize("name", every_norm)
+def test_they_are_one_under_jit(name):
+    linen, twin, params, stats = built(name)
+    x = normals(4, 5, CHANNELS, mean=1.0)
+    moving = {"use_running_average": False} if name in STATEFUL else {}
+    apply = jax.jit(lambda v, x: linen.apply(v, x, mutable=["batch_stats"], **moving)[0])
+    y = apply({"params": params, "batch_stats": stats}, x)
+    options = {"train": True} if name in STATEFUL else {}
+    call = jax.jit(lambda params, stats, x: function(name, params, stats, x, **options)[0])
+    identical(nnx.jit(lambda twin, x: twin(x))(twin, x), y)
+    identical(call(params, stats, x), y)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_dtype_that_nothing_names_is_each_frameworks_own(name):
+    """NNX counts the running statistics, which are float32, among what is promoted."""
+    linen, twin, params, stats = built(name, param_dtype=BF16)
+    x = normals(4, 5, CHANNELS).astype(BF16)
+    y = linen.apply({"params": params, "batch_stats": stats}, x, use_running_average=True)
+    y_nnx = twin(x, use_running_average=True)
+    assert (y.dtype, y_nnx.dtype) == (BF16, F32)
+    identical(y_nnx.astype(BF16), y)
+
+
+def test_fresh_statistics_are_the_functions():
+    for name in STATEFUL:
+        for momentum in (0.9, None):
+            *_, stats = built(name, momentum=momentum)
+            identical(stats, fresh(name, CHANNELS, momentum=momentum))

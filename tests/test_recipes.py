@@ -1,0 +1,217 @@
+"""The recipes do to a model's trees what they say, in Linen, in NNX and without a framework."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import STATEFUL, fresh, identical, library, near, normals, parameters, seen
+from flax import nnx
+from flax.core import freeze
+
+import jaxnorm as jn
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnnx
+
+X = normals(4, 8, mean=1.0)
+KEY = jax.random.key(0)
+
+
+class Block(nn.Module):
+    """A residual block with a normalization before and one at the end."""
+
+    train: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        norm = {"use_running_average": not self.train, "momentum": 0.5}
+        y = nn.relu(jnn.BatchNorm(**norm)(nn.Dense(8)(x)))
+        return x + jnn.BatchNorm(**norm)(nn.Dense(8)(y))
+
+
+class Net(nn.Module):
+    """Two blocks and a head."""
+
+    train: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        for number in range(2):
+            x = Block(self.train, name=f"block_{number}")(x)
+        return nn.Dense(2, name="head")(jnn.RMSNorm(name="last")(x))
+
+
+class NnxBlock(nnx.Module):
+    """The same block."""
+
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(8, 8, rngs=rngs)
+        self.norm_0 = jnnx.BatchNorm(8, momentum=0.5, rngs=rngs)
+        self.norm_1 = jnnx.BatchNorm(8, momentum=0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.norm_1(self.dense(nnx.relu(self.norm_0(x))))
+
+
+class NnxNet(nnx.Module):
+    """Two of them in a list."""
+
+    def __init__(self, rngs):
+        self.blocks = nnx.List([NnxBlock(rngs) for _ in range(2)])
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(Net().init)(KEY, X)
+
+
+# Weight decay
+
+
+def decays(path):
+    return path[-1].key in ("kernel", "embedding")
+
+
+@pytest.mark.parametrize("kind", [dict, freeze])
+def test_weight_decay_leaves_out_scales_and_biases(variables, kind):
+    params = jax.tree.map(lambda leaf: leaf + 1, kind(variables["params"]))
+    mask = jn.weight_decay_mask(params)
+    expected = jax.tree_util.tree_map_with_path(lambda path, _: decays(path), params)
+    assert mask == expected
+    assert sum(jax.tree.leaves(mask)) == 5  # the kernels
+    transform = optax.adamw(0.1, weight_decay=0.5, mask=jn.weight_decay_mask)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    with jax.numpy_dtype_promotion("standard"):  # which adam needs
+        updates, _ = transform.update(zero, transform.init(params), params)
+    moved = jax.tree.map(lambda update: bool(jnp.any(update != 0)), updates)
+    assert moved == mask
+
+
+def test_weight_decay_of_an_nnx_model():
+    model = NnxNet(nnx.Rngs(0))
+    model.embed = nnx.Embed(3, 8, rngs=nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(lambda leaf: leaf + 1, nnx.state(model, nnx.Param)))
+    before = nnx.to_pure_dict(nnx.clone(nnx.state(model, nnx.Param)))
+    transform = optax.adamw(0.1, weight_decay=0.5, mask=jn.weight_decay_mask)
+    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, after)
+    assert moved == jax.tree_util.tree_map_with_path(lambda path, _: decays(path), before)
+
+
+def test_weight_decay_looks_into_metadata_and_takes_other_names():
+    logical = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+    params = jnn.LayerNorm(scale_init=logical).init(KEY, X)["params"]
+    assert not any(jax.tree.leaves(jn.weight_decay_mask(params)))
+    params = {"linear": {"w": X, "b": X}, "value": X}
+    mask = jn.weight_decay_mask(params, leave_out=["b"])
+    assert mask == {"linear": {"w": True, "b": False}, "value": True}
+
+
+# The last scale
+
+
+def test_zero_scales_make_a_residual_block_the_identity(variables):
+    params = jn.zero_scales(variables["params"], "block_*/BatchNorm_1")
+    y, _ = Block().apply(
+        {"params": params["block_0"], "batch_stats": variables["batch_stats"]["block_0"]},
+        X,
+        mutable=["batch_stats"],
+    )
+    identical(y, jnp.asarray(X))
+    untouched = jn.zero_scales(params, "last")
+    identical(untouched["block_0"]["BatchNorm_0"], variables["params"]["block_0"]["BatchNorm_0"])
+    identical(untouched["last"]["scale"], jnp.zeros(8))
+    identical(params["last"]["scale"], jnp.ones(8))
+
+
+def test_zero_scales_of_an_nnx_model_and_of_partitioned_parameters():
+    model = NnxNet(nnx.Rngs(0))
+    nnx.update(model, jn.zero_scales(nnx.state(model, nnx.Param), "blocks/*/norm_1"))
+    identical(model(X), jnp.asarray(X))
+    logical = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+    params = jnn.LayerNorm(scale_init=logical).init(KEY, X)["params"]
+    zeroed = jn.zero_scales({"norm": params}, "norm")["norm"]
+    chex.assert_trees_all_equal(
+        zeroed, {**params, "scale": params["scale"].replace(value=jnp.zeros(8))}
+    )
+
+
+# Frozen statistics
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_function_uses_frozen_statistics_and_leaves_them(name):
+    stats = jn.freeze_stats(seen(name, 8))
+    args = (X, *parameters(8))
+    y, new = library(name, *args, stats=stats)
+    expected, _ = library(name, *args, stats=seen(name, 8), train=False)
+    identical(y, expected)
+    identical(new, stats)
+    moved = library(name, *args, stats=jn.freeze_stats(stats, frozen=False))
+    identical(moved, library(name, *args, stats=seen(name, 8)))
+
+
+def test_a_frozen_part_of_a_linen_model_is_in_evaluation(variables):
+    frozen = {**variables, "batch_stats": jn.freeze_stats(variables["batch_stats"], "block_0")}
+    assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(variables))
+    apply = jax.jit(
+        lambda v: Net().apply(v, X, mutable=["batch_stats"], capture_intermediates=True)
+    )
+    (_, updates), (_, free) = apply(frozen), apply(variables)
+    stats = updates["batch_stats"]
+    identical(stats["block_0"], frozen["batch_stats"]["block_0"])
+    assert not np.array_equal(free["batch_stats"]["block_0"]["BatchNorm_0"]["mean"], np.zeros(8))
+    assert not np.array_equal(stats["block_1"]["BatchNorm_0"]["mean"], np.zeros(8))
+    block = {key: value["block_0"] for key, value in variables.items()}
+    near(
+        updates["intermediates"]["block_0"]["__call__"][0], Block(train=False).apply(block, X), 1e-6
+    )
+    whole = jn.freeze_stats(variables["batch_stats"])
+    y, _ = Net().apply({**variables, "batch_stats": whole}, X, mutable=["batch_stats"])
+    near(y, Net(train=False).apply(variables, X), 1e-6)
+    thawed = jn.freeze_stats(jn.freeze_stats(stats), frozen=False)
+    assert jax.tree.structure(thawed) == jax.tree.structure(variables["batch_stats"])
+
+
+def test_a_frozen_part_of_an_nnx_model_is_in_evaluation():
+    model, other = NnxNet(nnx.Rngs(0)), NnxNet(nnx.Rngs(0))
+    jnnx.freeze_stats(model, "blocks/0")
+    model.train()
+    before = nnx.to_pure_dict(nnx.clone(nnx.state(model, nnx.BatchStat)))
+    y = nnx.jit(lambda model, x: model(x))(model, X)
+    after = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    identical(after["blocks"][0], before["blocks"][0])
+    assert not np.array_equal(after["blocks"][1]["norm_0"]["mean"], np.zeros(8))
+    other.blocks[0].eval()
+    near(y, other(X), 1e-6)
+    jnnx.freeze_stats(model, "*/norm_?", frozen=False)
+    model(X)
+    assert not np.array_equal(model.blocks[0].norm_0.mean[...], np.zeros(8))
+
+
+def test_a_frozen_dict_stays_one(variables):
+    stats = freeze(variables["batch_stats"])
+    assert isinstance(jn.freeze_stats(stats, "block_1"), type(stats))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: jn.freeze_stats({"encoder": {"norm": fresh("batch", 2)}}, "decoder"),
+        lambda: jn.zero_scales({"encoder": {"norm": {"scale": X}}}, "encoder/norm", "norm"),
+        lambda: jnnx.freeze_stats(nnx.Dict(encoder=NnxBlock(nnx.Rngs(0))), "encoder/norm"),
+    ],
+)
+def test_a_part_that_is_not_there_is_an_error_that_lists_what_is(call):
+    with pytest.raises(ValueError, match=r"in the part '.*'; there are \['encoder/norm"):
+        call()

@@ -1,0 +1,103 @@
+"""A user's file that uses every function and every module; `make lint` checks its types."""
+
+from typing import Any, assert_type
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxnorm as jn
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnnx
+
+
+def use_statistics(x: jax.Array) -> jax.Array:
+    whole: jn.Moments = jn.merge_moments(
+        jn.moments(x[:2], 0), jn.moments(x[2:], 0, where=x[2:] > 0)
+    )
+    merged = jn.merge_moments_axis(jn.moments(x[None], 1), 0)
+    merged = jn.sync_moments(merged, None)
+    assert_type(merged, jn.Moments)
+    return whole.mean + merged.var + merged.count
+
+
+def relaxed(step: jax.Array) -> jax.Array:
+    return 1.0 + step.astype(jnp.float32)
+
+
+def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
+    scale, bias = jnp.ones(4), jnp.zeros(4)
+    stats = jn.init_batch_stats(4, momentum=0.9)
+    y, new = jn.batch_norm(x, stats, scale, bias, train=True, momentum=0.9, where=mask)
+    assert_type(y, jax.Array)
+    y, new = jn.batch_norm(y, new, train=False, channel_axis=-1, skip_nonfinite=True)
+    y, new = jn.ghost_batch_norm(y, new, scale, bias, train=True, ghost_size=2)
+    y, _ = jn.batch_renorm(y, jn.init_renorm_stats(4), train=True, r_max=relaxed, d_max=1.0)
+    y = jn.layer_norm(y, scale, bias, reduction_axes=(-1,), feature_axes=-1, epsilon=1e-5)
+    y = jn.rms_norm(y, scale, scale_offset=1.0)
+    y = jn.group_norm(y, scale, bias, num_groups=2)
+    y = jn.group_norm(y, num_groups=None, group_size=2)
+    y = jn.instance_norm(y[:, None], scale, channel_axis=(2,))
+    assert_type(y, jax.Array)
+    return y
+
+
+class Linen(nn.Module):
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        x = jnn.BatchNorm(use_running_average=not self.train, axis=-1)(x, mask=mask)
+        x = jnn.BatchNorm(momentum=None)(x, not self.train, update_stats=self.train)
+        x = jnn.GhostBatchNorm(use_running_average=not self.train, num_ghosts=2)(x)
+        x = jnn.BatchRenorm(use_running_average=not self.train, r_max=2.0)(x)
+        x = jnn.LayerNorm(dtype=jnp.bfloat16, scale_init=nn.initializers.ones)(x, mask=mask)
+        x = jnn.RMSNorm(scale_offset=1.0, scale_init=nn.initializers.zeros)(x)
+        x = jnn.GroupNorm(num_groups=None, group_size=2, reduction_axes=-1)(x)
+        x = jnn.InstanceNorm(feature_axes=(-1,), axis_name=None)(x[:, None])
+        assert_type(x, jax.Array)
+        return x
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.batch = jnnx.BatchNorm(4, use_running_average=False, rngs=rngs)
+        self.ghost = jnnx.GhostBatchNorm(4, ghost_size=2, momentum=0.9, rngs=rngs)
+        self.renorm = jnnx.BatchRenorm(4, r_max=relaxed, rngs=rngs)
+        self.layer = jnnx.LayerNorm(4, dtype=jnp.bfloat16, rngs=rngs)
+        self.rms = jnnx.RMSNorm(4, scale_offset=1.0, rngs=rngs)
+        self.group = jnnx.GroupNorm(4, 2, scale_metadata={"note": "mine"}, rngs=rngs)
+        self.instance = jnnx.InstanceNorm(4, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        x = self.batch(x, mask=mask, update_stats=False)
+        x = self.renorm(self.ghost(x), False)
+        x = self.group(self.rms(self.layer(x), mask))
+        x = self.instance(x[:, None])
+        assert_type(x, jax.Array)
+        return x
+
+
+def use_modules(x: jax.Array) -> jax.Array:
+    variables = Linen(True).init(jax.random.key(0), x)
+    _, updates = Linen(True).apply(variables, x, mutable=["batch_stats"])
+    stats = jn.freeze_stats(updates["batch_stats"], "BatchNorm_0")
+    params = jn.zero_scales(variables["params"], "LayerNorm_0")
+    logits: Any = Linen(False).apply({"params": params, "batch_stats": stats}, x)
+    model = Nnx(nnx.Rngs(0))
+    jnnx.freeze_stats(model, "batch", frozen=True)
+    mean: jax.Array = model.batch.mean[...]
+    mask: Any = jn.weight_decay_mask(nnx.state(model, nnx.Param))
+    assert not any(jax.tree.leaves(mask))
+    return model(x).sum() + mean.sum() + jnp.sum(logits)
+
+
+def main() -> None:
+    x = jnp.linspace(-1.0, 1.0, 16).reshape(4, 4)
+    results = use_statistics(x), use_functions(x, x > -2), use_modules(x)
+    assert all(bool(jnp.all(jnp.isfinite(result))) for result in results)
+
+
+if __name__ == "__main__":
+    main()
