@@ -43,6 +43,7 @@ NORMS = {
 }
 STATEFUL = ("batch", "ghost", "renorm")
 every_norm = list(NORMS)
+KEY = jax.random.key(0, impl="rbg")  # whose draws XLA compiles sooner than threefry's
 
 
 def fresh(name, channels, **options):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import normals
+from cases import KEY, normals
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnorm.linen as jnn
@@ -166,15 +166,14 @@ def hold(ours, flaxs, options):
     )
 
 
-@settings(max_examples=100)
 @given(layers(nn))
 def test_a_linen_layer_is_flaxs(layer):
     name, shape, options, mask, moving = layer
     x = normals(*shape, mean=1.0, std=2.0)
     ours, flaxs = getattr(jnn, name)(**options), getattr(nn, name)(**options)
     with standard():
-        variables = jax.eval_shape(partial(flaxs.init, **moving), jax.random.key(0), x)
-    assert jax.eval_shape(partial(ours.init, **moving), jax.random.key(0), x) == variables
+        variables = jax.eval_shape(partial(flaxs.init, **moving), KEY, x)
+    assert jax.eval_shape(partial(ours.init, **moving), KEY, x) == variables
     variables = filled(variables)
     y, updates = ours.apply(variables, x, mask=mask, mutable=["batch_stats"], **moving)
     with standard():
@@ -186,13 +185,12 @@ def test_a_linen_layer_is_flaxs(layer):
         np.testing.assert_allclose(kept.astype(np.float32), value, rtol=rounding, atol=2e-5)
 
 
-@settings(max_examples=100)
 @given(layers(nnx))
 def test_an_nnx_layer_is_flaxs(layer):
     name, shape, options, mask, moving = layer
     x = normals(*shape, mean=1.0, std=2.0)
     built = [
-        getattr(library, name)(width(name, shape, options), rngs=nnx.Rngs(0), **options)
+        getattr(library, name)(width(name, shape, options), rngs=nnx.Rngs(KEY), **options)
         for library in (jnnx, nnx)
     ]
     ours, flaxs = built

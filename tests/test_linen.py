@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import KEY
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
 
-KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (4, 6, 5, 8)) * 2 + 1
 RANDOM = {
     "scale_init": nn.initializers.normal(1.0),

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NORMS, STATEFUL, chances, every_norm, fresh, identical, normals
+from cases import KEY, NORMS, STATEFUL, chances, every_norm, fresh, identical, normals
 from flax import nnx
 
 import jaxnorm.linen as jnn
@@ -50,7 +50,7 @@ def built(name, **options):
     random = {k: v for k, v in RANDOM.items() if (name, k) != ("rms", "bias_init")}
     options = {**random, **OPTIONS.get(name, {}), **options}
     linen = getattr(jnn, CLASSES[name])(**options)
-    twin = getattr(jnnx, CLASSES[name])(CHANNELS, rngs=nnx.Rngs(1), **options)
+    twin = getattr(jnnx, CLASSES[name])(CHANNELS, rngs=nnx.Rngs(KEY), **options)
     params = {key: value[...] for key, value in vars(twin).items() if isinstance(value, nnx.Param)}
     stats = {k: value[...] for k, value in vars(twin).items() if isinstance(value, nnx.BatchStat)}
     return linen, twin, params, stats

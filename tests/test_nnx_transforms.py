@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import identical, near, normals
+from cases import KEY, identical, near, normals
 from flax import nnx
 
 import jaxnorm.nnx as jnnx
@@ -30,7 +30,7 @@ class Net(nnx.Module):
 @nnx.jit(static_argnums=0)
 def net(library):
     """Give the net with the layers of a library."""
-    return Net(library, nnx.Rngs(0))
+    return Net(library, nnx.Rngs(KEY))
 
 
 def nets():
@@ -102,7 +102,7 @@ def test_the_state_can_be_carried_by_hand():
 @pytest.mark.parametrize("name", ["GhostBatchNorm", "BatchRenorm"])
 def test_the_other_two_are_carried_by_hand_too(name):
     options = {"ghost_size": 2} if name == "GhostBatchNorm" else {"r_max": 1.5, "d_max": 0.5}
-    norm = getattr(jnnx, name)(8, momentum=0.5, rngs=nnx.Rngs(0), **options)
+    norm = getattr(jnnx, name)(8, momentum=0.5, rngs=nnx.Rngs(KEY), **options)
     graph, carried = nnx.split(norm)
 
     @jax.jit
@@ -126,7 +126,7 @@ def test_filters_find_the_statistics():
 
 def test_eval_shape_makes_an_abstract_model():
     ours, flaxs = (
-        nnx.state(nnx.eval_shape(lambda library=library: Net(library, nnx.Rngs(0))))
+        nnx.state(nnx.eval_shape(lambda library=library: Net(library, nnx.Rngs(KEY))))
         for library in (jnnx, nnx)
     )
     shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (ours, flaxs)]
@@ -142,7 +142,7 @@ def stacked(library):
     def create(rngs):
         return Net(library, rngs)
 
-    return create(nnx.Rngs(0))
+    return create(nnx.Rngs(KEY))
 
 
 def test_vmap_trains_several_models_at_once():
@@ -172,7 +172,7 @@ def test_scan_carries_the_statistics_over_batches():
     batches = np.stack([X, X + 1, 2 * X])
     results = []
     for library in (jnnx, nnx):
-        norm = library.BatchNorm(8, momentum=0.5, rngs=nnx.Rngs(0))
+        norm = library.BatchNorm(8, momentum=0.5, rngs=nnx.Rngs(KEY))
         axes = nnx.StateAxes({nnx.BatchStat: nnx.Carry, ...: None})
 
         @nnx.scan(in_axes=(axes, 0), out_axes=0)
@@ -185,7 +185,7 @@ def test_scan_carries_the_statistics_over_batches():
 
 def test_what_nnx_forbids_is_nnxs_own_error():
     for library in (jnnx, nnx):
-        norm = library.BatchNorm(8, rngs=nnx.Rngs(0))
+        norm = library.BatchNorm(8, rngs=nnx.Rngs(KEY))
         with pytest.raises(flax.errors.TraceContextError, match="BatchStat"):
             jax.jit(norm.__call__)(X)
         norm.eval()
@@ -197,7 +197,7 @@ def test_devices_merge_what_flaxs_merge(name):
     options = {"num_groups": 2} if name == "GroupNorm" else {}
     x, results = normals(2, 3, 5, 8, mean=1.0), []
     for library in (jnnx, nnx):
-        norm = getattr(library, name)(8, axis_name="devices", rngs=nnx.Rngs(0), **options)
+        norm = getattr(library, name)(8, axis_name="devices", rngs=nnx.Rngs(KEY), **options)
         graph, values = nnx.split(norm)
 
         def apply(x, graph=graph, values=values):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import near
+from cases import KEY, near
 from flax import nnx
 from pytorch_vectors import LAYERS, PATH, SHAPE, STEPS, record
 
@@ -58,7 +58,7 @@ def functional_nnx(layer):
     name, options = MODULES[layer]
     width = 15 if layer == "layer" else {"rms": 5}.get(layer, SHAPE[1])
     graph, params, rest = nnx.split(
-        getattr(jnnx, name)(width, rngs=nnx.Rngs(0), **options), nnx.Param, ...
+        getattr(jnnx, name)(width, rngs=nnx.Rngs(KEY), **options), nnx.Param, ...
     )
 
     def function(params_by_name, x):

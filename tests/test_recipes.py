@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import STATEFUL, fresh, identical, library, near, normals, parameters, seen
+from cases import KEY, STATEFUL, fresh, identical, library, near, normals, parameters, seen
 from flax import nnx
 from flax.core import freeze
 
@@ -16,7 +16,6 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
 
 X = normals(4, 8, mean=1.0)
-KEY = jax.random.key(0)
 
 
 class Block(nn.Module):
@@ -95,8 +94,8 @@ def test_weight_decay_leaves_out_scales_and_biases(variables, kind):
 
 
 def test_weight_decay_of_an_nnx_model():
-    model = NnxNet(nnx.Rngs(0))
-    model.embed = nnx.Embed(3, 8, rngs=nnx.Rngs(0))
+    model = NnxNet(nnx.Rngs(KEY))
+    model.embed = nnx.Embed(3, 8, rngs=nnx.Rngs(KEY))
     nnx.update(model, jax.tree.map(lambda leaf: leaf + 1, nnx.state(model, nnx.Param)))
     before = nnx.to_pure_dict(nnx.clone(nnx.state(model, nnx.Param)))
     transform = optax.adamw(0.1, weight_decay=0.5, mask=jn.weight_decay_mask)
@@ -135,7 +134,7 @@ def test_zero_scales_make_a_residual_block_the_identity(variables):
 
 
 def test_zero_scales_of_an_nnx_model_and_of_partitioned_parameters():
-    model = NnxNet(nnx.Rngs(0))
+    model = NnxNet(nnx.Rngs(KEY))
     nnx.update(model, jn.zero_scales(nnx.state(model, nnx.Param), "blocks/*/norm_1"))
     identical(model(X), jnp.asarray(X))
     logical = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
@@ -184,7 +183,7 @@ def test_a_frozen_part_of_a_linen_model_is_in_evaluation(variables):
 
 
 def test_a_frozen_part_of_an_nnx_model_is_in_evaluation():
-    model, other = NnxNet(nnx.Rngs(0)), NnxNet(nnx.Rngs(0))
+    model, other = NnxNet(nnx.Rngs(KEY)), NnxNet(nnx.Rngs(KEY))
     jnnx.freeze_stats(model, "blocks/0")
     model.train()
     before = nnx.to_pure_dict(nnx.clone(nnx.state(model, nnx.BatchStat)))
@@ -209,7 +208,7 @@ def test_a_frozen_dict_stays_one(variables):
     [
         lambda: jn.freeze_stats({"encoder": {"norm": fresh("batch", 2)}}, "decoder"),
         lambda: jn.zero_scales({"encoder": {"norm": {"scale": X}}}, "encoder/norm", "norm"),
-        lambda: jnnx.freeze_stats(nnx.Dict(encoder=NnxBlock(nnx.Rngs(0))), "encoder/norm"),
+        lambda: jnnx.freeze_stats(nnx.Dict(encoder=NnxBlock(nnx.Rngs(KEY))), "encoder/norm"),
     ],
 )
 def test_a_part_that_is_not_there_is_an_error_that_lists_what_is(call):

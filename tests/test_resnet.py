@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import normals
+from cases import KEY, normals
 from flax import nnx
 
 import jaxnorm.linen as jnn
@@ -103,7 +103,7 @@ def linen_curve(library):
     """Train the Linen net; give every step's loss and an evaluation after them."""
     images, labels = batches()
     model, optimizer = ResNet(library), optax.sgd(RATE, momentum=0.9)
-    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), images[0], True)
+    variables = jax.jit(model.init, static_argnums=2)(KEY, images[0], True)
 
     @jax.jit
     def step(params, stats, moments, x, y):
@@ -130,7 +130,7 @@ def linen_curve(library):
 def nnx_curve(library):
     """Train the NNX net; give every step's loss and an evaluation after them."""
     images, labels = batches()
-    model = NnxResNet(library, nnx.Rngs(0))
+    model = NnxResNet(library, nnx.Rngs(KEY))
     optimizer = nnx.Optimizer(model, optax.sgd(RATE, momentum=0.9), wrt=nnx.Param)
 
     @nnx.jit
