@@ -112,8 +112,11 @@ def _reduced(
 
 
 def _checks_varying(names: tuple[Hashable, ...]) -> bool:
-    """Whether `shard_map` checks over which mesh axes values vary."""
-    return bool(jax.typeof(jax.lax.axis_index(names)).manual_axis_type.varying)
+    """Whether `shard_map` checks over which of these mesh axes values vary."""
+    on_mesh, _ = _split_names(names)
+    if not on_mesh:
+        return False
+    return bool(jax.typeof(jax.lax.axis_index(on_mesh)).manual_axis_type.varying)
 
 
 def _varying(x: jax.Array, names: tuple[Hashable, ...]) -> jax.Array:
