@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -94,33 +94,39 @@ def count() -> list[tuple[str, ...]]:
             row = [way, *map(str, size)]
             for library in (jnn, nn):
                 forward, both = (collectives(program) for program in step(library, way, *size))
-                row += [_text(forward), _text(both[len(forward) :])]
+                row += [described(forward), described(both[len(forward) :])]
             rows.append(tuple(row))
     return rows
 
 
-def _text(found: list[Collective]) -> str:
+def described(found: Sequence[Any]) -> str:
     """Such as "1 all-gather, 6.1 kB"."""
     kinds = [collective.kind for collective in found]
     names = " + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{names}, {sum(c.nbytes for c in found) / 1000:.1f} kB" if found else "none"
 
 
-def measure(full: bool) -> list[Table]:
-    """Collectives and bytes per layer and step, jaxnorm's beside Flax's."""
+def counted() -> list[list[str]]:
+    """The table's rows, from a process that has eight devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    counted = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks.collectives"],
         env=os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         check=True,
     )
+    rows: list[list[str]] = json.loads(process.stdout)
+    return rows
+
+
+def measure(full: bool) -> list[Table]:
+    """Collectives and bytes per layer and step, jaxnorm's beside Flax's."""
     libraries = [f"{name} {way}" for name in ("jaxnorm", "Flax") for way in ("forward", "backward")]
     return [
         Table(
             title="Collectives of synced batch normalization",
             columns=("way", "devices", "channels", "batch", *libraries),
-            rows=json.loads(counted.stdout),
+            rows=counted(),
             notes=(
                 "One layer and one training step in float32; the bytes that each device has of the "
                 "collectives' results. Under jit the batch is sharded, without an axis name."

@@ -35,7 +35,7 @@ HALVES = [[0, 1, 2, 3], [4, 5, 6, 7]]
 def merging(request, monkeypatch):
     """Merge by the all-gather of few moments, and by the all-reduces of many."""
     if request.param == "reduced":
-        monkeypatch.setattr(distributed, "_GATHERED_BYTES", 0)
+        monkeypatch.setattr(distributed, "GATHERED_BYTES", 0)
 
 
 def synced(name, stats=None, args=(), **options):
