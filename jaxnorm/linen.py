@@ -41,8 +41,8 @@ class BatchNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
 
     `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either. `momentum=None` merges all batches exactly and keeps
-    their `count` in `batch_stats` too.
+    updated in training either. `momentum=None` merges all batches exactly and keeps their `count`
+    in `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to

@@ -53,8 +53,8 @@ class BatchNorm(nnx.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
 
     `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
-    makes those of training too. `momentum=None`
-    merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
+    makes those of training too. `momentum=None` merges all batches exactly and keeps their `count`
+    in an `nnx.BatchStat` too.
 
     Args:
         use_running_average: True to normalize with the running statistics, False to measure the
@@ -179,10 +179,10 @@ class BatchNorm(nnx.Module):
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`.
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
 
         Args:
-            use_running_average: True to normalize with the running statistics, False to measure.
+          use_running_average: True to normalize with the running statistics, False to measure.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
