@@ -1,5 +1,8 @@
 """In every dtype the Linen module, the NNX module and the function give identical values."""
 
+import inspect
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -185,3 +188,13 @@ def test_fresh_statistics_are_the_functions():
         for momentum in (0.9, None):
             *_, stats = built(name, momentum=momentum)
             identical(stats, fresh(name, CHANNELS, momentum=momentum))
+
+
+@pytest.mark.parametrize("name", every_norm)
+def test_each_docstring_has_what_a_user_looks_for(name):
+    for documented in (NORMS[name].function, *(getattr(m, CLASSES[name]) for m in (jnn, jnnx))):
+        text = inspect.getdoc(documented)
+        assert re.search(r"y = .* / (sqrt\(|s_B)", text), "the formula"
+        assert re.search(r"x: floating|x is |are those of `|otherwise as `", text), "the shapes"
+        assert re.search(r"References:\n(.*\n)?.*\d{4}", text), "the paper"
+        assert ">>>" in text
