@@ -185,6 +185,15 @@ def test_scan_carries_the_statistics_over_batches():
     hold(*results)
 
 
+def test_no_gradient_goes_through_the_statistics_that_are_kept():
+    def evaluated(x, norm):
+        norm(x)
+        return jnp.sum(jnp.square(norm(2 * X + x, use_running_average=True)))
+
+    layers = [library.BatchNorm(8, momentum=0.5, rngs=nnx.Rngs(KEY)) for library in (jnnx, nnx)]
+    hold(*(nnx.grad(evaluated)(X, norm) for norm in layers), 2e-4)
+
+
 def test_remat_differentiates_and_updates_once():
     results = []
     for model in nets():
