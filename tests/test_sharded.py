@@ -8,6 +8,7 @@ import pytest
 from cases import (
     NORMS,
     STATEFUL,
+    allowed,
     chances,
     every_norm,
     gradients,
@@ -136,3 +137,18 @@ def test_outside_of_jit_no_mesh_need_be_set(name, split):
     state = (seen(name, 8),) if name in STATEFUL else ()
     y = NORMS[name].function(x, *state, **NORMS[name].options)
     near(y[0] if state else y, oracle(name, X, stats=state[0] if state else None)[0])
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_batch_is_precise_at_a_large_mean(kind, ratio):
+    shift = ratio + np.arange(16, dtype=np.float32)[:, None, None] / 8  # another on each device
+    x, where = normals(16, 20, 4) + shift, np.broadcast_to(chances(16, 1, 1), (16, 20, 1))
+    grid = mesh(KINDS[kind])
+    rows = NamedSharding(grid, P("i"))
+    with jax.set_mesh(grid):
+        y, stats = library("batch", *jax.device_put((x,), rows), where=jax.device_put(where, rows))
+    expected_y, expected_stats = oracle("batch", x, where=where)
+    near(y, expected_y, allowed(ratio))
+    near(stats["mean"], expected_stats["mean"], allowed(ratio))
+    near(stats["var"], expected_stats["var"], allowed(ratio))
