@@ -1,0 +1,87 @@
+"""Several processes, on one machine or many, that train a run together."""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax.errors import JaxRuntimeError
+from jax.experimental import multihost_utils
+
+from experiments.config import Auto, DistributedConfig, Manual
+from experiments.validation import ConfigError
+
+
+def join(config: DistributedConfig) -> None:
+    """Meet the other processes, if there are any. No JAX device may have been touched before.
+
+    Raises:
+        ConfigError: the others cannot be found.
+    """
+    match config:
+        case Manual():
+            arguments = {
+                "coordinator_address": config.coordinator,
+                "num_processes": config.processes,
+                "process_id": config.index,
+            }
+        case Auto():
+            arguments = {}
+        case _:
+            return
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=config.timeout,
+            heartbeat_timeout_seconds=config.timeout,
+            shutdown_timeout_seconds=config.timeout,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(_cannot_join(config, error)) from error
+
+
+def _cannot_join(config: Auto, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    if isinstance(config, Manual):
+        return (
+            f"process {config.index} of {config.processes} did not meet the others at "
+            f"{config.coordinator} within {config.timeout} s ({reason}); start all of them, with "
+            "one address, and see that process 0 can be reached there"
+        )
+    return (
+        f"distributed=auto found no cluster ({reason}); start the processes with Slurm, Open MPI, "
+        "Kubernetes or on a Cloud TPU, or give distributed=manual with distributed.coordinator, "
+        "distributed.processes and distributed.index"
+    )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def as_the_first(value: bool) -> bool:
+    """Return what the first process was given, so that all do the same."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def end_all(error: Exception) -> NoReturn:
+    """End this process at once where there are others, and thereby those; else raise the error.
+
+    An orderly end would wait for the others, which wait in a step for this process.
+    """
+    if not jax.distributed.is_initialized():
+        raise error
+    if isinstance(error, JaxRuntimeError):
+        message = (
+            f"error: process {jax.process_index()} of {jax.process_count()} ends, because a step "
+            "of all processes failed; most likely another process has ended, and its output says "
+            f"why ({str(error).splitlines()[0]})"
+        )
+        print(message, file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+        sys.stderr.flush()
+    os._exit(1)
