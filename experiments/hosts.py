@@ -31,6 +31,8 @@ def join(config: DistributedConfig) -> None:
             arguments = {}
         case _:
             return
+    notice = f"waiting up to {config.timeout} s for the other processes"
+    print(notice, file=sys.stderr, flush=True)  # JAX aborts when they do not come
     try:
         jax.distributed.initialize(
             **arguments,
@@ -39,22 +41,11 @@ def join(config: DistributedConfig) -> None:
             shutdown_timeout_seconds=config.timeout,
         )
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(_cannot_join(config, error)) from error
-
-
-def _cannot_join(config: Auto, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    if isinstance(config, Manual):
-        return (
-            f"process {config.index} of {config.processes} did not meet the others at "
-            f"{config.coordinator} within {config.timeout} s ({reason}); start all of them, with "
-            "one address, and see that process 0 can be reached there"
-        )
-    return (
-        f"distributed=auto found no cluster ({reason}); start the processes with Slurm, Open MPI, "
-        "Kubernetes or on a Cloud TPU, or give distributed=manual with distributed.coordinator, "
-        "distributed.processes and distributed.index"
-    )
+        raise ConfigError(
+            f"distributed={config.name} failed ({str(error).splitlines()[0]}); give auto where "
+            "Slurm, Open MPI, Kubernetes or a Cloud TPU starts the processes, else manual with "
+            "distributed.coordinator, distributed.processes and distributed.index"
+        ) from error
 
 
 def is_first() -> bool:

@@ -1,8 +1,8 @@
 """The ways of running a step on devices, one function for each.
 
 A step is a function of a state, which all devices have alike, and of a batch, which is cut into one
-part for each device. Under `pmap` and `shard_map` a step sees the part of its device, and what is to
-be of all devices it merges over the axis `AXIS`. Under `jit` it sees the whole batch.
+part for each device. Under `pmap` and `shard_map` a step sees the part of its device, and merges
+what is to be of all devices over the axis `AXIS`. Under `jit` it sees the whole batch.
 """
 
 from collections.abc import Callable, Sequence

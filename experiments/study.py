@@ -51,7 +51,14 @@ def grid(overrides: Sequence[str]) -> list[Config]:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Return what Hydra composed as the dataclasses of `experiments.config`."""
+    """Return what Hydra composed as the dataclasses of `experiments.config`.
+
+    Raises:
+        ConfigError: a value that has to be given is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be given, each as key=value")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
