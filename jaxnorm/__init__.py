@@ -5,7 +5,7 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
-from jaxnorm.recipes import freeze_stats, weight_decay_mask, zero_scales
+from jaxnorm.recipes import freeze_stats, sync_batch_stats, weight_decay_mask, zero_scales
 from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm.statistics import Moments, merge_moments, merge_moments_axis, moments
@@ -27,6 +27,7 @@ __all__ = [
     "merge_moments_axis",
     "moments",
     "rms_norm",
+    "sync_batch_stats",
     "sync_moments",
     "weight_decay_mask",
     "zero_scales",

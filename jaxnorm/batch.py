@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm.arrays import explicit_shards
 from jaxnorm.distributed import sync_moments
 from jaxnorm.running import running_moments, update
 from jaxnorm.standardize import Renorm, Scope, standardize
-from jaxnorm.statistics import Moments, merge_moments_axis, moments
+from jaxnorm.statistics import Moments, group_moments, merge_moments_axis, moments
 
 Schedule = Callable[[Any], Any]
 
@@ -218,13 +220,17 @@ def ghost_batch_norm(
         )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    ghosts = _split(layer, num_ghosts, ghost_size)
-    _axes.check_values_per_channel(ghosts.x.shape, ghosts.reduced, 1, "ghosts")
-    m = ghosts.moments()
+    batch, *rest = layer.x.shape
+    size = _axes.ghost_size_of(batch, num_ghosts, ghost_size)
+    ghosts = batch // size if num_ghosts is None else num_ghosts
+    _axes.check_values_per_channel((size, *rest), layer.reduced, 1, "ghosts")
+    shards = explicit_shards(layer.x, 0)
+    parts = shards // math.gcd(ghosts, shards)  # of a ghost that is split over devices
+    split = _split(layer, ghosts * parts, size // parts)
+    m = group_moments(split.x, split.reduced, 0, parts, where=split.counted)
     whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
-    return ghosts.standardized(m, Scope(ghosts.reduced)).reshape(layer.x.shape), layer.updated(
-        whole
-    )
+    y = split.standardized(m, Scope(split.reduced, 0, parts))
+    return y.reshape(layer.x.shape), layer.updated(whole)
 
 
 def default_r_max(step: Any) -> jax.Array:
@@ -401,15 +407,13 @@ def _batch_moments(
     return sync_moments(layer.moments(), axis_name, axis_index_groups)
 
 
-def _split(layer: _Layer, num_ghosts: int | None, ghost_size: int | None) -> _Layer:
-    """The layer with the batch axis cut in two: ghosts, and the examples of a ghost."""
+def _split(layer: _Layer, parts: int, size: int) -> _Layer:
+    """The layer with the batch axis cut in two: parts, and the examples of a part."""
     batch = layer.x.shape[0]
-    size = _axes.ghost_size_of(batch, num_ghosts, ghost_size)
-    ghosts = num_ghosts if ghost_size is None else batch // ghost_size
 
     def split(array: jax.Array) -> jax.Array:
         whole = jnp.broadcast_to(array, (batch, *array.shape[1:]))
-        return whole.reshape(ghosts, size, *array.shape[1:])
+        return whole.reshape(parts, size, *array.shape[1:])
 
     return layer._replace(
         x=split(layer.x),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import jax
 import jax.numpy as jnp
 
 from jaxnorm import axes as _axes
-from jaxnorm.statistics import Moments, merge_moments_axis
+from jaxnorm.statistics import Moments, merge_by, merge_moments_axis
+
+# An all-gather of more costs longer than another all-reduce takes to start (docs/scaling.md).
+_GATHERED_BYTES = 2**20
 
 
 def sync_moments(
@@ -17,7 +22,9 @@ def sync_moments(
     """The moments of all members of the mapped axes together, on every member.
 
     The moments of the members (three numbers a channel) are gathered and merged, so members with
-    different counts or none at all weigh what they should. One collective for each name.
+    different counts or none at all weigh what they should: one all-gather over all names. Where it
+    would bring more than 1 MiB (members times channels above 87,381), all-reduces merge instead:
+    of the counts, the means, and the squares about the merged mean.
 
     Args:
         m: this member's moments.
@@ -39,17 +46,77 @@ def sync_moments(
     _axes.mapped_size(axis_name, axis_index_groups)
     if axis_name is None:
         return m
-    destination = _destination(m.mean) if axis_index_groups is None else "varying"
-    for name in _axes.axis_names(axis_name):
-        packed = jnp.stack([part.astype(m.mean.dtype) for part in m])
-        gathered = jax.lax.all_gather(
-            packed, name, axis_index_groups=axis_index_groups, to=destination
-        )
-        count, mean, var = jnp.moveaxis(gathered, 1, 0)
-        m = merge_moments_axis(Moments(count.real, mean, var.real), 0)
-    return m
+    on_mesh, by_vmap = _split_names(axis_name)
+    if by_vmap:
+        m = _reduced(m, by_vmap, axis_index_groups)
+    if not on_mesh:
+        return m
+    members = _axes.mapped_size(on_mesh, axis_index_groups)
+    gathered_bytes = members * 3 * m.mean.size * m.mean.dtype.itemsize
+    merge = _gathered if gathered_bytes <= _GATHERED_BYTES else _reduced
+    return merge(m, on_mesh, axis_index_groups)
 
 
-def _destination(x: jax.Array) -> str:
-    """Under shard_map's check of varying axes the gathered value is marked as equal everywhere."""
-    return "invarying" if jax.typeof(x).manual_axis_type.varying else "varying"
+def sum_over(
+    parts: Sequence[jax.Array],
+    axis_name: _axes.AxisName,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> Sequence[jax.Array]:
+    """The sums of arrays of one dtype over the members of the mapped axes, in one collective."""
+    names = _axes.axis_names(axis_name)
+    packed = _varying(jnp.stack(parts), names)
+    if axis_index_groups is not None and _checks_varying(names):  # JAX has no such psum
+        gathered = jax.lax.all_gather(packed, names, axis_index_groups=axis_index_groups)
+        return list(jnp.sum(gathered, 0))
+    return list(jax.lax.psum(packed, names, axis_index_groups=axis_index_groups))
+
+
+def _split_names(axis_name: _axes.AxisName) -> tuple[tuple[Hashable, ...], tuple[Hashable, ...]]:
+    """The names that are axes of a mesh (`pmap`, `shard_map`), and those of `vmap`."""
+    names = _axes.axis_names(axis_name)
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    on_mesh = tuple(name for name in names if name in manual)
+    return on_mesh, tuple(name for name in names if name not in manual)
+
+
+def _gathered(
+    m: Moments, names: tuple[Hashable, ...], axis_index_groups: _axes.AxisIndexGroups
+) -> Moments:
+    """One all-gather of all members' moments, merged alike on each."""
+    packed = _varying(jnp.stack([part.astype(m.mean.dtype) for part in m]), names)
+    alike = axis_index_groups is None and _checks_varying(names)
+    gathered = jax.lax.all_gather(
+        packed,
+        names,
+        axis_index_groups=axis_index_groups,
+        to="invarying" if alike else "varying",
+    )
+    count, mean, var = jnp.moveaxis(gathered, 1, 0)
+    return merge_moments_axis(Moments(count.real, mean, var.real), 0)
+
+
+def _reduced(
+    m: Moments, names: tuple[Hashable, ...], axis_index_groups: _axes.AxisIndexGroups
+) -> Moments:
+    """All-reduces of as many numbers whatever the number of members: counts, means, the rest."""
+
+    def sums(*parts: jax.Array) -> list[jax.Array]:
+        packed = [part.astype(m.mean.dtype) for part in parts]
+        summed = sum_over(packed, names, axis_index_groups)
+        return [
+            total if jnp.iscomplexobj(part) else total.real
+            for total, part in zip(summed, parts, strict=True)
+        ]
+
+    return merge_by(sums, m)
+
+
+def _checks_varying(names: tuple[Hashable, ...]) -> bool:
+    """Whether `shard_map` checks over which mesh axes values vary."""
+    return bool(jax.typeof(jax.lax.axis_index(names)).manual_axis_type.varying)
+
+
+def _varying(x: jax.Array, names: tuple[Hashable, ...]) -> jax.Array:
+    """`x`, where that is checked marked as varying over all the names."""
+    missing = set(names) - jax.typeof(x).manual_axis_type.varying
+    return jax.lax.pcast(x, tuple(missing), to="varying") if _checks_varying(names) else x

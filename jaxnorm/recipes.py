@@ -1,4 +1,4 @@
-"""What is done around normalization: weight decay, the first scales, frozen statistics.
+"""What is done around normalization: weight decay, the first scales, frozen and merged statistics.
 
 Trees are those of Flax or of any functional model: nested dicts whose keys name the parts of a
 model. A part is named by its path, as in "encoder/block_0"; `*` and `?` stand for any characters,
@@ -13,6 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxnorm import axes as _axes
+from jaxnorm.distributed import sync_moments
+from jaxnorm.statistics import Moments
+
+_STATS = {"mean", "var"}
 
 
 def weight_decay_mask(params: Any, *, leave_out: Sequence[str] = ("scale", "bias")) -> Any:
@@ -106,7 +113,81 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
         rest = {key: value for key, value in stats.items() if key != "frozen"}
         return rest | ({"frozen": None} if frozen else {})
 
-    return _changed(batch_stats, parts or ("*",), {"mean", "var"}, marked)
+    return _changed(batch_stats, parts or ("*",), _STATS, marked)
+
+
+def sync_batch_stats(
+    batch_stats: Any,
+    axis_name: _axes.AxisName,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> Any:
+    """The running statistics of all replicas together, on every replica.
+
+    Replicas that normalize by themselves (local or grouped scope) have running statistics of their
+    own, which drift apart; merge them before evaluation or saving. The variance between the
+    replicas' means is part of the result; averaging the variances would lose it. The whole tree is
+    one collective (the `steps` of batch renormalization, of which the largest is taken, one more).
+
+    Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`);
+    then the counts add up, so merge what is evaluated or saved, and train on with what was not
+    merged.
+
+    Args:
+        batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
+            `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
+        axis_name, axis_index_groups: as for `sync_moments`. Statistics with the replicas on a first
+            axis, as `pmap` returns them, are merged by `pmap` again, or by `vmap` on one device.
+
+    Raises:
+        ValueError: a name that is not mapped, a tree without statistics.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> replicas = {"norm": {"mean": jnp.array([[0.0], [2.0]]), "var": jnp.ones((2, 1))}}
+        >>> merge = lambda stats: jn.sync_batch_stats(stats, "devices")
+        >>> merged = jax.vmap(merge, axis_name="devices")(replicas)
+        >>> print(merged["norm"]["mean"][0], merged["norm"]["var"][0])
+        [1.] [2.]
+    """
+    layers: list[dict[str, Any]] = []
+
+    def found(stats: Mapping[str, Any]) -> dict[str, Any]:
+        layers.append(dict(stats))
+        return layers[-1]
+
+    _changed(batch_stats, ("*",), _STATS, found)
+    means, rebuilt_means = ravel_pytree([stats["mean"] for stats in layers])
+    variances, rebuilt_variances = ravel_pytree([stats["var"] for stats in layers])
+    counts, rebuilt_counts = ravel_pytree([_counts(stats) for stats in layers])
+    m = sync_moments(Moments(counts, means, variances), axis_name, axis_index_groups)
+    merged = zip(
+        layers,
+        rebuilt_counts(m.count),
+        rebuilt_means(m.mean),
+        rebuilt_variances(m.var),
+        strict=True,
+    )
+
+    def synced(_: Any) -> dict[str, Any]:
+        stats, count, mean, var = next(merged)
+        new = {**stats, "mean": mean, "var": var}
+        if "count" in stats:
+            new["count"] = jax.tree.map(
+                lambda old, new: new if old.ndim else jnp.max(new), stats["count"], count
+            )
+        if "steps" in stats:
+            new["steps"] = jax.lax.pmax(
+                stats["steps"], axis_name, axis_index_groups=axis_index_groups
+            )
+        return new
+
+    return _changed(batch_stats, ("*",), _STATS, synced)
+
+
+def _counts(stats: Mapping[str, Any]) -> Any:
+    """How much each channel's statistics weigh."""
+    ones = jax.tree.map(jnp.ones_like, stats["var"])
+    return jax.tree.map(jnp.multiply, ones, stats["count"]) if "count" in stats else ones
 
 
 def matches(path: Sequence[Any], part: str) -> bool:

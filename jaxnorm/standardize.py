@@ -11,6 +11,7 @@ and the input is all that is kept for the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import axes as _axes
-from jaxnorm.statistics import Moments, split_groups
+from jaxnorm.arrays import only, repeat_groups, split_groups
+from jaxnorm.distributed import sum_over
+from jaxnorm.statistics import Moments
 
 Renorm = tuple[jax.Array, jax.Array]
 
@@ -49,24 +52,22 @@ class Scope(NamedTuple):
     def spread(self, part: jax.Array) -> jax.Array:
         """A statistic, so that it broadcasts to the input."""
         if self.group_size > 1:
-            part = jnp.repeat(part, self.group_size, self.kept_channel)
+            part = repeat_groups(part, self.kept_channel, self.group_size)
         return jnp.expand_dims(part, self.reduced)
 
     def sums(self, counted: jax.Array | None, *values: jax.Array) -> list[jax.Array]:
         """The sum of each array over what counts on this device."""
-        if counted is not None:
-            values = tuple(jnp.where(counted, value, 0) for value in values)
-        sums = [jnp.sum(value, self.reduced) for value in values]
+        sums = [jnp.sum(only(counted, value), self.reduced) for value in values]
         if self.group_size == 1:
             return sums
         channel = self.kept_channel
-        return [jnp.sum(split_groups(s, channel, self.group_size), channel + 1) for s in sums]
+        groups = [split_groups(part, channel, self.group_size) for part in sums]
+        return [jnp.sum(group, channel + 1) for group in groups]
 
-    def averages(self, sums: list[jax.Array], count: jax.Array) -> list[jax.Array]:
+    def averages(self, sums: Sequence[jax.Array], count: jax.Array) -> list[jax.Array]:
         """The means over all devices that the sums make, in one collective, spread."""
         if self.axis_name is not None:
-            groups = self.axis_index_groups
-            sums = list(jax.lax.psum(jnp.stack(sums), self.axis_name, axis_index_groups=groups))
+            sums = sum_over(sums, self.axis_name, self.axis_index_groups)
         return [self.spread(s / jnp.maximum(count, 1).astype(s.dtype)) for s in sums]
 
     @property

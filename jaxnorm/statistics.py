@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm.arrays import (
+    everywhere,
+    explicit_spec,
+    full_without,
+    only,
+    repeat_groups,
+    split_groups,
+)
 
 _STRIDE = 8  # positions a sample
 _UNIT = 256  # squares are summed in this unit: float32 then holds those of 1e-18 and of 1e15
@@ -94,6 +103,8 @@ def group_moments(
     Returns:
         `Moments` of the shape of `x` without `axis`, with the groups in place of the channels.
     """
+    if group_size == 1:
+        return moments(x, axis, where=where)
     x, reduced, counted = _prepared(x, axis, where)
     at = _axes.kept_axis(channel, reduced)
 
@@ -105,7 +116,7 @@ def group_moments(
     count = _count(x, reduced, counted)
     rough = Moments(count, _center(x, count, reduced, counted), jnp.zeros_like(count))
     center = jax.lax.stop_gradient(merged(rough).mean)
-    centers = jnp.expand_dims(jnp.repeat(center, group_size, at), reduced)
+    centers = jnp.expand_dims(repeat_groups(center, at, group_size), reduced)
     m = merged(_about(centers, x, count, reduced, counted))
     return m._replace(mean=center + m.mean)
 
@@ -146,21 +157,30 @@ def merge_moments_axis(m: Moments, axis: _axes.Axes) -> Moments:
     References:
         Chan, Golub and LeVeque 1983, equations 2.1, for any number of sets at once.
     """
-    count, mean, var = jnp.broadcast_arrays(*m)
-    merged = _axes.canonical_axes(mean.ndim, axis)
-    seen = count > 0
-    mean, var = jnp.where(seen, mean, 0), jnp.where(seen, var, 0)
-    total = jnp.sum(count, merged)
-    weight = count / jnp.expand_dims(jnp.maximum(total, 1), merged)
+    m = Moments(*jnp.broadcast_arrays(*m))
+    merged = _axes.canonical_axes(m.mean.ndim, axis)
+
+    def sums(*parts: jax.Array) -> list[jax.Array]:
+        return [jnp.sum(part, merged, keepdims=True) for part in parts]
+
+    return Moments(*(jnp.squeeze(part, merged) for part in merge_by(sums, m)))
+
+
+def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
+    """The merge, given what sums arrays over all sets of values."""
+    seen = m.count > 0
+    mean, var = jnp.where(seen, m.mean, 0), jnp.where(seen, m.var, 0)
+    (count,) = sums(m.count)
+    weight = m.count / jnp.maximum(count, 1)
     share = weight.astype(mean.dtype)
 
-    center = jax.lax.stop_gradient(jnp.sum(share * mean, merged, keepdims=True))
+    (center,) = jax.lax.stop_gradient(sums(share * mean))
     deviation = jnp.where(seen, mean - center, 0)
-    correction = jnp.sum(share * deviation, merged)
-    within = jnp.sum(weight * (_UNIT * var), merged)
-    between = _less(jnp.sum(weight * _squared(deviation), merged), _squared(correction))
-    mean = jnp.squeeze(center, merged) + correction
-    return Moments(total, mean, (within + between) / _UNIT)
+    correction, within, between = sums(
+        share * deviation, weight * (_UNIT * var), weight * _squared(deviation)
+    )
+    between = _less(between, _squared(correction))
+    return Moments(count, center + correction, (within + between) / _UNIT)
 
 
 def is_finite(m: Moments) -> jax.Array:
@@ -174,7 +194,7 @@ def _prepared(
     """Checked arguments: the counted values in the statistics' dtype, 0 for the others."""
     x = _axes.as_input(x)
     counted = _axes.as_mask(where, x.shape)
-    values = _only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
+    values = only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
     return values, _axes.canonical_axes(x.ndim, axis), counted
 
 
@@ -182,14 +202,9 @@ def _count(x: jax.Array, reduced: tuple[int, ...], counted: jax.Array | None) ->
     """How many values count, in the shape of the statistics."""
     dtype = _axes.real_dtype(x.dtype)
     if counted is None:
-        shape = [x.shape[axis] for axis in _axes.other_axes(x.ndim, reduced)]
-        return jnp.full(shape, _axes.values_per_channel(x.shape, reduced), dtype)
-    return jnp.sum(jnp.broadcast_to(counted, x.shape), reduced, dtype=dtype)
-
-
-def split_groups(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """`axis` cut in two: groups, and the `size` members of a group."""
-    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
+        number = _axes.values_per_channel(x.shape, reduced)
+        return full_without(x, reduced, number, dtype)
+    return jnp.sum(everywhere(counted, x), reduced, dtype=dtype)
 
 
 def _center(
@@ -201,11 +216,15 @@ def _center(
     variance, so one pass about it loses no more than a digit. The positions are taken from an axis
     that is unlikely to be split over devices, and not the contiguous one.
     """
-    inner = [axis for axis in reduced[1:] if axis < x.ndim - 1 and x.shape[axis] >= 2 * _STRIDE]
-    if counted is None and inner:
-        x = jax.lax.slice_in_dim(x, 0, None, _STRIDE, inner[0])
-        count = _count(x, reduced, None)
-    return _mean(x, count, reduced)
+    inner = [
+        axis
+        for axis in reduced[1:]
+        if axis < x.ndim - 1 and x.shape[axis] >= 2 * _STRIDE and not explicit_spec(x)[axis]
+    ]
+    if counted is not None:
+        number = _axes.values_per_channel(x.shape, reduced)
+        return _mean(x, reduced) * (number / jnp.maximum(count, 1)).astype(x.dtype)
+    return _mean(jax.lax.slice_in_dim(x, 0, None, _STRIDE, inner[0]) if inner else x, reduced)
 
 
 def _about(
@@ -220,14 +239,9 @@ def _about(
     The two sums subtract in two ways, because XLA's CPU backend writes out what they share.
     """
     values = jnp.maximum(count, 1)
-    mean = jnp.sum(_only(counted, x - center), reduced) / values.astype(x.dtype)
-    square = jnp.sum(_squared(_only(counted, x + -center)), reduced) / values
+    mean = jnp.sum(only(counted, x - center), reduced) / values.astype(x.dtype)
+    square = jnp.sum(_squared(only(counted, x + -center)), reduced) / values
     return Moments(count, mean, _less(square, _squared(mean)) / _UNIT)
-
-
-def _only(counted: jax.Array | None, x: jax.Array) -> jax.Array:
-    """`x` with 0 where it does not count."""
-    return x if counted is None else jnp.where(counted, x, 0)
 
 
 def _squared(x: jax.Array) -> jax.Array:
@@ -236,10 +250,9 @@ def _squared(x: jax.Array) -> jax.Array:
     return x * x if jnp.isrealobj(x) else x.real * x.real + x.imag * x.imag
 
 
-def _mean(x: jax.Array, count: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
+def _mean(x: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
     """sum(x) / n, divided first, so that the sum of large values cannot overflow."""
-    share = (1 / jnp.maximum(count, 1)).astype(x.dtype)
-    return jnp.sum(x * jnp.expand_dims(share, reduced), reduced)
+    return jnp.sum(x * (1 / max(_axes.values_per_channel(x.shape, reduced), 1)), reduced)
 
 
 def _less(square: jax.Array, correction: jax.Array) -> jax.Array:

@@ -1,0 +1,70 @@
+"""Operations on arrays that keep their sharding where a mesh has explicit axes.
+
+There the sharding of every result must follow from those of its operands, so a mask, a constant or
+a group that is split over devices has to be brought into the sharding of what it meets. Elsewhere
+these are the plain operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnorm.axes import axis_names, other_axes
+
+
+def only(counted: jax.Array | None, x: jax.Array) -> jax.Array:
+    """`x` with 0 where it does not count."""
+    return x if counted is None else jnp.where(everywhere(counted, x), x, 0)
+
+
+def everywhere(counted: jax.Array, x: jax.Array) -> jax.Array:
+    """A mask in the whole shape of `x`, sharded as `x` is."""
+    return counted | jnp.zeros_like(x, bool)
+
+
+def full_without(x: jax.Array, reduced: Sequence[int], value: Any, dtype: Any) -> jax.Array:
+    """An array of one value, shaped and sharded as `x` without the axes `reduced`."""
+    kept = other_axes(x.ndim, reduced)
+    shape, spec = [x.shape[axis] for axis in kept], explicit_spec(x)
+    if not any(spec):
+        return jnp.full(shape, value, dtype)
+    sharding = NamedSharding(
+        jax.typeof(x).sharding.mesh, PartitionSpec(*(spec[axis] for axis in kept))
+    )
+    return jax.lax.full(shape, value, dtype, sharding=sharding)
+
+
+def explicit_spec(x: jax.Array) -> tuple[Any, ...]:
+    """For each axis the names of the explicit mesh axes that it is split over, or None."""
+    return tuple(jax.typeof(x).sharding.spec)
+
+
+def explicit_shards(x: jax.Array, axis: int) -> int:
+    """In how many parts an axis is split over explicit mesh axes."""
+    names = explicit_spec(x)[axis] or ()
+    mesh = jax.typeof(x).sharding.mesh
+    return math.prod(mesh.shape[name] for name in axis_names(names))
+
+
+def split_groups(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """`axis` cut in two: groups, and the `size` members of a group."""
+    groups = x.shape[axis] // size
+    if groups % explicit_shards(x, axis):  # then some groups are split over devices
+        spec = list(explicit_spec(x))
+        spec[axis] = None
+        x = jax.sharding.reshard(x, PartitionSpec(*spec))
+    return x.reshape(*x.shape[:axis], groups, size, *x.shape[axis + 1 :])
+
+
+def repeat_groups(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Every group along `axis` given to its `size` members."""
+    members = jnp.broadcast_to(
+        jnp.expand_dims(x, axis + 1), (*x.shape[: axis + 1], size, *x.shape[axis + 1 :])
+    )
+    return members.reshape(*x.shape[:axis], x.shape[axis] * size, *x.shape[axis + 1 :])
