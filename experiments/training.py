@@ -168,13 +168,7 @@ def _of_all_groups(batch_stats: Any, scope: Scope) -> Any:
     """Merge the running statistics, which groups of devices update each by its examples."""
     if scope.axis_index_groups is None:
         return batch_stats
-    return {layer: _merged(stats, scope.axis_name) for layer, stats in batch_stats.items()}
-
-
-def _merged(stats: Any, axis_name: str) -> Any:
-    m = jn.Moments(jnp.ones_like(stats["var"]), stats["mean"], stats["var"])
-    m = jn.sync_moments(m, axis_name)
-    return {"mean": m.mean, "var": m.var}
+    return jn.sync_batch_stats(batch_stats, scope.axis_name)
 
 
 def _metrics(logits: jax.Array, batch: Batch) -> Metrics:
