@@ -138,7 +138,7 @@ def test_processes_that_slurm_starts_find_each_other(places, start):
     np.testing.assert_allclose(history(places), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize
+@pytest.mark.parametrize(
     ("victim", "how", "way"), [(1, signal.SIGKILL, "pmap"), (0, signal.SIGSTOP, "jit")]
 )
 def test_a_process_that_dies_or_hangs_ends_the_other(places, start, victim, how, way):
