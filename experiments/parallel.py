@@ -79,7 +79,10 @@ def own_part(devices: Sequence[jax.Device], size: int) -> slice:
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
     """Give a state to all devices."""
-    return _put(state, NamedSharding(_mesh(devices), PartitionSpec()))
+    everywhere = NamedSharding(_mesh(devices), PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(state, everywhere)
+    return _assembled(state, everywhere)
 
 
 def compile_step(
@@ -113,7 +116,9 @@ def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: boo
         out_shardings=everywhere,
         donate_argnums=0 if donate else (),
     )
-    return lambda state, batch: compiled(state, _put(batch, parts))
+    if jax.process_count() == 1:
+        return compiled  # which itself cuts a NumPy batch, ten times as fast as device_put
+    return lambda state, batch: compiled(state, _assembled(batch, parts))
 
 
 def _shard_map(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
@@ -159,10 +164,8 @@ def _shardings(
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, parts)
 
 
-def _put(tree: Any, sharding: NamedSharding) -> Any:
-    """Make global arrays of what this process has of them."""
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
+def _assembled(tree: Any, sharding: NamedSharding) -> Any:
+    """Make arrays of all processes, of which this one has its part."""
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree
     )
