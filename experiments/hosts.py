@@ -1,5 +1,6 @@
 """Several processes, on one machine or many, that train a run together."""
 
+import hashlib
 import os
 import sys
 import traceback
@@ -58,6 +59,16 @@ def as_the_first(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
+def check_alike(name: str) -> None:
+    """Raise `ConfigError` in a process whose run is not that of the first: they would not meet."""
+    digest = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(digest), digest):
+        raise ConfigError(
+            f"process {jax.process_index()} was to train {name}, and process 0 another run; give "
+            "all processes the same configuration, distributed.index apart"
+        )
+
+
 def end_all(error: Exception) -> NoReturn:
     """End this process at once where there are others, and thereby those; else raise the error.
 
@@ -71,8 +82,9 @@ def end_all(error: Exception) -> NoReturn:
             "of all processes failed; most likely another process has ended, and its output says "
             f"why ({str(error).splitlines()[0]})"
         )
-        print(message, file=sys.stderr, flush=True)
+    elif isinstance(error, ConfigError):
+        message = f"error: {error}"
     else:
-        traceback.print_exception(error)
-        sys.stderr.flush()
+        message = "".join(traceback.format_exception(error))
+    print(message, file=sys.stderr, flush=True)
     os._exit(1)

@@ -33,6 +33,7 @@ def run(config: Config) -> None:
     Of several processes, the first one writes.
     """
     directory = run_directory(config)
+    hosts.check_alike(directory.name)
     if hosts.as_the_first(is_finished(directory)):
         display.end_run(directory.name, f"already done, see {directory}")
         return

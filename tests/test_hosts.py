@@ -157,11 +157,17 @@ def test_a_process_that_dies_or_hangs_ends_the_other(places, start, victim, how,
 
 def test_a_process_that_fails_ends_the_other(places, start, tmp_path):
     (tmp_path / "runs").write_text("a file where process 0 wants a directory")
-    options = ("distributed.timeout=60", *places)
-    processes = [start(manual(index, *options)) for index in (0, 1)]
+    processes = [start(manual(index, *places)) for index in (0, 1)]
     for process in processes:
-        assert process.wait(timeout=60) not in (0, None)
+        assert process.wait(timeout=LIMIT) not in (0, None)
     assert "FileExistsError" in start.text(processes[0])
+
+
+def test_processes_of_different_runs_are_told(places, start):
+    processes = [start(manual(index, f"epochs={2 + index}", *places)) for index in (0, 1)]
+    for process in processes:
+        assert process.wait(timeout=LIMIT) not in (0, None)
+    assert "and process 0 another run; give all processes the same" in start.text(processes[1])
 
 
 def test_who_waits_in_vain_is_told(places, start):
