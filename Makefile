@@ -1,7 +1,7 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
 # make test    the whole test suite
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
-#              (PART=speed, memory or precision for one part, FULL=1 for more sizes)
+#              (PART=speed, memory, precision, collectives or scaling, FULL=1 for more sizes)
 # make lint    style and types
 # Each makes the virtual environment that it needs, once.
 

@@ -22,7 +22,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
 }
-PARTS = ("speed", "memory", "precision")
+PARTS = ("speed", "memory", "precision", "collectives", "scaling")
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
@@ -41,16 +41,23 @@ def environment() -> str:
 
 def run(parts: list[str], full: bool) -> None:
     """Measure the parts, show and publish them, and draw the figure if all are there."""
-    from benchmarks import figure, memory, precision, speed
+    from benchmarks import collectives, figure, memory, precision, scaling, speed
     from benchmarks.table import publish
 
-    measures = {"speed": speed.measure, "memory": memory.measure, "precision": precision.measure}
+    modules = {
+        "speed": speed,
+        "memory": memory,
+        "precision": precision,
+        "collectives": collectives,
+        "scaling": scaling,
+    }
     measured = {}
     for part in parts:
-        tables = measures[part](full)
+        tables = modules[part].measure(full)
         for table in tables:
             table.show()
-        publish(part, "\n\n".join(table.markdown() for table in tables) + f" {environment()}")
+        text = "\n\n".join(table.markdown() for table in tables)
+        publish(part, text if part == "scaling" else f"{text} {environment()}")
         measured |= {table.title: table for table in tables}
     if set(parts) == set(PARTS):
         figure.save(figure.draw(measured))

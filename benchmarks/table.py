@@ -12,7 +12,7 @@ import rich.table
 from rich.console import Console
 
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 class Table(NamedTuple):
@@ -33,7 +33,7 @@ class Table(NamedTuple):
             pad_edge=False,
         )
         for column in self.columns:
-            table.add_column(column)
+            table.add_column(column, no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         console = Console()
@@ -47,10 +47,11 @@ class Table(NamedTuple):
 
 
 def publish(part: str, text: str) -> None:
-    """Replace what the README holds between the marks of a part."""
+    """Replace what the README or a page of docs/ holds between the marks of a part."""
     begin, end = f"<!-- bench {part} -->", f"<!-- end {part} -->"
-    readme = README.read_text()
-    if begin not in readme:
-        raise ValueError(f"the README has no mark {begin!r} to put the table of {part} behind")
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    README.write_text(re.sub(pattern, lambda _: f"{begin}\n{text}\n{end}", readme, flags=re.DOTALL))
+    old, new = re.escape(begin) + ".*?" + re.escape(end), f"{begin}\n{text}\n{end}"
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        if begin in (content := page.read_text()):
+            page.write_text(re.sub(old, lambda _: new, content, flags=re.DOTALL))
+            return
+    raise ValueError(f"no page has the mark {begin!r} to put the table of {part} behind")

@@ -172,8 +172,9 @@ def ghost_batch_norm(
 ) -> tuple[jax.Array, Any]:
     """Batch normalization in ghosts: each contiguous slice of the batch by its own moments.
 
-    The running statistics take the merge of all ghosts (the variance within and between them), in
-    one update, so they are those of the whole batch.
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
+    each channel over its ghost. The running statistics take the merge of all ghosts (the variance
+    within and between them), in one update, so they are those of the whole batch.
 
     Args:
         ghost_size: examples of axis 0 in a ghost; exclusive with `num_ghosts`.

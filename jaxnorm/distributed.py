@@ -11,7 +11,7 @@ from jaxnorm import axes as _axes
 from jaxnorm.statistics import Moments, merge_by, merge_moments_axis
 
 # An all-gather of more costs longer than another all-reduce takes to start (docs/scaling.md).
-_GATHERED_BYTES = 2**20
+GATHERED_BYTES = 2**20
 
 
 def sync_moments(
@@ -53,7 +53,7 @@ def sync_moments(
         return m
     members = _axes.mapped_size(on_mesh, axis_index_groups)
     gathered_bytes = members * 3 * m.mean.size * m.mean.dtype.itemsize
-    merge = _gathered if gathered_bytes <= _GATHERED_BYTES else _reduced
+    merge = _gathered if gathered_bytes <= GATHERED_BYTES else _reduced
     return merge(m, on_mesh, axis_index_groups)
 
 
@@ -112,8 +112,11 @@ def _reduced(
 
 
 def _checks_varying(names: tuple[Hashable, ...]) -> bool:
-    """Whether `shard_map` checks over which mesh axes values vary."""
-    return bool(jax.typeof(jax.lax.axis_index(names)).manual_axis_type.varying)
+    """Whether `shard_map` checks over which of these mesh axes values vary."""
+    on_mesh, _ = _split_names(names)
+    if not on_mesh:
+        return False
+    return bool(jax.typeof(jax.lax.axis_index(on_mesh)).manual_axis_type.varying)
 
 
 def _varying(x: jax.Array, names: tuple[Hashable, ...]) -> jax.Array:

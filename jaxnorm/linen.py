@@ -39,16 +39,20 @@ class BatchNorm(nn.Module):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `batch_stats`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
+    x is [..., C] (C at `axis`), and y of its shape, in `dtype`, by default what x and
+    the parameters promote to.
 
     `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either. `momentum=None` merges all batches exactly and keeps
-    their `count` in `batch_stats` too.
+    updated in training either. `momentum=None` merges all batches exactly and keeps their `count`
+    in `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
             measure the batch and update them; here or in the call.
         axis: the axis or axes of the channels.
-        momentum: the weight of the old statistics (PyTorch's is one minus it).
+        momentum: the weight of the old statistics (PyTorch's is one minus it); the variance
+            that is kept is biased (PyTorch's is not).
+        epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
 
@@ -150,7 +154,7 @@ class GhostBatchNorm(BatchNorm):
     """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch.
+    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts.
 
     Attributes:
         ghost_size: examples in a ghost; exclusive with `num_ghosts`.
@@ -180,8 +184,8 @@ class BatchRenorm(BatchNorm):
     """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
 
     y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
-    statistics. `batch_stats` holds the number of training `steps` too, so schedules move on under
-    `jit` and survive a checkpoint.
+    statistics; x is [..., C] (C at `axis`). `batch_stats` holds the number of training `steps` too,
+    so schedules move on under `jit` and survive a checkpoint.
 
     Attributes:
         r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.
@@ -213,10 +217,14 @@ class LayerNorm(nn.Module):
     """Layer normalization: `jaxnorm.layer_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the parameters promote to.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes with a scale and a bias of their own.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
+            1e-3).
 
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016.
@@ -255,10 +263,13 @@ class RMSNorm(nn.Module):
     """Root mean square normalization: `jaxnorm.rms_norm`.
 
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the parameters promote to.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes with a scale of their own.
+        epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nn.initializers.zeros`.
 
@@ -297,11 +308,14 @@ class GroupNorm(nn.Module):
     """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
+    x is [N, ..., C], or [C], one example; y is of its shape, in
+    `dtype`, by default what x and the parameters promote to.
 
     Attributes:
         num_groups: groups of channels; None where `group_size` is given.
         group_size: channels of a group; exclusive with `num_groups`.
         reduction_axes: the axes to measure over, the last among them; all but axis 0 by default.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
 
     References:
         Wu and He, "Group normalization", 2018.
@@ -341,9 +355,12 @@ class InstanceNorm(nn.Module):
     """Instance normalization: `jaxnorm.instance_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
+    x is [N, ..., C] (C at `feature_axes`), and y of its shape, in
+    `dtype`, by default what x and the parameters promote to.
 
     Attributes:
         feature_axes: the axis or axes of the channels.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.

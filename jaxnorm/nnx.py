@@ -51,16 +51,20 @@ class BatchNorm(nnx.Module):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `nnx.BatchStat`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
+    x is [..., C] (C at `axis`), and y of its shape, in `dtype`, by default what x and
+    the variables promote to.
 
     `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
-    makes those of training too. `momentum=None`
-    merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
+    makes those of training too. `momentum=None` merges all batches exactly and keeps their `count`
+    in an `nnx.BatchStat` too.
 
     Args:
         use_running_average: True to normalize with the running statistics, False to measure the
             batch and update them; here or in the call, which takes precedence.
         axis: the axis or axes of the channels.
-        momentum: the weight of the old statistics (PyTorch's is one minus it).
+        momentum: the weight of the old statistics (PyTorch's is one minus it); the variance
+            that is kept is biased (PyTorch's is not).
+        epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
 
@@ -179,10 +183,10 @@ class BatchNorm(nnx.Module):
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`.
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
 
         Args:
-            use_running_average: True to normalize with the running statistics, False to measure.
+          use_running_average: True to normalize with the running statistics, False to measure.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
@@ -192,7 +196,7 @@ class GhostBatchNorm(BatchNorm):
     """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch.
+    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts.
 
     Args:
         ghost_size: examples in a ghost; exclusive with `num_ghosts`.
@@ -233,8 +237,8 @@ class BatchRenorm(BatchNorm):
     """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
 
     y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
-    statistics. An `nnx.BatchStat` holds the number of training `steps` too, so schedules move on
-    under `nnx.jit` and survive a checkpoint.
+    statistics; x is [..., C] (C at `axis`). An `nnx.BatchStat` holds the number of training `steps`
+    too, so schedules move on under `nnx.jit` and survive a checkpoint.
 
     Args:
         r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.
@@ -278,10 +282,14 @@ class LayerNorm(nnx.Module):
     """Layer normalization: `jaxnorm.layer_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the variables promote to.
 
     Args:
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes with a scale and a bias of their own.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
+            1e-3).
 
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016.
@@ -340,10 +348,13 @@ class RMSNorm(nnx.Module):
     """Root mean square normalization: `jaxnorm.rms_norm`.
 
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the variables promote to.
 
     Args:
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes with a scale of their own.
+        epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nnx.initializers.zeros`.
 
@@ -399,11 +410,14 @@ class GroupNorm(nnx.Module):
     """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
+    x is [N, ..., C], or [C], one example; y is of its shape, in
+    `dtype`, by default what x and the variables promote to.
 
     Args:
         num_groups: groups of channels; None where `group_size` is given.
         group_size: channels of a group; exclusive with `num_groups`.
         reduction_axes: the axes to measure over, the last among them; all but axis 0 by default.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
 
     References:
         Wu and He, "Group normalization", 2018.
@@ -472,9 +486,12 @@ class InstanceNorm(nnx.Module):
     """Instance normalization: `jaxnorm.instance_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
+    x is [N, ..., C] (C at `feature_axes`), and y of its shape, in
+    `dtype`, by default what x and the variables promote to.
 
     Args:
         feature_axes: the axis or axes of the channels.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.

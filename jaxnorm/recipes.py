@@ -98,6 +98,7 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
         frozen: False takes the mark away.
 
     Raises:
+        TypeError: the state of an NNX model, which would take the mark and not heed it.
         ValueError: a part with no statistics in it; the message lists those that there are.
 
     Example:
@@ -108,6 +109,12 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
         >>> print(y[:, 0].round(3), new["mean"])
         [1. 1.] [0.]
     """
+
+    if type(batch_stats).__module__.startswith("flax.nnx"):
+        raise TypeError(
+            f"freeze_stats marks nested dicts, got a {type(batch_stats).__name__} of NNX; freeze "
+            "the model itself with jaxnorm.nnx.freeze_stats(model)"
+        )
 
     def marked(stats: Mapping[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in stats.items() if key != "frozen"}

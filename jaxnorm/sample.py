@@ -148,7 +148,8 @@ def group_norm(
     each group of consecutive channels of each example, over the group and the positions.
 
     Args:
-        x: floating or complex [N, ..., C] (C at `channel_axis`): axis 0 is the batch.
+        x: floating or complex [N, ..., C] (C at `channel_axis`): axis 0 is the batch. Or [C], one
+            example.
         scale, bias: [C], or None for 1 and 0.
         num_groups: groups of channels; None where `group_size` is given.
         group_size: channels of a group; exclusive with `num_groups`.
@@ -286,10 +287,12 @@ def _offset(scale: jax.Array | None, scale_offset: float) -> jax.Array | None:
 
 def _positions(ndim: int, channel: int, reduction_axes: _axes.Axes | None) -> tuple[int, ...]:
     """The axes that a group is measured over beside the channel axis, which must be among them."""
-    if reduction_axes is None:
-        reduced = _axes.sample_axes(ndim, (channel,), with_channels=True)
-    else:
+    if reduction_axes is not None:
         reduced = _axes.reduction_axes(ndim, reduction_axes)
+    elif ndim == 1:
+        reduced = (channel,)
+    else:
+        reduced = _axes.sample_axes(ndim, (channel,), with_channels=True)
     if channel not in reduced:
         raise ValueError(
             f"reduction_axes={reduction_axes!r} must include the channel axis {channel}, whose "

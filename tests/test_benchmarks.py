@@ -14,13 +14,13 @@ PEERS = ("torch", "haiku", "equinox", "keras")
 def test_a_table_replaces_what_stands_between_its_marks(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench x -->\nold\n<!-- end x -->\nafter\n")
-    monkeypatch.setattr(table, "README", readme)
+    monkeypatch.setattr(table, "ROOT", tmp_path)
     rows = table.Table("Title", ("a", "b"), [("1", "2")], "Note.").markdown()
     table.publish("x", rows)
     lines = readme.read_text().splitlines()
     shown = ["| a | b |", "| --- | --- |", "| 1 | 2 |", "", "Note."]
     assert lines == ["before", "<!-- bench x -->", *shown, "<!-- end x -->", "after"]
-    with pytest.raises(ValueError, match="no mark"):
+    with pytest.raises(ValueError, match="the mark"):
         table.publish("y", rows)
 
 

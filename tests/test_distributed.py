@@ -11,7 +11,6 @@ from cases import (
     STATEFUL,
     allowed,
     chances,
-    every_norm,
     fresh,
     gradients,
     identical,
@@ -23,32 +22,20 @@ from cases import (
     relative,
     seen,
 )
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from devices import DEVICES, WAYS, flat, mesh, over_devices
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
+from jaxnorm import distributed
 
-WAYS = ["vmap", "pmap", "shard_map"]
 HALVES = [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def mesh(kind=AxisType.Auto, shape=(8,), names=("i",)):
-    """Give a mesh of the eight devices."""
-    return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
-
-
-def over_devices(way, function, *arrays):
-    """Call the function on every device with its row of the arrays, under the axis name i."""
-    if way == "vmap":
-        return jax.jit(jax.vmap(function, axis_name="i"))(*arrays)
-    if way == "pmap":
-        return jax.pmap(function, axis_name="i")(*arrays)
-
-    def block(*rows):
-        results = function(*(row[0] for row in rows))
-        return jax.tree.map(lambda leaf: leaf[None], results)
-
-    spec = PartitionSpec("i")
-    return jax.jit(jax.shard_map(block, mesh=mesh(), in_specs=spec, out_specs=spec))(*arrays)
+@pytest.fixture(params=["gathered", "reduced"])
+def merging(request, monkeypatch):
+    """Merge by the all-gather of few moments, and by the all-reduces of many."""
+    if request.param == "reduced":
+        monkeypatch.setattr(distributed, "GATHERED_BYTES", 0)
 
 
 def synced(name, stats=None, args=(), **options):
@@ -65,17 +52,12 @@ def synced(name, stats=None, args=(), **options):
     return call
 
 
-def flat(array):
-    """Lay the shards of a batch one after the other."""
-    return np.reshape(array, (-1, *np.shape(array)[2:]))
-
-
 UNEVEN = np.arange(4) < np.array([4, 0, 1, 3, 2, 4, 0, 1])[:, None]
 SHARDS = normals(8, 4, 3, mean=3 * np.arange(8)[:, None, None])
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_moments_of_all_devices_are_those_of_the_whole(way):
+def test_moments_of_all_devices_are_those_of_the_whole(way, merging):
     def whole(x, where):
         return jn.sync_moments(jn.moments(x, 0, where=where), "i")
 
@@ -87,7 +69,7 @@ def test_moments_of_all_devices_are_those_of_the_whole(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_counts_are_merged_with_the_means(way):
+def test_counts_are_merged_with_the_means(way, merging):
     x = np.array([0, 0, 0, 0, 8, 5, 5, 5], np.float32)[:, None]
     where = np.array([1, 1, 1, 1, 1, 0, 0, 0])[:, None]
 
@@ -151,7 +133,7 @@ def test_a_gradient_taken_on_the_device_is_that_of_the_whole_batch(way):
 
 @pytest.mark.parametrize("ratio", [1e3, 1e5, 1e6])
 @pytest.mark.parametrize("way", WAYS)
-def test_synced_statistics_are_precise_at_a_large_mean(way, ratio):
+def test_synced_statistics_are_precise_at_a_large_mean(way, ratio, merging):
     x = normals(8, 50, 3, mean=ratio)
     where = chances(8, 50, 3)
     y, _ = over_devices(way, synced("batch", fresh("batch", 3)), x, where)
@@ -203,59 +185,163 @@ def test_positions_can_be_sharded(name, way):
     near(np.swapaxes(y, 0, 1).reshape(2, 24, 4), expected)
 
 
-@pytest.mark.parametrize("way", ["pmap", "shard_map"])
-def test_groups_of_devices_are_ghosts_of_the_whole_batch(way):
-    call = synced("batch", fresh("batch", 3), axis_index_groups=HALVES)
-    y, new = over_devices(way, call, SHARDS, UNEVEN[..., None])
-    options = {"num_ghosts": 2, "where": flat(UNEVEN[..., None])}
-    near(flat(y), library("ghost", flat(SHARDS), **options)[0])
+@pytest.mark.parametrize("way", DEVICES)
+def test_groups_of_devices_are_ghosts_of_the_whole_batch(way, merging):
+    args, where = parameters(3), UNEVEN[..., None]
+    call = synced("batch", fresh("batch", 3), args, axis_index_groups=HALVES)
+    y, new = over_devices(way, call, SHARDS, where)
+    options = {"num_ghosts": 2, "where": flat(where)}
+    near(flat(y), library("ghost", flat(SHARDS), *args, **options)[0])
     for group in HALVES:
-        half = {"where": flat(UNEVEN[group][..., None])}
-        near(
-            {k: v[group[1]] for k, v in new.items()},
-            oracle("batch", flat(SHARDS[group]), **half)[1],
-        )
+        half = {"where": flat(where[group])}
+        for device in group:
+            stats = {k: v[device] for k, v in new.items()}
+            near(stats, oracle("batch", flat(SHARDS[group]), **half)[1])
+            identical(stats, {k: v[group[0]] for k, v in new.items()})
 
 
-def test_two_axes_are_given_as_a_tuple():
-    grid = mesh(shape=(2, 4), names=("a", "b"))
-    spec = PartitionSpec(("a", "b"))
-    call = synced("batch", fresh("batch", 3), axis_name=("a", "b"))
-    sharded = jax.shard_map(call, mesh=grid, in_specs=spec, out_specs=(spec, PartitionSpec()))
-    with_check = jax.jit(sharded)(flat(SHARDS), flat(UNEVEN[..., None]))
-    near(with_check[0], oracle("batch", flat(SHARDS), where=flat(UNEVEN[..., None]))[0])
+@pytest.mark.parametrize("way", DEVICES)
+def test_gradients_of_groups_are_those_of_ghosts(way):
+    args, where, g = parameters(3), UNEVEN[..., None], normals(8, 4, 3, seed=5)
+    g = np.where(where, g, 0)
+
+    def loss(x, *args):
+        call = synced("batch", fresh("batch", 3), args, axis_index_groups=HALVES)
+        return jnp.sum(over_devices(way, call, x, where)[0] * g)
+
+    actual = jax.grad(loss, argnums=(0, 1, 2))(SHARDS, *args)
+    options = {"num_ghosts": 2, "where": flat(where)}
+    expected = gradients("ghost", flat(SHARDS), *args, flat(g), **options)
+    near(flat(actual[0]), expected[0])
+    near(actual[1], expected[1], 5e-5)
+    near(actual[2], expected[2])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_device_by_itself_is_a_ghost_of_the_whole_batch(way):
+    stats, args, where = seen("ghost", 3), parameters(3), UNEVEN[..., None]
+    y, new = over_devices(way, synced("ghost", stats, args, num_ghosts=1), SHARDS, where)
+    options = {"num_ghosts": 8, "where": flat(where), "stats": stats}
+    expected, expected_stats = library("ghost", flat(SHARDS), *args, **options)
+    near(flat(y), expected)
+    for device in range(8):
+        near({k: v[device] for k, v in new.items()}, expected_stats)
+        identical({k: v[device] for k, v in new.items()}, {k: v[0] for k, v in new.items()})
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e5])
+@pytest.mark.parametrize("way", DEVICES)
+def test_gradients_are_precise_at_a_large_mean(way, ratio):
+    x, g, args = normals(8, 20, 3, mean=ratio), normals(8, 20, 3, seed=5), parameters(3)
+
+    def loss(x, *args):
+        stats = fresh("batch", 3)
+        return jnp.sum(over_devices(way, synced("batch", stats, args), x, MANY)[0] * g)
+
+    actual = jax.grad(loss, argnums=(0, 1, 2))(x, *args)
+    exact = in_float64(flat(x), *args, flat(g))
+    near(flat(actual[0]), exact[0], allowed(ratio))
+    for mine, theirs in zip(actual[1:], exact[1:], strict=True):
+        near(mine, theirs, allowed(ratio) * np.abs(g).sum((0, 1)).max())
+
+
+MANY = np.ones((8, 20, 1), bool)
+
+
+def in_float64(x, scale, bias, g):
+    """Give the gradients by the formula of the paper, in double precision."""
+    x, scale, g = (np.asarray(array, np.float64) for array in (x, scale, g))
+    rstd = 1 / np.sqrt(x.var(0) + 1e-5)
+    y = (x - x.mean(0)) * rstd
+    gy = g * scale
+    return rstd * (gy - gy.mean(0) - y * (gy * y).mean(0)), (g * y).sum(0), g.sum(0)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("spec", [P(("i", "j")), P("i", "j"), P(None, ("j", "i"))], ids=str)
+def test_two_axes_are_given_as_a_tuple(spec, check_vma, merging):
+    x, where = normals(8, 8, 3, mean=2.0), chances(8, 8, 1)
+    names = ("i", "j")
+    call = synced("batch", fresh("batch", 3), axis_name=names)
+    sharded = jax.shard_map(
+        call,
+        mesh=mesh(shape=(2, 4), names=names),
+        in_specs=spec,
+        out_specs=(spec, P()),
+        check_vma=check_vma,
+    )
+    y, new = jax.jit(sharded)(x, where)
+    expected, expected_stats = oracle("batch", x, where=where)
+    near(y, expected)
+    near(new, expected_stats)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_a_batch_split_over_one_of_two_names_is_counted_once_on_each(check_vma, merging):
+    x, names = normals(8, 3, mean=2.0), ("i", "j")
+    call = synced("batch", fresh("batch", 3), axis_name=names)
+    sharded = jax.shard_map(
+        lambda x: call(x, None),
+        mesh=mesh(shape=(2, 4), names=names),
+        in_specs=P("i"),
+        out_specs=(P("i"), P()),
+        check_vma=check_vma,
+    )
+    y, new = jax.jit(sharded)(x)
+    expected, expected_stats = oracle("batch", x)
+    near(y, expected)
+    near(new, expected_stats)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_channels_can_be_split_over_the_other_axis(check_vma):
+    x, args, g = normals(8, 5, 8, mean=2.0), parameters(8), normals(8, 5, 8, seed=5)
+    spec, channels = P("i", None, "j"), P("j")
+
+    def block(x, scale, bias):
+        return jn.batch_norm(x, fresh("batch", 2), scale, bias, train=True, axis_name="i")
+
+    sharded = jax.shard_map(
+        block,
+        mesh=mesh(shape=(2, 4), names=("i", "j")),
+        in_specs=(spec, channels, channels),
+        out_specs=(spec, channels),
+        check_vma=check_vma,
+    )
+    (y, new), backward = jax.vjp(jax.jit(sharded), x, *args)
+    expected, expected_stats = oracle("batch", x, *args)
+    near(y, expected)
+    near(new, expected_stats)
+    actual = backward((g, jax.tree.map(jnp.zeros_like, new)))
+    for mine, theirs in zip(actual, gradients("batch", x, *args, g), strict=True):
+        near(mine, theirs, 2e-5)
+
+
+def test_names_of_pmap_and_vmap_together():
+    x, g = normals(2, 4, 5, 3, mean=2.0), normals(2, 4, 5, 3, seed=5)
+
+    def loss(x):
+        call = synced("batch", fresh("batch", 3), axis_name=("i", "j"))
+        inner = jax.vmap(lambda x: call(x, None), axis_name="j")
+        y, new = jax.pmap(inner, axis_name="i", devices=jax.devices()[:2])(x)
+        return jnp.sum(y * g), (y, new)
+
+    actual, (y, new) = jax.grad(loss, has_aux=True)(x)
+    whole = x.reshape(-1, 3)
+    near(y.reshape(-1, 3), oracle("batch", whole)[0])
+    near({k: v[1, 2] for k, v in new.items()}, oracle("batch", whole)[1])
+    near(actual.reshape(-1, 3), gradients("batch", whole, None, None, g.reshape(-1, 3))[0])
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
 def test_statistics_leave_shard_map_as_one_value(check_vma):
-    rows, one = PartitionSpec("i"), PartitionSpec()
+    rows, one = P("i"), P()
     call = synced("batch", fresh("batch", 3))
     sharded = jax.shard_map(
         call, mesh=mesh(), in_specs=rows, out_specs=(rows, one), check_vma=check_vma
     )
     _, new = jax.jit(sharded)(flat(SHARDS), flat(UNEVEN[..., None]))
     near(new, oracle("batch", flat(SHARDS), where=flat(UNEVEN[..., None]))[1])
-
-
-# Sharded arrays under jit
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("name", every_norm)
-def test_a_sharded_batch_under_jit_needs_no_name(name, kind, masked):
-    x, args = normals(16, 3, 4, mean=np.arange(16)[:, None, None]), parameters(4)
-    where = chances(16, 3, 4) if masked else None
-    options = {"epsilon": 0.1, **({"num_ghosts": 8} if name == "ghost" else {})}
-    expected, expected_stats = oracle(name, x, *args, where=where, **options)
-    grid = mesh(kind)
-    with jax.set_mesh(grid):
-        rows = NamedSharding(grid, PartitionSpec("i"))
-        x, where = jax.device_put((x, where), rows)
-        y, stats = library(name, x, *args, where=where, **options)
-    near(y, expected)
-    if stats is not None:
-        near(stats, expected_stats)
 
 
 # Where the axis is not there
@@ -268,21 +354,3 @@ def test_evaluation_works_outside_the_axis(name):
     y, new = NORMS[name].function(x, stats, axis_name="i", **options)
     identical(new, stats)
     near(y, library(name, x, stats=stats, train=False)[0], 1e-6)
-
-
-def collectives(function, *shards):
-    """Count the collectives in the compiled program of a function of shards."""
-    spec = PartitionSpec("i")
-    sharded = jax.shard_map(function, mesh=mesh(), in_specs=spec, out_specs=spec)
-    text = jax.jit(sharded).lower(*shards).compile().as_text()
-    return sum(text.count(f" {kind}(") for kind in ("all-reduce", "all-gather", "all-to-all"))
-
-
-def test_training_takes_one_collective_and_evaluation_none():
-    def step(train, x):
-        call = jn.batch_norm(x, fresh("batch", 3), train=train, axis_name="i")
-        return jax.tree.map(lambda leaf: jnp.atleast_2d(leaf), call)
-
-    x = flat(SHARDS)
-    assert collectives(functools.partial(step, True), x) == 1
-    assert collectives(functools.partial(step, False), x) == 0

@@ -40,6 +40,14 @@ def test_the_first_variables_are_flaxs_bit_for_bit(name):
     chex.assert_trees_all_equal(getattr(jnn, name)(**options).init(KEY, X), variables)
 
 
+def test_group_norm_takes_one_example_without_a_batch():
+    x, options = X[0, 0, 0], {"num_groups": 2, **RANDOM}
+    ours, flaxs = (
+        library.GroupNorm(**options).init_with_output(KEY, x)[0] for library in (jnn, nn)
+    )
+    np.testing.assert_allclose(ours, flaxs, atol=2e-5)
+
+
 @pytest.mark.parametrize("name", SAMPLE)
 def test_init_needs_no_mapped_axis(name):
     options = {**SAMPLE[name], "axis_name": "devices", "axis_index_groups": [[0, 1], [2, 3]]}

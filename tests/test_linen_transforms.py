@@ -69,6 +69,21 @@ def test_a_transformed_block_is_flaxs(transform):
     chex.assert_trees_all_close(gradients, expected_gradients, atol=2e-4, rtol=2e-3)
 
 
+def test_scan_carries_the_statistics_of_one_layer():
+    results = []
+    for library in (jnn, nn):
+        variables = Block(library).init(KEY, X)
+        module = nn.scan(
+            Block,
+            variable_carry="batch_stats",
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            length=3,
+        )(library)
+        results.append(jax.jit(partial(module.apply, mutable=MUTABLE))(variables, X))
+    chex.assert_trees_all_close(*results, **CLOSE)
+
+
 def test_remat_changes_no_bit():
     plain, remat = Block(jnn), nn.remat(Block)(jnn)
     variables = jax.jit(plain.init)(KEY, X)

@@ -1,5 +1,8 @@
 """In every dtype the Linen module, the NNX module and the function give identical values."""
 
+import inspect
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,7 +29,8 @@ OPTIONS = {
     "rms": {"scale_offset": 0.5},
     "group": {"num_groups": 2},
 }
-BF16, F16, F32, C64, I32 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64, jnp.int32
+BF16, F16, F32, F64 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64
+C64, C128, I32 = jnp.complex64, jnp.complex128, jnp.int32
 # input, dtype, param_dtype: the dtype that is computed in, and that of the result
 DTYPES = [
     (F32, None, F32, F32, F32),
@@ -35,9 +39,16 @@ DTYPES = [
     (F32, BF16, F32, F32, BF16),
     (BF16, BF16, BF16, BF16, BF16),
     (BF16, F32, BF16, F32, F32),
+    (F16, F16, F32, F16, F16),
     (F16, BF16, F32, F32, BF16),
     (I32, None, F32, F32, F32),
     (C64, None, F32, C64, C64),
+]
+WIDE = [
+    (F64, None, F32, F64, F64),
+    (F64, F32, F32, F64, F32),
+    (F32, F64, F64, F64, F64),
+    (C128, None, F32, C128, C128),
 ]
 RANDOM = {"scale_init": nn.initializers.normal(1.0), "bias_init": nn.initializers.normal(1.0)}
 CHANNELS = 4
@@ -80,14 +91,28 @@ def params_of(name):
     return ("scale",) if name == "rms" else ("scale", "bias")
 
 
-@pytest.mark.parametrize(
-    "dtypes", DTYPES, ids=lambda d: "-".join(jnp.dtype(t or "O").name for t in d)
-)
+def named(dtypes):
+    return "-".join(jnp.dtype(t or "O").name for t in dtypes)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=named)
 @pytest.mark.parametrize(("name", "train"), MODES)
 def test_the_two_modules_and_the_function_are_one(name, dtypes, train):
+    hold(name, dtypes, train)
+
+
+@pytest.mark.parametrize("dtypes", WIDE, ids=named)
+@pytest.mark.parametrize(("name", "train"), MODES)
+def test_they_are_one_in_double_precision(name, dtypes, train):
+    with jax.enable_x64(True):
+        hold(name, dtypes, train)
+
+
+def hold(name, dtypes, train):
+    """Hold the output and the new statistics of the three together bit for bit."""
     of_input, dtype, param_dtype, computed, of_result = dtypes
     linen, twin, params, stats = built(name, dtype=dtype, param_dtype=param_dtype)
-    x = jnp.asarray(normals(4, 5, CHANNELS, mean=1.0, std=3.0)).astype(of_input)
+    x = jnp.asarray(normals(4, 5, CHANNELS, mean=1.0, std=3.0, dtype=np.float64)).astype(of_input)
     mask = chances(4, 5, 1, share=0.8)
     moving = {"use_running_average": not train} if name in STATEFUL else {}
     stats = taken(stats) if name in STATEFUL else stats
@@ -103,6 +128,35 @@ def test_the_two_modules_and_the_function_are_one(name, dtypes, train):
     if name in STATEFUL:
         identical(updates["batch_stats"], new)
         identical({key: getattr(twin, key)[...] for key in new}, new)
+
+
+@pytest.mark.parametrize("name", every_norm)
+def test_their_gradients_are_one(name):
+    linen, twin, params, stats = built(name, dtype=BF16)
+    x = jnp.asarray(normals(4, 5, CHANNELS, mean=1.0, std=3.0)).astype(BF16)
+    mask = chances(4, 5, 1, share=0.8)
+    moving = {"use_running_average": False} if name in STATEFUL else {}
+    options = {"train": True} if name in STATEFUL else {}
+    graph, _, rest = nnx.split(twin, nnx.Param, ...)
+
+    def of_linen(params, x):
+        variables = {"params": params, "batch_stats": stats}
+        return linen.apply(variables, x, mask=mask, mutable=["batch_stats"], **moving)[0]
+
+    def of_nnx(params, x):
+        state = nnx.State({key: nnx.Param(value) for key, value in params.items()})
+        return nnx.merge(graph, state, rest, copy=True)(x, mask=mask)
+
+    def of_function(params, x):
+        return function(name, params, stats, x, where=mask, **options)[0]
+
+    cotangent = jnp.asarray(normals(4, 5, CHANNELS)).astype(BF16)
+    ours, theirs, expected = (
+        jax.vjp(f, params, x)[1](cotangent) for f in (of_linen, of_nnx, of_function)
+    )
+    identical(ours, expected)
+    identical(theirs, expected)
+    assert all(jnp.any(gradient != 0) for gradient in jax.tree.leaves(expected))
 
 
 @pytest.mark.parametrize("name", every_norm)
@@ -134,3 +188,13 @@ def test_fresh_statistics_are_the_functions():
         for momentum in (0.9, None):
             *_, stats = built(name, momentum=momentum)
             identical(stats, fresh(name, CHANNELS, momentum=momentum))
+
+
+@pytest.mark.parametrize("name", every_norm)
+def test_each_docstring_has_what_a_user_looks_for(name):
+    for documented in (NORMS[name].function, *(getattr(m, CLASSES[name]) for m in (jnn, jnnx))):
+        text = inspect.getdoc(documented)
+        assert re.search(r"y = .* / (sqrt\(|s_B)", text), "the formula"
+        assert re.search(r"x: floating|x is |are those of `|otherwise as `", text), "the shapes"
+        assert re.search(r"References:\n(.*\n)?.*\d{4}", text), "the paper"
+        assert ">>>" in text

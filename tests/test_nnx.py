@@ -60,6 +60,18 @@ def test_the_first_variables_are_flaxs_bit_for_bit(name, metadata):
 
 
 @pytest.mark.parametrize("name", FIVE)
+def test_the_attributes_that_users_read_are_flaxs(name):
+    options = {"num_groups": None, "group_size": 4} if name == "GroupNorm" else {}
+    ours, flaxs = (
+        vars(getattr(library, name)(8, rngs=nnx.Rngs(KEY), **options)) for library in (jnnx, nnx)
+    )
+    plain = {
+        k for k, v in flaxs.items() if not k.startswith("_") and not isinstance(v, nnx.Variable)
+    }
+    assert {key: ours[key] for key in plain} == {key: flaxs[key] for key in plain}
+
+
+@pytest.mark.parametrize("name", FIVE)
 def test_parameters_can_be_left_out(name):
     options = {"use_scale": False} | ({} if name == "RMSNorm" else {"use_bias": False})
     ours, flaxs = (build(library, name, **options) for library in (jnnx, nnx))
@@ -95,6 +107,13 @@ def test_the_call_takes_precedence_and_a_view_sets_it():
     assert norm.mean is view.mean
     with pytest.raises(ValueError, match=r"use_running_average.*nnx\.view"):
         build(jnnx, "BatchNorm", use_running_average=None)(X)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_view_info_tells_what_a_view_takes(name):
+    ours, flaxs = nnx.view_info(build(jnnx, name)), nnx.view_info(build(nnx, "BatchNorm"))
+    assert ours.splitlines()[:2] == [f"{name}:", flaxs.splitlines()[1]]
+    assert "running statistics" in ours
 
 
 @pytest.mark.parametrize("name", STATEFUL)
@@ -165,7 +184,8 @@ def test_a_promote_dtype_of_ones_own_is_used():
 
     def promote(arrays, *, dtype=None, inexact=True):
         seen.append([None if a is None else a.shape for a in arrays])
-        return nnx.nn.dtypes.promote_dtype(arrays, dtype=jnp.bfloat16)
+        doubled = [a if a is None else 2 * a for a in arrays]  # the statistics too
+        return nnx.nn.dtypes.promote_dtype(doubled, dtype=jnp.bfloat16)
 
     for name, variables in [("BatchNorm", 4), ("LayerNorm", 2), ("RMSNorm", 1)]:
         layers = [build(library, name, promote_dtype=promote) for library in (jnnx, nnx)]

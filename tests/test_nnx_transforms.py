@@ -1,6 +1,7 @@
 """NNX's transforms, splits and filters see our modules as they see NNX's own."""
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from cases import KEY, identical, near, normals
 from flax import nnx
 
+import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
 
 X = normals(4, 6, 8, mean=1.0, std=2.0)
@@ -180,6 +182,37 @@ def test_scan_carries_the_statistics_over_batches():
             return norm(x)
 
         results.append((run(norm, batches), state(norm, nnx.BatchStat)))
+    hold(*results)
+
+
+def test_no_gradient_goes_through_the_statistics_that_are_kept():
+    def evaluated(x, norm):
+        norm(x)
+        return jnp.sum(jnp.square(norm(2 * X + x, use_running_average=True)))
+
+    layers = [library.BatchNorm(8, momentum=0.5, rngs=nnx.Rngs(KEY)) for library in (jnnx, nnx)]
+    hold(*(nnx.grad(evaluated)(X, norm) for norm in layers), 2e-4)
+
+
+def test_remat_differentiates_and_updates_once():
+    results = []
+    for model in nets():
+        rematted = nnx.remat(lambda model, x: model(x))
+        gradients = nnx.grad(lambda model, x, f=rematted: loss(lambda x: f(model, x), x))(model, X)
+        results.append((nnx.to_pure_dict(gradients), state(model, nnx.BatchStat)))
+    hold(*results)
+
+
+def test_the_bridges_carry_them_to_the_other_framework():
+    options, results = {"momentum": 0.5}, []
+    for linen, library in ((jnn, jnnx), (nn, nnx)):
+        module = nnx.bridge.ToNNX(
+            linen.BatchNorm(use_running_average=False, **options), rngs=nnx.Rngs(KEY)
+        ).lazy_init(X)
+        y = module(X, mutable=["batch_stats"])
+        wrapped = nnx.bridge.ToLinen(library.BatchNorm, args=(8,), kwargs=options)
+        result = wrapped.apply(wrapped.init(KEY, X), X, mutable=["batch_stats"])
+        results.append((y, state(module, nnx.BatchStat), result))
     hold(*results)
 
 

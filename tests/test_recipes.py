@@ -198,6 +198,13 @@ def test_a_frozen_part_of_an_nnx_model_is_in_evaluation():
     assert not np.array_equal(model.blocks[0].norm_0.mean[...], np.zeros(8))
 
 
+def test_a_state_of_nnx_is_not_marked():
+    """An NNX model would take the mark and go on updating."""
+    state = nnx.state(NnxNet(nnx.Rngs(KEY)), nnx.BatchStat)
+    with pytest.raises(TypeError, match=r"jaxnorm\.nnx\.freeze_stats"):
+        jn.freeze_stats(state)
+
+
 def test_a_frozen_dict_stays_one(variables):
     stats = freeze(variables["batch_stats"])
     assert isinstance(jn.freeze_stats(stats, "block_1"), type(stats))

@@ -1,0 +1,139 @@
+"""What synced batch normalization communicates, counted in compiled programs.
+
+The devices are eight of the CPU's, which XLA makes when the process starts; so the counting is done
+in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxnorm.linen as jnn
+from benchmarks.table import Table
+
+WAYS = ("pmap", "shard_map", "jit")
+# devices, channels, batch: one of them is changed at a time
+SIZES = ((8, 64, 64), (4, 64, 64), (2, 64, 64), (8, 256, 64), (8, 64, 256))
+_COLLECTIVE = re.compile(
+    r"= (\S+|\(.*?\)) "
+    r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+
+
+class Collective(NamedTuple):
+    """A collective of a compiled program: its kind and its results, as in "f32[8,3,64]"."""
+
+    kind: str
+    results: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that each device has of it in the end."""
+        return sum(_nbytes(result) for result in self.results)
+
+
+def collectives(compiled: Any) -> list[Collective]:
+    """The collectives of a compiled program."""
+    found = _COLLECTIVE.findall(compiled.as_text())
+    return [Collective(kind, tuple(re.findall(r"\w+\[[\d,]*\]", text))) for text, kind in found]
+
+
+def _nbytes(result: str) -> int:
+    dtype, shape = result.rstrip("]").split("[")
+    sizes = [int(size) for size in shape.split(",") if size]
+    return int(np.prod(sizes)) * int(re.findall(r"\d+", dtype)[-1]) // 8
+
+
+def step(library: Any, way: str, devices: int, channels: int, batch: int) -> tuple[Any, Any]:
+    """The compiled forward pass, and with the gradient of the input, of one BatchNorm."""
+    x = jnp.zeros((batch, 8, 8, channels))
+    axis_name = None if way == "jit" else "i"
+    norm = library.BatchNorm(use_running_average=False, axis_name=axis_name)
+    variables = norm.init(jax.random.key(0), x[:1])
+
+    def forward(x: jax.Array) -> Any:
+        return norm.apply(variables, x, mutable=["batch_stats"])
+
+    def both(x: jax.Array) -> Any:
+        y, backward, updates = jax.vjp(forward, x, has_aux=True)
+        return backward(jnp.sin(y)), updates
+
+    return tuple(_compiled(way, function, x, devices) for function in (forward, both))  # type: ignore[return-value]
+
+
+def _compiled(way: str, function: Callable[..., Any], x: jax.Array, devices: int) -> Any:
+    some = jax.devices()[:devices]
+    if way == "pmap":
+        shards = x.reshape(devices, -1, *x.shape[1:])
+        return jax.pmap(function, axis_name="i", devices=some).lower(shards).compile()
+    mesh = jax.make_mesh((devices,), ("i",), axis_types=(AxisType.Auto,), devices=some)
+    if way == "shard_map":
+        function = jax.shard_map(function, mesh=mesh, in_specs=P("i"), out_specs=(P("i"), P()))
+    sharded = jax.device_put(x, NamedSharding(mesh, P("i")))
+    return jax.jit(function).lower(sharded).compile()
+
+
+def count() -> list[tuple[str, ...]]:
+    """The table's rows."""
+    rows = []
+    for way in WAYS:
+        for size in SIZES:
+            row = [way, *map(str, size)]
+            for library in (jnn, nn):
+                forward, both = (collectives(program) for program in step(library, way, *size))
+                row += [described(forward), described(both[len(forward) :])]
+            rows.append(tuple(row))
+    return rows
+
+
+def described(found: Sequence[Any]) -> str:
+    """Such as "1 all-gather, 6.1 kB"."""
+    kinds = [collective.kind for collective in found]
+    names = " + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return f"{names}, {sum(c.nbytes for c in found) / 1000:.1f} kB" if found else "none"
+
+
+def counted() -> list[list[str]]:
+    """The table's rows, from a process that has eight devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.collectives"],
+        env=os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    rows: list[list[str]] = json.loads(process.stdout)
+    return rows
+
+
+def measure(full: bool) -> list[Table]:
+    """Collectives and bytes per layer and step, jaxnorm's beside Flax's."""
+    libraries = [f"{name} {way}" for name in ("jaxnorm", "Flax") for way in ("forward", "backward")]
+    return [
+        Table(
+            title="Collectives of synced batch normalization",
+            columns=("way", "devices", "channels", "batch", *libraries),
+            rows=counted(),
+            notes=(
+                "One layer and one training step in float32; the bytes that each device has of the "
+                "collectives' results. Under jit the batch is sharded, without an axis name."
+            ),
+        )
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps(count()))

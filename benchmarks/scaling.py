@@ -1,0 +1,107 @@
+"""A model of what synced batch normalization costs on many devices; docs/scaling.md explains it."""
+
+from __future__ import annotations
+
+from math import log2
+from typing import NamedTuple
+
+from benchmarks.collectives import counted, described
+from benchmarks.table import Table
+from jaxnorm.distributed import GATHERED_BYTES
+
+START = 10e-6  # seconds until a collective begins: launch and rendezvous
+HOP = 1e-6  # seconds from one device to the next
+BANDWIDTH = 50e9  # bytes a second in and out of a device
+GROUP = 8  # devices in a group: those of one host
+DEVICES = (8, 64, 512, 4096, 16384)
+CHANNELS = 256
+# The batch normalizations of ResNet-50 (He et al. 2015, table 1): channels, and layers of so many.
+RESNET_50 = {64: 7, 128: 8, 256: 16, 512: 11, 1024: 7, 2048: 4}
+
+
+class Collective(NamedTuple):
+    """A kind, and the bytes that each device has of its result."""
+
+    kind: str
+    nbytes: int
+
+    def seconds(self, devices: int) -> float:
+        """Start, hops, and bytes over the bandwidth; an all-reduce goes there and back."""
+        ways = 2 if self.kind == "all-reduce" else 1
+        sent = ways * self.nbytes * (devices - 1) / devices
+        return START + ways * log2(devices) * HOP + sent / BANDWIDTH
+
+
+def forward(channels: int, devices: int, way: str = "shard_map") -> list[Collective]:
+    """What the forward pass waits for, in float32.
+
+    Moments gathered, or where those are many means and then the rest; under jit always a mean near
+    which to measure, and then the two sums about it.
+    """
+    if way == "jit":
+        return [Collective("all-reduce", 4 * channels), Collective("all-reduce", 2 * 4 * channels)]
+    gathered = 3 * 4 * channels * devices
+    if gathered <= GATHERED_BYTES:
+        return [Collective("all-gather", gathered)]
+    return [Collective("all-reduce", 4 * channels), Collective("all-reduce", 3 * 4 * channels)]
+
+
+def backward(channels: int) -> list[Collective]:
+    """Two sums a channel."""
+    return [Collective("all-reduce", 2 * 4 * channels)]
+
+
+def layer_seconds(channels: int, devices: int) -> float:
+    """One layer, there and back."""
+    return sum(c.seconds(devices) for c in forward(channels, devices) + backward(channels))
+
+
+def resnet_seconds(devices: int) -> float:
+    """All layers of a ResNet-50, none of it hidden behind computation."""
+    return sum(layers * layer_seconds(channels, devices) for channels, layers in RESNET_50.items())
+
+
+def measure(full: bool) -> list[Table]:
+    """The model's figures, and its collectives beside those of compiled programs."""
+    return [_at_scale(), _checked()]
+
+
+def _at_scale() -> Table:
+    rows = []
+    for devices in DEVICES:
+        there, back = forward(CHANNELS, devices), backward(CHANNELS)
+        seconds = [sum(c.seconds(devices) for c in way) for way in (there, back)]
+        rows.append(
+            (
+                f"{devices:,}",
+                described(there),
+                *(f"{1e6 * s:.0f}" for s in seconds),
+                f"{1e3 * resnet_seconds(devices):.1f}",
+                f"{1e3 * resnet_seconds(GROUP):.1f}",
+            )
+        )
+    return Table(
+        title="Synced statistics at scale",
+        columns=("devices", "forward", "forward µs", "backward µs", "global ms", "groups ms"),
+        rows=rows,
+        notes=(
+            f"One layer of {CHANNELS} channels; then a ResNet-50's {sum(RESNET_50.values())} "
+            f"layers in global scope and in groups of {GROUP} devices. {START * 1e6:.0f} µs to "
+            f"start, {HOP * 1e6:.0f} µs a hop, {BANDWIDTH / 1e9:.0f} GB/s: computed, not measured."
+        ),
+    )
+
+
+def _checked() -> Table:
+    rows = []
+    for way, devices, channels, batch, there, back, *_ in counted():
+        modelled = forward(int(channels), int(devices), way), backward(int(channels))
+        rows.append((way, devices, channels, batch, described(modelled[0]), there, back))
+        if (there, back) != tuple(map(described, modelled)):
+            raise ValueError(f"the model does not describe what was counted: {rows[-1]}")
+    return Table(
+        title="The model beside compiled programs",
+        columns=("way", "devices", "channels", "batch", "model", "forward", "backward"),
+        rows=rows,
+        notes="Counted on fake devices of the CPU; the model of the backward pass is as counted.",
+    )

@@ -1,0 +1,128 @@
+"""Sharded arrays under jit: statistics are global without a name, whatever is split over what."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from cases import (
+    NORMS,
+    STATEFUL,
+    chances,
+    every_norm,
+    gradients,
+    library,
+    near,
+    normals,
+    oracle,
+    parameters,
+    seen,
+)
+from devices import mesh
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+SPLITS = {
+    "batch": P(("i", "j")),
+    "positions": P("i", "j"),
+    "channels": P("i", None, None, "j"),
+    "positions and channels": P(None, "i", None, "j"),
+}
+KINDS = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
+X, G = normals(8, 16, 2, 8, mean=2.0), normals(8, 16, 2, 8, seed=5)
+MASK = chances(8, 16, 2, 1)
+SCALE, BIAS = parameters(8)
+
+
+@functools.cache
+def expected(name, masked, **options):
+    """Give the oracle's output and statistics, and the gradients on one device."""
+    where = MASK if masked else None
+    stats = seen(name, 8) if name in STATEFUL else None
+    result = oracle(name, X, SCALE, BIAS, stats=stats, where=where, **options)
+    g = G if where is None else np.where(where, G, 0)
+    return (*result, gradients(name, X, SCALE, BIAS, g, stats=stats, where=where, **options))
+
+
+def sharded(name, grid, spec, masked, **options):
+    """Compile and run the output, the statistics and the gradients of sharded arrays."""
+    where = MASK if masked else None
+    g = G if where is None else np.where(where, G, 0)
+    stats = seen(name, 8) if name in STATEFUL else None
+    channels = P(spec[3]) if len(spec) > 3 else P()
+    arguments = [(X, spec), (where, P(*spec[:3])), (SCALE, channels), (BIAS, channels), (g, spec)]
+    put = [
+        None if array is None else jax.device_put(array, NamedSharding(grid, of))
+        for array, of in arguments
+    ]
+    if stats is not None:
+        of_channel = NamedSharding(grid, channels)
+        stats |= jax.device_put({key: stats[key] for key in ("mean", "var")}, of_channel)
+
+    @jax.jit
+    def run(x, where, scale, bias, g, stats):
+        def output(x, *parameters):
+            state = () if stats is None else (stats,)
+            parameters = parameters[: 1 if name == "rms" else 2]
+            every = {**NORMS[name].options, **options}
+            result = NORMS[name].function(x, *state, *parameters, where=where, **every)
+            return result if state else (result, None)
+
+        y, backward, new = jax.vjp(output, x, scale, bias, has_aux=True)
+        return y, new, backward(g)
+
+    with jax.set_mesh(grid):
+        return run(*put, stats)
+
+
+def hold(actual, wanted):
+    """Hold output, statistics and gradients together; RMS has no bias."""
+    near(actual[0], wanted[0])
+    if wanted[1] is not None:
+        near(actual[1], wanted[1])
+    for mine, theirs in zip(actual[2], wanted[2], strict=False):
+        near(mine, theirs, 2e-5 * max(1.0, float(np.abs(theirs).max())))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    ("name", "masked"), [(n, n in ("layer", "instance")) for n in every_norm] + [("batch", True)]
+)
+def test_any_axis_can_be_split_over_an_explicit_mesh(name, masked, split):
+    grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
+    actual = sharded(name, grid, SPLITS[split], masked)
+    hold(actual, expected(name, masked))
+    split_over = jax.typeof(actual[0]).sharding.spec
+    assert tuple(split_over)[: len(SPLITS[split])] == tuple(SPLITS[split])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", every_norm)
+def test_any_axis_can_be_split_over_an_automatic_mesh(name, split):
+    masked = name not in ("layer", "instance")
+    grid = mesh(AxisType.Auto, (2, 4), ("i", "j"))
+    hold(sharded(name, grid, SPLITS[split], masked), expected(name, masked))
+
+
+@pytest.mark.parametrize("num_ghosts", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ghosts_of_any_size_are_those_of_one_device(kind, num_ghosts):
+    actual = sharded("ghost", mesh(KINDS[kind]), P("i"), True, num_ghosts=num_ghosts)
+    hold(actual, expected("ghost", True, num_ghosts=num_ghosts))
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 8])
+def test_groups_of_channels_can_be_split_over_devices(num_groups):
+    grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
+    actual = sharded("group", grid, SPLITS["channels"], True, num_groups=num_groups)
+    hold(actual, expected("group", True, num_groups=num_groups))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", STATEFUL)
+def test_evaluation_of_sharded_arrays(name, kind):
+    grid = mesh(KINDS[kind], (2, 4), ("i", "j"))
+    x = jax.device_put(X, NamedSharding(grid, SPLITS["channels"]))
+    with jax.set_mesh(grid):
+        y, _ = library(name, x, stats=seen(name, 8), train=False)
+    near(y, oracle(name, X, stats=seen(name, 8), train=False)[0])
