@@ -34,9 +34,9 @@ def full_without(x: jax.Array, reduced: Sequence[int], value: Any, dtype: Any) -
     shape, spec = [x.shape[axis] for axis in kept], explicit_spec(x)
     if not any(spec):
         return jnp.full(shape, value, dtype)
-    sharding = NamedSharding(
-        jax.typeof(x).sharding.mesh, PartitionSpec(*(spec[axis] for axis in kept))
-    )
+    array: Any = jax.typeof(x) if isinstance(x, jax.core.Tracer) else x
+    kept_spec = PartitionSpec(*(spec[axis] for axis in kept))
+    sharding = NamedSharding(array.sharding.mesh, kept_spec)
     return jax.lax.full(shape, value, dtype, sharding=sharding)
 
 
@@ -58,7 +58,8 @@ def split_groups(x: jax.Array, axis: int, size: int) -> jax.Array:
     if groups % explicit_shards(x, axis):  # then some groups are split over devices
         spec = list(explicit_spec(x))
         spec[axis] = None
-        x = jax.sharding.reshard(x, PartitionSpec(*spec))
+        mesh = jax.typeof(x).sharding.mesh
+        x = jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
     return x.reshape(*x.shape[:axis], groups, size, *x.shape[axis + 1 :])
 
 

@@ -193,7 +193,7 @@ def sync_batch_stats(
 
 def _counts(stats: Mapping[str, Any]) -> Any:
     """How much each channel's statistics weigh."""
-    ones = jax.tree.map(jnp.ones_like, stats["var"])
+    ones = jax.tree.map(lambda var: jnp.ones(var.shape, var.dtype), stats["var"])
     return jax.tree.map(jnp.multiply, ones, stats["count"]) if "count" in stats else ones
 
 

@@ -126,3 +126,13 @@ def test_evaluation_of_sharded_arrays(name, kind):
     with jax.set_mesh(grid):
         y, _ = library(name, x, stats=seen(name, 8), train=False)
     near(y, oracle(name, X, stats=seen(name, 8), train=False)[0])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", every_norm)
+def test_outside_of_jit_no_mesh_need_be_set(name, split):
+    grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
+    x = jax.device_put(X, NamedSharding(grid, SPLITS[split]))
+    state = (seen(name, 8),) if name in STATEFUL else ()
+    y = NORMS[name].function(x, *state, **NORMS[name].options)
+    near(y[0] if state else y, oracle(name, X, stats=state[0] if state else None)[0])
