@@ -103,6 +103,79 @@ class DataConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """How a step runs on the devices."""
+
+    name: str
+
+
+@dataclass
+class Single(ParallelConfig):
+    pass
+
+
+@dataclass
+class Pmap(ParallelConfig):
+    pass
+
+
+@dataclass
+class Jit(ParallelConfig):
+    pass
+
+
+@dataclass
+class ShardMap(ParallelConfig):
+    pass
+
+
+@dataclass
+class SyncConfig:
+    """Over which devices batch statistics are measured."""
+
+    name: str
+
+
+@dataclass
+class LocalSync(SyncConfig):
+    pass
+
+
+@dataclass
+class GroupSync(SyncConfig):
+    num_groups: int
+
+
+@dataclass
+class GlobalSync(SyncConfig):
+    pass
+
+
+@dataclass
+class DistributedConfig:
+    """How the processes of a run find each other."""
+
+    name: str
+
+
+@dataclass
+class Undistributed(DistributedConfig):
+    pass
+
+
+@dataclass
+class Auto(DistributedConfig):
+    timeout: int
+
+
+@dataclass
+class Manual(Auto):
+    coordinator: str
+    processes: int
+    index: int
+
+
+@dataclass
 class StudyConfig:
     name: str | None = None
     question: str | None = None
@@ -116,6 +189,9 @@ class Config:
     model: ModelConfig
     norm: NormConfig
     optimizer: OptimizerConfig
+    parallel: ParallelConfig
+    sync: SyncConfig
+    distributed: DistributedConfig
     batch_size: int
     epochs: int
     seeds: int
@@ -136,12 +212,31 @@ NORMS: dict[str, type[NormConfig]] = {
     "instance": InstanceNorm,
 }
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"sgd": SGD, "adam": Adam}
+PARALLEL: dict[str, type[ParallelConfig]] = {
+    "single": Single,
+    "pmap": Pmap,
+    "jit": Jit,
+    "shard_map": ShardMap,
+}
+SYNC: dict[str, type[SyncConfig]] = {"local": LocalSync, "group": GroupSync, "global": GlobalSync}
+DISTRIBUTED: dict[str, type[DistributedConfig]] = {
+    "off": Undistributed,
+    "auto": Auto,
+    "manual": Manual,
+}
+GROUPS: dict[str, dict[str, type]] = {
+    "norm": NORMS,
+    "optimizer": OPTIMIZERS,
+    "parallel": PARALLEL,
+    "sync": SYNC,
+    "distributed": DISTRIBUTED,
+}
 
 
 def register_schemas() -> None:
     """Make the types known to Hydra, under the names by which the files of `configs/` ask."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for group, types in {"norm": NORMS, "optimizer": OPTIMIZERS}.items():
+    for group, types in GROUPS.items():
         for name, node in types.items():
             store.store(group=f"schema/{group}", name=name, node=node)

@@ -27,6 +27,10 @@ class Display:
         self._done = 0
         self._total = 1
 
+    def silence(self) -> None:
+        """Show nothing from now on: another process does."""
+        self._console.quiet = True
+
     def start_study(self, name: str, num_runs: int) -> None:
         """Announce a study; without it there is one run."""
         self._total = num_runs

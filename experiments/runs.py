@@ -15,7 +15,8 @@ import jax
 from omegaconf import OmegaConf
 
 import jaxnorm
-from experiments.config import Config
+from experiments.config import Config, LocalSync
+from experiments.parallel import devices
 from experiments.training import Epoch
 
 CONFIG = "config.yaml"
@@ -26,10 +27,14 @@ RESULT = "result.json"
 def run_directory(config: Config) -> Path:
     """Return the directory of a run: a readable name and a digest of what determines its result.
 
-    The study that asked for it and the places of files do not, so studies share their runs.
+    The study that asked for it, the places of files and the processes do not, so studies share
+    their runs. The number of devices does where each measures its own examples.
     """
     determining = asdict(config)
     del determining["study"], determining["output"], determining["data"]["directory"]
+    del determining["distributed"]
+    if isinstance(config.sync, LocalSync):
+        determining["devices"] = len(devices(config.parallel))
     digest = hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
     names = (config.data.name, config.model.name, config.norm.name, f"batch{config.batch_size}")
     return Path(config.output) / "-".join((*names, digest))
@@ -91,7 +96,13 @@ def _write(path: Path, text: str) -> None:
 
 def _device() -> dict[str, Any]:
     device = jax.devices()[0]
-    return {"platform": device.platform, "kind": device.device_kind, "cores": os.cpu_count()}
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cores": os.cpu_count(),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -16,9 +17,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from experiments import hosts, parallel
 from experiments.config import Config
 from experiments.progress import display
-from experiments.validation import ConfigError, validate
+from experiments.validation import ConfigError, validate, validate_devices
 
 CONFIG_DIR = str(Path(__file__).parent.parent / "configs")
 CONFIG_NAME = "train"
@@ -49,7 +51,14 @@ def grid(overrides: Sequence[str]) -> list[Config]:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Return what Hydra composed as the dataclasses of `experiments.config`."""
+    """Return what Hydra composed as the dataclasses of `experiments.config`.
+
+    Raises:
+        ConfigError: a value that has to be given is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be given, each as key=value")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
@@ -66,20 +75,32 @@ def _check_keys_are_fixed(overrides: Sequence[Override]) -> None:
 
 
 class CheckBeforeTraining(Callback):
-    """Ends the program before anything is trained if any run of it cannot be right."""
+    """Ends the program before anything is trained if any run of it cannot be right.
+
+    Between what is checked without devices and what is checked with them, the processes meet.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _grid_or_exit(config.hydra.overrides.task)
+        _start_or_exit(config.hydra.overrides.task)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        configs = _grid_or_exit(config.hydra.overrides.task)
+        configs = _start_or_exit(config.hydra.overrides.task)
         display.start_study(configs[0].study.name or "sweep", len(configs))
 
 
-def _grid_or_exit(overrides: Sequence[str]) -> list[Config]:
-    """As `grid`, but every failure exits: of what a callback raises, Hydra only warns."""
+def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
+    """Return the configurations of `grid`. Any failure exits: Hydra only warns of what we raise."""
     try:
-        return grid(overrides)
+        configs = grid(overrides)
+        if any(config.distributed != configs[0].distributed for config in configs):
+            raise ConfigError("distributed differs between the runs of a sweep; give one choice")
+        hosts.join(configs[0].distributed)
+        for config in configs:
+            num_devices = len(parallel.devices(config.parallel))
+            validate_devices(config, num_devices, jax.process_count())
+        if not hosts.is_first():
+            display.silence()
+        return configs
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         sys.exit(explain(error))
     except Exception:

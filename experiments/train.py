@@ -1,6 +1,7 @@
 """Train one run, or with --multirun the runs of a study.
 
     python -m experiments.train norm=group data=digits batch_size=16
+    python -m experiments.train parallel=shard_map sync=local
     python -m experiments.train --multirun study=norms
 
 `--cfg job` prints the configuration, `--help` the choices. A run whose result is there already
@@ -17,6 +18,7 @@ import numpy as np
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from experiments import hosts
 from experiments.config import Config, register_schemas
 from experiments.data.loading import load
 from experiments.progress import display
@@ -26,19 +28,25 @@ from experiments.training import train
 
 
 def run(config: Config) -> None:
-    """Train all seeds of one configuration and write what came out, unless it is there."""
+    """Train all seeds of one configuration and write what came out, unless it is there.
+
+    Of several processes, the first one writes.
+    """
     directory = run_directory(config)
-    if is_finished(directory):
+    hosts.check_alike(directory.name)
+    if hosts.as_the_first(is_finished(directory)):
         display.end_run(directory.name, f"already done, see {directory}")
         return
     dataset = load(config.data.name, config.data.directory)
-    write_config(directory, config)
+    if hosts.is_first():
+        write_config(directory, config)
     title = f"{config.norm.name}, batch size {config.batch_size}"
     display.start_run(directory.name, title, config.seeds * config.epochs)
     start = time.perf_counter()
     histories = train(config, dataset, display.on_epoch)
     seconds = time.perf_counter() - start
-    write_result(directory, histories, seconds)
+    if hosts.is_first():
+        write_result(directory, histories, seconds)
     accuracy = np.mean([history[-1].test_accuracy for history in histories])
     display.end_run(
         directory.name,
@@ -61,6 +69,8 @@ def main() -> None:
         sys.exit(explain(error))
     except KeyboardInterrupt:
         _exit_interrupted()
+    except Exception as error:
+        hosts.end_all(error)
     finally:
         display.stop()
 

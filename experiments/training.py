@@ -1,19 +1,23 @@
 """State, step, evaluation, and the one training loop."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
+import jaxnorm as jn
+from experiments import parallel
 from experiments.config import Config
-from experiments.data.batching import Batch, epoch_indices, evaluation_batches
+from experiments.data.batching import Batch, Rows, evaluation_rows, training_rows
 from experiments.data.loading import Dataset, Split
 from experiments.models.cnn import CNN
 from experiments.optimizers import make_optimizer
+from experiments.parallel import Scope
 
 EVALUATION_BATCH = 512
 ACCELERATOR_STEPS_PER_CALL = 50
@@ -28,7 +32,7 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Loss (cross-entropy in nats) and accuracy (0 to 1), as weighted means or sums."""
+    """Sums over examples: the loss (cross-entropy in nats), and how many are right."""
 
     loss: jax.Array
     accuracy: jax.Array
@@ -47,11 +51,17 @@ class Epoch(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The compiled functions of a run; its seeds share them."""
+    """The compiled functions of a run and their devices; its seeds share them.
+
+    `train` and `evaluate` take of a batch what belongs to this process. A batch is filled to a
+    multiple of `batch_multiple`.
+    """
 
     init: Callable[[int], State]
-    train: Callable[[State, Split], tuple[State, Metrics]]
+    train: Callable[[State, Batch], tuple[State, Metrics]]
     evaluate: Callable[[State, Batch], Metrics]
+    devices: Sequence[jax.Device]
+    batch_multiple: int
 
 
 def train(
@@ -85,9 +95,11 @@ def seeds_together(config: Config) -> bool:
 
 
 def compile_program(config: Config, dataset: Dataset) -> Program:
-    """Return the functions of a run, jitted as its device and configuration ask."""
-    total_steps = config.epochs * (len(dataset.train.labels) // config.batch_size)
-    model = CNN(config.model.channels, config.norm, dataset.num_classes, total_steps)
+    """Return the functions of a run, compiled as its devices and configuration ask."""
+    devices = parallel.devices(config.parallel)
+    total_steps = config.epochs * math.ceil(len(dataset.train.labels) / config.batch_size)
+    scope = parallel.scope(config, len(devices))
+    model = CNN(config.model.channels, config.norm, scope, dataset.num_classes, total_steps)
     optimizer = make_optimizer(
         config.optimizer, batch_size=config.batch_size, total_steps=total_steps
     )
@@ -100,52 +112,73 @@ def compile_program(config: Config, dataset: Dataset) -> Program:
 
     step = _train_step(model, optimizer)
     evaluate = _evaluation_step(model)
-    if steps_per_call(config) > 1:
+    scanned, together = steps_per_call(config) > 1, seeds_together(config)
+    if scanned:
         step = _scanned(step)
-    if seeds_together(config):
+    if together:
         step, evaluate = jax.vmap(step), jax.vmap(evaluate, in_axes=(0, None))
-    return Program(init, jax.jit(step, donate_argnums=0), jax.jit(evaluate))
+    compiled = partial(parallel.compile_step, config.parallel, devices=devices)
+    return Program(
+        init,
+        compiled(step, batch_axis=scanned + together, donate=True),
+        compiled(evaluate, batch_axis=0, donate=False),
+        devices,
+        parallel.batch_multiple(config, len(devices)),
+    )
 
 
 def _train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation
-) -> Callable[[State, Split], tuple[State, Metrics]]:
-    def step(state: State, batch: Split) -> tuple[State, Metrics]:
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    model: CNN, optimizer: optax.GradientTransformation
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(
-                variables, batch.images, train=True, mutable=["batch_stats"]
+                variables, batch.images, batch.mask, train=True, mutable=["batch_stats"]
             )
-            loss, accuracy = (m.mean() for m in _metrics(logits, batch.labels))
-            return loss, (updated.get("batch_stats", {}), accuracy)
+            metrics = _metrics(logits, batch)
+            return metrics.loss, (updated.get("batch_stats", {}), metrics)
 
-        grad_of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (batch_stats, accuracy)), grads = grad_of(state.params)
+        grads, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(state.params)
+        num_examples = batch.mask.sum().astype(jnp.float32)
+        grads, metrics, num_examples = _of_all_devices((grads, metrics, num_examples), model.sync)
+        grads = jax.tree.map(lambda grad: grad / num_examples, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(params, batch_stats, opt_state), Metrics(loss, accuracy)
+        return State(params, _of_all_groups(batch_stats, model.sync), opt_state), metrics
 
     return step
 
 
-def _evaluation_step(model: nn.Module) -> Callable[[State, Batch], Metrics]:
+def _evaluation_step(model: CNN) -> Callable[[State, Batch], Metrics]:
     def evaluate(state: State, batch: Batch) -> Metrics:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = model.apply(variables, batch.images, train=False)
-        metrics = _metrics(logits, batch.labels)
-        return Metrics(*(jnp.sum(m, where=batch.weights > 0) for m in metrics))
+        return _of_all_devices(_metrics(logits, batch), model.sync)
 
     return evaluate
 
 
-def _metrics(logits: jax.Array, labels: jax.Array) -> Metrics:
-    """The loss and whether it is right, for each example."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Metrics(loss, (logits.argmax(axis=-1) == labels).astype(jnp.float32))
+def _of_all_devices(sums: Any, scope: Scope) -> Any:
+    """Add up what each device has of its part of the batch."""
+    return sums if scope.axis_name is None else jax.lax.psum(sums, scope.axis_name)
+
+
+def _of_all_groups(batch_stats: Any, scope: Scope) -> Any:
+    """Merge the running statistics, which groups of devices update each by its examples."""
+    if scope.axis_index_groups is None:
+        return batch_stats
+    return jn.sync_batch_stats(batch_stats, scope.axis_name)
+
+
+def _metrics(logits: jax.Array, batch: Batch) -> Metrics:
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    right = (logits.argmax(axis=-1) == batch.labels).astype(jnp.float32)
+    return Metrics(*(jnp.sum(values, where=batch.mask) for values in (loss, right)))
 
 
 def _scanned(step: Callable[..., Any]) -> Callable[..., Any]:
-    def steps(state: State, batches: Split) -> tuple[State, Metrics]:
+    def steps(state: State, batches: Batch) -> tuple[State, Metrics]:
         return jax.lax.scan(step, state, batches)
 
     return steps
@@ -162,23 +195,31 @@ def _fit(
     together = seeds_together(config)
     states = [program.init(seed) for seed in seeds]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0]
+    state = parallel.replicate(state, program.devices)
+    num_train, num_test = len(dataset.train.labels), len(dataset.test.labels)
     histories: list[list[Epoch]] = [[] for _ in seeds]
     for epoch in range(1, config.epochs + 1):
         orders = [
-            epoch_indices(len(dataset.train.labels), config.batch_size, seed=seed, epoch=epoch)
+            training_rows(
+                num_train,
+                config.batch_size,
+                multiple=program.batch_multiple,
+                seed=seed,
+                epoch=epoch,
+            )
             for seed in seeds
         ]
-        order = np.stack(orders) if together else orders[0]
-        state, trained = _train_epoch(program, state, dataset.train, order, steps_per_call(config))
+        rows = Rows(*map(np.stack, zip(*orders, strict=True))) if together else orders[0]
+        state, trained = _train_epoch(program, state, dataset.train, rows, steps_per_call(config))
         tested = _evaluate(program, state, dataset.test)
         trained, tested = jax.device_get((trained, tested))  # the only wait of an epoch
-        step = epoch * order.shape[-2]
+        step = epoch * rows.indices.shape[-2]
         reached = [
             Epoch(seed, epoch, step, *train_metrics, *test_metrics)
             for seed, train_metrics, test_metrics in zip(
                 seeds,
-                _per_seed(trained, len(seeds), np.mean),
-                _per_seed(tested, len(seeds), np.sum) / len(dataset.test.labels),
+                _per_seed(trained, len(seeds)) / num_train,
+                _per_seed(tested, len(seeds)) / num_test,
                 strict=True,
             )
         ]
@@ -189,25 +230,32 @@ def _fit(
 
 
 def _train_epoch(
-    program: Program, state: State, split: Split, order: np.ndarray, steps_per_call: int
+    program: Program, state: State, split: Split, rows: Rows, steps_per_call: int
 ) -> tuple[State, list[Metrics]]:
-    """Take the steps whose examples stand in `order`, ([seeds,] steps, batch_size)."""
+    """Take the steps of ([seeds,] steps, batch) rows; return the sums of each call."""
+    rows = _own(program, rows)
     metrics = []
-    for start in range(0, order.shape[-2], steps_per_call):
-        stop = start + steps_per_call
-        indices = order[..., start, :] if steps_per_call == 1 else order[..., start:stop, :]
-        batch = Split(split.images[indices], split.labels[indices])
-        state, of_call = program.train(state, batch)
+    for start in range(0, rows.indices.shape[-2], steps_per_call):
+        which = start if steps_per_call == 1 else slice(start, start + steps_per_call)
+        state, of_call = program.train(state, rows.batches(which).of(split))
         metrics.append(of_call)
     return state, metrics
 
 
 def _evaluate(program: Program, state: State, split: Split) -> list[Metrics]:
-    """Return the sums over the examples of each batch."""
-    return [program.evaluate(state, batch) for batch in evaluation_batches(split, EVALUATION_BATCH)]
+    """Return the sums of each batch."""
+    rows = evaluation_rows(len(split.labels), EVALUATION_BATCH, multiple=len(program.devices))
+    rows = _own(program, rows)
+    batches = (rows.batches(step).of(split) for step in range(len(rows.indices)))
+    return [program.evaluate(state, batch) for batch in batches]
 
 
-def _per_seed(metrics: list[Metrics], num_seeds: int, reduce: Callable[..., Any]) -> np.ndarray:
-    """Reduce the metrics of an epoch's calls to (seeds, 2): loss and accuracy."""
+def _own(program: Program, rows: Rows) -> Rows:
+    """Of every batch, what this process has to read."""
+    return rows.part(parallel.own_part(program.devices, rows.indices.shape[-1]))
+
+
+def _per_seed(metrics: list[Metrics], num_seeds: int) -> np.ndarray:
+    """Add up the metrics of an epoch's calls, (seeds, 2): loss and accuracy."""
     calls = [np.reshape(np.stack(of_call, axis=-1), (num_seeds, -1, 2)) for of_call in metrics]
-    return reduce(np.concatenate(calls, axis=1), axis=1)
+    return np.concatenate(calls, axis=1).sum(axis=1)

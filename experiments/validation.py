@@ -4,17 +4,22 @@ import math
 from collections.abc import Iterator
 
 from experiments.config import (
-    NORMS,
-    OPTIMIZERS,
+    GROUPS,
     SGD,
     Adam,
+    Auto,
     BatchRenorm,
     Config,
+    DistributedConfig,
     GhostBatchNorm,
+    GlobalSync,
     GroupNorm,
+    GroupSync,
+    Manual,
     OptimizerConfig,
     RunningNorm,
     SampleNorm,
+    Single,
 )
 from experiments.data.loading import BUILDERS
 
@@ -27,7 +32,21 @@ def validate(config: Config) -> None:
     """Raise `ConfigError` that tells all that cannot be right in a configuration."""
     problems = [*_names(config), *_training(config), *_optimizer(config.optimizer)]
     if not problems:  # the others look the names up
-        problems = [*_data(config), *_norm(config)]
+        problems = [
+            *_data(config),
+            *_norm(config),
+            *_sync(config),
+            *_distributed(config.distributed),
+        ]
+    _raise(problems)
+
+
+def validate_devices(config: Config, num_devices: int, num_processes: int) -> None:
+    """Raise `ConfigError` that tells all that cannot be right on the devices that are there."""
+    _raise([*_devices(config, num_devices, num_processes)])
+
+
+def _raise(problems: list[str]) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -35,10 +54,8 @@ def validate(config: Config) -> None:
 def _names(config: Config) -> Iterator[str]:
     yield from _choice("data.name", config.data.name, list(BUILDERS))
     yield from _choice("model.name", config.model.name, ["cnn"])
-    for group, given, types in (
-        ("norm", config.norm, NORMS),
-        ("optimizer", config.optimizer, OPTIMIZERS),
-    ):
+    for group, types in GROUPS.items():
+        given = getattr(config, group)
         expected = next(name for name, cls in types.items() if type(given) is cls)
         if given.name != expected:
             yield (
@@ -112,6 +129,56 @@ def _norm(config: Config) -> Iterator[str]:
                     f"norm.relax_from is {norm.relax_from}, after norm.relax_to "
                     f"({norm.relax_to}); give an earlier fraction of the run"
                 )
+
+
+def _sync(config: Config) -> Iterator[str]:
+    if isinstance(config.norm, GhostBatchNorm | BatchRenorm) and not isinstance(
+        config.sync, GlobalSync
+    ):
+        why = (
+            "measures every ghost by itself on any device"
+            if isinstance(config.norm, GhostBatchNorm)
+            else "is defined over the whole batch"
+        )
+        yield (
+            f"sync={config.sync.name} is of norm=batch, but norm={config.norm.name} {why}; "
+            f"give sync=global, or norm=batch"
+        )
+    if isinstance(config.sync, GroupSync):
+        yield from _at_least("sync.num_groups", config.sync.num_groups, 1)
+
+
+def _distributed(config: DistributedConfig) -> Iterator[str]:
+    if isinstance(config, Auto):
+        yield from _at_least("distributed.timeout", config.timeout, 1)
+    if isinstance(config, Manual):
+        host, _, port = config.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 65536):
+            yield (
+                f"distributed.coordinator is {config.coordinator!r}; give the host and a free port "
+                "of process 0, for example 10.0.0.1:12345"
+            )
+        yield from _at_least("distributed.processes", config.processes, 1)
+        if not 0 <= config.index < config.processes:
+            yield (
+                f"distributed.index is {config.index}, but distributed.processes is "
+                f"{config.processes}; give each process another of 0 to {config.processes - 1}"
+            )
+
+
+def _devices(config: Config, num_devices: int, num_processes: int) -> Iterator[str]:
+    if isinstance(config.parallel, Single) and num_processes > 1:
+        yield (
+            f"parallel=single uses one device, but there are {num_processes} processes; "
+            "give parallel=jit, shard_map or pmap, or distributed=off"
+        )
+    elif isinstance(config.sync, GroupSync) and num_devices % config.sync.num_groups:
+        fitting = [str(n) for n in range(1, num_devices + 1) if num_devices % n == 0]
+        yield (
+            f"sync.num_groups is {config.sync.num_groups}, which does not divide the "
+            f"{num_devices} devices of parallel={config.parallel.name}; "
+            f"give one of {', '.join(fitting)}"
+        )
 
 
 def _at_least(key: str, value: float, least: int) -> Iterator[str]:

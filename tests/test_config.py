@@ -6,11 +6,12 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments.config import NORMS, OPTIMIZERS, register_schemas
+from experiments.config import GROUPS, NORMS, register_schemas
+from experiments.parallel import devices
 from experiments.results import LABELS
 from experiments.runs import run_directory
 from experiments.study import CONFIG_DIR, explain, grid
-from experiments.validation import ConfigError
+from experiments.validation import ConfigError, validate_devices
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,20 +32,20 @@ def message(*overrides):
 
 
 def test_every_choice_has_its_type():
-    assert choices("norm") == set(NORMS) == set(LABELS)
-    assert choices("optimizer") == set(OPTIMIZERS)
+    assert set(NORMS) == set(LABELS)
+    for group, types in GROUPS.items():
+        assert choices(group) == set(types)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_every_norm_composes(norm):
-    [config] = grid([f"norm={norm}"])
-    assert type(config.norm) is NORMS[norm]
+CHOICES = [(group, choice) for group, types in GROUPS.items() for choice in types]
+NEEDED = {"manual": ("coordinator=localhost:1234", "processes=2", "index=1")}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_composes(optimizer):
-    [config] = grid([f"optimizer={optimizer}"])
-    assert type(config.optimizer) is OPTIMIZERS[optimizer]
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes(group, choice):
+    needed = [f"{group}.{value}" for value in NEEDED.get(choice, ())]
+    [config] = grid([f"{group}={choice}", *needed])
+    assert type(getattr(config, group)) is GROUPS[group][choice]
 
 
 def test_the_study_is_a_grid_of_different_runs():
@@ -63,10 +64,13 @@ def test_a_sweep_is_narrowed_on_the_command_line():
     ]
 
 
+MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["manual"]))
+
+
 @pytest.mark.parametrize(
     ("overrides", "fragments"),
     [
-        (["batchsize=8"], ["no key 'batchsize'", "batch_size, data, epochs"]),
+        (["batchsize=8"], ["no key 'batchsize'", "batch_size, data, distributed, epochs"]),
         (["norm.groups=4", "norm=group"], ["no key 'groups' in norm", "epsilon, name, num_groups"]),
         (["norm=layer", "norm.momentum=0.9"], ["no key 'momentum' in norm", "epsilon, name"]),
         (["norm=grup"], ["norm has no choice 'grup'", "batch, batch_renorm, ghost_batch, group"]),
@@ -105,6 +109,21 @@ def test_a_sweep_is_narrowed_on_the_command_line():
         (["norm=batch_renorm", "norm.d_max=-1"], ["norm.d_max is -1.0", "0 or more"]),
         (["norm=batch_renorm", "norm.relax_to=0.1"], ["norm.relax_from is 0.5", "0.1", "earlier"]),
         (["norm=batch,layer", "epochs=1,0"], ["epochs is 0"]),
+        (["parallel=pmapp"], ["parallel has no choice 'pmapp'", "jit, pmap, shard_map, single"]),
+        (["sync=none"], ["sync has no choice 'none'", "global, group, local"]),
+        (["sync.num_groups=2"], ["no key 'num_groups' in sync"]),
+        (["sync=group", "sync.num_groups=0"], ["sync.num_groups is 0", "1 or more"]),
+        (["norm=ghost_batch", "sync=local"], ["sync=local", "norm=ghost_batch", "sync=global"]),
+        (["norm=batch_renorm", "sync=group"], ["sync=group", "norm=batch_renorm", "sync=global"]),
+        (["distributed=on"], ["distributed has no choice 'on'", "auto, manual, off"]),
+        (["distributed=auto", "distributed.timeout=0"], ["distributed.timeout is 0", "1 or more"]),
+        (["distributed=manual"], ["distributed.coordinator, distributed.index", "key=value"]),
+        (
+            [*MANUAL, "distributed.coordinator=localhost"],
+            ["distributed.coordinator is 'localhost'", "host and a free port"],
+        ),
+        ([*MANUAL, "distributed.index=2"], ["distributed.index is 2", "processes is 2", "0 to 1"]),
+        ([*MANUAL, "distributed.processes=0"], ["distributed.processes is 0", "1 or more"]),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] or "~" in value[0] else "",
 )
@@ -119,3 +138,32 @@ def test_all_problems_are_told_at_once():
     told = message("epochs=0", "seeds=0")
     assert "epochs" in told
     assert "seeds" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        (["sync=group", "sync.num_groups=3"], ["sync.num_groups is 3", "8 devices", "1, 2, 4, 8"]),
+        (["parallel=single", "sync=group"], ["1 devices of parallel=single", "give one of 1"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_cannot_be_right_on_the_devices_is_told(overrides, fragments):
+    [config] = grid(overrides)
+    with pytest.raises(ConfigError) as caught:
+        validate_devices(config, len(devices(config.parallel)), num_processes=1)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_one_device_is_not_for_several_processes():
+    [config] = grid(["parallel=single"])
+    with pytest.raises(ConfigError, match=r"2 processes; give parallel=jit.*or distributed=off"):
+        validate_devices(config, num_devices=1, num_processes=2)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_batch_size_and_number_of_devices_is_wrong(norm):
+    [config] = grid([f"norm={norm}", "batch_size=16"])
+    for num_devices in (1, 3, 8):
+        validate_devices(config, num_devices, num_processes=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments.data.batching import epoch_indices, evaluation_batches
+from experiments.data.batching import evaluation_rows, training_rows
 from experiments.data.digits import Digits
 from experiments.data.loading import Split, load
 
@@ -72,25 +72,50 @@ def test_two_processes_prepare_at_once(tmp_path):
     assert not list(tmp_path.rglob("*incomplete*"))
 
 
-def test_an_epoch_has_full_batches_of_different_examples():
-    indices = epoch_indices(103, 10, seed=0, epoch=1)
-    assert indices.shape == (10, 10)
-    assert len(np.unique(indices)) == 100
-    assert indices.min() >= 0
-    assert indices.max() < 103
+def counted(rows):
+    return rows.indices[rows.mask]
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, 10, 103, 200])
+def test_an_epoch_has_every_example_once(batch_size, multiple):
+    rows = training_rows(103, batch_size, multiple=multiple, seed=0, epoch=1)
+    assert rows.indices.shape == rows.mask.shape
+    assert rows.indices.shape[0] == -(-103 // batch_size)
+    assert rows.indices.shape[1] % multiple == 0
+    assert rows.indices.shape[1] - batch_size < multiple
+    np.testing.assert_array_equal(np.sort(counted(rows)), np.arange(103))
+    assert set(rows.indices[~rows.mask]) <= set(range(103)), "the filling can be read"
+
+
+def test_every_batch_but_the_last_is_as_large_as_was_asked_for():
+    rows = training_rows(103, 10, multiple=8, seed=0, epoch=1)
+    np.testing.assert_array_equal(rows.mask.sum(axis=1), [10] * 10 + [3])
+    assert not rows.mask[:, 10:].any(), "the filling comes last"
 
 
 def test_an_epoch_depends_on_its_seed_and_number_alone():
-    first = epoch_indices(100, 10, seed=3, epoch=2)
-    np.testing.assert_array_equal(first, epoch_indices(100, 10, seed=3, epoch=2))
-    assert (first != epoch_indices(100, 10, seed=3, epoch=3)).any()
-    assert (first != epoch_indices(100, 10, seed=2, epoch=2)).any()
+    def order(seed, epoch, batch_size=10, multiple=1):
+        return counted(training_rows(100, batch_size, multiple=multiple, seed=seed, epoch=epoch))
+
+    first = order(seed=3, epoch=2)
+    np.testing.assert_array_equal(first, order(seed=3, epoch=2, batch_size=7, multiple=4))
+    assert (first != order(seed=3, epoch=3)).any()
+    assert (first != order(seed=2, epoch=2)).any()
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
-def test_evaluation_covers_every_example_once(batch_size):
+def test_evaluation_covers_every_example_once(batch_size, multiple):
+    rows = evaluation_rows(10, batch_size, multiple=multiple)
+    assert rows.indices.shape[1] % multiple == 0
+    np.testing.assert_array_equal(counted(rows), np.arange(10))
+
+
+def test_rows_are_read_in_part():
     split = Split(np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1), np.arange(10))
-    batches = list(evaluation_batches(split, batch_size))
-    assert len({batch.images.shape for batch in batches}) == 1, "one shape is compiled once"
-    counted = [batch.labels[batch.weights > 0] for batch in batches]
-    np.testing.assert_array_equal(np.concatenate(counted), np.arange(10))
+    rows = evaluation_rows(10, 4, multiple=4)
+    batch = rows.part(slice(2, 4)).batches(2).of(split)
+    np.testing.assert_array_equal(batch.labels, [9, 9])
+    np.testing.assert_array_equal(batch.images.ravel(), [9, 9])
+    np.testing.assert_array_equal(batch.mask, [False, False])

@@ -107,9 +107,9 @@ def test_a_bug_is_not_taken_for_a_wrong_configuration(call, places, monkeypatch)
 
 def test_the_directory_follows_what_determines_the_result():
     base = composed()
-    for same in ("data.directory=elsewhere", "study.name=other"):
+    for same in ("data.directory=elsewhere", "study.name=other", "distributed=auto"):
         assert run_directory(composed(same)) == run_directory(base)
-    for other in ("epochs=3", "seeds=2", "norm.momentum=0.5", "optimizer=adam", "norm=group"):
+    for other in ("epochs=3", "seeds=2", "norm.momentum=0.5", "optimizer=adam", "sync=local"):
         assert run_directory(composed(other)) != run_directory(base)
     assert run_directory(base).name.startswith("digits-cnn-batch-batch16-")
     assert run_directory(composed("output=elsewhere")) == Path(
@@ -136,6 +136,9 @@ def test_a_loss_that_is_not_finite_is_written_as_null(tmp_path):
         (["study=norms", "norm=batch,grup"], ["no choice 'grup'", "group"]),
         (["study=norms", "norm.epsilon=1"], ["no key 'epsilon' in norm"]),
         (["--multirun", "epochs=1,0"], ["epochs is 0"]),
+        (["sync=group", "sync.num_groups=3"], ["sync.num_groups is 3", "8 devices"]),
+        (["--multirun", "distributed=off,auto"], ["distributed differs"]),
+        (["distributed=auto"], ["distributed=auto failed", "else manual with"]),
     ],
     ids=" ".join,
 )

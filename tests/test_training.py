@@ -8,11 +8,12 @@ import optax
 import pytest
 from hydra import initialize_config_dir
 
-from experiments import training
+from experiments import parallel, training
 from experiments.config import NORMS, SGD, RunningNorm, register_schemas
 from experiments.data.loading import Dataset, Split, load
 from experiments.models.cnn import CNN
 from experiments.optimizers import make_optimizer
+from experiments.parallel import Scope
 from experiments.study import CONFIG_DIR, grid
 from experiments.training import compile_program, train
 
@@ -37,7 +38,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A run of two epochs of three steps each, with all that a state can hold."""
+    """A run of two epochs of four steps each, with all that a state can hold."""
     return composed("norm=batch_renorm", "model.channels=[4]", "batch_size=32", "epochs=2")
 
 
@@ -68,9 +69,9 @@ def replaced(config, *, steps_per_call=1, seeds_together=False, **changes):
     "way",
     [
         {"seeds_together": True},
-        {"steps_per_call": 3},
-        {"steps_per_call": 2},  # does not divide the steps of an epoch
-        {"seeds_together": True, "steps_per_call": 3},
+        {"steps_per_call": 2},
+        {"steps_per_call": 3},  # does not divide the steps of an epoch
+        {"seeds_together": True, "steps_per_call": 2},
     ],
     ids=str,
 )
@@ -83,7 +84,7 @@ def test_every_way_of_carrying_gives_the_same_numbers(tiny, data, plain, way):
 
 def test_histories_number_seeds_epochs_and_steps(plain):
     numbers = [[epoch[:3] for epoch in history] for history in plain]
-    assert numbers == [[(0, 1, 3), (0, 2, 6)], [(1, 1, 3), (1, 2, 6)]]
+    assert numbers == [[(0, 1, 4), (0, 2, 8)], [(1, 1, 4), (1, 2, 8)]]
 
 
 def test_a_seed_repeats_itself_and_no_other(tiny, data, plain):
@@ -96,15 +97,16 @@ def test_evaluation_counts_every_test_example(tiny, data, monkeypatch):
     config = replaced(tiny)
     program = compile_program(config, data)
     state = program.init(0)
+    replicated = parallel.replicate(state, program.devices)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    model = CNN(config.model.channels, config.norm, data.num_classes, total_steps=6)
+    model = CNN(config.model.channels, config.norm, Scope(), data.num_classes, total_steps=8)
     logits = np.asarray(model.apply(variables, data.test.images, train=False))
     labels = data.test.labels
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     accuracy = (logits.argmax(-1) == labels).mean()
     for size in (512, 16):  # 40 examples: one batch, and three with filling
         monkeypatch.setattr(training, "EVALUATION_BATCH", size)
-        sums = training._evaluate(program, state, data.test)
+        sums = training._evaluate(program, replicated, data.test)
         np.testing.assert_allclose(np.sum(sums, axis=0) / 40, [loss, accuracy], rtol=1e-5)
 
 
@@ -119,7 +121,7 @@ def test_a_loss_that_is_not_finite_is_recorded(tiny, data):
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_model_has_what_its_norm_needs(norm):
     config = composed(f"norm={norm}")
-    model = CNN(config.model.channels, config.norm, num_classes=10, total_steps=100)
+    model = CNN(config.model.channels, config.norm, Scope(), num_classes=10, total_steps=100)
     images = jax.ShapeDtypeStruct((16, 8, 8, 1), np.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     assert ("batch_stats" in variables) == isinstance(config.norm, RunningNorm)

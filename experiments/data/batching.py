@@ -1,6 +1,5 @@
-"""Which examples make a batch: shuffled for training, complete for evaluation."""
+"""Which examples make a batch: shuffled for training, in their order for evaluation."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,30 +8,51 @@ from experiments.data.loading import Split
 
 
 class Batch(NamedTuple):
-    """Images, labels and the weight of each example: 1, or 0 where it only fills the batch."""
+    """Images, labels, and a mask that is False where an example only fills the batch."""
 
     images: np.ndarray
     labels: np.ndarray
-    weights: np.ndarray
+    mask: np.ndarray
 
 
-def epoch_indices(num_examples: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the examples of an epoch's batches, shape (steps, batch_size).
+class Rows(NamedTuple):
+    """The examples of batches: `indices` ([...,] batches, examples), and the mask of each."""
 
-    The order depends on `seed` and `epoch` alone. Every batch is full: the examples that are left
-    over when `batch_size` does not divide `num_examples` sit out this epoch.
-    """
+    indices: np.ndarray
+    mask: np.ndarray
+
+    def of(self, split: Split) -> Batch:
+        return Batch(split.images[self.indices], split.labels[self.indices], self.mask)
+
+    def batches(self, which: int | slice) -> "Rows":
+        return Rows(*(array[..., which, :] for array in self))
+
+    def part(self, examples: slice) -> "Rows":
+        """Some of the examples of every batch."""
+        return Rows(*(array[..., examples] for array in self))
+
+
+def training_rows(
+    num_examples: int, batch_size: int, *, multiple: int, seed: int, epoch: int
+) -> Rows:
+    """Return every example once, in an order that depends on `seed` and `epoch` alone."""
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)
-    steps = num_examples // batch_size
-    return order[: steps * batch_size].reshape(steps, batch_size)
+    return _filled(order, batch_size, multiple)
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """Yield every example exactly once, in batches of one size; weights mark the filling."""
-    num_examples = len(split.labels)
-    size = min(batch_size, num_examples)
-    for start in range(0, num_examples, size):
-        indices = np.arange(start, start + size)
-        weights = (indices < num_examples).astype(np.float32)
-        indices = np.minimum(indices, num_examples - 1)
-        yield Batch(split.images[indices], split.labels[indices], weights)
+def evaluation_rows(num_examples: int, batch_size: int, *, multiple: int) -> Rows:
+    """Return every example once."""
+    return _filled(np.arange(num_examples), min(batch_size, num_examples), multiple)
+
+
+def _filled(order: np.ndarray, batch_size: int, multiple: int) -> Rows:
+    """Cut the examples into batches of `batch_size`, each filled to a multiple.
+
+    What the last batch lacks is filled too. The filling repeats the last example.
+    """
+    steps = -(-len(order) // batch_size)
+    places = np.arange(steps * batch_size).reshape(steps, batch_size)
+    filling = ((0, 0), (0, -batch_size % multiple))
+    places = np.pad(places, filling, constant_values=len(order))
+    mask = places < len(order)
+    return Rows(order[np.minimum(places, len(order) - 1)], mask)

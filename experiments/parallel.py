@@ -1,0 +1,171 @@
+"""The ways of running a step on devices, one function for each.
+
+A step is a function of a state, which all devices have alike, and of a batch, which is cut into one
+part for each device. Under `pmap` and `shard_map` a step sees the part of its device, and merges
+what is to be of all devices over the axis `AXIS`. Under `jit` it sees the whole batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.config import (
+    Config,
+    GhostBatchNorm,
+    GlobalSync,
+    GroupSync,
+    Jit,
+    LocalSync,
+    ParallelConfig,
+    Pmap,
+    Single,
+)
+
+AXIS = "devices"
+Step = Callable[[Any, Any], Any]
+
+
+class Scope(NamedTuple):
+    """Over which examples a normalization layer measures batch statistics."""
+
+    num_ghosts: int | None = None
+    axis_name: str | None = None
+    axis_index_groups: list[list[int]] | None = None
+
+
+def devices(config: ParallelConfig) -> list[jax.Device]:
+    """Return the devices of a run, those of a process next to each other."""
+    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return ordered[:1] if isinstance(config, Single) else ordered
+
+
+def axis_name(config: ParallelConfig) -> str | None:
+    """Return the axis by which a step knows that it sees the part of its device only."""
+    return None if isinstance(config, Single | Jit) else AXIS
+
+
+def scope(config: Config, num_devices: int) -> Scope:
+    """Return what the normalization layers must know of the devices."""
+    name = axis_name(config.parallel)
+    match config.sync:
+        case GlobalSync():
+            return Scope(axis_name=name)
+        case LocalSync():
+            return Scope(num_ghosts=1 if name else num_devices, axis_name=name)
+        case GroupSync(num_groups=num_groups) if name:
+            groups = np.arange(num_devices).reshape(num_groups, -1).tolist()
+            return Scope(axis_name=name, axis_index_groups=groups)
+        case GroupSync(num_groups=num_groups):
+            return Scope(num_ghosts=num_groups)
+        case _:
+            raise TypeError(f"no scope for {config.sync!r}")
+
+
+def batch_multiple(config: Config, num_devices: int) -> int:
+    """Return what must divide a filled batch: every device has as many examples, whole ghosts."""
+    ghost = config.norm.ghost_size if isinstance(config.norm, GhostBatchNorm) else 1
+    return num_devices * ghost
+
+
+def own_part(devices: Sequence[jax.Device], size: int) -> slice:
+    """Return which of the examples of a batch belong to the devices of this process."""
+    share = size // len(devices)
+    own = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    return slice(share * own[0], share * (own[-1] + 1))
+
+
+def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
+    """Give a state to all devices."""
+    everywhere = NamedSharding(_mesh(devices), PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(state, everywhere)
+    return _assembled(state, everywhere)
+
+
+def compile_step(
+    config: ParallelConfig,
+    step: Step,
+    devices: Sequence[jax.Device],
+    *,
+    batch_axis: int,
+    donate: bool,
+) -> Step:
+    """Return the step, compiled for the devices, as a function of this process' part of a batch.
+
+    Args:
+        batch_axis: of the examples in every array of a batch.
+        donate: whether the step may reuse the memory of its state.
+    """
+    match config:
+        case Single() | Jit():
+            return _jit(step, devices, batch_axis, donate)
+        case Pmap():
+            return _pmap(step, devices, batch_axis, donate)
+        case _:
+            return _shard_map(step, devices, batch_axis, donate)
+
+
+def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
+    everywhere, parts = _shardings(devices, batch_axis)
+    compiled = jax.jit(
+        step,
+        in_shardings=(everywhere, parts),
+        out_shardings=everywhere,
+        donate_argnums=0 if donate else (),
+    )
+    if jax.process_count() == 1:
+        return compiled  # which itself cuts a NumPy batch, ten times as fast as device_put
+    return lambda state, batch: compiled(state, _assembled(batch, parts))
+
+
+def _shard_map(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
+    everywhere, parts = _shardings(devices, batch_axis)
+    mapped = jax.shard_map(
+        step,
+        mesh=parts.mesh,
+        in_specs=(everywhere.spec, parts.spec),
+        out_specs=everywhere.spec,
+        check_vma=False,  # the step merges gradients itself, as under pmap
+    )
+    return _jit(mapped, devices, batch_axis, donate)
+
+
+def _pmap(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
+    mapped = jax.pmap(
+        step,
+        AXIS,
+        in_axes=(None, batch_axis),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0 if donate else (),
+    )
+    own = sum(device.process_index == jax.process_index() for device in devices)
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        shape = array.shape
+        return array.reshape(*shape[:batch_axis], own, -1, *shape[batch_axis + 1 :])
+
+    return lambda state, batch: mapped(state, jax.tree.map(cut, batch))
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def _shardings(
+    devices: Sequence[jax.Device], batch_axis: int
+) -> tuple[NamedSharding, NamedSharding]:
+    """All on every device; and cut along the examples."""
+    mesh = _mesh(devices)
+    parts = PartitionSpec(*(None,) * batch_axis, AXIS)
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, parts)
+
+
+def _assembled(tree: Any, sharding: NamedSharding) -> Any:
+    """Make arrays of all processes, of which this one has its part."""
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree
+    )

@@ -1,0 +1,177 @@
+"""Several processes: the same run as in one, ended together, by the commands of the README."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hydra import initialize_config_dir
+
+from experiments import train
+from experiments.config import register_schemas
+from experiments.data.loading import load
+from experiments.study import CONFIG_DIR, grid
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    (python -m experiments\.train .*distributed=manual.*)$", README, re.M)
+SHORT = ("epochs=2", "seeds=1", "model.channels=[4]", "batch_size=480")
+LIMIT = 120  # seconds, in which nothing here may fail to end
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Overrides that keep runs and data out of the working tree, and a free port."""
+    load("digits", str(tmp_path / "data"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return (
+        f"distributed.coordinator=127.0.0.1:{port}",
+        f"output={tmp_path}/runs",
+        f"data.directory={tmp_path}/data",
+    )
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a process of a run with one device; what still runs at the end of a test is killed."""
+    started = []
+
+    def process(arguments, **environment):
+        output = (tmp_path / f"output{len(started)}").open("w+")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        started.append((process, output))
+        return process
+
+    def text(process):
+        return next(Path(o.name).read_text() for p, o in started if p is process)
+
+    process.text = text
+    yield process
+    for each, output in started:
+        each.kill()
+        each.wait()
+        output.close()
+
+
+def manual(index, *arguments):
+    return (
+        "distributed=manual",
+        "distributed.processes=2",
+        f"distributed.index={index}",
+        *SHORT,
+        *arguments,
+    )
+
+
+def history(places):
+    [path] = Path(places[1].removeprefix("output=")).glob("*/history.json")
+    [epochs] = json.loads(path.read_text())
+    return np.array([[e[k] for k in ("train_loss", "test_loss", "test_accuracy")] for e in epochs])
+
+
+def in_one_process(places, *arguments):
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        [config] = grid([*SHORT, *arguments, places[2]])
+    dataset = load(config.data.name, config.data.directory)
+    with jax.numpy_dtype_promotion("standard"):
+        [epochs] = train.train(config, dataset, lambda reached: None)
+    return np.array([[e.train_loss, e.test_loss, e.test_accuracy] for e in epochs])
+
+
+def until(condition, what):
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {LIMIT} s"
+        time.sleep(0.1)
+
+
+def test_the_commands_of_the_readme_run_as_written(places, start, tmp_path):
+    assert [re.search(r"index=(\d)", command)[1] for command in COMMANDS] == ["0", "1"]
+    processes = []
+    for command in COMMANDS:
+        arguments = shlex.split(command.removesuffix(" &"))[3:]
+        processes.append(start([*arguments, *SHORT, *places]))
+    for process in processes:
+        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+    first, second = (start.text(process) for process in processes)
+    assert "test accuracy" in first
+    assert "accuracy" not in second, "one process prints"
+    assert "training" not in second
+    np.testing.assert_allclose(history(places), in_one_process(places), atol=2e-6)
+
+
+def test_processes_that_slurm_starts_find_each_other(places, start):
+    options = (*SHORT, "parallel=shard_map", "sync=group")
+    processes = [
+        start(
+            ("distributed=auto", *options, *places[1:]),
+            SLURM_JOB_ID=str(places[0].rpartition(":")[2]),  # by which JAX chooses the port
+            SLURM_STEP_NODELIST="127.0.0.1",
+            SLURM_NTASKS="2",
+            SLURM_PROCID=str(index),
+            SLURM_LOCALID=str(index),
+        )
+        for index in (0, 1)
+    ]
+    for process in processes:
+        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+    # The same two groups on eight devices.
+    expected = in_one_process(places, *options)
+    np.testing.assert_allclose(history(places), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("victim", "how", "way"), [(1, signal.SIGKILL, "pmap"), (0, signal.SIGSTOP, "jit")]
+)
+def test_a_process_that_dies_or_hangs_ends_the_other(places, start, victim, how, way):
+    options = ("epochs=100000", f"parallel={way}", "distributed.timeout=10", *places)
+    processes = [start(manual(index, *options)) for index in (0, 1)]
+    until(lambda: "training" in start.text(processes[0]), "training")
+    time.sleep(5)  # into its steps
+    assert [process.poll() for process in processes] == [None, None]
+    processes[victim].send_signal(how)
+    other = processes[1 - victim]
+    assert other.wait(timeout=60) not in (0, None)
+    text = start.text(other)
+    assert "another process has ended" in text or "another task died" in text
+    assert not list(Path(places[1].removeprefix("output=")).glob("*/result.json"))
+
+
+def test_a_process_that_fails_ends_the_other(places, start, tmp_path):
+    (tmp_path / "runs").write_text("a file where process 0 wants a directory")
+    processes = [start(manual(index, *places)) for index in (0, 1)]
+    for process in processes:
+        assert process.wait(timeout=LIMIT) not in (0, None)
+    assert "FileExistsError" in start.text(processes[0])
+
+
+def test_processes_of_different_runs_are_told(places, start):
+    processes = [start(manual(index, f"epochs={2 + index}", *places)) for index in (0, 1)]
+    for process in processes:
+        assert process.wait(timeout=LIMIT) not in (0, None)
+    assert "and process 0 another run; give all processes the same" in start.text(processes[1])
+
+
+def test_who_waits_in_vain_is_told(places, start):
+    process = start(manual(1, "distributed.timeout=2", *places))
+    assert process.wait(timeout=60) not in (0, None)
+    assert "waiting up to 2 s for the other processes" in start.text(process)
+    assert "DEADLINE_EXCEEDED" in start.text(process)

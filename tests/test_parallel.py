@@ -1,0 +1,137 @@
+"""The ways of running a step on devices agree, and filling a batch changes nothing."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from hydra import initialize_config_dir
+
+from experiments import parallel
+from experiments.config import Single, register_schemas
+from experiments.data.batching import Batch, training_rows
+from experiments.data.loading import Dataset, Split
+from experiments.study import CONFIG_DIR, grid
+from experiments.training import compile_program, train
+
+WAYS = ["jit", "shard_map", "pmap"]
+# 44 examples in batches of 20 on eight devices: every batch is filled to 24, and in the last one of
+# an epoch, with 4 examples, six devices have nothing.
+RUN = ("model.channels=[4]", "batch_size=20", "epochs=2", "seeds=1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def promotion():
+    """Optax's schedules mix integer steps and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Random images, whose mean grows with their label."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 10, 70).astype(np.int32)
+    noise = generator.standard_normal((70, 8, 8, 1))
+    images = (noise + 0.3 * labels[:, None, None, None]).astype(np.float32)
+    return Dataset(Split(images[:44], labels[:44]), Split(images[44:], labels[44:]), 10)
+
+
+def composed(*overrides):
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        [config] = grid([*RUN, *overrides])
+    return config
+
+
+def curves(data, *overrides):
+    """Train, and return train loss, train accuracy, test loss and test accuracy of each epoch."""
+    [history] = train(composed(*overrides), data, lambda reached: None)
+    return np.array([epoch[3:] for epoch in history])
+
+
+@pytest.fixture(scope="module")
+def on_one_device(data):
+    return curves(data, "parallel=single")
+
+
+def alike(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_eight_devices_give_the_curve_of_one(data, on_one_device, way):
+    alike(curves(data, f"parallel={way}"), on_one_device)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_mesh_of_one_device_gives_the_curve_of_one(data, on_one_device, way, monkeypatch):
+    first = jax.devices()[:1]
+    monkeypatch.setattr(parallel, "devices", lambda config: first)
+    alike(curves(data, f"parallel={way}"), on_one_device)
+
+
+def test_the_ways_agree_in_local_scope(data, on_one_device):
+    jit, *others = (curves(data, f"parallel={way}", "sync=local") for way in WAYS)
+    for other in others:
+        alike(other, jit)
+    assert np.abs(jit - on_one_device)[:, 0].max() > 1e-3, "local is not global"
+
+
+def test_the_ways_agree_in_group_scope(data, on_one_device):
+    jit, *others = (curves(data, f"parallel={way}", "sync=group") for way in WAYS)
+    alike(others[1], others[0])
+    alike(others[0][:, :2], jit[:, :2])  # the training
+    # Each group's running statistics, merged, have a little smaller variance than all examples.
+    np.testing.assert_allclose(others[0][:, 2], jit[:, 2], rtol=0.02)
+    assert np.abs(jit - on_one_device)[:, 0].max() > 1e-4, "group is not global"
+
+
+@pytest.mark.parametrize("norm", ["ghost_batch", "batch_renorm", "layer"])
+def test_other_norms_agree_on_every_number_of_devices(data, norm):
+    options = (f"norm={norm}", "norm.ghost_size=5") if norm == "ghost_batch" else (f"norm={norm}",)
+    alike(curves(data, *options, "parallel=shard_map"), curves(data, *options, "parallel=single"))
+
+
+def test_the_ways_carry_steps_and_seeds_together(data):
+    expected = curves(data, "sync=group", "parallel=shard_map")
+    together = ("sync=group", "seeds_together=true", "steps_per_call=2")
+    for way in ("shard_map", "pmap"):
+        alike(curves(data, *together, f"parallel={way}"), expected)
+
+
+def test_every_device_has_its_part_of_a_batch():
+    part = parallel.own_part(jax.devices(), 24)
+    assert part == slice(0, 24), "one process has all devices"
+
+
+def after_a_step(config, data, rows, filling):
+    """Take one step on a batch whose filling holds `filling`; return the new state, the sums."""
+    program = compile_program(config, data)
+    batch = rows.of(data.train)
+    images = np.where(batch.mask[:, None, None, None], batch.images, filling)
+    state = parallel.replicate(program.init(0), program.devices)
+    stepped = program.train(state, Batch(images.astype(np.float32), batch.labels, batch.mask))
+    return jax.device_get(stepped)
+
+
+@pytest.mark.parametrize(
+    ("way", "norm"),
+    [
+        ("single", "norm=batch"),
+        ("shard_map", "norm=batch"),
+        ("jit", "norm=ghost_batch norm.ghost_size=2"),
+    ],
+)
+def test_what_fills_a_batch_changes_nothing(data, norm, way):
+    config = composed(*norm.split(), f"parallel={way}", "optimizer.warmup=0")
+    last = training_rows(44, 20, multiple=16, seed=0, epoch=1).batches(2)
+    assert (last.mask.sum(), len(last.mask)) == (4, 32), "most devices have nothing"
+    filled = after_a_step(config, data, last, 0.0)
+    otherwise = after_a_step(config, data, last, 1e4)
+    jax.tree.map(np.testing.assert_array_equal, otherwise, filled)
+    alone = dataclasses.replace(config, parallel=Single("single"))
+    unfilled = after_a_step(alone, data, last.part(slice(0, 4)), 0.0)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), filled, unfilled
+    )
