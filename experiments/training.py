@@ -110,7 +110,7 @@ def compile_program(config: Config, dataset: Dataset) -> Program:
         params = variables["params"]
         return State(params, variables.get("batch_stats", {}), optimizer.init(params))
 
-    step = _train_step(model, optimizer)
+    step = _train_step(model, optimizer, config.batch_size)
     evaluate = _evaluation_step(model)
     scanned, together = steps_per_call(config) > 1, seeds_together(config)
     if scanned:
@@ -128,8 +128,10 @@ def compile_program(config: Config, dataset: Dataset) -> Program:
 
 
 def _train_step(
-    model: CNN, optimizer: optax.GradientTransformation
+    model: CNN, optimizer: optax.GradientTransformation, batch_size: int
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """Every example weighs the same, so that a smaller last batch makes a smaller step."""
+
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -140,9 +142,8 @@ def _train_step(
             return metrics.loss, (updated.get("batch_stats", {}), metrics)
 
         grads, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(state.params)
-        num_examples = batch.mask.sum().astype(jnp.float32)
-        grads, metrics, num_examples = _of_all_devices((grads, metrics, num_examples), model.sync)
-        grads = jax.tree.map(lambda grad: grad / num_examples, grads)
+        grads, metrics = _of_all_devices((grads, metrics), model.sync)
+        grads = jax.tree.map(lambda grad: grad / batch_size, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return State(params, _of_all_groups(batch_stats, model.sync), opt_state), metrics
