@@ -1,5 +1,5 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
-# make test    the whole test suite
+# make test    the tests (make test-slow: those that take long, of several processes)
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
 #              (PART=speed, memory, precision, collectives or scaling, FULL=1 for more sizes)
 # make lint    style and types
@@ -10,14 +10,17 @@ STUDY ?= norms
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test bench lint clean
+.PHONY: study test test-slow bench lint clean
 
 study: $(VENV)/with-experiments
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
 	$(BIN)/python -m experiments.report study=$(STUDY)
 
 test: $(VENV)/with-experiments,test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow'
+
+test-slow: $(VENV)/with-experiments,test
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m slow
 
 bench: $(VENV)/with-bench
 	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)

@@ -118,6 +118,7 @@ def test_the_commands_of_the_readme_run_as_written(places, start, tmp_path):
     np.testing.assert_allclose(history(places), in_one_process(places), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_processes_that_slurm_starts_find_each_other(places, start):
     options = (*SHORT, "parallel=shard_map", "sync=group")
     processes = [
@@ -138,6 +139,7 @@ def test_processes_that_slurm_starts_find_each_other(places, start):
     np.testing.assert_allclose(history(places), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "how", "way"), [(1, signal.SIGKILL, "pmap"), (0, signal.SIGSTOP, "jit")]
 )
@@ -155,6 +157,7 @@ def test_a_process_that_dies_or_hangs_ends_the_other(places, start, victim, how,
     assert not list(Path(places[1].removeprefix("output=")).glob("*/result.json"))
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_other(places, start, tmp_path):
     (tmp_path / "runs").write_text("a file where process 0 wants a directory")
     processes = [start(manual(index, *places)) for index in (0, 1)]
@@ -163,6 +166,7 @@ def test_a_process_that_fails_ends_the_other(places, start, tmp_path):
     assert "FileExistsError" in start.text(processes[0])
 
 
+@pytest.mark.slow
 def test_processes_of_different_runs_are_told(places, start):
     processes = [start(manual(index, f"epochs={2 + index}", *places)) for index in (0, 1)]
     for process in processes:
@@ -170,6 +174,7 @@ def test_processes_of_different_runs_are_told(places, start):
     assert "and process 0 another run; give all processes the same" in start.text(processes[1])
 
 
+@pytest.mark.slow
 def test_who_waits_in_vain_is_told(places, start):
     process = start(manual(1, "distributed.timeout=2", *places))
     assert process.wait(timeout=60) not in (0, None)

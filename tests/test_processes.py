@@ -54,7 +54,9 @@ def merged_in_float64(x, where):
     return values.mean(0), values.var(0)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
+)
 def test_processes_give_what_one_device_gives(processes, devices, tmp_path):
     run_processes(processes, devices, tmp_path)
     x, where, g = batch()

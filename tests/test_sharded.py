@@ -97,7 +97,7 @@ def test_any_axis_can_be_split_over_an_explicit_mesh(name, masked, split):
     assert tuple(split_over)[: len(SPLITS[split])] == tuple(SPLITS[split])
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["batch", "positions and channels"])
 @pytest.mark.parametrize("name", every_norm)
 def test_any_axis_can_be_split_over_an_automatic_mesh(name, split):
     masked = name not in ("layer", "instance")
@@ -129,11 +129,10 @@ def test_evaluation_of_sharded_arrays(name, kind):
     near(y, oracle(name, X, stats=seen(name, 8), train=False)[0])
 
 
-@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", every_norm)
-def test_outside_of_jit_no_mesh_need_be_set(name, split):
+def test_outside_of_jit_no_mesh_need_be_set(name):
     grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
-    x = jax.device_put(X, NamedSharding(grid, SPLITS[split]))
+    x = jax.device_put(X, NamedSharding(grid, SPLITS["channels"]))
     state = (seen(name, 8),) if name in STATEFUL else ()
     y = NORMS[name].function(x, *state, **NORMS[name].options)
     near(y[0] if state else y, oracle(name, X, stats=state[0] if state else None)[0])
