@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
-from jaxnorm.arrays import explicit_shards
+from jaxnorm.arrays import explicit_shards, full_without
 from jaxnorm.distributed import sync_moments
 from jaxnorm.running import running_moments, update
 from jaxnorm.standardize import Renorm, Scope, standardize
@@ -55,8 +55,11 @@ class _Layer(NamedTuple):
         running = running_moments(self.stats, _axes.statistics_dtype(self.x.dtype))
         return self.standardized(running, Scope(self.reduced, given=True))
 
-    def updated(self, m: Moments) -> Any:
-        """The running statistics after a step with the moments `m`."""
+    def updated(self, m: Moments, members: int) -> Any:
+        """The running statistics after a step with the moments `m` of so many devices."""
+        if self.counted is None:  # then shard_map too knows that the counts are alike everywhere
+            number = members * _axes.values_per_channel(self.x.shape, self.reduced)
+            m = m._replace(count=full_without(self.x, self.reduced, number, m.count.dtype))
         counts_alike = self.counted is None or all(
             self.counted.shape[axis] == 1 for axis in self.channels
         )
@@ -103,7 +106,7 @@ def batch_norm(
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge statistics over.
         axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
-            finite.
+            finite, in any channel of this device (under `shard_map`, channels may be split).
 
     Returns:
         (y, stats): y of the shape and dtype of `x`; the running statistics, in float32 at least,
@@ -148,9 +151,9 @@ def batch_norm(
     )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    m = _batch_moments(layer, axis_name, axis_index_groups)
+    m, members = _batch_moments(layer, axis_name, axis_index_groups)
     scope = _synced(layer, axis_name, axis_index_groups)
-    return layer.standardized(m, scope), layer.updated(m)
+    return layer.standardized(m, scope), layer.updated(m, members)
 
 
 def ghost_batch_norm(
@@ -231,7 +234,8 @@ def ghost_batch_norm(
     m = group_moments(split.x, split.reduced, 0, parts, where=split.counted)
     whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
     y = split.standardized(m, Scope(split.reduced, 0, parts))
-    return y.reshape(layer.x.shape), layer.updated(whole)
+    members = _axes.mapped_size(axis_name, axis_index_groups)
+    return y.reshape(layer.x.shape), layer.updated(whole, members)
 
 
 def default_r_max(step: Any) -> jax.Array:
@@ -312,11 +316,11 @@ def batch_renorm(
     d_max = _limit("d_max", d_max, 0.0)
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    m = _batch_moments(layer, axis_name, axis_index_groups)
+    m, members = _batch_moments(layer, axis_name, axis_index_groups)
     steps = stats["steps"]
     corrections = _corrections(layer, m, r_max(steps), d_max(steps))
     scope = _synced(layer, axis_name, axis_index_groups)
-    return layer.standardized(m, scope, corrections), layer.updated(m)
+    return layer.standardized(m, scope, corrections), layer.updated(m, members)
 
 
 def _corrections(
@@ -401,11 +405,11 @@ def _evaluates(train: bool, stats: _axes.BatchStats) -> bool:
 
 def _batch_moments(
     layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
-) -> Moments:
-    """The moments of the batch, over the mapped axes too."""
+) -> tuple[Moments, int]:
+    """The moments of the batch over the mapped axes too, and how many devices those have."""
     members = _axes.mapped_size(axis_name, axis_index_groups)
     _axes.check_values_per_channel(layer.x.shape, layer.reduced, members, "an input")
-    return sync_moments(layer.moments(), axis_name, axis_index_groups)
+    return sync_moments(layer.moments(), axis_name, axis_index_groups), members
 
 
 def _split(layer: _Layer, parts: int, size: int) -> _Layer:

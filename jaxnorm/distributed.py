@@ -34,7 +34,8 @@ def sync_moments(
             `pmap` and `shard_map`; JAX's `vmap` has no groups).
 
     Raises:
-        ValueError: a name that is not mapped, or groups that do not partition the axis.
+        ValueError: a name that is not mapped, or of `vmap` inside a `shard_map` with its check of
+            varying axes, or groups that do not partition the axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -48,6 +49,7 @@ def sync_moments(
         return m
     on_mesh, by_vmap = _split_names(axis_name)
     if by_vmap:
+        _check_vmap(by_vmap)
         m = _reduced(m, by_vmap, axis_index_groups)
     if not on_mesh:
         return m
@@ -77,6 +79,16 @@ def _split_names(axis_name: _axes.AxisName) -> tuple[tuple[Hashable, ...], tuple
     manual = jax.sharding.get_abstract_mesh().manual_axes
     on_mesh = tuple(name for name in names if name in manual)
     return on_mesh, tuple(name for name in names if name not in manual)
+
+
+def _check_vmap(names: tuple[Hashable, ...]) -> None:
+    """JAX has no collectives over names of `vmap` where `shard_map` checks what varies."""
+    manual = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    if _checks_varying(manual):
+        raise ValueError(
+            f"axis_name={names!r} is mapped by vmap inside a shard_map that checks varying axes, "
+            "where JAX has no collectives over it; give shard_map check_vma=False"
+        )
 
 
 def _gathered(

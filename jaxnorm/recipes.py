@@ -133,7 +133,8 @@ def sync_batch_stats(
     Replicas that normalize by themselves (local or grouped scope) have running statistics of their
     own, which drift apart; merge them before evaluation or saving. The variance between the
     replicas' means is part of the result; averaging the variances would lose it. The whole tree is
-    one collective (the `steps` of batch renormalization, of which the largest is taken, one more).
+    one collective, as in `sync_moments` (the `steps` of batch renormalization, of which the largest
+    is taken, one more).
 
     Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`);
     then the counts add up, so merge what is evaluated or saved, and train on with what was not
@@ -163,25 +164,24 @@ def sync_batch_stats(
         return layers[-1]
 
     _changed(batch_stats, ("*",), _STATS, found)
-    means, rebuilt_means = ravel_pytree([stats["mean"] for stats in layers])
-    variances, rebuilt_variances = ravel_pytree([stats["var"] for stats in layers])
-    counts, rebuilt_counts = ravel_pytree([_counts(stats) for stats in layers])
-    m = sync_moments(Moments(counts, means, variances), axis_name, axis_index_groups)
-    merged = zip(
-        layers,
-        rebuilt_counts(m.count),
-        rebuilt_means(m.mean),
-        rebuilt_variances(m.var),
-        strict=True,
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves([stats["mean"] for stats in layers]))
+    means, rebuilt_means = _raveled([stats["mean"] for stats in layers], dtype)
+    variances, rebuilt_variances = _raveled(
+        [stats["var"] for stats in layers], _axes.real_dtype(dtype)
     )
+    counts, rebuilt_counts = _raveled(
+        [_counts(stats, _axes.real_dtype(dtype)) for stats in layers], _axes.real_dtype(dtype)
+    )
+    m = sync_moments(Moments(counts, means, variances), axis_name, axis_index_groups)
+    rebuilt = rebuilt_counts(m.count), rebuilt_means(m.mean), rebuilt_variances(m.var)
+    merged = zip(*rebuilt, strict=True)
 
-    def synced(_: Any) -> dict[str, Any]:
-        stats, count, mean, var = next(merged)
+    def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
+        count, mean, var = next(merged)
         new = {**stats, "mean": mean, "var": var}
         if "count" in stats:
-            new["count"] = jax.tree.map(
-                lambda old, new: new if old.ndim else jnp.max(new), stats["count"], count
-            )
+            new["count"] = jax.tree.map(_as_before, stats["count"], count)
         if "steps" in stats:
             new["steps"] = jax.lax.pmax(
                 stats["steps"], axis_name, axis_index_groups=axis_index_groups
@@ -191,10 +191,35 @@ def sync_batch_stats(
     return _changed(batch_stats, ("*",), _STATS, synced)
 
 
-def _counts(stats: Mapping[str, Any]) -> Any:
-    """How much each channel's statistics weigh."""
-    ones = jax.tree.map(lambda var: jnp.ones(var.shape, var.dtype), stats["var"])
-    return jax.tree.map(jnp.multiply, ones, stats["count"]) if "count" in stats else ones
+def _raveled(parts: Sequence[Any], dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """The leaves one after the other in one dtype, and the way back to theirs."""
+    flat, rebuilt = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), parts))
+
+    def back(flat: jax.Array) -> Any:
+        def as_it_was(new: jax.Array, old: jax.Array) -> jax.Array:
+            return (new if jnp.iscomplexobj(old) else new.real).astype(old.dtype)
+
+        return jax.tree.map(as_it_was, rebuilt(flat), parts)
+
+    return flat, back
+
+
+def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
+    """How much each channel's statistics weigh, in the shape of the statistics."""
+    ones = jax.tree.map(lambda var: jnp.ones(var.shape, dtype), stats["var"])
+    if "count" not in stats:
+        return ones
+
+    def spread(ones: jax.Array, count: jax.Array) -> jax.Array:
+        over_channels = (1,) * (ones.ndim - count.ndim)  # axes in front are of stacked layers
+        return ones * count.astype(dtype).reshape(count.shape + over_channels)
+
+    return jax.tree.map(spread, ones, stats["count"])
+
+
+def _as_before(old: jax.Array, new: jax.Array) -> jax.Array:
+    """A count of all channels alike, where it was one."""
+    return jnp.max(new, axis=tuple(range(old.ndim, new.ndim))).astype(old.dtype)
 
 
 def matches(path: Sequence[Any], part: str) -> bool:

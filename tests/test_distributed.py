@@ -294,27 +294,43 @@ def test_a_batch_split_over_one_of_two_names_is_counted_once_on_each(check_vma, 
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
-def test_channels_can_be_split_over_the_other_axis(check_vma):
+@pytest.mark.parametrize(("name", "momentum"), [("batch", 0.9), ("batch", None), ("renorm", 0.9)])
+def test_channels_can_be_split_over_the_other_axis(name, momentum, check_vma):
     x, args, g = normals(8, 5, 8, mean=2.0), parameters(8), normals(8, 5, 8, seed=5)
     spec, channels = P("i", None, "j"), P("j")
+    stats = fresh(name, 8, momentum=momentum)
+    specs = {key: channels if value.ndim else P() for key, value in stats.items()}
+    options = NORMS[name].options | {"momentum": momentum}
 
-    def block(x, scale, bias):
-        return jn.batch_norm(x, fresh("batch", 2), scale, bias, train=True, axis_name="i")
+    def block(x, stats, scale, bias):
+        return NORMS[name].function(x, stats, scale, bias, axis_name="i", **options)
 
     sharded = jax.shard_map(
         block,
         mesh=mesh(shape=(2, 4), names=("i", "j")),
-        in_specs=(spec, channels, channels),
-        out_specs=(spec, channels),
+        in_specs=(spec, specs, channels, channels),
+        out_specs=(spec, specs),
         check_vma=check_vma,
     )
-    (y, new), backward = jax.vjp(jax.jit(sharded), x, *args)
-    expected, expected_stats = oracle("batch", x, *args)
+    call = jax.jit(sharded)
+    y, backward, new = jax.vjp(lambda x, *args: call(x, stats, *args), x, *args, has_aux=True)
+    expected, expected_stats = oracle(name, x, *args, stats=stats, momentum=momentum)
     near(y, expected)
     near(new, expected_stats)
-    actual = backward((g, jax.tree.map(jnp.zeros_like, new)))
-    for mine, theirs in zip(actual, gradients("batch", x, *args, g), strict=True):
-        near(mine, theirs, 2e-5)
+    wanted = gradients(name, x, *args, g, stats=stats, momentum=momentum)
+    for mine, theirs in zip(backward(g), wanted, strict=True):
+        near(mine, theirs, 5e-5)
+
+
+def test_a_name_of_vmap_inside_a_checked_shard_map_is_an_error():
+    call = synced("batch", fresh("batch", 3), axis_name=("i", "j"))
+    inner = jax.vmap(lambda x: call(x, None)[0], axis_name="j")
+    rows = {"mesh": mesh(), "in_specs": P("i"), "out_specs": P("i")}
+    x = normals(8, 4, 3)
+    with pytest.raises(ValueError, match="check_vma=False"):
+        jax.shard_map(inner, **rows)(x)
+    y = jax.shard_map(inner, check_vma=False, **rows)(x)
+    near(y.reshape(-1, 3), oracle("batch", x.reshape(-1, 3))[0])
 
 
 def test_names_of_pmap_and_vmap_together():

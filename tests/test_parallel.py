@@ -100,6 +100,10 @@ def test_the_ways_carry_steps_and_seeds_together(data):
         alike(curves(data, *together, f"parallel={way}"), expected)
 
 
+def test_jit_carries_steps_and_seeds_together(data, on_one_device):
+    alike(curves(data, "seeds_together=true", "steps_per_call=2"), on_one_device)
+
+
 def test_every_device_has_its_part_of_a_batch():
     part = parallel.own_part(jax.devices(), 24)
     assert part == slice(0, 24), "one process has all devices"

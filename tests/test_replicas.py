@@ -88,6 +88,36 @@ def test_an_nnx_models_statistics_are_merged():
     near(norm.var[...], np.full(3, 3.0))
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_stacked_layers_are_weighed_by_their_own_counts(layers):
+    count = np.ones((4, layers), np.float32)
+    count[0, 1] = 100
+    mean = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None], (4, layers, 2))
+    stats = {"mean": mean, "var": np.ones((4, layers, 2), np.float32), "count": count}
+    merged = jax.vmap(merge, axis_name="i")(stats)
+    assert merged["count"].shape == count.shape
+    near(merged["count"][0], count.sum(0), 0)
+    expected = (mean * count[..., None]).sum(0) / count.sum(0)[:, None]
+    near(merged["mean"][2], expected, 1e-6)
+
+
+def test_statistics_of_any_dtype_are_merged_in_float32_at_least():
+    counts = np.arange(1000, 1008, dtype=np.float32)
+    stats = {
+        "half": {
+            "mean": jnp.zeros((8, 2), jnp.bfloat16),
+            "var": jnp.full((8, 2), 48.75, jnp.bfloat16),
+            "count": jnp.asarray(counts),
+        },
+        "complex": {"mean": jnp.full((8, 2), 1 + 2j), "var": jnp.ones((8, 2))},
+    }
+    merged = mapped("pmap", merge)(stats)
+    assert jax.tree.map(lambda a: a.dtype, merged) == jax.tree.map(lambda a: a.dtype, stats)
+    near(merged["half"]["count"], np.full(8, counts.sum()), 0)
+    near(merged["half"]["var"].astype(np.float32), np.full((8, 2), 48.75), 0)
+    near(merged["complex"]["mean"], np.full((8, 2), 1 + 2j))
+
+
 def test_groups_of_replicas_are_merged_among_themselves():
     stats, halves = drifted(), [[0, 1, 2, 3], [4, 5, 6, 7]]
     merged = mapped("pmap", lambda stats: jn.sync_batch_stats(stats, "i", halves))(stats)
