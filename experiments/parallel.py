@@ -101,11 +101,22 @@ def compile_step(
     """
     match config:
         case Single() | Jit():
-            return _jit(step, devices, batch_axis, donate)
+            compiled = _jit(step, devices, batch_axis, donate)
         case Pmap():
-            return _pmap(step, devices, batch_axis, donate)
+            compiled = _pmap(step, devices, batch_axis, donate)
         case _:
-            return _shard_map(step, devices, batch_axis, donate)
+            compiled = _shard_map(step, devices, batch_axis, donate)
+    several_of_a_cpu = len(devices) > 1 and devices[0].platform == "cpu"
+    return _one_at_a_time(compiled) if several_of_a_cpu else compiled
+
+
+def _one_at_a_time(step: Step) -> Step:
+    """Wait for every step.
+
+    The devices of a CPU share its threads: of two programs in flight, each could hold those that
+    the other's collective waits for, and XLA ends the process after a minute.
+    """
+    return lambda state, batch: jax.block_until_ready(step(state, batch))
 
 
 def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:

@@ -104,6 +104,16 @@ def test_jit_carries_steps_and_seeds_together(data, on_one_device):
     alike(curves(data, "seeds_together=true", "steps_per_call=2"), on_one_device)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_steps_of_several_cpu_devices_run_one_at_a_time(data, way):
+    program = compile_program(composed(f"parallel={way}"), data)
+    batch = training_rows(44, 20, multiple=8, seed=0, epoch=1).batches(0).of(data.train)
+    state = parallel.replicate(program.init(0), program.devices)
+    for _ in range(3):
+        state, metrics = program.train(state, batch)
+        assert all(leaf.is_ready() for leaf in jax.tree.leaves((state, metrics)))
+
+
 def test_every_device_has_its_part_of_a_batch():
     part = parallel.own_part(jax.devices(), 24)
     assert part == slice(0, 24), "one process has all devices"
