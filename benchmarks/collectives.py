@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -34,30 +35,29 @@ _COLLECTIVE = re.compile(
 
 
 class Collective(NamedTuple):
-    """A collective of a compiled program: its kind and its results, as in "f32[8,3,64]"."""
+    """A kind, and the bytes that each device has of its result."""
 
     kind: str
-    results: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that each device has of it in the end."""
-        return sum(_nbytes(result) for result in self.results)
+    nbytes: int
 
 
-def collectives(compiled: Any) -> list[Collective]:
+def collectives(program: Any) -> list[Collective]:
     """The collectives of a compiled program."""
-    found = _COLLECTIVE.findall(compiled.as_text())
-    return [Collective(kind, tuple(re.findall(r"\w+\[[\d,]*\]", text))) for text, kind in found]
+    found = _COLLECTIVE.findall(program.as_text())
+    return [
+        Collective(kind, sum(map(_nbytes, re.findall(r"\w+\[[\d,]*\]", results))))
+        for results, kind in found
+    ]
 
 
 def _nbytes(result: str) -> int:
+    """Of an array, as in "f32[8,3,64]"."""
     dtype, shape = result.rstrip("]").split("[")
     sizes = [int(size) for size in shape.split(",") if size]
     return int(np.prod(sizes)) * int(re.findall(r"\d+", dtype)[-1]) // 8
 
 
-def step(library: Any, way: str, devices: int, channels: int, batch: int) -> tuple[Any, Any]:
+def step(library: Any, way: str, devices: int, channels: int, batch: int) -> list[Any]:
     """The compiled forward pass, and with the gradient of the input, of one BatchNorm."""
     x = jnp.zeros((batch, 8, 8, channels))
     axis_name = None if way == "jit" else "i"
@@ -71,19 +71,34 @@ def step(library: Any, way: str, devices: int, channels: int, batch: int) -> tup
         y, backward, updates = jax.vjp(forward, x, has_aux=True)
         return backward(jnp.sin(y)), updates
 
-    return tuple(_compiled(way, function, x, devices) for function in (forward, both))  # type: ignore[return-value]
+    return [compiled(way, function, (x,), devices) for function in (forward, both)]
 
 
-def _compiled(way: str, function: Callable[..., Any], x: jax.Array, devices: int) -> Any:
+def compiled(way: str, function: Callable[..., Any], arrays: Any, devices: int) -> Any:
+    """The program of a function of arrays that are split over the first axis.
+
+    Args:
+        way: "pmap", "shard_map", "unchecked" (without its check of varying axes), "jit", or
+            "explicit" (jit on a mesh with explicit axes).
+        function: gives an array that is split, and what is alike on all devices.
+    """
     some = jax.devices()[:devices]
     if way == "pmap":
-        shards = x.reshape(devices, -1, *x.shape[1:])
-        return jax.pmap(function, axis_name="i", devices=some).lower(shards).compile()
-    mesh = jax.make_mesh((devices,), ("i",), axis_types=(AxisType.Auto,), devices=some)
-    if way == "shard_map":
-        function = jax.shard_map(function, mesh=mesh, in_specs=P("i"), out_specs=(P("i"), P()))
-    sharded = jax.device_put(x, NamedSharding(mesh, P("i")))
-    return jax.jit(function).lower(sharded).compile()
+        shards = jax.tree.map(lambda array: array.reshape(devices, -1, *array.shape[1:]), arrays)
+        return jax.pmap(function, axis_name="i", devices=some).lower(*shards).compile()
+    kind = AxisType.Explicit if way == "explicit" else AxisType.Auto
+    mesh = jax.make_mesh((devices,), ("i",), axis_types=(kind,), devices=some)
+    if way in ("shard_map", "unchecked"):
+        function = jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=P("i"),
+            out_specs=(P("i"), P()),
+            check_vma=way == "shard_map",
+        )
+    split = jax.device_put(arrays, NamedSharding(mesh, P("i")))
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(*split).compile()
 
 
 def count() -> list[tuple[str, ...]]:
@@ -99,13 +114,14 @@ def count() -> list[tuple[str, ...]]:
     return rows
 
 
-def described(found: Sequence[Any]) -> str:
+def described(found: Sequence[Collective]) -> str:
     """Such as "1 all-gather, 6.1 kB"."""
     kinds = [collective.kind for collective in found]
     names = " + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{names}, {sum(c.nbytes for c in found) / 1000:.1f} kB" if found else "none"
 
 
+@cache
 def counted() -> list[list[str]]:
     """The table's rows, from a process that has eight devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

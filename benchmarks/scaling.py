@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from math import log2
-from typing import NamedTuple
 
-from benchmarks.collectives import counted, described
+from benchmarks.collectives import Collective, counted, described
 from benchmarks.table import Table
 from jaxnorm.distributed import GATHERED_BYTES
 
@@ -19,17 +18,11 @@ CHANNELS = 256
 RESNET_50 = {64: 7, 128: 8, 256: 16, 512: 11, 1024: 7, 2048: 4}
 
 
-class Collective(NamedTuple):
-    """A kind, and the bytes that each device has of its result."""
-
-    kind: str
-    nbytes: int
-
-    def seconds(self, devices: int) -> float:
-        """Start, hops, and bytes over the bandwidth; an all-reduce goes there and back."""
-        ways = 2 if self.kind == "all-reduce" else 1
-        sent = ways * self.nbytes * (devices - 1) / devices
-        return START + ways * log2(devices) * HOP + sent / BANDWIDTH
+def seconds(collective: Collective, devices: int) -> float:
+    """Start, hops, and bytes over the bandwidth; an all-reduce goes there and back."""
+    ways = 2 if collective.kind == "all-reduce" else 1
+    sent = ways * collective.nbytes * (devices - 1) / devices
+    return START + ways * log2(devices) * HOP + sent / BANDWIDTH
 
 
 def forward(channels: int, devices: int, way: str = "shard_map") -> list[Collective]:
@@ -53,7 +46,7 @@ def backward(channels: int) -> list[Collective]:
 
 def layer_seconds(channels: int, devices: int) -> float:
     """One layer, there and back."""
-    return sum(c.seconds(devices) for c in forward(channels, devices) + backward(channels))
+    return sum(seconds(c, devices) for c in forward(channels, devices) + backward(channels))
 
 
 def resnet_seconds(devices: int) -> float:
@@ -70,12 +63,12 @@ def _at_scale() -> Table:
     rows = []
     for devices in DEVICES:
         there, back = forward(CHANNELS, devices), backward(CHANNELS)
-        seconds = [sum(c.seconds(devices) for c in way) for way in (there, back)]
+        waits = [sum(seconds(c, devices) for c in way) for way in (there, back)]
         rows.append(
             (
                 f"{devices:,}",
                 described(there),
-                *(f"{1e6 * s:.0f}" for s in seconds),
+                *(f"{1e6 * s:.0f}" for s in waits),
                 f"{1e3 * resnet_seconds(devices):.1f}",
                 f"{1e3 * resnet_seconds(GROUP):.1f}",
             )

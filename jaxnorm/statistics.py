@@ -216,14 +216,14 @@ def _center(
     variance, so one pass about it loses no more than a digit. The positions are taken from an axis
     that is unlikely to be split over devices, and not the contiguous one.
     """
+    if counted is not None:
+        number = _axes.values_per_channel(x.shape, reduced)
+        return _mean(x, reduced) * (number / jnp.maximum(count, 1)).astype(x.dtype)
     inner = [
         axis
         for axis in reduced[1:]
         if axis < x.ndim - 1 and x.shape[axis] >= 2 * _STRIDE and not explicit_spec(x)[axis]
     ]
-    if counted is not None:
-        number = _axes.values_per_channel(x.shape, reduced)
-        return _mean(x, reduced) * (number / jnp.maximum(count, 1)).astype(x.dtype)
     return _mean(jax.lax.slice_in_dim(x, 0, None, _STRIDE, inner[0]) if inner else x, reduced)
 
 
