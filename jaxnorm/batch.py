@@ -55,11 +55,23 @@ class _Layer(NamedTuple):
         running = running_moments(self.stats, _axes.statistics_dtype(self.x.dtype))
         return self.standardized(running, Scope(self.reduced, given=True))
 
-    def updated(self, m: Moments, members: int) -> Any:
-        """The running statistics after a step with the moments `m` of so many devices."""
-        if self.counted is None:  # then shard_map too knows that the counts are alike everywhere
-            number = members * _axes.values_per_channel(self.x.shape, self.reduced)
-            m = m._replace(count=full_without(self.x, self.reduced, number, m.count.dtype))
+    def synced(
+        self,
+        m: Moments,
+        axis_name: _axes.AxisName | None,
+        axis_index_groups: _axes.AxisIndexGroups,
+    ) -> Moments:
+        """The batch's moments over the mapped axes too."""
+        m = sync_moments(m, axis_name, axis_index_groups)
+        if self.counted is not None:
+            return m
+        number = _axes.values_per_channel(self.x.shape, self.reduced)
+        number *= _axes.mapped_size(axis_name, axis_index_groups)
+        # A constant, of which shard_map too knows that it is alike everywhere.
+        return m._replace(count=full_without(self.x, self.reduced, number, m.count.dtype))
+
+    def updated(self, m: Moments) -> Any:
+        """The running statistics after a step with the moments `m`."""
         counts_alike = self.counted is None or all(
             self.counted.shape[axis] == 1 for axis in self.channels
         )
@@ -151,9 +163,9 @@ def batch_norm(
     )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    m, members = _batch_moments(layer, axis_name, axis_index_groups)
+    m = _batch_moments(layer, axis_name, axis_index_groups)
     scope = _synced(layer, axis_name, axis_index_groups)
-    return layer.standardized(m, scope), layer.updated(m, members)
+    return layer.standardized(m, scope), layer.updated(m)
 
 
 def ghost_batch_norm(
@@ -232,10 +244,9 @@ def ghost_batch_norm(
     parts = shards // math.gcd(ghosts, shards)  # of a ghost that is split over devices
     split = _split(layer, ghosts * parts, size // parts)
     m = group_moments(split.x, split.reduced, 0, parts, where=split.counted)
-    whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
+    whole = layer.synced(merge_moments_axis(m, 0), axis_name, axis_index_groups)
     y = split.standardized(m, Scope(split.reduced, 0, parts))
-    members = _axes.mapped_size(axis_name, axis_index_groups)
-    return y.reshape(layer.x.shape), layer.updated(whole, members)
+    return y.reshape(layer.x.shape), layer.updated(whole)
 
 
 def default_r_max(step: Any) -> jax.Array:
@@ -316,11 +327,11 @@ def batch_renorm(
     d_max = _limit("d_max", d_max, 0.0)
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    m, members = _batch_moments(layer, axis_name, axis_index_groups)
+    m = _batch_moments(layer, axis_name, axis_index_groups)
     steps = stats["steps"]
     corrections = _corrections(layer, m, r_max(steps), d_max(steps))
     scope = _synced(layer, axis_name, axis_index_groups)
-    return layer.standardized(m, scope, corrections), layer.updated(m, members)
+    return layer.standardized(m, scope, corrections), layer.updated(m)
 
 
 def _corrections(
@@ -405,11 +416,11 @@ def _evaluates(train: bool, stats: _axes.BatchStats) -> bool:
 
 def _batch_moments(
     layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
-) -> tuple[Moments, int]:
-    """The moments of the batch over the mapped axes too, and how many devices those have."""
+) -> Moments:
+    """The moments of the batch, over the mapped axes too."""
     members = _axes.mapped_size(axis_name, axis_index_groups)
     _axes.check_values_per_channel(layer.x.shape, layer.reduced, members, "an input")
-    return sync_moments(layer.moments(), axis_name, axis_index_groups), members
+    return layer.synced(layer.moments(), axis_name, axis_index_groups)
 
 
 def _split(layer: _Layer, parts: int, size: int) -> _Layer:
