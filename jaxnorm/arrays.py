@@ -30,14 +30,27 @@ def everywhere(counted: jax.Array, x: jax.Array) -> jax.Array:
 
 def full_without(x: jax.Array, reduced: Sequence[int], value: Any, dtype: Any) -> jax.Array:
     """An array of one value, shaped and sharded as `x` without the axes `reduced`."""
-    kept = other_axes(x.ndim, reduced)
-    shape, spec = [x.shape[axis] for axis in kept], explicit_spec(x)
-    if not any(spec):
+    shape = [x.shape[axis] for axis in other_axes(x.ndim, reduced)]
+    sharding = _sharding_without(x, reduced)
+    if sharding is None:
         return jnp.full(shape, value, dtype)
-    array: Any = jax.typeof(x) if isinstance(x, jax.core.Tracer) else x
-    kept_spec = PartitionSpec(*(spec[axis] for axis in kept))
-    sharding = NamedSharding(array.sharding.mesh, kept_spec)
     return jax.lax.full(shape, value, dtype, sharding=sharding)
+
+
+def sharded_without(part: jax.Array, x: jax.Array, reduced: Sequence[int]) -> jax.Array:
+    """`part`, of the shape of `x` without the axes `reduced`, sharded as `x` is."""
+    sharding = _sharding_without(x, reduced)
+    return part if sharding is None else jax.sharding.reshard(part, sharding)
+
+
+def _sharding_without(x: jax.Array, reduced: Sequence[int]) -> NamedSharding | None:
+    """The sharding of `x` without the axes `reduced`, where it is split explicitly."""
+    spec = explicit_spec(x)
+    if not any(spec):
+        return None
+    array: Any = jax.typeof(x) if isinstance(x, jax.core.Tracer) else x
+    kept = other_axes(x.ndim, reduced)
+    return NamedSharding(array.sharding.mesh, PartitionSpec(*(spec[axis] for axis in kept)))
 
 
 def explicit_spec(x: jax.Array) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 Axes = int | Sequence[int]
@@ -122,22 +123,41 @@ def check_choice(name: str, value: Any) -> None:
         )
 
 
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only when the compiled program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def is_at_least(value: Any, low: float) -> bool:
+    """Whether a number is known to be `low` or more."""
+    return not is_traced(value) and float(value) >= low
+
+
 def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, finite: bool = True
 ) -> None:
-    """A number in [low, high], by default finite."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a Python number, got {value!r}")
+    """A real number in [low, high], by default finite; of a traced one the kind alone."""
+    if isinstance(value, jax.Array | np.ndarray):
+        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        if value.ndim > 0 or not real:
+            raise TypeError(
+                f"{name} must be one real number, got an array of shape {value.shape} and dtype "
+                f"{value.dtype}"
+            )
+        if is_traced(value):
+            return
+    elif not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be one real number, got {value!r}")
     if not low <= float(value) <= high or (finite and math.isinf(value)):
         bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"a number >= {low:g}"
         raise ValueError(f"{name}={value!r} must be {bounds}")
 
 
-def check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: ArrayLike) -> None:
     check_number("epsilon", epsilon, 0.0)
 
 
-def check_momentum(momentum: float | None) -> None:
+def check_momentum(momentum: ArrayLike | None) -> None:
     """The weight of the old value, or None for the cumulative merge."""
     if momentum is not None:
         check_number("momentum", momentum, 0.0, 1.0)
@@ -189,7 +209,11 @@ def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None
 
 
 def check_stats(
-    stats: BatchStats, x: jax.Array, channels: Sequence[int], momentum: float | None, renorm: bool
+    stats: BatchStats,
+    x: jax.Array,
+    channels: Sequence[int],
+    momentum: ArrayLike | None,
+    renorm: bool,
 ) -> None:
     """Running statistics with every entry that is needed, of the width and kind of the input."""
     function = "init_renorm_stats" if renorm else "init_batch_stats"
@@ -216,6 +240,28 @@ def check_stats(
             )
     if jnp.iscomplexobj(stats["mean"]) and jnp.isrealobj(x):
         raise TypeError(f"the running mean is complex, but the input is real; {cure}")
+
+
+def check_kept_dtype(stats: BatchStats, x: jax.Array) -> None:
+    """A running mean that can hold the mean of the input."""
+    if jnp.iscomplexobj(x) and jnp.isrealobj(stats["mean"]):
+        raise TypeError(
+            f"the input is {x.dtype}, but the running mean is {stats['mean'].dtype} and keeps its "
+            f"dtype; start the statistics with dtype=jnp.{x.dtype} (modules: stats_dtype)"
+        )
+
+
+def check_count(stats: BatchStats, counted: jax.Array | None, channels: Sequence[int]) -> None:
+    """A cumulative count for each channel, where the mask differs by channel."""
+    if counted is None or jnp.ndim(stats["count"]) > 0:
+        return
+    if any(counted.shape[axis] > 1 for axis in channels):
+        raise ValueError(
+            f"the mask of shape {counted.shape} differs by channel, so each channel has a count of "
+            "its own, but the running count is one number; start the statistics with "
+            "momentum=None, count_per_channel=True, or give a mask that is 1 wide along the "
+            "channels"
+        )
 
 
 def group_size_of(num_channels: int, num_groups: int | None, group_size: int | None) -> int:
@@ -252,7 +298,13 @@ def _part_size(
     """The size of the equal parts of `total`, given their number or their size."""
     name, value = (number_name, number) if size is None else (size_name, size)
     divisor = check_positive_int(name, value)
-    if total % divisor:
+    rest = total % divisor
+    if not isinstance(rest, int):
+        raise ValueError(
+            f"{name}={divisor} is not known to divide the symbolic number {total} of {what}; "
+            f"export with a multiple, as in jax.export.symbolic_shape('{divisor}*n')"
+        )
+    if rest:
         divisors = [d for d in range(1, total + 1) if total % d == 0]
         raise ValueError(
             f"{name}={divisor} does not divide the {total} {what}; choose one of {divisors}"

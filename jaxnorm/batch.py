@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxnorm import axes as _axes
 from jaxnorm.arrays import explicit_shards, full_without
 from jaxnorm.distributed import sync_moments
-from jaxnorm.running import running_moments, update
+from jaxnorm.running import running_moments, sharded, update
 from jaxnorm.standardize import Renorm, Scope, standardize
 from jaxnorm.statistics import Moments, group_moments, merge_moments_axis, moments
 
@@ -30,8 +30,8 @@ class _Layer(NamedTuple):
     counted: jax.Array | None
     channels: tuple[int, ...]
     reduced: tuple[int, ...]
-    momentum: float | None
-    epsilon: float
+    momentum: ArrayLike | None
+    epsilon: ArrayLike
     skip_nonfinite: bool
 
     def moments(self) -> Moments:
@@ -72,16 +72,7 @@ class _Layer(NamedTuple):
 
     def updated(self, m: Moments) -> Any:
         """The running statistics after a step with the moments `m`."""
-        counts_alike = self.counted is None or all(
-            self.counted.shape[axis] == 1 for axis in self.channels
-        )
-        return update(
-            self.stats,
-            m,
-            momentum=self.momentum,
-            skip_nonfinite=self.skip_nonfinite,
-            counts_alike=counts_alike,
-        )
+        return update(self.stats, m, momentum=self.momentum, skip_nonfinite=self.skip_nonfinite)
 
 
 def batch_norm(
@@ -91,8 +82,8 @@ def batch_norm(
     bias: ArrayLike | None = None,
     *,
     train: bool,
-    momentum: float | None = 0.99,
-    epsilon: float = 1e-5,
+    momentum: ArrayLike | None = 0.99,
+    epsilon: ArrayLike = 1e-5,
     channel_axis: _axes.Axes = -1,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
@@ -112,7 +103,8 @@ def batch_norm(
         train: a Python bool: measure this batch and update `stats`, or use `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
             merges all batches exactly, for `init_batch_stats(C, momentum=None)`.
-        epsilon: added to the variance.
+        epsilon: added to the variance. Like `momentum`, a number, or an array that holds one,
+            traced or not.
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge statistics over.
@@ -121,11 +113,13 @@ def batch_norm(
             finite, in any channel of this device (under `shard_map`, channels may be split).
 
     Returns:
-        (y, stats): y of the shape and dtype of `x`; the running statistics, in float32 at least,
-        after this step, or as given when `train=False`.
+        (y, stats): y of the shape and dtype of `x`; the running statistics after this step, each
+        entry in its shape and dtype and, on a mesh with explicit axes, sharded as the channels of
+        `x` are; or as given when `train=False`.
 
     Raises:
-        TypeError: an integer input, a `train` that is not a bool.
+        TypeError: an integer input, a `train` that is not a bool, real statistics to be trained on
+            complex input.
         ValueError: statistics of another width or with a missing entry, a scale of the wrong
             shape, one value per channel in training, an axis name that is not mapped, a momentum
             outside [0, 1], and the like; the message says what would work.
@@ -177,8 +171,8 @@ def ghost_batch_norm(
     train: bool,
     ghost_size: int | None = None,
     num_ghosts: int | None = None,
-    momentum: float | None = 0.99,
-    epsilon: float = 1e-5,
+    momentum: ArrayLike | None = 0.99,
+    epsilon: ArrayLike = 1e-5,
     channel_axis: _axes.Axes = -1,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
@@ -241,7 +235,7 @@ def ghost_batch_norm(
     ghosts = batch // size if num_ghosts is None else num_ghosts
     _axes.check_values_per_channel((size, *rest), layer.reduced, 1, "ghosts")
     shards = explicit_shards(layer.x, 0)
-    parts = shards // math.gcd(ghosts, shards)  # of a ghost that is split over devices
+    parts = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost over devices
     split = _split(layer, ghosts * parts, size // parts)
     m = group_moments(split.x, split.reduced, 0, parts, where=split.counted)
     whole = layer.synced(merge_moments_axis(m, 0), axis_name, axis_index_groups)
@@ -251,14 +245,17 @@ def ghost_batch_norm(
 
 def default_r_max(step: Any) -> jax.Array:
     """The paper's relaxation of r: 1 for 5,000 steps, then linearly to 3 at step 40,000."""
-    return jnp.interp(jnp.asarray(step, jnp.float32), jnp.array([5e3, 4e4]), jnp.array([1.0, 3.0]))
+    return _relaxed(step, (5e3, 4e4), (1.0, 3.0))
 
 
 def default_d_max(step: Any) -> jax.Array:
     """The paper's relaxation of d: 0 for 5,000 steps, then linearly to 5 at step 25,000."""
-    return jnp.interp(
-        jnp.asarray(step, jnp.float32), jnp.array([5e3, 2.5e4]), jnp.array([0.0, 5.0])
-    )
+    return _relaxed(step, (5e3, 2.5e4), (0.0, 5.0))
+
+
+def _relaxed(step: Any, steps: tuple[float, float], limits: tuple[float, float]) -> jax.Array:
+    """A limit that moves linearly between two steps."""
+    return jnp.interp(*(jnp.asarray(part, jnp.float32) for part in (step, steps, limits)))
 
 
 def batch_renorm(
@@ -268,10 +265,10 @@ def batch_renorm(
     bias: ArrayLike | None = None,
     *,
     train: bool,
-    r_max: float | Schedule = default_r_max,
-    d_max: float | Schedule = default_d_max,
-    momentum: float | None = 0.99,
-    epsilon: float = 1e-5,
+    r_max: ArrayLike | Schedule = default_r_max,
+    d_max: ArrayLike | Schedule = default_d_max,
+    momentum: ArrayLike | None = 0.99,
+    epsilon: ArrayLike = 1e-5,
     channel_axis: _axes.Axes = -1,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
@@ -355,7 +352,7 @@ def _clip(d: jax.Array, limit: jax.Array) -> jax.Array:
     return jax.lax.complex(_clip(d.real, limit), _clip(d.imag, limit))
 
 
-def _limit(name: str, limit: float | Schedule, low: float) -> Schedule:
+def _limit(name: str, limit: ArrayLike | Schedule, low: float) -> Schedule:
     """A number as a constant schedule."""
     if callable(limit):
         return limit
@@ -370,8 +367,8 @@ def _checked(
     bias: ArrayLike | None,
     *,
     train: bool,
-    momentum: float | None,
-    epsilon: float,
+    momentum: ArrayLike | None,
+    epsilon: ArrayLike,
     channel_axis: _axes.Axes,
     where: ArrayLike | None,
     axis_name: _axes.AxisName | None,
@@ -387,14 +384,20 @@ def _checked(
     _axes.check_epsilon(epsilon)
     _axes.check_axis_index_groups(axis_name, axis_index_groups)
     _axes.check_stats(stats, x, channels, momentum, renorm)
+    counted = _axes.as_mask(where, x.shape)
+    if not _evaluates(train, stats):
+        _axes.check_kept_dtype(stats, x)
+        if momentum is None:
+            _axes.check_count(stats, counted, channels)
+    reduced = _axes.other_axes(x.ndim, channels)
     return _Layer(
         x=x,
-        stats=stats,
+        stats=sharded(stats, x, reduced),
         scale=_axes.as_parameter("scale", scale, x, channels),
         bias=_axes.as_parameter("bias", bias, x, channels),
-        counted=_axes.as_mask(where, x.shape),
+        counted=counted,
         channels=channels,
-        reduced=_axes.other_axes(x.ndim, channels),
+        reduced=reduced,
         momentum=momentum,
         epsilon=epsilon,
         skip_nonfinite=skip_nonfinite,

@@ -27,12 +27,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import modules as _modules
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
+from jaxnorm.running import sharded
 
 
 class BatchNorm(nn.Module):
@@ -55,6 +57,11 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
+        stats_dtype: of the running statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is. Wider inputs are remembered as precisely as it is; complex ones need a
+            complex one.
+        count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
+            channel.
 
     In the call:
         update_stats: False to measure the batch without updating the statistics, which then need
@@ -77,8 +84,8 @@ class BatchNorm(nn.Module):
 
     use_running_average: bool | None = None
     axis: _axes.Axes = -1
-    momentum: float | None = 0.99
-    epsilon: float = 1e-5
+    momentum: ArrayLike | None = 0.99
+    epsilon: ArrayLike = 1e-5
     dtype: Any = None
     param_dtype: Any = jnp.float32
     use_bias: bool = True
@@ -90,12 +97,14 @@ class BatchNorm(nn.Module):
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     skip_nonfinite: bool = False
+    stats_dtype: Any = None
+    count_per_channel: bool = False
 
     def _function(self) -> Function:
         return _modules.batch_norm(self)
 
-    def _init_stats(self, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
-        return jn.init_batch_stats(shape, momentum=self.momentum, dtype=dtype)
+    def _init_stats(self, shape: tuple[int, ...], **options: Any) -> dict[str, jax.Array]:
+        return jn.init_batch_stats(shape, **options)
 
     @nn.compact
     def __call__(
@@ -113,7 +122,7 @@ class BatchNorm(nn.Module):
         _axes.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
         features = _modules.feature_shape(x, self.axis, "axis")
-        stats = self._stats(features, needed=evaluating and not initializing)
+        stats = self._stats(x, features, needed=evaluating and not initializing)
         scale, bias = _scale(self, features), _bias(self, features)
         y, new = _modules.normalize_batch(
             self,
@@ -129,14 +138,18 @@ class BatchNorm(nn.Module):
         )
         if update_stats and not (evaluating or initializing):
             for key, variable in stats.items():
-                kept = None if self.force_float32_reductions else variable.value.dtype
-                variable.value = jnp.asarray(new[key], kept)
+                variable.value = new[key]
         return y
 
-    def _stats(self, features: tuple[int, ...], needed: bool) -> dict[str, Any]:
+    def _stats(self, x: jax.Array, features: tuple[int, ...], needed: bool) -> dict[str, Any]:
         """The variables of the running statistics; `needed` says that none may start afresh."""
-        dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        fresh = self._init_stats(features, dtype)
+        wide = _modules.stats_dtype(self)
+        fresh = self._init_stats(
+            features,
+            momentum=self.momentum,
+            dtype=wide if self.force_float32_reductions else self.param_dtype,
+            count_per_channel=self.count_per_channel,
+        )
         missing = [key for key in fresh if not self.has_variable("batch_stats", key)]
         if missing and (needed or not self.is_mutable_collection("batch_stats")):
             raise ValueError(
@@ -144,9 +157,10 @@ class BatchNorm(nn.Module):
                 "collection batch_stats; give apply the batch_stats that init made and training "
                 "updated, beside the params (in training, a mutable batch_stats may start empty)"
             )
+        reduced = _axes.other_axes(x.ndim, _axes.channel_axes(x.ndim, self.axis, "axis"))
         return {
             key: self.variable("batch_stats", key, lambda value: value, value)
-            for key, value in fresh.items()
+            for key, value in sharded(fresh, x, reduced).items()
         }
 
 
@@ -203,14 +217,14 @@ class BatchRenorm(BatchNorm):
         [1. 3.] 0
     """
 
-    r_max: float | Schedule = default_r_max
-    d_max: float | Schedule = default_d_max
+    r_max: ArrayLike | Schedule = default_r_max
+    d_max: ArrayLike | Schedule = default_d_max
 
     def _function(self) -> Function:
         return _modules.batch_renorm(self)
 
-    def _init_stats(self, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
-        return jn.init_renorm_stats(shape, momentum=self.momentum, dtype=dtype)
+    def _init_stats(self, shape: tuple[int, ...], **options: Any) -> dict[str, jax.Array]:
+        return jn.init_renorm_stats(shape, **options)
 
 
 class LayerNorm(nn.Module):
@@ -237,7 +251,7 @@ class LayerNorm(nn.Module):
         [[-1.  1.]]
     """
 
-    epsilon: float = 1e-6
+    epsilon: ArrayLike = 1e-6
     dtype: Any = None
     param_dtype: Any = jnp.float32
     use_bias: bool = True
@@ -285,7 +299,7 @@ class RMSNorm(nn.Module):
         [[1.2 1.6 0.  0. ]]
     """
 
-    epsilon: float = 1e-6
+    epsilon: ArrayLike = 1e-6
     dtype: Any = None
     param_dtype: Any = jnp.float32
     use_scale: bool = True
@@ -296,7 +310,7 @@ class RMSNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
-    scale_offset: float = 0.0
+    scale_offset: ArrayLike = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -331,7 +345,7 @@ class GroupNorm(nn.Module):
 
     num_groups: int | None = 32
     group_size: int | None = None
-    epsilon: float = 1e-6
+    epsilon: ArrayLike = 1e-6
     dtype: Any = None
     param_dtype: Any = jnp.float32
     use_bias: bool = True
@@ -375,7 +389,7 @@ class InstanceNorm(nn.Module):
           [ 1.  1.]]]
     """
 
-    epsilon: float = 1e-6
+    epsilon: ArrayLike = 1e-6
     dtype: Any = None
     param_dtype: Any = jnp.float32
     use_bias: bool = True

@@ -72,6 +72,14 @@ def result_dtype(dtype: Any, *arrays: Any) -> Any:
         return canonicalize_dtype(*arrays, dtype=dtype)
 
 
+def stats_dtype(module: Any) -> Any:
+    """The dtype that running statistics start in: float32, or wider where the parameters are."""
+    if module.stats_dtype is not None:
+        return module.stats_dtype
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.float32, module.param_dtype)
+
+
 def normalize(
     module: Any,
     function: Function,

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.module import first_from
 from flax.nnx.nn import dtypes
+from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
@@ -67,6 +68,11 @@ class BatchNorm(nnx.Module):
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
+        stats_dtype: of the running statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is. Wider inputs are remembered as precisely as it is; complex ones need a
+            complex one.
+        count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
+            channel.
 
     In the call:
         update_stats: False to measure the batch without updating the statistics.
@@ -97,8 +103,8 @@ class BatchNorm(nnx.Module):
         *,
         use_running_average: bool | None = False,
         axis: _axes.Axes = -1,
-        momentum: float | None = 0.99,
-        epsilon: float = 1e-5,
+        momentum: ArrayLike | None = 0.99,
+        epsilon: ArrayLike = 1e-5,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,
@@ -113,6 +119,8 @@ class BatchNorm(nnx.Module):
         bias_metadata: Metadata = MappingProxyType({}),
         scale_metadata: Metadata = MappingProxyType({}),
         skip_nonfinite: bool = False,
+        stats_dtype: Any = None,
+        count_per_channel: bool = False,
     ):
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -128,8 +136,16 @@ class BatchNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.skip_nonfinite = skip_nonfinite
+        self.stats_dtype = stats_dtype
+        self.count_per_channel = count_per_channel
         self.frozen = False
-        for key, value in self._init_stats().items():
+        stats = self._init_stats(
+            num_features,
+            momentum=momentum,
+            dtype=_modules.stats_dtype(self),
+            count_per_channel=count_per_channel,
+        )
+        for key, value in stats.items():
             setattr(self, key, nnx.BatchStat(value))
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
@@ -137,8 +153,8 @@ class BatchNorm(nnx.Module):
     def _function(self) -> Function:
         return _modules.batch_norm(self)
 
-    def _init_stats(self) -> dict[str, jax.Array]:
-        return jn.init_batch_stats(self.num_features, momentum=self.momentum)
+    def _init_stats(self, num_features: int, **options: Any) -> dict[str, jax.Array]:
+        return jn.init_batch_stats(num_features, **options)
 
     def __call__(
         self,
@@ -262,8 +278,8 @@ class BatchRenorm(BatchNorm):
         self,
         num_features: int,
         *,
-        r_max: float | Schedule = default_r_max,
-        d_max: float | Schedule = default_d_max,
+        r_max: ArrayLike | Schedule = default_r_max,
+        d_max: ArrayLike | Schedule = default_d_max,
         rngs: nnx.Rngs,
         **options: Any,
     ):
@@ -274,8 +290,8 @@ class BatchRenorm(BatchNorm):
     def _function(self) -> Function:
         return _modules.batch_renorm(self)
 
-    def _init_stats(self) -> dict[str, jax.Array]:
-        return jn.init_renorm_stats(self.num_features, momentum=self.momentum)
+    def _init_stats(self, num_features: int, **options: Any) -> dict[str, jax.Array]:
+        return jn.init_renorm_stats(num_features, **options)
 
 
 class LayerNorm(nnx.Module):
@@ -306,7 +322,7 @@ class LayerNorm(nnx.Module):
         self,
         num_features: int,
         *,
-        epsilon: float = 1e-6,
+        epsilon: ArrayLike = 1e-6,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,
@@ -373,7 +389,7 @@ class RMSNorm(nnx.Module):
         self,
         num_features: int,
         *,
-        epsilon: float = 1e-6,
+        epsilon: ArrayLike = 1e-6,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         use_scale: bool = True,
@@ -386,7 +402,7 @@ class RMSNorm(nnx.Module):
         promote_dtype: Any = dtypes.promote_dtype,
         rngs: nnx.Rngs,
         scale_metadata: Metadata = MappingProxyType({}),
-        scale_offset: float = 0.0,
+        scale_offset: ArrayLike = 0.0,
     ):
         self.num_features = num_features
         self.epsilon = epsilon
@@ -437,7 +453,7 @@ class GroupNorm(nnx.Module):
         num_groups: int | None = 32,
         group_size: int | None = None,
         *,
-        epsilon: float = 1e-6,
+        epsilon: ArrayLike = 1e-6,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,
@@ -510,7 +526,7 @@ class InstanceNorm(nnx.Module):
         self,
         num_features: int,
         *,
-        epsilon: float = 1e-6,
+        epsilon: ArrayLike = 1e-6,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         use_bias: bool = True,

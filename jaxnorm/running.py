@@ -7,28 +7,40 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm.arrays import sharded_without
 from jaxnorm.statistics import Moments, is_finite, merge_moments
 
 
 def init_batch_stats(
-    num_channels: int | Sequence[int], *, momentum: float | None = 0.99, dtype: Any = jnp.float32
+    num_channels: int | Sequence[int],
+    *,
+    momentum: ArrayLike | None = 0.99,
+    dtype: Any = jnp.float32,
+    count_per_channel: bool = False,
 ) -> dict[str, jax.Array]:
     """Fresh running statistics: mean 0 and variance 1, so that evaluation gives x / sqrt(1 + eps).
+
+    No training step changes the shape or the dtype of any entry.
 
     Args:
         num_channels: the width C, or the shape of several channel axes in ascending order.
         momentum: as it will be given to the normalization; None adds the count that the exact
             cumulative merge needs.
-        dtype: of the mean; float32, or wider for wider inputs (complex for complex inputs).
+        dtype: of the mean; float32, or wider to keep the precision of wider inputs (complex for
+            complex inputs).
+        count_per_channel: a count for each channel, for masks that differ by channel, where
+            `momentum` is None.
 
     Returns:
-        {"mean": dtype[C] zeros, "var": real[C] ones}, with "count": real[] zero (float32 at least)
-        if `momentum` is None.
+        {"mean": dtype[C] zeros, "var": real[C] ones}, with "count": real[] or real[C] zeros
+        (float32 at least) if `momentum` is None.
 
     Raises:
-        ValueError: a width that is not positive, a momentum outside [0, 1].
+        ValueError: a width that is not positive, a momentum outside [0, 1], a `count_per_channel`
+            with a momentum.
 
     Example:
         >>> import jaxnorm as jn
@@ -40,12 +52,23 @@ def init_batch_stats(
     _axes.check_momentum(momentum)
     real = _axes.real_dtype(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, real)}
-    count = jnp.zeros((), _axes.statistics_dtype(real))
-    return stats | ({"count": count} if momentum is None else {})
+    if momentum is not None:
+        if count_per_channel:
+            raise ValueError(
+                f"count_per_channel=True needs momentum=None, got momentum={momentum!r}: only the "
+                "cumulative merge has a count"
+            )
+        return stats
+    count = jnp.zeros(shape if count_per_channel else (), _axes.statistics_dtype(real))
+    return stats | {"count": count}
 
 
 def init_renorm_stats(
-    num_channels: int | Sequence[int], *, momentum: float | None = 0.99, dtype: Any = jnp.float32
+    num_channels: int | Sequence[int],
+    *,
+    momentum: ArrayLike | None = 0.99,
+    dtype: Any = jnp.float32,
+    count_per_channel: bool = False,
 ) -> dict[str, jax.Array]:
     """As `init_batch_stats`, and the number of training steps taken, {"steps": i32[] zero}.
 
@@ -54,8 +77,20 @@ def init_renorm_stats(
         >>> jn.init_renorm_stats(2)["steps"]
         Array(0, dtype=int32)
     """
-    stats = init_batch_stats(num_channels, momentum=momentum, dtype=dtype)
+    stats = init_batch_stats(
+        num_channels, momentum=momentum, dtype=dtype, count_per_channel=count_per_channel
+    )
     return stats | {"steps": jnp.zeros((), jnp.int32)}
+
+
+def sharded(stats: _axes.BatchStats, x: jax.Array, reduced: Sequence[int]) -> Any:
+    """The running statistics, those of each channel sharded as the channels of `x` are."""
+    by_channel = {
+        key: sharded_without(jnp.asarray(stats[key]), x, reduced)
+        for key in ("mean", "var", "count")
+        if key in stats and jnp.ndim(stats[key]) > 0
+    }
+    return type(stats)({**stats, **by_channel})  # type: ignore[call-arg]
 
 
 def running_moments(stats: _axes.BatchStats, dtype: Any) -> Moments:
@@ -65,56 +100,49 @@ def running_moments(stats: _axes.BatchStats, dtype: Any) -> Moments:
 
 
 def update(
-    stats: _axes.BatchStats,
-    m: Moments,
-    *,
-    momentum: float | None,
-    skip_nonfinite: bool,
-    counts_alike: bool,
+    stats: _axes.BatchStats, m: Moments, *, momentum: ArrayLike | None, skip_nonfinite: bool
 ) -> _axes.BatchStats:
-    """`stats` after a step whose batch had the moments `m`.
+    """`stats` after a step whose batch had the moments `m`, in their shapes and dtypes.
 
     Where nothing counted they stay as they were; with `skip_nonfinite`, also in a step with any
     moment that is not finite.
-
-    Args:
-        counts_alike: every channel counts the same values, so the cumulative count is one number.
     """
     dtype = _wider(stats["mean"].dtype, m.mean.dtype)
     real = _axes.real_dtype(dtype)
     m = Moments(m.count.astype(real), m.mean.astype(dtype), m.var.astype(real))
     old = running_moments(stats, dtype)
     if momentum is None:
-        new = _cumulated(old._replace(count=jnp.asarray(stats["count"], real)), m, counts_alike)
+        new = _cumulated(old._replace(count=jnp.asarray(stats["count"], real)), m)
     else:
         new = _decayed(old, m, momentum)
+    new = {key: value.astype(stats[key].dtype) for key, value in new.items()}
     if "steps" in stats:
         new["steps"] = stats["steps"] + jnp.any(m.count > 0).astype(stats["steps"].dtype)
     if skip_nonfinite:
         finite = jnp.all(is_finite(m))
-        new = {key: jnp.where(finite, new[key], stats[key].astype(new[key].dtype)) for key in new}
+        new = {key: jnp.where(finite, value, stats[key]) for key, value in new.items()}
     return type(stats)({**stats, **new})  # type: ignore[call-arg]
 
 
-def _decayed(old: Moments, m: Moments, momentum: float) -> dict[str, jax.Array]:
+def _decayed(old: Moments, m: Moments, momentum: ArrayLike) -> dict[str, jax.Array]:
     """momentum * old + (1 - momentum) * batch, where the two rounded weights add up to 1."""
     seen = m.count > 0
 
     def decayed(old: jax.Array, new: jax.Array) -> jax.Array:
-        keep = jnp.asarray(momentum, new.dtype)
+        keep = jnp.asarray(momentum).astype(new.dtype)
         return jnp.where(seen, keep * old + (1 - keep) * new, old)
 
     return {"mean": decayed(old.mean, m.mean), "var": decayed(old.var, m.var)}
 
 
-def _cumulated(old: Moments, m: Moments, counts_alike: bool) -> dict[str, jax.Array]:
+def _cumulated(old: Moments, m: Moments) -> dict[str, jax.Array]:
     """The moments of all that was ever seen."""
     merged = merge_moments(old, m)
     seen = merged.count > 0
     return {
         "mean": jnp.where(seen, merged.mean, old.mean),
         "var": jnp.where(seen, merged.var, old.var),
-        "count": jnp.max(merged.count) if counts_alike and old.count.ndim == 0 else merged.count,
+        "count": jnp.max(merged.count) if old.count.ndim == 0 else merged.count,
     }
 
 

@@ -22,7 +22,7 @@ def layer_norm(
     *,
     reduction_axes: _axes.Axes = -1,
     feature_axes: _axes.Axes = -1,
-    epsilon: float = 1e-6,
+    epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
@@ -37,7 +37,7 @@ def layer_norm(
         scale, bias: of the shape of `feature_axes` of `x` in ascending order, or None for 1 and 0.
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes with a scale and a bias of their own.
-        epsilon: added to the variance.
+        epsilon: added to the variance; a number, or an array that holds one, traced or not.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
         axis_name: mapped axis or axes over which the features are split.
         axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
@@ -83,8 +83,8 @@ def rms_norm(
     *,
     reduction_axes: _axes.Axes = -1,
     feature_axes: _axes.Axes = -1,
-    epsilon: float = 1e-6,
-    scale_offset: float = 0.0,
+    epsilon: ArrayLike = 1e-6,
+    scale_offset: ArrayLike = 0.0,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
@@ -137,7 +137,7 @@ def group_norm(
     group_size: int | None = None,
     channel_axis: int = -1,
     reduction_axes: _axes.Axes | None = None,
-    epsilon: float = 1e-6,
+    epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
@@ -206,7 +206,7 @@ def instance_norm(
     bias: ArrayLike | None = None,
     *,
     channel_axis: _axes.Axes = -1,
-    epsilon: float = 1e-6,
+    epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
@@ -258,7 +258,7 @@ def _normalize(
     *,
     reduced: tuple[int, ...],
     features: tuple[int, ...],
-    epsilon: float,
+    epsilon: ArrayLike,
     axis_name: _axes.AxisName | None,
     axis_index_groups: _axes.AxisIndexGroups,
     measure: Callable[..., Moments] = moments,
@@ -275,10 +275,10 @@ def _normalize(
     return standardize(x, m, scope, scale, bias, features, epsilon=epsilon, counted=counted)
 
 
-def _offset(scale: jax.Array | None, scale_offset: float) -> jax.Array | None:
+def _offset(scale: jax.Array | None, scale_offset: ArrayLike) -> jax.Array | None:
     """scale + scale_offset, in the scale's dtype."""
     _axes.check_number("scale_offset", scale_offset, -math.inf)
-    if scale_offset == 0:
+    if not _axes.is_traced(scale_offset) and scale_offset == 0:
         return scale
     if scale is None:
         raise ValueError(f"scale_offset={scale_offset!r} needs a scale that it is added to")

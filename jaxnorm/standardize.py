@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm.arrays import only, repeat_groups, split_groups
@@ -24,6 +25,15 @@ from jaxnorm.distributed import sum_over
 from jaxnorm.statistics import Moments
 
 Renorm = tuple[jax.Array, jax.Array]
+
+
+class Shifted(NamedTuple):
+    """Moments with var + epsilon in place of the variance."""
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    mean: jax.Array
+    power: jax.Array
+
 
 # XLA's CPU backend writes out any large value, even the broadcast of a row, that a sum shares with
 # something else. Ways to write x - mean that it does not take for the same, and round alike:
@@ -38,6 +48,7 @@ class Scope(NamedTuple):
         channel, group_size: also the groups of this many channels, if more than one.
         about_zero: the mean is 0 by definition.
         given: the moments do not depend on the input: running statistics.
+        positive: what the deviation is the root of is known to be above zero.
         axis_name, axis_index_groups: mapped axes over which they were merged.
     """
 
@@ -46,6 +57,7 @@ class Scope(NamedTuple):
     group_size: int = 1
     about_zero: bool = False
     given: bool = False
+    positive: bool = False
     axis_name: _axes.AxisName | None = None
     axis_index_groups: Any = None
 
@@ -84,7 +96,7 @@ def standardize(
     bias: jax.Array | None,
     features: tuple[int, ...],
     *,
-    epsilon: float,
+    epsilon: ArrayLike,
     counted: jax.Array | None = None,
     renorm: Renorm | None = None,
 ) -> jax.Array:
@@ -103,25 +115,28 @@ def standardize(
             the standardized value y becomes y * r + d.
     """
     if scope.given:
-        formula = jax.checkpoint(_affine, static_argnums=(6, 7, 8), prevent_cse=False)
+        formula = jax.checkpoint(_affine, static_argnums=(6, 7), prevent_cse=False)
     else:
         formula, m = _affine_of_own_moments, jax.lax.stop_gradient(m)
-    y: jax.Array = formula(x, m, scale, bias, counted, renorm, scope, features, epsilon)
+    power = m.var + jnp.asarray(epsilon, m.var.dtype)
+    above_zero = _axes.is_at_least(epsilon, float(jnp.finfo(power.dtype).tiny))
+    scope = scope._replace(positive=above_zero and counted is None)
+    shifted = Shifted(m.count, m.mean, power)
+    y: jax.Array = formula(x, shifted, scale, bias, counted, renorm, scope, features)
     return y
 
 
 def _affine(
     x: jax.Array,
-    m: Moments,
+    m: Shifted,
     scale: jax.Array | None,
     bias: jax.Array | None,
     counted: jax.Array | None,
     renorm: Renorm | None,
     scope: Scope,
     features: tuple[int, ...],
-    epsilon: float,
 ) -> jax.Array:
-    mean, rstd = scope.spread(m.mean), _rstd(m, counted, scope, epsilon)
+    mean, rstd = scope.spread(m.mean), _rstd(m, scope)
     y = (_finite(x, counted).astype(mean.dtype) - mean) * rstd.astype(mean.dtype)
     y = _corrected(y, x, counted, renorm, scope)
     others = _axes.other_axes(x.ndim, features)
@@ -132,25 +147,24 @@ def _affine(
     return y.astype(x.dtype)
 
 
-_affine_of_own_moments = jax.custom_jvp(_affine, nondiff_argnums=(6, 7, 8))
+_affine_of_own_moments = jax.custom_jvp(_affine, nondiff_argnums=(6, 7))
 
 
 @_affine_of_own_moments.defjvp
 def _affine_jvp(
     scope: Scope,
     features: tuple[int, ...],
-    epsilon: float,
     primals: tuple[Any, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[Any, Any]:
     """The derivative, which keeps `x` and computes the rest again on both sides of the sums."""
     x, m, scale, _, counted, renorm = primals
-    dx, _, dscale, dbias, *_ = tangents
+    dx, dm, dscale, dbias, *_ = tangents
     recompute = partial(jax.checkpoint, prevent_cse=False)
     by_feature = scale is not None and bool(set(features) & set(scope.reduced))
 
     def deviation(x: jax.Array, form: _Form) -> tuple[jax.Array, jax.Array]:
-        return _deviation(_finite(x, counted), m, counted, scope, epsilon, form)
+        return _deviation(_finite(x, counted), m, counted, scope, form)
 
     @recompute
     def sums(x: jax.Array, dx: jax.Array) -> list[jax.Array]:
@@ -167,7 +181,8 @@ def _affine_jvp(
         )
         of_x, rstd = deviation(x, "negated")
         dx = dx.astype(of_x.dtype)
-        along_x, mean_dx = averages[0].real.astype(dx.dtype), sum(averages[1:])
+        along_x, mean_dx = averages[0].real + scope.spread(dm.power / 2), sum(averages[1:])
+        along_x = along_x.astype(dx.dtype)
         rstd = rstd.astype(dx.dtype)
         slope = rstd if renorm is None else rstd * scope.spread(renorm[0])
         if by_feature:
@@ -186,7 +201,7 @@ def _affine_jvp(
         return jnp.asarray(dy, x.dtype)
 
     averages = scope.averages(sums(x, dx), m.count)
-    y = _affine_of_own_moments(*primals, scope, features, epsilon)
+    y = _affine_of_own_moments(*primals, scope, features)
     return y, tangent(x, dx, averages, scale, dscale, dbias)
 
 
@@ -215,13 +230,12 @@ def _corrected(
     return corrected if counted is None else jnp.where(_shown(y, x, counted), corrected, 0)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def _deviation(
     x: jax.Array,
-    m: Moments,
+    m: Shifted,
     counted: jax.Array | None,
     scope: Scope,
-    epsilon: float,
     form: _Form,
 ) -> tuple[jax.Array, jax.Array]:
     """x - mean and 1 / sqrt(var + epsilon), whose derivative is that of the own moments of `x`."""
@@ -232,26 +246,26 @@ def _deviation(
         "negated": lambda: x + -mean,
         "halved": lambda: 2 * (x / 2 - mean / 2),
     }[form]()
-    return difference, _rstd(m, counted, scope, epsilon)
+    return difference, _rstd(m, scope)
 
 
 @_deviation.defjvp
 def _deviation_jvp(
-    scope: Scope, epsilon: float, form: _Form, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    scope: Scope, form: _Form, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, m, counted = primals
-    dx = tangents[0]
-    deviation, rstd = _deviation(x, m, counted, scope, epsilon, form)
+    dx, dm, _ = tangents
+    deviation, rstd = _deviation(x, m, counted, scope, form)
     sums = scope.sums(counted, *_products(deviation, dx, scope))
     along_x, *mean_dx = scope.averages(sums, m.count)
-    drstd = -rstd * (rstd * (rstd * along_x.real))
+    drstd = -rstd * (rstd * (rstd * (along_x.real + scope.spread(dm.power / 2))))
     return (deviation, rstd), (dx.astype(deviation.dtype) - sum(mean_dx), drstd)
 
 
-def _rstd(m: Moments, counted: jax.Array | None, scope: Scope, epsilon: float) -> jax.Array:
+def _rstd(m: Shifted, scope: Scope) -> jax.Array:
     """1 / sqrt(var + epsilon), and 0 where nothing counts or nothing varies and epsilon is 0."""
-    count, power = scope.spread(m.count), scope.spread(m.var) + epsilon
-    if counted is None and epsilon >= float(jnp.finfo(power.dtype).tiny):
+    count, power = scope.spread(m.count), scope.spread(m.power)
+    if scope.positive:
         return jax.lax.rsqrt(power)
     nothing = (count == 0) | (power == 0)
     return jnp.where(nothing, 0, jax.lax.rsqrt(jnp.where(nothing, 1, power)))

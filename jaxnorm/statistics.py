@@ -26,7 +26,7 @@ from jaxnorm.arrays import (
 )
 
 _STRIDE = 8  # positions a sample
-_UNIT = 256  # squares are summed in this unit: float32 then holds those of 1e-18 and of 1e15
+_SMALL = 16.0  # the unit of squares: float32 then holds those of 1e-18
 
 
 class Moments(NamedTuple):
@@ -79,8 +79,8 @@ def mean_square(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = Non
     """As `moments`, but about zero: the mean is 0 and the variance sum(|x|^2) / n."""
     x, reduced, counted = _prepared(x, axis, where)
     count = _count(x, reduced, counted)
-    var = jnp.sum(_squared(x), reduced) / jnp.maximum(count, 1) / _UNIT
-    return Moments(count, jnp.zeros(var.shape, x.dtype), var)
+    square = jnp.sum(_squared(x, _SMALL), reduced) / jnp.maximum(count, 1)
+    return Moments(count, jnp.zeros(square.shape, x.dtype), square / _SMALL**2)
 
 
 def group_moments(
@@ -175,17 +175,18 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
     share = weight.astype(mean.dtype)
 
     (center,) = jax.lax.stop_gradient(sums(share * mean))
+    unit = _unit(center)
     deviation = jnp.where(seen, mean - center, 0)
     correction, within, between = sums(
-        share * deviation, weight * (_UNIT * var), weight * _squared(deviation)
+        share * deviation, weight * (var * unit**2), weight * _squared(deviation, unit)
     )
-    between = _less(between, _squared(correction))
-    return Moments(count, center + correction, (within + between) / _UNIT)
+    between = _less(between, _squared(correction, unit))
+    return Moments(count, center + correction, (within + between) / unit**2)
 
 
 def is_finite(m: Moments) -> jax.Array:
-    """Whether the moments of each set are finite, and no square has overflowed."""
-    return jnp.isfinite(m.mean) & (m.var < float(jnp.finfo(m.var.dtype).max) / _UNIT)
+    """Whether the moments of each set are finite."""
+    return jnp.isfinite(m.mean) & jnp.isfinite(m.var)
 
 
 def _prepared(
@@ -222,7 +223,10 @@ def _center(
     inner = [
         axis
         for axis in reduced[1:]
-        if axis < x.ndim - 1 and x.shape[axis] >= 2 * _STRIDE and not explicit_spec(x)[axis]
+        if axis < x.ndim - 1
+        and isinstance(x.shape[axis], int)  # not the symbol of an exported program
+        and x.shape[axis] >= 2 * _STRIDE
+        and not explicit_spec(x)[axis]
     ]
     return _mean(jax.lax.slice_in_dim(x, 0, None, _STRIDE, inner[0]) if inner else x, reduced)
 
@@ -238,16 +242,29 @@ def _about(
 
     The two sums subtract in two ways, because XLA's CPU backend writes out what they share.
     """
-    values = jnp.maximum(count, 1)
+    values, unit = jnp.maximum(count, 1), _unit(center)
     mean = jnp.sum(only(counted, x - center), reduced) / values.astype(x.dtype)
-    square = jnp.sum(_squared(only(counted, x + -center)), reduced) / values
-    return Moments(count, mean, _less(square, _squared(mean)) / _UNIT)
+    square = jnp.sum(_squared(only(counted, x + -center), unit), reduced) / values
+    unit = jnp.squeeze(unit, reduced)
+    return Moments(count, mean, _less(square, _squared(mean, unit)) / unit**2)
 
 
-def _squared(x: jax.Array) -> jax.Array:
-    """|x|^2, real, in units of 1 / _UNIT."""
-    x = 16 * x
-    return x * x if jnp.isrealobj(x) else x.real * x.real + x.imag * x.imag
+def _unit(center: jax.Array) -> jax.Array:
+    """The unit in which deviations from a center are squared, a power of two.
+
+    About a huge center the mere rounding of a deviation has a square that overflows, so the unit
+    is small there: a constant then has variance 0, and only a variance that overflows is infinite.
+    """
+    huge = 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2)
+    unit = jnp.where(jnp.abs(center) < huge, _SMALL, 1 / huge)
+    return unit.astype(_axes.real_dtype(center.dtype))
+
+
+def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
+    """|x|^2, real, in squares of a unit."""
+    if jnp.isrealobj(x):
+        return (x * unit) ** 2
+    return (x.real * unit) ** 2 + (x.imag * unit) ** 2
 
 
 def _mean(x: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
@@ -256,12 +273,10 @@ def _mean(x: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
 
 
 def _less(square: jax.Array, correction: jax.Array) -> jax.Array:
-    """square - correction, and 0 where only their rounding differs; NaN stays NaN.
+    """square - correction, and 0 where only their rounding differs; what overflows stays so.
 
-    What overflows is taken for the largest number: without a comparison, XLA fuses the whole of a
-    layer normalization into one kernel.
+    Without a comparison, XLA fuses the whole of a layer normalization into one kernel.
     """
-    largest = float(jnp.finfo(square.dtype).max)
     rounding = 8 * float(jnp.finfo(square.dtype).eps)
-    correction = jnp.minimum((1 + rounding) * correction, largest)
-    return jnp.maximum(jnp.minimum(square, largest) - correction, 0)
+    zero = 0 * correction  # NaN where it is not finite
+    return jnp.maximum(square - correction - rounding * correction, zero)

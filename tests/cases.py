@@ -56,7 +56,9 @@ def arguments(name, x, stats, scale, bias, channel_axis):
     """Lay out the positional arguments of a function."""
     if name in STATEFUL:
         axes = sorted(reference.axes_of(channel_axis, np.ndim(x)))
-        stats = fresh(name, [np.shape(x)[axis] for axis in axes]) if stats is None else stats
+        if stats is None:
+            dtype = np.promote_types(np.float32, np.result_type(x))
+            stats = fresh(name, [np.shape(x)[axis] for axis in axes], dtype=dtype)
         return x, stats, scale, bias
     return (x, scale) if name == "rms" else (x, scale, bias)
 

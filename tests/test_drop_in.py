@@ -18,6 +18,10 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
 
 FIVE = ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"]
+ADDED = {
+    "BatchNorm": ["skip_nonfinite", "stats_dtype", "count_per_channel"],
+    "RMSNorm": ["scale_offset"],
+}
 SHAPES = [(6, 8), (5, 6, 8), (4, 5, 6, 8)]
 
 
@@ -40,7 +44,7 @@ def arguments(function):
 def test_linen_takes_flaxs_arguments_in_flaxs_order(name):
     flaxs, ours = fields(getattr(nn, name)), fields(getattr(jnn, name))
     assert ours[: len(flaxs)] == flaxs
-    added = {"BatchNorm": ["skip_nonfinite"], "RMSNorm": ["scale_offset"]}.get(name, [])
+    added = ADDED.get(name, [])
     assert [key for key, _ in ours[len(flaxs) :]] == added
     check_call(getattr(jnn, name), getattr(nn, name), name)
 
@@ -50,7 +54,7 @@ def test_nnx_takes_flaxs_arguments_in_flaxs_order(name):
     flaxs = arguments(getattr(nnx, name).__init__)
     ours = arguments(getattr(jnnx, name).__init__)
     assert ours[: len(flaxs)] == flaxs
-    added = {"BatchNorm": ["skip_nonfinite"], "RMSNorm": ["scale_offset"]}.get(name, [])
+    added = ADDED.get(name, [])
     assert [key for key, *_ in ours[len(flaxs) :]] == added
     check_call(getattr(jnnx, name), getattr(nnx, name), name)
 

@@ -69,7 +69,12 @@ def built(name, **options):
 
 def taken(stats):
     """Give running statistics that bfloat16 does not hold."""
-    return {**stats, "mean": normals(CHANNELS, mean=0.3), "var": np.exp(normals(CHANNELS))}
+    mean, var = normals(CHANNELS, mean=0.3), np.exp(normals(CHANNELS))
+    return {
+        **stats,
+        "mean": mean.astype(stats["mean"].dtype),
+        "var": var.astype(stats["var"].dtype),
+    }
 
 
 def loaded(twin, stats):
@@ -111,7 +116,8 @@ def test_they_are_one_in_double_precision(name, dtypes, train):
 def hold(name, dtypes, train):
     """Hold the output and the new statistics of the three together bit for bit."""
     of_input, dtype, param_dtype, computed, of_result = dtypes
-    linen, twin, params, stats = built(name, dtype=dtype, param_dtype=param_dtype)
+    kept = {"stats_dtype": jnp.promote_types(F32, computed)} if name in STATEFUL else {}
+    linen, twin, params, stats = built(name, dtype=dtype, param_dtype=param_dtype, **kept)
     x = jnp.asarray(normals(4, 5, CHANNELS, mean=1.0, std=3.0, dtype=np.float64)).astype(of_input)
     mask = chances(4, 5, 1, share=0.8)
     moving = {"use_running_average": not train} if name in STATEFUL else {}

@@ -236,6 +236,6 @@ def test_groups_with_axes_of_their_own_follow_the_oracle(shape, reduction_axes):
 
 def test_complex_statistics_keep_their_imaginary_part():
     x = normals(6, 8, mean=1j, dtype=np.complex64)
-    norm = jnnx.BatchNorm(8, momentum=0.0, rngs=nnx.Rngs(KEY))
+    norm = jnnx.BatchNorm(8, momentum=0.0, stats_dtype=jnp.complex64, rngs=nnx.Rngs(KEY))
     norm(x)
     near(norm.mean[...], x.mean(0))

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import reference
 from cases import (
+    KEY,
+    NORMS,
     STATEFUL,
     chances,
     compiled,
+    fresh,
     frozen,
     identical,
     library,
@@ -20,8 +23,11 @@ from cases import (
     relative,
     seen,
 )
+from flax import nnx
 
 import jaxnorm as jn
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnnx
 
 STEPS = 10_000
 
@@ -120,24 +126,115 @@ def test_the_remembered_variance_is_biased(name):
     identical(new["var"], np.ones(1, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("kept", "given", "becomes"),
-    [
-        (np.float32, jnp.bfloat16, np.float32),
-        (np.float32, np.float16, np.float32),
-        (np.float32, np.float32, np.float32),
-        (np.float32, np.complex64, np.complex64),
-        (np.float32, np.float64, np.float64),
-        (jnp.bfloat16, jnp.bfloat16, np.float32),
-        (np.float64, np.float32, np.float64),
-    ],
-)
-def test_statistics_are_kept_as_precisely_as_they_are_measured(kept, given, becomes):
+GIVEN = [jnp.bfloat16, np.float16, np.float32, np.float64, np.complex64, np.complex128]
+KEPT = [jnp.bfloat16, np.float32, np.float64, np.complex64, np.complex128]
+
+
+def drawn(dtype):
+    """Draw an input of any dtype."""
+    wide = np.promote_types(np.float64, dtype)
+    return normals(6, 4, dtype=wide).astype(dtype)
+
+
+def kind(tree):
+    """Give the dtypes and shapes of a tree."""
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("momentum", [0.5, None])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_no_step_changes_the_dtype_or_the_shape_of_any_entry(name, momentum, kept):
     with jax.enable_x64(True):
-        x, stats = normals(6, 4).astype(given), jn.init_batch_stats(4, dtype=kept)
-        y, new = jn.batch_norm(x, stats, train=True)
-    real = np.zeros((), becomes).real.dtype
-    assert (y.dtype, new["mean"].dtype, new["var"].dtype) == (given, becomes, real)
+        for given in GIVEN:
+            x = drawn(given)
+            if jnp.iscomplexobj(x) != jnp.issubdtype(kept, jnp.complexfloating):
+                continue
+            for mask in (None, chances(6, 1), chances(6, 4)):
+                per_channel = momentum is None and mask is not None and mask.shape[1] > 1
+                options = {"momentum": momentum, "count_per_channel": per_channel}
+                stats = fresh(name, 4, dtype=kept, **options)
+                options = {"where": mask, "momentum": momentum, "skip_nonfinite": True}
+                step = functools.partial(NORMS[name].function, **NORMS[name].options, **options)
+                y, new = jax.eval_shape(step, x, stats)
+                assert (y.dtype, kind(new)) == (x.dtype, kind(stats))
+
+
+@pytest.mark.parametrize("framework", [jnn, jnnx])
+@pytest.mark.parametrize("given", GIVEN)
+def test_no_step_of_a_module_changes_the_dtype_of_its_statistics(given, framework):
+    with jax.enable_x64(True):
+        x = drawn(given)
+        for dtype in (None, np.promote_types(np.float32, given)):
+            if jnp.iscomplexobj(x) and dtype is None:
+                continue
+            options = {"momentum": None, "stats_dtype": dtype}
+            if framework is jnn:
+                norm = jnn.BatchRenorm(use_running_average=False, **options)
+                variables = norm.init(KEY, x)
+                _, new = norm.apply(variables, x, mutable=["batch_stats"])
+                old, new = variables["batch_stats"], new["batch_stats"]
+            else:
+                norm = jnnx.BatchRenorm(4, **options, rngs=nnx.Rngs(KEY))
+                old = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(norm, nnx.BatchStat)))
+                norm(x)
+                new = nnx.to_pure_dict(nnx.state(norm, nnx.BatchStat))
+            assert kind(new) == kind(old)
+            assert old["mean"].dtype == (dtype or np.float32)
+            near(new["mean"], np.mean(x, 0), 1e-2 if x.dtype.itemsize == 2 else 1e-6)
+
+
+def test_nnx_statistics_that_start_wide_scan_and_trace_once():
+    with jax.enable_x64(True):
+        norm = jnnx.BatchNorm(4, stats_dtype=jnp.float64, momentum=0.5, rngs=nnx.Rngs(KEY))
+        traces = []
+
+        @nnx.jit
+        def step(norm, x):
+            traces.append(x.dtype)
+            return norm(x)
+
+        batches = normals(3, 6, 4, dtype=np.float64)
+        for x in batches:
+            step(norm, x)
+        assert len(traces) == 1
+        scanned = jnnx.BatchNorm(4, stats_dtype=jnp.float64, momentum=0.5, rngs=nnx.Rngs(KEY))
+        scan = nnx.scan(lambda norm, x: (norm, norm(x)), in_axes=(nnx.Carry, 0))
+        scan(scanned, batches)
+        assert scanned.mean[...].dtype == np.float64
+        near(scanned.mean[...], norm.mean[...], 1e-14)
+
+
+def test_a_real_mean_of_complex_input_is_an_error_that_says_what_to_do():
+    x, stats = normals(6, 4, dtype=np.complex64), jn.init_batch_stats(4)
+    with pytest.raises(TypeError, match=r"running mean is float32 .*dtype=jnp.complex64"):
+        jn.batch_norm(x, stats, train=True)
+    near(jn.batch_norm(x, stats, train=False, epsilon=0.0)[0], x)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_count_for_each_channel_where_the_mask_differs_by_channel(name):
+    batches, masks = normals(3, 8, 4, mean=2.0), chances(3, 8, 4)
+    options = {**NORMS[name].options, "momentum": None}
+
+    def step(stats, batch):
+        x, mask = batch
+        return NORMS[name].function(x, stats, where=mask, **options)[1], None
+
+    stats = fresh(name, 4, momentum=None, count_per_channel=True)
+    stats, _ = jax.lax.scan(step, stats, (batches, masks))
+    expected = reference.moments(batches, (0, 1), where=masks)
+    near(stats["count"], expected.count, 0)
+    near(stats["mean"], expected.mean)
+    near(stats["var"], expected.var)
+
+
+def test_one_count_for_unlike_channels_is_an_error_that_says_what_to_do():
+    x, stats = normals(6, 4), jn.init_batch_stats(4, momentum=None)
+    with pytest.raises(ValueError, match="count_per_channel=True"):
+        jn.batch_norm(x, stats, train=True, momentum=None, where=chances(6, 4))
+    with pytest.raises(ValueError, match=r"count_per_channel=True needs momentum=None"):
+        jn.init_batch_stats(4, count_per_channel=True)
 
 
 @pytest.mark.parametrize("momentum", [0.99, None])
@@ -221,3 +318,36 @@ def test_a_step_that_is_not_finite_can_be_skipped(name, bad, momentum):
     y, new = library(name, x, **options)
     identical(new, stats)
     assert not np.all(np.isfinite(y))
+
+
+HUGE = [1e19, -1e24, 1e28, 3e37, np.inf]
+
+
+@pytest.mark.parametrize("examples", [6, 300])
+@pytest.mark.parametrize("huge", HUGE)
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_moment_that_overflows_is_not_finite(name, huge, examples):
+    x, stats = normals(examples, 4), seen(name, 4)
+    x[2, 1] = huge
+    _, new = library(name, x, stats=stats)
+    np.testing.assert_array_equal(np.isfinite(new["var"]), [True, False, True, True])
+    _, skipped = library(name, x, stats=stats, skip_nonfinite=True)
+    identical(skipped, stats)
+
+
+@pytest.mark.parametrize("huge", HUGE)
+def test_moments_that_overflow_stay_so_when_they_are_merged(huge):
+    x = normals(8, 6, 4)
+    x[2, 1, 1] = huge
+    m = jn.merge_moments_axis(jn.moments(x, 1), 0)
+    np.testing.assert_array_equal(np.isfinite(m.var), [True, False, True, True])
+    far = jn.moments(np.stack([normals(6, 4), normals(6, 4) + np.float32(10 * huge)]), 1)
+    assert not np.isfinite(jn.merge_moments_axis(far, 0).var).any()
+
+
+@pytest.mark.parametrize("constant", [3e38, 1e30, -1e19])
+def test_moments_of_a_huge_constant_merge_to_no_variance(constant):
+    pieces = jn.moments(np.full((7, 30, 4), constant, np.float32), 1)
+    m = jn.merge_moments_axis(pieces, 0)
+    near(m.var, np.zeros(4), 0)
+    relative(m.mean, np.full(4, constant), 1e-6)

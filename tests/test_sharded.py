@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 from cases import (
+    KEY,
     NORMS,
     STATEFUL,
     allowed,
     chances,
     every_norm,
+    fresh,
     gradients,
     library,
     near,
@@ -20,8 +22,12 @@ from cases import (
     seen,
 )
 from devices import mesh
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnnx
 
 SPLITS = {
     "batch": P(("i", "j")),
@@ -151,3 +157,53 @@ def test_a_sharded_batch_is_precise_at_a_large_mean(kind, ratio):
     near(y, expected_y, allowed(ratio))
     near(stats["mean"], expected_stats["mean"], allowed(ratio))
     near(stats["var"], expected_stats["var"], allowed(ratio))
+
+
+FRESH = {"decayed": {"momentum": 0.9}, "cumulative": {"momentum": None}}
+
+
+@pytest.mark.parametrize("fresh_options", FRESH.values(), ids=FRESH)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("name", STATEFUL)
+def test_fresh_statistics_follow_the_channels(name, kind, fresh_options):
+    grid = mesh(kind, (2, 4), ("i", "j"))
+    stats, spec = fresh(name, 8, **fresh_options), P("i", None, None, "j")
+    options = {**NORMS[name].options, **fresh_options}
+
+    @jax.jit
+    def step(x, stats):
+        return NORMS[name].function(x, stats, SCALE, BIAS, **options)
+
+    expected, expected_stats = oracle(name, X, SCALE, BIAS, stats=stats, **fresh_options)
+    with jax.set_mesh(grid):
+        x = jax.device_put(X, NamedSharding(grid, spec))
+        y, new = step(x, stats)
+        near(y, expected)
+        near(new, expected_stats)
+        again = step(x, new)[1]
+        eager, _ = NORMS[name].function(x, stats, SCALE, BIAS, **options)
+    assert jax.tree.map(jax.typeof, again) == jax.tree.map(jax.typeof, new)
+    near(eager, expected)
+    if kind is AxisType.Explicit:
+        assert new["mean"].sharding.spec == new["var"].sharding.spec == P("j")
+
+
+@pytest.mark.parametrize("fresh_options", FRESH.values(), ids=FRESH)
+@pytest.mark.parametrize("module", ["BatchNorm", "GhostBatchNorm", "BatchRenorm"])
+def test_fresh_statistics_of_modules_follow_the_channels(module, fresh_options):
+    grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
+    options = {**fresh_options, **({"num_ghosts": 2} if module == "GhostBatchNorm" else {})}
+    linen = getattr(jnn, module)(use_running_average=False, **options)
+    y, expected = linen.apply(linen.init(KEY, X), X, mutable=["batch_stats"])
+    with jax.set_mesh(grid):
+        x = jax.device_put(X, NamedSharding(grid, P("i", None, None, "j")))
+        variables = linen.init(KEY, x)
+        assert variables["batch_stats"]["mean"].sharding.spec == P("j")
+        ours, new = jax.jit(functools.partial(linen.apply, mutable=["batch_stats"]))(variables, x)
+        norm = getattr(jnnx, module)(8, rngs=nnx.Rngs(0), **options)
+        theirs = nnx.jit(lambda norm, x: norm(x))(norm, x)
+        assert norm.mean[...].sharding.spec == P("j")
+    near(ours, y)
+    near(dict(new["batch_stats"]), expected["batch_stats"])
+    near(theirs, y)
+    near(norm.var[...], expected["batch_stats"]["var"])
