@@ -52,12 +52,18 @@ def fresh(name, channels, **options):
     return start(channels, **options)
 
 
+def wider(a, b):
+    """Give the dtype that holds both."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a, b)
+
+
 def arguments(name, x, stats, scale, bias, channel_axis):
     """Lay out the positional arguments of a function."""
     if name in STATEFUL:
         axes = sorted(reference.axes_of(channel_axis, np.ndim(x)))
         if stats is None:
-            dtype = np.promote_types(np.float32, np.result_type(x))
+            dtype = wider(np.float32, jnp.asarray(x).dtype)
             stats = fresh(name, [np.shape(x)[axis] for axis in axes], dtype=dtype)
         return x, stats, scale, bias
     return (x, scale) if name == "rms" else (x, scale, bias)

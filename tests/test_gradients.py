@@ -73,7 +73,7 @@ def test_derivatives_in_evaluation_are_right(name):
 @pytest.mark.parametrize("name", [name for name in every_norm if name != "renorm"])
 def test_complex_derivatives_are_right(name):
     with jax.enable_x64(True):
-        stats = fresh(name, 6, dtype=jnp.float64) if name in STATEFUL else None
+        stats = fresh(name, 6, dtype=jnp.complex128) if name in STATEFUL else None
         call = output(name, stats, epsilon=0.1)
         check_grads(call, inputs(name, dtype=np.complex128), order=1, modes=("fwd", "rev"))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KEY, NORMS, STATEFUL, chances, every_norm, fresh, identical, normals
+from cases import KEY, NORMS, STATEFUL, chances, every_norm, fresh, identical, normals, wider
 from flax import nnx
 
 import jaxnorm.linen as jnn
@@ -116,7 +116,7 @@ def test_they_are_one_in_double_precision(name, dtypes, train):
 def hold(name, dtypes, train):
     """Hold the output and the new statistics of the three together bit for bit."""
     of_input, dtype, param_dtype, computed, of_result = dtypes
-    kept = {"stats_dtype": jnp.promote_types(F32, computed)} if name in STATEFUL else {}
+    kept = {"stats_dtype": wider(F32, computed)} if name in STATEFUL else {}
     linen, twin, params, stats = built(name, dtype=dtype, param_dtype=param_dtype, **kept)
     x = jnp.asarray(normals(4, 5, CHANNELS, mean=1.0, std=3.0, dtype=np.float64)).astype(of_input)
     mask = chances(4, 5, 1, share=0.8)

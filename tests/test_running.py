@@ -22,6 +22,7 @@ from cases import (
     oracle,
     relative,
     seen,
+    wider,
 )
 from flax import nnx
 
@@ -132,7 +133,7 @@ KEPT = [jnp.bfloat16, np.float32, np.float64, np.complex64, np.complex128]
 
 def drawn(dtype):
     """Draw an input of any dtype."""
-    wide = np.promote_types(np.float64, dtype)
+    wide = wider(np.float64, dtype)
     return normals(6, 4, dtype=wide).astype(dtype)
 
 
@@ -165,7 +166,7 @@ def test_no_step_changes_the_dtype_or_the_shape_of_any_entry(name, momentum, kep
 def test_no_step_of_a_module_changes_the_dtype_of_its_statistics(given, framework):
     with jax.enable_x64(True):
         x = drawn(given)
-        for dtype in (None, np.promote_types(np.float32, given)):
+        for dtype in (None, wider(np.float32, given)):
             if jnp.iscomplexobj(x) and dtype is None:
                 continue
             options = {"momentum": None, "stats_dtype": dtype}
