@@ -1,0 +1,330 @@
+// Short groups over many r: down the rows, with an accumulator for each contiguous channel.
+//
+// Where a row is short, consecutive rows are taken for one wide row, and their copies of a channel
+// are merged at the end. Floats are summed in short runs, which are drained into double.
+#ifndef JAXNORM_COLUMNS_H_
+#define JAXNORM_COLUMNS_H_
+
+#include "moments.h"
+#include "strip.h"
+
+namespace jaxnorm {
+inline namespace JAXNORM_ISA {
+
+constexpr int64_t kCenterRows = 8;  // rows whose mean is the center that a chunk is measured about
+constexpr int64_t kRunRows = 64;    // rows in a short run
+constexpr int kTogether = 4;        // rows added at once
+
+// A box of columns as wide rows, the last of which may be shorter.
+struct Wide {
+  int64_t columns;     // of the strip
+  int64_t copies;      // of them in a wide row
+  int64_t rows, tail;  // whole wide rows; values of the shorter one
+  int64_t stride;      // from one wide row to the next
+  int64_t width() const { return columns * copies; }
+};
+
+static inline Wide wide_of(const View& v, const Partition& p, const Box& box) {
+  const int64_t columns = box.groups() * p.length, rows = box.r1 - box.r0;
+  return {columns, p.copies, rows / p.copies, rows % p.copies * columns, p.copies * v.G * p.length};
+}
+
+template <class Value>
+inline void clear(Value* values, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] = 0;
+}
+
+template <class Real>
+inline void drain(Real* run, double* sum, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) {
+    sum[j] += run[j];
+    run[j] = 0;
+  }
+}
+
+// Calls add(first row, rows, width) for a few rows at once, and drain() after every short run.
+template <class Add, class Drain>
+inline void in_short_runs(const Wide& wide, Add add, Drain drain) {
+  for (int64_t row = 0; row < wide.rows;) {
+    const int64_t end = smaller(wide.rows, row + kRunRows);
+    for (; row + kTogether <= end; row += kTogether) add(row, kTogether, wide.width());
+    for (; row < end; ++row) add(row, 1, wide.width());
+    drain();
+  }
+  if (wide.tail > 0) {
+    add(wide.rows, 1, wide.tail);
+    drain();
+  }
+}
+
+template <class T, int kRows>
+inline void add_deviations(const T* x, int64_t stride, int64_t width,
+                           const Real<T>* __restrict center, Real<T>* __restrict deviations,
+                           Real<T>* __restrict squares) {
+  Real<T> buffer[kRows][kStrip];
+  const Real<T>* rows[kRows];
+  for (int i = 0; i < kRows; ++i) rows[i] = read(x + i * stride, width, buffer[i]);
+  for (int64_t j = 0; j < width; ++j) {
+    Real<T> sum = 0, square = 0;
+    for (int i = 0; i < kRows; ++i) {
+      const Real<T> deviation = rows[i][j] - center[j];
+      sum += deviation;
+      square += (deviation * kUnit<Real<T>>)*(deviation * kUnit<Real<T>>);
+    }
+    deviations[j] += sum;
+    squares[j] += square;
+  }
+}
+
+template <class T, int kRows>
+inline void add_products(const T* x, const T* g, int64_t stride, int64_t width,
+                         const Real<T>* __restrict mean, Real<T>* __restrict along,
+                         Real<T>* __restrict total) {
+  Real<T> buffer[2][kRows][kStrip];
+  const Real<T>*xs[kRows], *gs[kRows];
+  for (int i = 0; i < kRows; ++i) {
+    xs[i] = read(x + i * stride, width, buffer[0][i]);
+    gs[i] = read(g + i * stride, width, buffer[1][i]);
+  }
+  for (int64_t j = 0; j < width; ++j) {
+    Real<T> product = 0, sum = 0;
+    for (int i = 0; i < kRows; ++i) {
+      product += gs[i][j] * (xs[i][j] - mean[j]);
+      sum += gs[i][j];
+    }
+    along[j] += product;
+    total[j] += sum;
+  }
+}
+
+template <class Real>
+inline void repeat(Real* columns, const Wide& wide) {
+  for (int64_t j = wide.columns; j < wide.width(); ++j) columns[j] = columns[j - wide.columns];
+}
+
+// The mean of the first rows: with a share f of the values, the mean square about it is at most
+// 1 + 1 / f times the variance.
+template <class T>
+inline void rough_center(const T* x, const Wide& wide, Real<T>* center) {
+  const int64_t rows = smaller(wide.rows, kCenterRows);
+  Real<T> buffer[kStrip], first[kStrip], sum[kStrip];
+  clear(sum, wide.width());
+  const Real<T>* row = read(x, wide.width(), buffer);
+  for (int64_t j = 0; j < wide.width(); ++j) first[j] = row[j];
+  for (int64_t r = 1; r < rows; ++r) {
+    row = read(x + r * wide.stride, wide.width(), buffer);
+    for (int64_t j = 0; j < wide.width(); ++j) sum[j] += row[j] - first[j];
+  }
+  const Real<T> share = Real<T>{1} / static_cast<Real<T>>(rows);
+  for (int64_t j = 0; j < wide.width(); ++j) center[j] = first[j] + sum[j] * share;
+}
+
+template <class T>
+struct Columns {
+  using R = Real<T>;
+
+  // The moments of each group of the box.
+  static void measure(const Call& call, const Box& box, double* mean, double* m2) {
+    const View& v = call.view;
+    const Partition& p = call.partition;
+    const Wide wide = wide_of(v, p, box);
+    const T* x = static_cast<const T*>(call.x) + offset_of(v, p, box.a, box.r0, box.g0);
+
+    R center[kStrip], deviations[kStrip], squares[kStrip];
+    double deviation[kStrip], square[kStrip];
+    clear(deviations, wide.width());
+    clear(squares, wide.width());
+    clear(deviation, wide.width());
+    clear(square, wide.width());
+    if (call.about_zero) {
+      clear(center, wide.width());
+    } else {
+      rough_center(x, wide, center);
+    }
+    in_short_runs(
+        wide,
+        [&](int64_t row, int rows, int64_t width) {
+          const auto add = rows == 1 ? add_deviations<T, 1> : add_deviations<T, kTogether>;
+          add(x + row * wide.stride, wide.stride, width, center, deviations, squares);
+        },
+        [&] {
+          drain(deviations, deviation, wide.width());
+          drain(squares, square, wide.width());
+        });
+
+    for (int64_t j = 0; j < wide.width(); ++j) {
+      const double count = static_cast<double>(wide.rows + (j < wide.tail));
+      const Moments m = moments_about(center[j], {deviation[j], square[j]}, count, call.about_zero);
+      deviation[j] = m.mean;
+      square[j] = m.m2;
+    }
+    fold(wide, p.length, box.groups(), deviation, square, mean, m2);
+  }
+
+  // Merges the columns of each group and their copies.
+  static void fold(const Wide& wide, int64_t length, int64_t groups, const double* means,
+                   const double* m2s, double* mean, double* m2) {
+    const double rows = static_cast<double>(wide.rows * wide.copies + wide.tail / wide.columns);
+    for (int64_t group = 0; group < groups; ++group) {
+      const double first = means[group * length];
+      double sum = 0, squares = 0;
+      for_each_column(wide, length, group,
+                      [&](int64_t j, double count) { sum += count * (means[j] - first); });
+      mean[group] = first + sum / (rows * static_cast<double>(length));
+      for_each_column(wide, length, group, [&](int64_t j, double count) {
+        const double difference = means[j] - mean[group];
+        squares += m2s[j] + count * (difference * difference);
+      });
+      m2[group] = squares;
+    }
+  }
+
+  template <class Each>
+  static void for_each_column(const Wide& wide, int64_t length, int64_t group, Each each) {
+    for (int64_t copy = 0; copy < wide.copies; ++copy) {
+      const int64_t first = copy * wide.columns + group * length;
+      for (int64_t j = first; j < first + length; ++j) {
+        each(j, static_cast<double>(wide.rows + (j < wide.tail)));
+      }
+    }
+  }
+
+  // Calls each(column, group, parameter) for the columns of the box.
+  template <class Each>
+  static void for_each_channel(const View& v, int64_t groups, Each each) {
+    int64_t column = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      for (int64_t s = 0; s < v.S; ++s) {
+        for (int64_t t = 0; t < v.T; ++t) each(column++, group, group * v.S + s);
+      }
+    }
+  }
+
+  // y = ((x - mean) * gain + shift) * scale + bias
+  static void apply(const Call& call, const Box& box, const Strip<R>& strip) {
+    const View& v = call.view;
+    const Wide wide = wide_of(v, call.partition, box);
+    const int64_t offset = offset_of(v, call.partition, box.a, box.r0, box.g0);
+    const T* x = static_cast<const T*>(call.x) + offset;
+    T* y = static_cast<T*>(call.y) + offset;
+
+    R mean[kStrip], gain[kStrip], shift[kStrip];
+    for_each_channel(v, box.groups(), [&](int64_t j, int64_t group, int64_t parameter) {
+      const R scale = value_or(strip.scale, parameter, R{1});
+      mean[j] = strip.mean[group];
+      gain[j] = strip.gain[group] * scale;
+      shift[j] = value_or(strip.shift, group, R{0}) * scale + value_or(strip.bias, parameter, R{0});
+    });
+    repeat(mean, wide);
+    repeat(gain, wide);
+    repeat(shift, wide);
+    for (int64_t row = 0; row < wide.rows; ++row) {
+      apply_row(x + row * wide.stride, y + row * wide.stride, wide.width(), mean, gain, shift);
+    }
+    const int64_t end = wide.rows * wide.stride;
+    if (wide.tail > 0) apply_row(x + end, y + end, wide.tail, mean, gain, shift);
+  }
+
+  static void apply_row(const T* x, T* y, int64_t width, const R* __restrict mean,
+                        const R* __restrict gain, const R* __restrict shift) {
+    R from[kStrip], to[kStrip];
+    const R* __restrict in = read(x, width, from);
+    R* __restrict out = target(y, to);
+    for (int64_t j = 0; j < width; ++j) out[j] = (in[j] - mean[j]) * gain[j] + shift[j];
+    write(out, width, y);
+  }
+
+  // along += sum(scale * g * (x - mean)), total += sum(scale * g) of each group;
+  // scale += sum(g * ((x - mean) * gain + shift)), bias += sum(g) of each parameter.
+  static void sums(const Call& call, const Box& box, const Strip<R>& strip,
+                   const BackwardSums& sums) {
+    const View& v = call.view;
+    const Wide wide = wide_of(v, call.partition, box);
+    const int64_t offset = offset_of(v, call.partition, box.a, box.r0, box.g0);
+    const T *x = static_cast<const T*>(call.x) + offset,
+            *g = static_cast<const T*>(call.g) + offset;
+
+    R mean[kStrip], products[kStrip], cotangents[kStrip];
+    double along[kStrip], total[kStrip];
+    clear(products, wide.width());
+    clear(cotangents, wide.width());
+    clear(along, wide.width());
+    clear(total, wide.width());
+    for_each_channel(v, box.groups(),
+                     [&](int64_t j, int64_t group, int64_t) { mean[j] = strip.mean[group]; });
+    repeat(mean, wide);
+    in_short_runs(
+        wide,
+        [&](int64_t row, int rows, int64_t width) {
+          const auto add = rows == 1 ? add_products<T, 1> : add_products<T, kTogether>;
+          const int64_t at = row * wide.stride;
+          add(x + at, g + at, wide.stride, width, mean, products, cotangents);
+        },
+        [&] {
+          drain(products, along, wide.width());
+          drain(cotangents, total, wide.width());
+        });
+
+    for (int64_t j = wide.columns; j < wide.width(); ++j) {
+      along[j % wide.columns] += along[j];
+      total[j % wide.columns] += total[j];
+    }
+    for_each_channel(v, box.groups(), [&](int64_t j, int64_t group, int64_t parameter) {
+      const double scale = value_or(strip.scale, parameter, R{1});
+      sums.along[group] += scale * along[j];
+      sums.total[group] += scale * total[j];
+      if (sums.scale == nullptr) return;
+      const double shift = value_or(strip.shift, group, R{0});
+      sums.scale[parameter] += strip.gain[group] * along[j] + shift * total[j];
+      sums.bias[parameter] += total[j];
+    });
+  }
+
+  // dx = gain * (scale * g - total_mean - (x - mean) * rstd^2 * along_mean)
+  static void backward(const Call& call, const Box& box, const Strip<R>& strip) {
+    const View& v = call.view;
+    const Wide wide = wide_of(v, call.partition, box);
+    const int64_t offset = offset_of(v, call.partition, box.a, box.r0, box.g0);
+    const T *x = static_cast<const T*>(call.x) + offset,
+            *g = static_cast<const T*>(call.g) + offset;
+    T* dx = static_cast<T*>(call.y) + offset;
+
+    R mean[kStrip], gain[kStrip], slope[kStrip], level[kStrip];
+    for_each_channel(v, box.groups(), [&](int64_t j, int64_t group, int64_t parameter) {
+      const Projection<R> of = projection_of(strip, group);
+      mean[j] = of.mean;
+      gain[j] = of.gain * value_or(strip.scale, parameter, R{1});
+      slope[j] = of.slope;
+      level[j] = of.level;
+    });
+    repeat(mean, wide);
+    repeat(gain, wide);
+    repeat(slope, wide);
+    repeat(level, wide);
+    const auto row = [&](int64_t at, int64_t width) {
+      backward_row(x + at, g + at, dx + at, width, mean, gain, slope, level);
+    };
+    for (int64_t r = 0; r < wide.rows; ++r) row(r * wide.stride, wide.width());
+    if (wide.tail > 0) row(wide.rows * wide.stride, wide.tail);
+  }
+
+  static void backward_row(const T* x, const T* g, T* dx, int64_t width, const R* __restrict mean,
+                           const R* __restrict gain, const R* __restrict slope,
+                           const R* __restrict level) {
+    R from_x[kStrip], from_g[kStrip], to[kStrip];
+    const R* __restrict in = read(x, width, from_x);
+    const R* __restrict cotangent = read(g, width, from_g);
+    R* __restrict out = target(dx, to);
+    for (int64_t j = 0; j < width; ++j) {
+      out[j] = gain[j] * cotangent[j] - (in[j] - mean[j]) * slope[j] - level[j];
+    }
+    write(out, width, dx);
+  }
+
+  static void parameters(const Call&, const Box&, int64_t, const Strip<R>*, const BackwardSums&) {}
+};
+
+}  // namespace JAXNORM_ISA
+}  // namespace jaxnorm
+
+#endif  // JAXNORM_COLUMNS_H_

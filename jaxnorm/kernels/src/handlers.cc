@@ -1,0 +1,420 @@
+// The handlers that XLA calls.
+//
+// Each takes the view of x as the attributes A, R, G, S and T. Of an operand or a result only the
+// dtype and the number of values are looked at; what is optional has none where it is not given.
+//
+//   D          float32, bfloat16, float16 or float64: x, g, y, dx
+//   F          float32, float64 where D is float64: statistics and parameters
+//   rows       F[A, G], or F[1, G], the same for every a
+//   parameters F[P, G, S], where P divides A: A / P consecutive a have the same
+//
+//   jaxnorm_measure         x; about_zero -> mean, var
+//   jaxnorm_apply           x, mean, gain, shift?, scale?, bias? -> y
+//   jaxnorm_normalize       x, scale?, bias?, epsilon; about_zero -> y, mean, var
+//   jaxnorm_sums            x, g, mean, gain, shift?, scale? -> along?, total?, dscale?, dbias?
+//   jaxnorm_backward        x, g, mean, gain, rstd?, along_mean?, total_mean?, scale? -> dx
+//   jaxnorm_backward_fused  x, g, mean, var, scale?, epsilon; about_zero -> dx, dscale?, dbias?
+//
+//   y      = ((x - mean) * gain + shift) * scale + bias, where gain = 1 / sqrt(var + epsilon)
+//   along  = sum(scale * g * (x - mean)) and total = sum(scale * g) of each (a, g)
+//   dscale = sum(g * ((x - mean) * gain + shift)) and dbias = sum(g) of each parameter
+//   dx     = gain * (scale * g - total_mean - (x - mean) * rstd^2 * along_mean)
+
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "job.h"
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxnorm {
+namespace {
+
+using Planner = Plan (*)(Call&);
+
+struct InstructionSet {
+  const char* name;
+  Planner plan;
+};
+
+InstructionSet best_instruction_set() {
+#ifdef JAXNORM_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) return {"AVX-512", avx512::plan};
+  if (avx2) return {"AVX2", avx2::plan};
+#endif
+  return {"baseline", baseline::plan};
+}
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet best = best_instruction_set();
+  return best;
+}
+
+// What a call lacks, as an error that XLA reports.
+class Invalid : public std::exception {
+ public:
+  explicit Invalid(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
+
+int64_t product(std::initializer_list<int64_t> extents) {
+  int64_t all = 1;
+  bool empty = false;
+  for (const int64_t extent : extents) {
+    if (extent < 0) throw Invalid("a negative extent of the view");
+    empty = empty || extent == 0;
+    if (extent != 0 && __builtin_mul_overflow(all, extent, &all)) {
+      throw Invalid("the extents of the view overflow 64 bits");
+    }
+  }
+  return empty ? 0 : all;
+}
+
+Dtype dtype_of(ffi::DataType type) {
+  switch (type) {
+    case ffi::F32:
+      return Dtype::float32;
+    case ffi::F64:
+      return Dtype::float64;
+    case ffi::BF16:
+      return Dtype::bfloat16;
+    case ffi::F16:
+      return Dtype::float16;
+    default:
+      throw Invalid("x must be float32, bfloat16, float16 or float64");
+  }
+}
+
+// Checks what it reads against the view, and gives pointers.
+class Operands {
+ public:
+  Operands(const View& view, ffi::AnyBuffer x)
+      : view_(view),
+        type_(x.element_type()),
+        dtype_(dtype_of(type_)),
+        count_(product({view.A, view.R, view.G, view.S, view.T})),
+        rows_(product({view.A, view.G})),
+        parameters_(product({view.G, view.S})) {}
+
+  Dtype dtype() const { return dtype_; }
+  bool empty() const { return count_ == 0; }
+  int64_t rows() const { return rows_; }
+
+  // x, g, y or dx.
+  void* values(const char* name, const ffi::AnyBuffer& buffer) const {
+    if (buffer.element_type() != type_) throw Invalid(std::string(name) + " is not of x's dtype");
+    return sized(name, buffer, count_);
+  }
+
+  Rows statistics(const char* name, const ffi::AnyBuffer& buffer) const {
+    return rows(name, buffer, view_.G);
+  }
+
+  Rows statistics_or_none(const char* name, const ffi::AnyBuffer& buffer) const {
+    return buffer.element_count() == 0 ? Rows{nullptr, 0, 1} : rows(name, buffer, view_.G);
+  }
+
+  Rows parameters_or_none(const char* name, const ffi::AnyBuffer& buffer) const {
+    return buffer.element_count() == 0 ? Rows{nullptr, 0, 1} : rows(name, buffer, parameters_);
+  }
+
+  // A result of [A, G].
+  void* result(const char* name, const ffi::AnyBuffer& buffer) const {
+    check_statistics_dtype(name, buffer);
+    return sized(name, buffer, rows_);
+  }
+
+  void* result_or_none(const char* name, const ffi::AnyBuffer& buffer) const {
+    return buffer.element_count() == 0 ? nullptr : result(name, buffer);
+  }
+
+  double scalar(const char* name, const ffi::AnyBuffer& buffer) const {
+    check_statistics_dtype(name, buffer);
+    const void* data = sized(name, buffer, 1);
+    return dtype_ == Dtype::float64 ? *static_cast<const double*>(data)
+                                    : static_cast<double>(*static_cast<const float*>(data));
+  }
+
+ private:
+  void check_statistics_dtype(const char* name, const ffi::AnyBuffer& buffer) const {
+    if (buffer.element_type() != (dtype_ == Dtype::float64 ? ffi::F64 : ffi::F32)) {
+      throw Invalid(std::string(name) + " must be float32, or float64 where x is");
+    }
+  }
+
+  static void* sized(const char* name, const ffi::AnyBuffer& buffer, int64_t count) {
+    const auto given = static_cast<int64_t>(buffer.element_count());
+    if (given != count) {
+      throw Invalid(std::string(name) + " has " + std::to_string(given) +
+                    " values where the view has " + std::to_string(count));
+    }
+    const auto address = reinterpret_cast<uintptr_t>(buffer.untyped_data());
+    if (count > 0 && address % ffi::ByteWidth(buffer.element_type()) != 0) {
+      throw Invalid(std::string(name) + " is not aligned to its dtype");
+    }
+    return buffer.untyped_data();
+  }
+
+  // Rows of `width` values, one for every a or for consecutive a.
+  Rows rows(const char* name, const ffi::AnyBuffer& buffer, int64_t width) const {
+    check_statistics_dtype(name, buffer);
+    const auto count = static_cast<int64_t>(buffer.element_count());
+    const int64_t given = width == 0 ? 0 : count / width;
+    if (given == 0 || count % width != 0 || view_.A % given != 0) {
+      throw Invalid(std::string(name) + " has " + std::to_string(count) +
+                    " values, which are no rows of " + std::to_string(width) + " for " +
+                    std::to_string(view_.A) + " slices");
+    }
+    return {sized(name, buffer, count), width, view_.A / given};
+  }
+
+  View view_;
+  ffi::DataType type_;
+  Dtype dtype_;
+  int64_t count_, rows_, parameters_;
+};
+
+void fill_zero(const ffi::AnyBuffer& buffer) {
+  std::memset(buffer.untyped_data(), 0, buffer.size_bytes());
+}
+
+ffi::Future failed(std::string message) {
+  ffi::Promise promise;
+  ffi::Future future(promise);
+  promise.SetError(ffi::Error::InvalidArgument(std::move(message)));
+  return future;
+}
+
+ffi::Future ready() {
+  ffi::Promise promise;
+  ffi::Future future(promise);
+  promise.SetAvailable();
+  return future;
+}
+
+// Reads a call with `describe`, and runs it. A view without values has results of 0.
+template <class Describe>
+ffi::Future run(Operation operation, const View& view, const ffi::ThreadPool& pool,
+                const ffi::AnyBuffer& x, std::initializer_list<ffi::Result<ffi::AnyBuffer>> results,
+                Describe describe) try {
+  const Operands operands(view, x);
+  Call call = {};
+  call.operation = operation;
+  call.dtype = operands.dtype();
+  call.view = view;
+  call.share = view.A;
+  call.x = operands.values("x", x);
+  if (operands.empty()) {
+    for (ffi::Result<ffi::AnyBuffer> result : results) fill_zero(*result);
+    return ready();
+  }
+  describe(operands, call);
+  const Plan plan = instruction_set().plan(call);
+  return std::make_shared<Job>(call, plan)->run(pool);
+} catch (const Invalid& invalid) {
+  return failed(std::string("jaxnorm: ") + invalid.what());
+} catch (const std::exception& error) {
+  return failed(std::string("jaxnorm: ") + error.what());
+}
+
+using Buffer = ffi::AnyBuffer;
+using Out = ffi::Result<ffi::AnyBuffer>;
+
+ffi::Future measure(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
+                    bool about_zero, Buffer x, Out mean, Out var) {
+  return run(Operation::measure, {A, R, G, S, T}, pool, x, {mean, var},
+             [&](const Operands& operands, Call& call) {
+               call.about_zero = about_zero;
+               call.out_mean = operands.result("mean", *mean);
+               call.out_var = operands.result("var", *var);
+             });
+}
+
+ffi::Future apply(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
+                  Buffer x, Buffer mean, Buffer gain, Buffer shift, Buffer scale, Buffer bias,
+                  Out y) {
+  return run(Operation::apply, {A, R, G, S, T}, pool, x, {y},
+             [&](const Operands& operands, Call& call) {
+               call.mean = operands.statistics("mean", mean);
+               call.gain = operands.statistics("gain", gain);
+               call.shift = operands.statistics_or_none("shift", shift);
+               call.scale = operands.parameters_or_none("scale", scale);
+               call.bias = operands.parameters_or_none("bias", bias);
+               call.y = operands.values("y", *y);
+             });
+}
+
+ffi::Future normalize(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
+                      bool about_zero, Buffer x, Buffer scale, Buffer bias, Buffer epsilon, Out y,
+                      Out mean, Out var) {
+  return run(Operation::normalize, {A, R, G, S, T}, pool, x, {y, mean, var},
+             [&](const Operands& operands, Call& call) {
+               call.about_zero = about_zero;
+               call.scale = operands.parameters_or_none("scale", scale);
+               call.bias = operands.parameters_or_none("bias", bias);
+               call.epsilon = operands.scalar("epsilon", epsilon);
+               call.y = operands.values("y", *y);
+               call.out_mean = operands.result("mean", *mean);
+               call.out_var = operands.result("var", *var);
+             });
+}
+
+// The derivatives of scale and bias, with the same rows.
+void describe_parameters(const Operands& operands, Call& call, const Buffer& dscale,
+                         const Buffer& dbias) {
+  const Rows scale = operands.parameters_or_none("dscale", dscale);
+  const Rows bias = operands.parameters_or_none("dbias", dbias);
+  if (scale.data && bias.data && scale.share != bias.share) {
+    throw Invalid("dscale and dbias have different numbers of rows");
+  }
+  call.out_scale = const_cast<void*>(scale.data);
+  call.out_bias = const_cast<void*>(bias.data);
+  if (scale.data || bias.data) call.share = scale.data ? scale.share : bias.share;
+}
+
+ffi::Future sums(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
+                 Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer shift, Buffer scale,
+                 Out along, Out total, Out dscale, Out dbias) {
+  return run(Operation::sums, {A, R, G, S, T}, pool, x, {along, total, dscale, dbias},
+             [&](const Operands& operands, Call& call) {
+               call.g = operands.values("g", g);
+               call.mean = operands.statistics("mean", mean);
+               call.gain = operands.statistics("gain", gain);
+               call.shift = operands.statistics_or_none("shift", shift);
+               call.scale = operands.parameters_or_none("scale", scale);
+               call.out_along = operands.result_or_none("along", *along);
+               call.out_total = operands.result_or_none("total", *total);
+               describe_parameters(operands, call, *dscale, *dbias);
+             });
+}
+
+ffi::Future backward(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
+                     Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer rstd, Buffer along_mean,
+                     Buffer total_mean, Buffer scale, Out dx) {
+  return run(Operation::backward, {A, R, G, S, T}, pool, x, {dx},
+             [&](const Operands& operands, Call& call) {
+               call.g = operands.values("g", g);
+               call.mean = operands.statistics("mean", mean);
+               call.gain = operands.statistics("gain", gain);
+               call.rstd = operands.statistics_or_none("rstd", rstd);
+               call.along_mean = operands.statistics_or_none("along_mean", along_mean);
+               call.total_mean = operands.statistics_or_none("total_mean", total_mean);
+               call.scale = operands.parameters_or_none("scale", scale);
+               call.y = operands.values("dx", *dx);
+             });
+}
+
+ffi::Future backward_fused(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S,
+                           int64_t T, bool about_zero, Buffer x, Buffer g, Buffer mean, Buffer var,
+                           Buffer scale, Buffer epsilon, Out dx, Out dscale, Out dbias) {
+  return run(Operation::backward_fused, {A, R, G, S, T}, pool, x, {dx, dscale, dbias},
+             [&](const Operands& operands, Call& call) {
+               call.about_zero = about_zero;
+               call.g = operands.values("g", g);
+               call.mean = operands.statistics("mean", mean);
+               call.var = operands.statistics("var", var);
+               call.scale = operands.parameters_or_none("scale", scale);
+               call.epsilon = operands.scalar("epsilon", epsilon);
+               call.y = operands.values("dx", *dx);
+               describe_parameters(operands, call, *dscale, *dbias);
+             });
+}
+
+auto of_view() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Attr<int64_t>("A")
+      .Attr<int64_t>("R")
+      .Attr<int64_t>("G")
+      .Attr<int64_t>("S")
+      .Attr<int64_t>("T");
+}
+
+}  // namespace
+}  // namespace jaxnorm
+
+using jaxnorm::Buffer;
+
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    jaxnorm_measure, jaxnorm::measure,
+    jaxnorm::of_view().Attr<bool>("about_zero").Arg<Buffer>().Ret<Buffer>().Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_apply, jaxnorm::apply,
+                              jaxnorm::of_view()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_normalize, jaxnorm::normalize,
+                              jaxnorm::of_view()
+                                  .Attr<bool>("about_zero")
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_sums, jaxnorm::sums,
+                              jaxnorm::of_view()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_backward, jaxnorm::backward,
+                              jaxnorm::of_view()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_backward_fused, jaxnorm::backward_fused,
+                              jaxnorm::of_view()
+                                  .Attr<bool>("about_zero")
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>());
+
+// The instruction set that the kernels use here.
+extern "C" const char* jaxnorm_instruction_set() { return jaxnorm::instruction_set().name; }
+
+#pragma GCC visibility pop

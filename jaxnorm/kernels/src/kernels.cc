@@ -1,0 +1,470 @@
+// The operations as phases of tasks, compiled once for each instruction set (JAXNORM_ISA).
+//
+// Where a strip of one a fits the cache, a task does all of it, and memory is read once (fused);
+// otherwise the tasks of a phase do a chunk each, and the next phase merges what they found.
+
+#include "call.h"
+#include "columns.h"
+#include "moments.h"
+#include "partition.h"
+#include "rows.h"
+#include "strip.h"
+
+namespace jaxnorm {
+inline namespace JAXNORM_ISA {
+namespace {
+
+constexpr int64_t kParameters = 512;  // parameters whose partial sums a task adds
+constexpr int64_t kBatch = 4;         // a whose parameters are summed together
+
+inline double group_count(const Call& call) {
+  return static_cast<double>(call.view.R * call.partition.length);
+}
+
+// --- Tasks ---------------------------------------------------------------------------------------
+
+inline int64_t chunk_tasks(const Call& call) {
+  return call.view.A * call.partition.strips * chunks_of(call.partition);
+}
+
+// The strip is the fastest index, so that tasks go through memory in order.
+inline int64_t strip_of_task(const Call& call, int64_t task) {
+  return task % call.partition.strips;
+}
+inline int64_t chunk_of_task(const Call& call, int64_t task) {  // of all a
+  return task / call.partition.strips;
+}
+
+inline Box box_of_task(const Call& call, int64_t task) {
+  const int64_t chunk = chunk_of_task(call, task), chunks = chunks_of(call.partition);
+  return chunk_box(call.view, call.partition, chunk / chunks, strip_of_task(call, task),
+                   chunk % chunks);
+}
+
+inline int64_t bundle_tasks(const Call& call) {
+  const Partition& p = call.partition;
+  return call.view.A / p.share * p.bundles * p.strips;
+}
+
+// The a of a fused task, which share parameters.
+struct Bundle {
+  int64_t a0, a1, strip, row;
+};
+
+inline Bundle bundle_of_task(const Call& call, int64_t task) {
+  const Partition& p = call.partition;
+  const int64_t row = chunk_of_task(call, task);
+  const int64_t begin = row / p.bundles * p.share, a0 = begin + row % p.bundles * p.bundle;
+  return {a0, smaller(begin + p.share, a0 + p.bundle), strip_of_task(call, task), row};
+}
+
+// --- Partial sums of the parameters: [rows][2][G * S]
+// -----------------------------------------------
+
+inline bool wants_parameters(const Call& call) {
+  return call.out_scale != nullptr || call.out_bias != nullptr;
+}
+
+inline int64_t parameter_rows(const Call& call) {
+  const Partition& p = call.partition;
+  if (p.fused) return call.view.A / p.share * p.bundles;
+  return call.view.A * p.row_chunks * (p.shared_pieces ? p.pieces : 1);
+}
+
+// The part of a row that a box adds to, zeroed.
+inline BackwardSums parameter_sums(const Call& call, int64_t row, const Box& box) {
+  if (!wants_parameters(call)) return {};
+  const View& v = call.view;
+  const int64_t width = v.G * v.S;
+  double* scale = call.parameters + row * 2 * width + box.g0 * v.S;
+  double* bias = scale + width;
+  const bool part = !call.partition.shared_pieces && box.length() < call.partition.length;
+  const int64_t s0 = part ? box.l0 / v.T : 0, s1 = part ? ceil_div(box.l1, v.T) : v.S;
+  for (int64_t group = 0; group < box.groups(); ++group) {
+    for (int64_t i = group * v.S + s0; i < group * v.S + s1; ++i) scale[i] = bias[i] = 0;
+  }
+  return {nullptr, nullptr, scale, bias};
+}
+
+template <class R>
+inline void reduce_parameters(const Call& call, int64_t task) {
+  const int64_t width = call.view.G * call.view.S, blocks = ceil_div(width, kParameters);
+  const int64_t first = task % blocks * kParameters, n = smaller(kParameters, width - first);
+  const int64_t owner = task / blocks;
+  const int64_t rows = parameter_rows(call) / (call.view.A / call.partition.share);
+  double scale[kParameters] = {}, bias[kParameters] = {};
+  for (int64_t row = owner * rows; row < (owner + 1) * rows; ++row) {
+    const double* partial = call.parameters + row * 2 * width + first;
+    for (int64_t i = 0; i < n; ++i) scale[i] += partial[i];
+    for (int64_t i = 0; i < n; ++i) bias[i] += partial[width + i];
+  }
+  R *out_scale = static_cast<R*>(call.out_scale), *out_bias = static_cast<R*>(call.out_bias);
+  for (int64_t i = 0; i < n; ++i) {
+    if (out_scale != nullptr) out_scale[owner * width + first + i] = static_cast<R>(scale[i]);
+    if (out_bias != nullptr) out_bias[owner * width + first + i] = static_cast<R>(bias[i]);
+  }
+}
+
+inline int64_t parameter_tasks(const Call& call) {
+  if (!wants_parameters(call)) return 0;
+  const int64_t owners = call.view.A / call.partition.share;
+  return owners * ceil_div(call.view.G * call.view.S, kParameters);
+}
+
+// --- Operations
+// ------------------------------------------------------------------------------------
+
+template <class T, class Layout>
+struct Operations {
+  using R = Real<T>;
+
+  static Strip<R> strip_of(const Call& call, const Box& box) {
+    const bool expanded = call.partition.layout == jaxnorm::Layout::elementwise;
+    const int64_t first = box.g0 * (expanded ? call.partition.length : call.view.S);
+    const auto row = [&](const Rows& rows) { return row_of<R>(rows, box.a, box.g0); };
+    return {row(call.mean),
+            row(call.gain),
+            row(call.shift),
+            row(call.rstd),
+            row(call.along_mean),
+            row(call.total_mean),
+            row_of<R>(call.scale, box.a, first),
+            row_of<R>(call.bias, box.a, first)};
+  }
+
+  // Measuring.
+
+  static void write_moments(const Call& call, const Box& box, const double* mean,
+                            const double* m2) {
+    const int64_t at = box.a * call.view.G + box.g0;
+    R *means = static_cast<R*>(call.out_mean) + at, *vars = static_cast<R*>(call.out_var) + at;
+    for (int64_t group = 0; group < box.groups(); ++group) {
+      means[group] = static_cast<R>(mean[group]);
+      vars[group] = static_cast<R>(m2[group] / group_count(call));
+    }
+  }
+
+  static void measure_strip(const Call& call, int64_t a, int64_t strip) {
+    double mean[kStrip], m2[kStrip], more_mean[kStrip], more_m2[kStrip];
+    double count = 0;
+    for (int64_t chunk = 0; chunk < chunks_of(call.partition); ++chunk) {
+      const Box box = chunk_box(call.view, call.partition, a, strip, chunk);
+      Layout::measure(call, box, more_mean, more_m2);
+      merge(box.groups(), count, mean, m2, box.count(), more_mean, more_m2);
+      count += box.count();
+    }
+    write_moments(call, strip_box(call.view, call.partition, a, strip), mean, m2);
+  }
+
+  static void measure_bundle(const Call& call, int64_t task) {
+    const Bundle bundle = bundle_of_task(call, task);
+    for (int64_t a = bundle.a0; a < bundle.a1; ++a) measure_strip(call, a, bundle.strip);
+  }
+
+  // Moments of chunks: [A * chunks][2][G].
+  static double* chunk_moments(const Call& call, int64_t chunk, const Box& box) {
+    return call.moments + chunk * 2 * call.view.G + box.g0;
+  }
+
+  static void measure_chunk(const Call& call, int64_t task) {
+    const Box box = box_of_task(call, task);
+    double* mean = chunk_moments(call, chunk_of_task(call, task), box);
+    Layout::measure(call, box, mean, mean + call.view.G);
+  }
+
+  static void merge_chunks(const Call& call, int64_t task) {
+    const int64_t strip = strip_of_task(call, task), a = chunk_of_task(call, task);
+    const int64_t chunks = chunks_of(call.partition);
+    double mean[kStrip], m2[kStrip], count = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Box box = chunk_box(call.view, call.partition, a, strip, chunk);
+      const double* more = chunk_moments(call, a * chunks + chunk, box);
+      merge(box.groups(), count, mean, m2, box.count(), more, more + call.view.G);
+      count += box.count();
+    }
+    write_moments(call, strip_box(call.view, call.partition, a, strip), mean, m2);
+  }
+
+  // Standardizing.
+
+  // gain = 1 / sqrt(var + epsilon) of a strip whose moments are known.
+  static void fill_gain(const Call& call, const Strip<R>& moments, const R* var, int64_t groups,
+                        R* gain, Strip<R>& strip) {
+    for (int64_t group = 0; group < groups; ++group) {
+      gain[group] = reciprocal_deviation(var[group], call.epsilon);
+    }
+    strip = moments;
+    strip.gain = strip.rstd = gain;
+  }
+
+  static void apply_box(const Call& call, const Box& box) {
+    Strip<R> strip = strip_of(call, box);
+    R gain[kStrip];
+    if (call.operation == Operation::normalize) {
+      const int64_t at = box.a * call.view.G + box.g0;
+      strip.mean = static_cast<const R*>(call.out_mean) + at;
+      fill_gain(call, strip, static_cast<const R*>(call.out_var) + at, box.groups(), gain, strip);
+    }
+    Layout::apply(call, box, strip);
+  }
+
+  static void apply_bundle(const Call& call, int64_t task) {
+    const Bundle bundle = bundle_of_task(call, task);
+    for (int64_t a = bundle.a0; a < bundle.a1; ++a) {
+      apply_box(call, strip_box(call.view, call.partition, a, bundle.strip));
+    }
+  }
+
+  static void normalize_bundle(const Call& call, int64_t task) {
+    const Bundle bundle = bundle_of_task(call, task);
+    for (int64_t a = bundle.a0; a < bundle.a1; ++a) {
+      measure_strip(call, a, bundle.strip);
+      apply_box(call, strip_box(call.view, call.partition, a, bundle.strip));
+    }
+  }
+
+  // The chunks measured last are read first: they may still be cached.
+  static void apply_chunk(const Call& call, int64_t task) {
+    apply_box(call, box_of_task(call, chunk_tasks(call) - 1 - task));
+  }
+
+  // The backward pass.
+
+  static bool is_fused_operation(const Call& call) {
+    return call.operation == Operation::backward_fused;
+  }
+
+  static void write_sums(const Call& call, const Box& box, const double* along,
+                         const double* total) {
+    const int64_t at = box.a * call.view.G + box.g0;
+    const bool means = is_fused_operation(call);
+    const double by = means ? 1 / group_count(call) : 1;
+    R* out_along = static_cast<R*>(means ? call.scratch_along : call.out_along);
+    R* out_total = static_cast<R*>(means ? call.scratch_total : call.out_total);
+    for (int64_t group = 0; group < box.groups(); ++group) {
+      if (out_along != nullptr) out_along[at + group] = static_cast<R>(along[group] * by);
+      if (out_total != nullptr) out_total[at + group] = static_cast<R>(total[group] * by);
+    }
+  }
+
+  // The statistics of a strip; in the fused operation the gain follows from the variance.
+  static Strip<R> statistics_of(const Call& call, const Box& box, R* gain) {
+    Strip<R> strip = strip_of(call, box);
+    if (is_fused_operation(call)) {
+      fill_gain(call, strip, row_of<R>(call.var, box.a, box.g0), box.groups(), gain, strip);
+    }
+    return strip;
+  }
+
+  static void use_means(const Call& call, const Box& box, Strip<R>& strip) {
+    if (!is_fused_operation(call)) return;
+    const int64_t at = box.a * call.view.G + box.g0;
+    strip.along_mean = static_cast<const R*>(call.scratch_along) + at;
+    if (!call.about_zero) strip.total_mean = static_cast<const R*>(call.scratch_total) + at;
+  }
+
+  static void backward_bundle(const Call& call, int64_t task) {
+    const Bundle bundle = bundle_of_task(call, task);
+    const Partition& p = call.partition;
+    const bool sums_only = call.operation == Operation::sums;
+    R gain[kBatch][kStrip];
+    Strip<R> strips[kBatch];
+    Box box = strip_box(call.view, p, bundle.a0, bundle.strip);
+    const BackwardSums parameters = parameter_sums(call, bundle.row, box);
+    for (int64_t first = bundle.a0; first < bundle.a1; first += kBatch) {
+      const int64_t batch = smaller(kBatch, bundle.a1 - first);
+      for (int64_t i = 0; i < batch; ++i) {
+        box.a = first + i;
+        strips[i] = statistics_of(call, box, gain[i]);
+        double along[kStrip] = {}, total[kStrip] = {};
+        for (int64_t chunk = 0; chunk < chunks_of(p); ++chunk) {
+          Layout::sums(call, chunk_box(call.view, p, box.a, bundle.strip, chunk), strips[i],
+                       {along, total, parameters.scale, parameters.bias});
+        }
+        write_sums(call, box, along, total);
+        if (sums_only) continue;
+        use_means(call, box, strips[i]);
+        Layout::backward(call, box, strips[i]);
+      }
+      box.a = first;
+      Layout::parameters(call, box, batch, strips, parameters);
+    }
+  }
+
+  // Sums of chunks: [A * chunks][2][G].
+  static void sum_chunk(const Call& call, int64_t task) {
+    const Partition& p = call.partition;
+    const Box box = box_of_task(call, task);
+    const int64_t chunk = chunk_of_task(call, task);
+    R gain[kStrip];
+    const Strip<R> strip = statistics_of(call, box, gain);
+    BackwardSums sums = parameter_sums(call, p.shared_pieces ? chunk : chunk / p.pieces, box);
+    sums.along = call.sums + chunk * 2 * call.view.G + box.g0;
+    sums.total = sums.along + call.view.G;
+    for (int64_t i = 0; i < box.groups(); ++i) sums.along[i] = sums.total[i] = 0;
+    Layout::sums(call, box, strip, sums);
+    Layout::parameters(call, box, 1, &strip, sums);
+  }
+
+  static void reduce_sums(const Call& call, int64_t task) {
+    const int64_t strips = call.view.A * call.partition.strips;
+    if (task >= strips) return reduce_parameters<R>(call, task - strips);
+    const int64_t a = chunk_of_task(call, task), chunks = chunks_of(call.partition);
+    const Box box = strip_box(call.view, call.partition, a, strip_of_task(call, task));
+    double along[kStrip] = {}, total[kStrip] = {};
+    for (int64_t chunk = a * chunks; chunk < (a + 1) * chunks; ++chunk) {
+      const double* partial = call.sums + chunk * 2 * call.view.G + box.g0;
+      for (int64_t i = 0; i < box.groups(); ++i) along[i] += partial[i];
+      for (int64_t i = 0; i < box.groups(); ++i) total[i] += partial[call.view.G + i];
+    }
+    write_sums(call, box, along, total);
+  }
+
+  static void backward_box(const Call& call, const Box& box) {
+    R gain[kStrip];
+    Strip<R> strip = statistics_of(call, box, gain);
+    use_means(call, box, strip);
+    Layout::backward(call, box, strip);
+  }
+
+  static void backward_chunk(const Call& call, int64_t task) {
+    backward_box(call, box_of_task(call, chunk_tasks(call) - 1 - task));
+  }
+
+  static void backward_only_bundle(const Call& call, int64_t task) {
+    const Bundle bundle = bundle_of_task(call, task);
+    for (int64_t a = bundle.a0; a < bundle.a1; ++a) {
+      backward_box(call, strip_box(call.view, call.partition, a, bundle.strip));
+    }
+  }
+
+  // The phases of each operation.
+
+  static void add(Plan& plan, int64_t tasks, void (*run)(const Call&, int64_t)) {
+    if (tasks > 0) plan.phases[plan.count++] = {tasks, run};
+  }
+
+  static Plan plan(const Call& call) {
+    const Partition& p = call.partition;
+    const View& v = call.view;
+    const int64_t bundles = bundle_tasks(call), chunks = chunk_tasks(call);
+    const int64_t strips = v.A * p.strips, partial = p.fused ? 0 : v.A * chunks_of(p) * 2 * v.G;
+    Plan plan = {};
+    switch (call.operation) {
+      case Operation::measure:
+      case Operation::normalize: {
+        const bool measured = call.operation == Operation::measure;
+        if (p.fused) {
+          add(plan, bundles, measured ? measure_bundle : normalize_bundle);
+        } else {
+          plan.moments = partial;
+          add(plan, chunks, measure_chunk);
+          add(plan, strips, merge_chunks);
+          if (!measured) add(plan, chunks, apply_chunk);
+        }
+        break;
+      }
+      case Operation::apply:
+        add(plan, p.fused ? bundles : chunks, p.fused ? apply_bundle : apply_chunk);
+        break;
+      case Operation::backward:
+        add(plan, p.fused ? bundles : chunks, p.fused ? backward_only_bundle : backward_chunk);
+        break;
+      case Operation::sums:
+      case Operation::backward_fused: {
+        plan.parameters = wants_parameters(call) ? parameter_rows(call) * 2 * v.G * v.S : 0;
+        plan.means = is_fused_operation(call) ? v.A * v.G : 0;
+        if (p.fused) {
+          add(plan, bundles, backward_bundle);
+          add(plan, parameter_tasks(call), reduce_parameters<R>);
+        } else {
+          plan.sums = partial;
+          add(plan, chunks, sum_chunk);
+          add(plan, strips + parameter_tasks(call), reduce_sums);
+          if (is_fused_operation(call)) add(plan, chunks, backward_chunk);
+        }
+        break;
+      }
+    }
+    return plan;
+  }
+};
+
+// --- Parameters for each value
+// -----------------------------------------------------------------------
+
+// Elementwise kernels read a scale and a bias for each value; these are 1 and 0 where there are
+// none, and repeated where they stand for a few values each.
+template <class R>
+inline void prepare_rows(const Call& call, Rows& rows, R otherwise, R* to) {
+  const View& v = call.view;
+  const int64_t width = v.G * call.partition.length;
+  const int64_t count = rows.data == nullptr ? 1 : v.A / rows.share;
+  const R* from = static_cast<const R*>(rows.data);
+  for (int64_t i = 0; i < count * width; ++i) to[i] = from == nullptr ? otherwise : from[i / v.T];
+  if (from == nullptr) rows.share = v.A;
+  rows.data = to;
+  rows.width = width;
+}
+
+inline int64_t prepared_size(const Call& call, const Rows& rows) {
+  if (call.partition.layout != Layout::elementwise) return 0;
+  if (rows.data != nullptr && call.view.T == 1) return 0;
+  return (rows.data == nullptr ? 1 : call.view.A / rows.share) * call.view.G *
+         call.partition.length;
+}
+
+inline int64_t bias_size(const Call& call) {
+  return call.g == nullptr ? prepared_size(call, call.bias) : 0;
+}
+
+template <class R>
+inline void prepare(Call& call) {
+  R* to = static_cast<R*>(call.prepared);
+  const int64_t scales = prepared_size(call, call.scale), biases = bias_size(call);
+  if (scales > 0) prepare_rows(call, call.scale, R{1}, to);
+  if (biases > 0) prepare_rows(call, call.bias, R{0}, to + scales);
+}
+
+template <class T>
+inline Plan plan_of_dtype(Call& call) {
+  const int64_t prepared = prepared_size(call, call.scale) + bias_size(call);
+  Plan plan = {};
+  switch (call.partition.layout) {
+    case Layout::columns:
+      plan = Operations<T, Columns<T>>::plan(call);
+      break;
+    case Layout::elementwise:
+      plan = Operations<T, Elementwise<T>>::plan(call);
+      break;
+    case Layout::runs:
+      plan = Operations<T, Runs<T>>::plan(call);
+      break;
+  }
+  plan.prepared = prepared;
+  plan.prepare = prepare<Real<T>>;
+  const bool backward = call.g != nullptr;
+  const View& v = call.view;
+  plan.bytes = v.A * v.R * v.G * v.S * v.T * static_cast<int64_t>(sizeof(T)) * (backward ? 3 : 2);
+  return plan;
+}
+
+}  // namespace
+
+Plan plan(Call& call) {
+  call.partition = partition_of(call.view, call.share);
+  switch (call.dtype) {
+    case Dtype::float32:
+      return plan_of_dtype<float>(call);
+    case Dtype::float64:
+      return plan_of_dtype<double>(call);
+    case Dtype::bfloat16:
+      return plan_of_dtype<bfloat16>(call);
+    case Dtype::float16:
+      return plan_of_dtype<float16>(call);
+  }
+  return {};
+}
+
+}  // namespace JAXNORM_ISA
+}  // namespace jaxnorm

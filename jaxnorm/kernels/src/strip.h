@@ -1,0 +1,57 @@
+// What is known of one strip of groups of one a: statistics for each group, parameters for each
+// value or run of values.
+#ifndef JAXNORM_STRIP_H_
+#define JAXNORM_STRIP_H_
+
+#include "call.h"
+#include "dtype.h"
+#include "partition.h"
+
+namespace jaxnorm {
+inline namespace JAXNORM_ISA {
+
+// Null: not given; a scale of 1, and 0 for the others.
+template <class Real>
+struct Strip {
+  const Real *mean, *gain, *shift, *rstd, *along_mean, *total_mean, *scale, *bias;
+};
+
+// Sums that a backward pass adds to: two for each group, and two for each parameter (or null).
+struct BackwardSums {
+  double *along, *total, *scale, *bias;
+};
+
+template <class Real>
+inline const Real* row_of(const Rows& rows, int64_t a, int64_t first) {
+  if (rows.data == nullptr) return nullptr;
+  return static_cast<const Real*>(rows.data) + a / rows.share * rows.width + first;
+}
+
+template <class Real>
+inline Real value_or(const Real* values, int64_t i, Real otherwise) {
+  return values == nullptr ? otherwise : values[i];
+}
+
+// dx = gain * scale * g - (x - mean) * slope - level, of one group.
+template <class Real>
+struct Projection {
+  Real mean, gain, slope, level;
+};
+
+template <class Real>
+inline Projection<Real> projection_of(const Strip<Real>& strip, int64_t group) {
+  const double gain = strip.gain[group], rstd = value_or(strip.rstd, group, Real{0});
+  const double along = value_or(strip.along_mean, group, Real{0});
+  const double total = value_or(strip.total_mean, group, Real{0});
+  return {strip.mean[group], strip.gain[group], static_cast<Real>(gain * (rstd * (rstd * along))),
+          static_cast<Real>(gain * total)};
+}
+
+inline int64_t offset_of(const View& v, const Partition& p, int64_t a, int64_t r, int64_t g) {
+  return ((a * v.R + r) * v.G + g) * p.length;
+}
+
+}  // namespace JAXNORM_ISA
+}  // namespace jaxnorm
+
+#endif  // JAXNORM_STRIP_H_
