@@ -14,8 +14,8 @@ from jaxnorm import axes as _axes
 from jaxnorm.arrays import explicit_shards, full_without
 from jaxnorm.distributed import sync_moments
 from jaxnorm.running import running_moments, sharded, update
-from jaxnorm.standardize import Renorm, Scope, standardize
-from jaxnorm.statistics import Moments, group_moments, merge_moments_axis, moments
+from jaxnorm.standardize import normalize, standardize
+from jaxnorm.statistics import Moments, Scope, measure, merge_moments_axis
 
 Schedule = Callable[[Any], Any]
 
@@ -34,10 +34,19 @@ class _Layer(NamedTuple):
     epsilon: ArrayLike
     skip_nonfinite: bool
 
-    def moments(self) -> Moments:
-        return moments(self.x, self.reduced, where=self.counted)
+    def normalized(self, scope: Scope) -> tuple[jax.Array, Moments]:
+        """Standardized by its own moments over `scope`, and these."""
+        return normalize(
+            self.x,
+            scope,
+            self.scale,
+            self.bias,
+            self.channels,
+            epsilon=self.epsilon,
+            counted=self.counted,
+        )
 
-    def standardized(self, m: Moments, scope: Scope, renorm: Renorm | None = None) -> jax.Array:
+    def standardized(self, m: Moments, scope: Scope, **options: Any) -> jax.Array:
         return standardize(
             self.x,
             m,
@@ -47,27 +56,19 @@ class _Layer(NamedTuple):
             self.channels,
             epsilon=self.epsilon,
             counted=self.counted,
-            renorm=renorm,
+            **options,
         )
 
     def evaluated(self) -> jax.Array:
         """Standardized by the running statistics."""
         running = running_moments(self.stats, _axes.statistics_dtype(self.x.dtype))
-        return self.standardized(running, Scope(self.reduced, given=True))
+        return self.standardized(running, Scope(self.reduced), given=True)
 
-    def synced(
-        self,
-        m: Moments,
-        axis_name: _axes.AxisName | None,
-        axis_index_groups: _axes.AxisIndexGroups,
-    ) -> Moments:
-        """The batch's moments over the mapped axes too."""
-        m = sync_moments(m, axis_name, axis_index_groups)
+    def counted_over(self, m: Moments, members: int) -> Moments:
+        """The moments of all members, with a count that is known to be alike on every one."""
         if self.counted is not None:
             return m
-        number = _axes.values_per_channel(self.x.shape, self.reduced)
-        number *= _axes.mapped_size(axis_name, axis_index_groups)
-        # A constant, of which shard_map too knows that it is alike everywhere.
+        number = members * _axes.values_per_channel(self.x.shape, self.reduced)
         return m._replace(count=full_without(self.x, self.reduced, number, m.count.dtype))
 
     def updated(self, m: Moments) -> Any:
@@ -157,9 +158,9 @@ def batch_norm(
     )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    m = _batch_moments(layer, axis_name, axis_index_groups)
-    scope = _synced(layer, axis_name, axis_index_groups)
-    return layer.standardized(m, scope), layer.updated(m)
+    scope, members = _whole_batch(layer, axis_name, axis_index_groups)
+    y, m = layer.normalized(scope)
+    return y, layer.updated(layer.counted_over(m, members))
 
 
 def ghost_batch_norm(
@@ -237,10 +238,10 @@ def ghost_batch_norm(
     shards = explicit_shards(layer.x, 0)
     parts = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost over devices
     split = _split(layer, ghosts * parts, size // parts)
-    m = group_moments(split.x, split.reduced, 0, parts, where=split.counted)
-    whole = layer.synced(merge_moments_axis(m, 0), axis_name, axis_index_groups)
-    y = split.standardized(m, Scope(split.reduced, 0, parts))
-    return y.reshape(layer.x.shape), layer.updated(whole)
+    y, m = split.normalized(Scope(split.reduced, 0, parts))
+    members = _axes.mapped_size(axis_name, axis_index_groups)
+    whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
+    return y.reshape(layer.x.shape), layer.updated(layer.counted_over(whole, members))
 
 
 def default_r_max(step: Any) -> jax.Array:
@@ -324,11 +325,12 @@ def batch_renorm(
     d_max = _limit("d_max", d_max, 0.0)
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    m = _batch_moments(layer, axis_name, axis_index_groups)
+    scope, members = _whole_batch(layer, axis_name, axis_index_groups)
+    m = sync_moments(measure(layer.x, scope, layer.counted), axis_name, axis_index_groups)
+    m = layer.counted_over(m, members)
     steps = stats["steps"]
     corrections = _corrections(layer, m, r_max(steps), d_max(steps))
-    scope = _synced(layer, axis_name, axis_index_groups)
-    return layer.standardized(m, scope, corrections), layer.updated(m)
+    return layer.standardized(m, scope, renorm=corrections), layer.updated(m)
 
 
 def _corrections(
@@ -404,26 +406,19 @@ def _checked(
     )
 
 
-def _synced(
-    layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
-) -> Scope:
-    """What the moments of the batch are taken over."""
-    groups = _axes.hashable_groups(axis_index_groups)
-    return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups)
-
-
 def _evaluates(train: bool, stats: _axes.BatchStats) -> bool:
     """Whether the running statistics are used: in evaluation, and where they are frozen."""
     return not train or "frozen" in stats
 
 
-def _batch_moments(
+def _whole_batch(
     layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
-) -> Moments:
-    """The moments of the batch, over the mapped axes too."""
+) -> tuple[Scope, int]:
+    """What the moments of the batch are taken over, and over how many members of the axes."""
     members = _axes.mapped_size(axis_name, axis_index_groups)
     _axes.check_values_per_channel(layer.x.shape, layer.reduced, members, "an input")
-    return layer.synced(layer.moments(), axis_name, axis_index_groups)
+    groups = _axes.hashable_groups(axis_index_groups)
+    return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups), members
 
 
 def _split(layer: _Layer, parts: int, size: int) -> _Layer:

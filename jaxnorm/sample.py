@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
-from jaxnorm.distributed import sync_moments
-from jaxnorm.standardize import Scope, standardize
-from jaxnorm.statistics import Moments, group_moments, mean_square, moments
+from jaxnorm.standardize import normalize
+from jaxnorm.statistics import Scope
 
 
 def layer_norm(
@@ -69,7 +67,7 @@ def layer_norm(
         _axes.as_parameter("scale", scale, x, features),
         _axes.as_parameter("bias", bias, x, features),
         _axes.as_mask(where, x.shape),
-        reduced=reduced,
+        Scope(reduced),
         features=features,
         epsilon=epsilon,
         axis_name=axis_name,
@@ -119,12 +117,11 @@ def rms_norm(
         _offset(_axes.as_parameter("scale", scale, x, features), scale_offset),
         None,
         _axes.as_mask(where, x.shape),
-        reduced=reduced,
+        Scope(reduced, about_zero=True),
         features=features,
         epsilon=epsilon,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
-        measure=mean_square,
     )
 
 
@@ -177,26 +174,19 @@ def group_norm(
     size = _axes.group_size_of(x.shape[channel], num_groups, group_size)
     positions = _positions(x.ndim, channel, reduction_axes)
     counted = _axes.as_mask(where, x.shape)
-    _axes.check_epsilon(epsilon)
-
-    m = group_moments(x, positions, channel, size, where=counted)
-    m = sync_moments(m, axis_name, axis_index_groups)
-    scope = Scope(
-        positions,
-        channel,
-        size,
-        axis_name=axis_name,
-        axis_index_groups=_axes.hashable_groups(axis_index_groups),
-    )
-    return standardize(
+    scope = Scope(positions, channel, size)
+    scale = _axes.as_parameter("scale", scale, x, (channel,))
+    bias = _axes.as_parameter("bias", bias, x, (channel,))
+    return _normalize(
         x,
-        m,
+        scale,
+        bias,
+        counted,
         scope,
-        _axes.as_parameter("scale", scale, x, (channel,)),
-        _axes.as_parameter("bias", bias, x, (channel,)),
-        (channel,),
+        features=(channel,),
         epsilon=epsilon,
-        counted=counted,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
     )
 
 
@@ -242,7 +232,7 @@ def instance_norm(
         _axes.as_parameter("scale", scale, x, channels),
         _axes.as_parameter("bias", bias, x, channels),
         _axes.as_mask(where, x.shape),
-        reduced=_axes.sample_axes(x.ndim, channels),
+        Scope(_axes.sample_axes(x.ndim, channels)),
         features=channels,
         epsilon=epsilon,
         axis_name=axis_name,
@@ -255,24 +245,20 @@ def _normalize(
     scale: jax.Array | None,
     bias: jax.Array | None,
     counted: jax.Array | None,
+    scope: Scope,
     *,
-    reduced: tuple[int, ...],
     features: tuple[int, ...],
     epsilon: ArrayLike,
     axis_name: _axes.AxisName | None,
     axis_index_groups: _axes.AxisIndexGroups,
-    measure: Callable[..., Moments] = moments,
 ) -> jax.Array:
-    """`x` standardized by its own moments over `reduced`; arguments are checked and canonical."""
+    """`x` standardized by its own moments over `scope` and the mapped axes."""
     _axes.check_epsilon(epsilon)
-    m = sync_moments(measure(x, reduced, where=counted), axis_name, axis_index_groups)
-    scope = Scope(
-        reduced,
-        about_zero=measure is mean_square,
-        axis_name=axis_name,
-        axis_index_groups=_axes.hashable_groups(axis_index_groups),
-    )
-    return standardize(x, m, scope, scale, bias, features, epsilon=epsilon, counted=counted)
+    _axes.mapped_size(axis_name, axis_index_groups)
+    groups = _axes.hashable_groups(axis_index_groups)
+    scope = scope._replace(axis_name=axis_name, axis_index_groups=groups)
+    y, _ = normalize(x, scope, scale, bias, features, epsilon=epsilon, counted=counted)
+    return y
 
 
 def _offset(scale: jax.Array | None, scale_offset: ArrayLike) -> jax.Array | None:

@@ -4,88 +4,104 @@ Standardizing projects: with n values, y = (x - mean) * rstd and E the mean over
 
     dy = rstd * (dx - E[dx] - y * Re E[conj(y) * dx]),
 
-which is symmetric, so the one rule below serves forward mode and, transposed, reverse mode. It
-needs nothing but the input and rows of statistics: x - mean is computed again where it is needed,
-and the input is all that is kept for the backward pass.
+which is symmetric, so one formula serves both modes: on the tangent in forward mode, on
+scale * cotangent in reverse mode. It needs nothing but the input and rows of statistics: x - mean
+is computed again where it is needed, and the input is all that is kept for the backward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
-from jaxnorm.arrays import only, repeat_groups, split_groups
-from jaxnorm.distributed import sum_over
-from jaxnorm.statistics import Moments
+from jaxnorm.arrays import only
+from jaxnorm.distributed import sum_over, sync_moments
+from jaxnorm.kernels.linear import Map
+from jaxnorm.kernels.linear import apply as linear
+from jaxnorm.kernels.native import Operation, Result, run
+from jaxnorm.kernels.view import View
+from jaxnorm.statistics import Moments, Scope, count_of, measure, moved_moments, plainly_measured
 
 Renorm = tuple[jax.Array, jax.Array]
 
 
-class Shifted(NamedTuple):
-    """Moments with var + epsilon in place of the variance."""
+class Form(NamedTuple):
+    """How an input is standardized (hashable).
+
+    Attributes:
+        scope: what its moments were taken over.
+        features: the axes of the scale and the bias; none where there is neither.
+        given: the moments do not depend on the input: running statistics.
+        positive: var + epsilon is known to be above zero.
+    """
+
+    scope: Scope
+    features: tuple[int, ...]
+    given: bool = False
+    positive: bool = False
+
+    def expand(self, parameter: jax.Array, x: jax.Array) -> jax.Array:
+        """A scale or a bias, so that it broadcasts to the input."""
+        return jnp.expand_dims(parameter, _axes.other_axes(x.ndim, self.features))
+
+    def view(self, x: jax.Array, counted: jax.Array | None) -> View | None:
+        """How the kernels see the input, None where they cannot."""
+        return self.scope.view(x, self.features) if counted is None else None
+
+    def parameter(self, x: jax.Array) -> Result:
+        """Shape and dtype of a scale or a bias."""
+        shape = tuple(x.shape[axis] for axis in self.features)
+        return shape, _axes.statistics_dtype(x.dtype)
+
+
+class Rows(NamedTuple):
+    """The statistics that standardize: count, mean, var + epsilon, and renorm's r and d."""
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     mean: jax.Array
     power: jax.Array
+    r: jax.Array | None = None
+    d: jax.Array | None = None
+
+    def rstd(self, form: Form) -> jax.Array:
+        """1 / sqrt(var + epsilon), 0 where nothing counts or nothing varies and epsilon is 0."""
+        if form.positive:
+            return jax.lax.rsqrt(self.power)
+        nothing = (self.count == 0) | (self.power == 0)
+        return jnp.where(nothing, 0, jax.lax.rsqrt(jnp.where(nothing, 1, self.power)))
+
+    def gain(self, form: Form) -> jax.Array:
+        """What x - mean is multiplied by."""
+        rstd = self.rstd(form).astype(self.mean.dtype)
+        return rstd if self.r is None else rstd * self.r
 
 
-# XLA's CPU backend writes out any large value, even the broadcast of a row, that a sum shares with
-# something else. Ways to write x - mean that it does not take for the same, and round alike:
-_Form = Literal["plain", "negated", "halved"]
-
-
-class Scope(NamedTuple):
-    """What the moments of an input were taken over (hashable).
-
-    Attributes:
-        reduced: canonical axes of the input.
-        channel, group_size: also the groups of this many channels, if more than one.
-        about_zero: the mean is 0 by definition.
-        given: the moments do not depend on the input: running statistics.
-        positive: what the deviation is the root of is known to be above zero.
-        axis_name, axis_index_groups: mapped axes over which they were merged.
-    """
-
-    reduced: tuple[int, ...]
-    channel: int = 0
-    group_size: int = 1
-    about_zero: bool = False
-    given: bool = False
-    positive: bool = False
-    axis_name: _axes.AxisName | None = None
-    axis_index_groups: Any = None
-
-    def spread(self, part: jax.Array) -> jax.Array:
-        """A statistic, so that it broadcasts to the input."""
-        if self.group_size > 1:
-            part = repeat_groups(part, self.kept_channel, self.group_size)
-        return jnp.expand_dims(part, self.reduced)
-
-    def sums(self, counted: jax.Array | None, *values: jax.Array) -> list[jax.Array]:
-        """The sum of each array over what counts on this device."""
-        sums = [jnp.sum(only(counted, value), self.reduced) for value in values]
-        if self.group_size == 1:
-            return sums
-        channel = self.kept_channel
-        groups = [split_groups(part, channel, self.group_size) for part in sums]
-        return [jnp.sum(group, channel + 1) for group in groups]
-
-    def averages(self, sums: Sequence[jax.Array], count: jax.Array) -> list[jax.Array]:
-        """The means over all devices that the sums make, in one collective, spread."""
-        if self.axis_name is not None:
-            sums = sum_over(sums, self.axis_name, self.axis_index_groups)
-        return [self.spread(s / jnp.maximum(count, 1).astype(s.dtype)) for s in sums]
-
-    @property
-    def kept_channel(self) -> int:
-        """Where the channel axis stands once the axes `reduced` are gone."""
-        return _axes.kept_axis(self.channel, self.reduced)
+def normalize(
+    x: jax.Array,
+    scope: Scope,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    features: tuple[int, ...],
+    *,
+    epsilon: ArrayLike,
+    counted: jax.Array | None = None,
+) -> tuple[jax.Array, Moments]:
+    """`x` standardized by its own moments over `scope`, and these, merged over the mapped axes."""
+    form = _form(x, scope, scale, bias, features, epsilon, counted)
+    view = form.view(x, counted)
+    if view is None or scope.axis_name is not None:
+        m = sync_moments(measure(x, scope, counted), scope.axis_name, scope.axis_index_groups)
+        y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, counted=counted)
+        return y, m
+    epsilon = jnp.asarray(epsilon, _axes.statistics_dtype(x.dtype))
+    y, mean, var = _normalized(x, scale, bias, epsilon, form, view)
+    return y, Moments(count_of(scope, x), mean, var)
 
 
 def standardize(
@@ -99,6 +115,7 @@ def standardize(
     epsilon: ArrayLike,
     counted: jax.Array | None = None,
     renorm: Renorm | None = None,
+    given: bool = False,
 ) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of `x`.
 
@@ -113,166 +130,441 @@ def standardize(
             yields the bias.
         renorm: the corrections (r, d) of batch renormalization, of the shape of the moments:
             the standardized value y becomes y * r + d.
+        given: the moments do not depend on `x`: running statistics.
     """
-    if scope.given:
-        formula = jax.checkpoint(_affine, static_argnums=(6, 7), prevent_cse=False)
-    else:
-        formula, m = _affine_of_own_moments, jax.lax.stop_gradient(m)
-    power = m.var + jnp.asarray(epsilon, m.var.dtype)
-    above_zero = _axes.is_at_least(epsilon, float(jnp.finfo(power.dtype).tiny))
-    scope = scope._replace(positive=above_zero and counted is None)
-    shifted = Shifted(m.count, m.mean, power)
-    y: jax.Array = formula(x, shifted, scale, bias, counted, renorm, scope, features)
+    form = _form(x, scope, scale, bias, features, epsilon, counted)._replace(given=given)
+    m = m if given else jax.lax.stop_gradient(m)
+    r, d = renorm or (None, None)
+    rows = Rows(m.count, m.mean, m.var + jnp.asarray(epsilon, m.var.dtype), r, d)
+    y: jax.Array = _standardized(x, rows, scale, bias, counted, form)
     return y
 
 
-def _affine(
+def _form(
     x: jax.Array,
-    m: Shifted,
+    scope: Scope,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    features: tuple[int, ...],
+    epsilon: ArrayLike,
+    counted: jax.Array | None,
+) -> Form:
+    smallest = float(jnp.finfo(_axes.statistics_dtype(x.dtype)).tiny)
+    return Form(
+        scope,
+        () if scale is None and bias is None else features,
+        positive=counted is None and _axes.is_at_least(epsilon, smallest),
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _standardized(
+    x: jax.Array,
+    rows: Rows,
     scale: jax.Array | None,
     bias: jax.Array | None,
     counted: jax.Array | None,
-    renorm: Renorm | None,
-    scope: Scope,
-    features: tuple[int, ...],
+    form: Form,
 ) -> jax.Array:
-    mean, rstd = scope.spread(m.mean), _rstd(m, scope)
-    y = (_finite(x, counted).astype(mean.dtype) - mean) * rstd.astype(mean.dtype)
-    y = _corrected(y, x, counted, renorm, scope)
-    others = _axes.other_axes(x.ndim, features)
+    operands = (x, rows.mean, rows.gain(form), rows.d, scale, bias)
+    view = form.view(x, counted)
+    if view is None:
+        return _applied(form, *operands, counted)[0]
+    operation = Operation("jaxnorm_apply", _applied, form, view, results=((x.shape, x.dtype),))
+    return cast(jax.Array, run(operation, *operands)[0])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _normalized(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    epsilon: jax.Array,
+    form: Form,
+    view: View,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The result, mean and variance, measured and standardized in one operation."""
+    row = (form.scope.kept_shape(x), epsilon.dtype)
+    operation = Operation(
+        "jaxnorm_normalize",
+        _measured_and_applied,
+        form,
+        view,
+        results=((x.shape, x.dtype), row, row),
+        attributes=(("about_zero", form.scope.about_zero),),
+    )
+    y, mean, var = run(operation, x, scale, bias, epsilon)
+    return cast(jax.Array, y), cast(jax.Array, mean), cast(jax.Array, var)
+
+
+def _applied(
+    form: Form,
+    x: jax.Array,
+    mean: jax.Array,
+    gain: jax.Array,
+    shift: jax.Array | None,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    counted: jax.Array | None = None,
+) -> list[jax.Array]:
+    """((x - mean) * gain + shift) * scale + bias."""
+    y = _standard(form, x, mean, gain, shift, counted)
     if scale is not None:
-        y = y * jnp.expand_dims(scale, others)
+        y = y * form.expand(scale, x)
     if bias is not None:
-        y = y + jnp.expand_dims(bias, others)
-    return y.astype(x.dtype)
+        y = y + form.expand(bias, x)
+    return [y.astype(x.dtype)]
 
 
-_affine_of_own_moments = jax.custom_jvp(_affine, nondiff_argnums=(6, 7))
+def _standard(
+    form: Form,
+    x: jax.Array,
+    mean: jax.Array,
+    gain: jax.Array,
+    shift: jax.Array | None,
+    counted: jax.Array | None,
+) -> jax.Array:
+    """(x - mean) * gain + shift, and 0 where nothing is shown."""
+    y = _deviation(form, x, mean, counted) * form.scope.spread(gain)
+    shown = _shown(form, x, mean, gain, counted)
+    if shift is not None:
+        y = y + form.scope.spread(shift)
+    return only(shown, y)
 
 
-@_affine_of_own_moments.defjvp
-def _affine_jvp(
-    scope: Scope,
-    features: tuple[int, ...],
-    primals: tuple[Any, ...],
-    tangents: tuple[Any, ...],
-) -> tuple[Any, Any]:
-    """The derivative, which keeps `x` and computes the rest again on both sides of the sums."""
-    x, m, scale, _, counted, renorm = primals
-    dx, dm, dscale, dbias, *_ = tangents
-    recompute = partial(jax.checkpoint, prevent_cse=False)
-    by_feature = scale is not None and bool(set(features) & set(scope.reduced))
-
-    def deviation(x: jax.Array, form: _Form) -> tuple[jax.Array, jax.Array]:
-        return _deviation(_finite(x, counted), m, counted, scope, form)
-
-    @recompute
-    def sums(x: jax.Array, dx: jax.Array) -> list[jax.Array]:
-        of_x, _ = deviation(x, "negated" if by_feature else "plain")
-        return scope.sums(counted, *_products(of_x, dx, scope))
-
-    @recompute
-    def tangent(
-        x: jax.Array, dx: jax.Array, averages: list[jax.Array], scale: Any, dscale: Any, dbias: Any
-    ) -> jax.Array:
-        scale, dscale, dbias = (
-            part if part is None else jnp.expand_dims(part, _axes.other_axes(x.ndim, features))
-            for part in (scale, dscale, dbias)
-        )
-        of_x, rstd = deviation(x, "negated")
-        dx = dx.astype(of_x.dtype)
-        along_x, mean_dx = averages[0].real + scope.spread(dm.power / 2), sum(averages[1:])
-        along_x = along_x.astype(dx.dtype)
-        rstd = rstd.astype(dx.dtype)
-        slope = rstd if renorm is None else rstd * scope.spread(renorm[0])
-        if by_feature:
-            dy = -slope * (dx - mean_dx - of_x * (rstd * (rstd * along_x))) * -scale
-            dy = dy + deviation(x, "halved")[0] * (dscale / 2) * (2 * slope)
-        else:
-            gain = slope if scale is None else slope * scale
-            along, shift = -gain * (rstd * (rstd * along_x)), -gain * mean_dx
-            if scale is not None:
-                along = along + slope * dscale
-                shift = shift if renorm is None else shift + scope.spread(renorm[1]) * dscale
-            dy = gain * dx + of_x * along + shift
-        if counted is not None:
-            dy = jnp.where(_shown(of_x * rstd, x, counted), dy, 0)
-        dy = dy if dbias is None else dy + dbias
-        return jnp.asarray(dy, x.dtype)
-
-    averages = scope.averages(sums(x, dx), m.count)
-    y = _affine_of_own_moments(*primals, scope, features)
-    return y, tangent(x, dx, averages, scale, dscale, dbias)
+def _deviation(
+    form: Form, x: jax.Array, mean: jax.Array, counted: jax.Array | None = None
+) -> jax.Array:
+    """x - mean, where x is taken for 0 if it does not count and is not finite."""
+    x = x if counted is None else jnp.where(counted | jnp.isfinite(x), x, 0)
+    return x.astype(mean.dtype) - form.scope.spread(mean)
 
 
-def _finite(x: jax.Array, counted: jax.Array | None) -> jax.Array:
-    """`x` with 0 where it does not count and is not finite."""
-    return x if counted is None else jnp.where(counted | jnp.isfinite(x), x, 0)
-
-
-def _shown(y: jax.Array, x: jax.Array, counted: jax.Array) -> jax.Array:
-    """Where the standardized value stands: where it counts or is finite."""
+def _shown(
+    form: Form, x: jax.Array, mean: jax.Array, gain: jax.Array, counted: jax.Array | None
+) -> jax.Array | None:
+    """Where the standardized value stands: where it counts or is finite; None for everywhere."""
+    if counted is None:
+        return None
+    y = _deviation(form, x, mean, counted) * form.scope.spread(gain)
     return counted | (jnp.isfinite(x) & jnp.isfinite(y))
 
 
-def _corrected(
+def _measured_and_applied(
+    form: Form,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    epsilon: jax.Array,
+) -> list[jax.Array]:
+    """`_applied` by the moments of `x`, and these."""
+    mean, var = plainly_measured(form.scope, x)
+    gain = Rows(count_of(form.scope, x), mean, var + epsilon).gain(form)
+    return [*_applied(form, x, mean, gain, None, scale, bias), mean, var]
+
+
+@_standardized.defjvp
+def _standardized_jvp(form: Form, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    x, rows, scale, _, counted = primals
+    dx, drows, dscale, dbias, _ = tangents
+    y = _standardized(*primals, form)
+    dmean = drows.mean if form.given else None
+    return y, _moved(form, y, x, rows, scale, counted, (dx, dmean, drows.power, dscale, dbias))
+
+
+@_normalized.defjvp
+def _normalized_jvp(
+    form: Form, view: View, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> Any:
+    x, scale, _, epsilon = primals
+    dx, dscale, dbias, depsilon = tangents
+    y, mean, var = _normalized(*primals, form, view)
+    count = count_of(form.scope, x)
+    rows = Rows(count, *jax.lax.stop_gradient((mean, var + epsilon)))
+    dpower = jnp.broadcast_to(depsilon, var.shape)
+    dy = _moved(form, y, x, rows, scale, None, (dx, None, dpower, dscale, dbias))
+    return (y, mean, var), (dy, *moved_moments(form.scope, x, count, None, mean, var, dx))
+
+
+def _moved(
+    form: Form,
     y: jax.Array,
     x: jax.Array,
+    rows: Rows,
+    scale: jax.Array | None,
     counted: jax.Array | None,
-    renorm: Renorm | None,
-    scope: Scope,
+    tangents: tuple[Any, ...],
 ) -> jax.Array:
-    """y * r + d of batch renormalization, and 0 where nothing is shown."""
-    corrected = y
-    if renorm is not None:
-        r, d = map(scope.spread, renorm)
-        corrected = y * r + d
-    return corrected if counted is None else jnp.where(_shown(y, x, counted), corrected, 0)
+    """The tangent of y."""
+    map = Map(_pushed_forward, _pulled_back, form, (jax.typeof(y),))
+    return linear(map, (x, scale, counted, *rows), tangents)[0]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _deviation(
+def _pushed_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
+    """The tangent of y: the projection of dx, and what the parameters' tangents add."""
+    x, scale, counted, *parts = residuals
+    dx, dmean, dpower, dscale, dbias = tangents
+    rows = Rows(*parts)
+    gain, shown = rows.gain(form), _shown(form, x, rows.mean, rows.gain(form), counted)
+    along = dpower / 2
+    if not form.given:
+        sums = _summed(form._replace(features=()), x, dx, rows, None, counted, counted, _PROJECTING)
+        of_x, dmean = _averages(form, sums.along, sums.total, rows.count)
+        along = along + of_x
+    dy = _projected(form, x, dx, rows, along, dmean, None, counted, shown, shown)
+    if scale is not None:
+        dy = dy * form.expand(scale, x)
+    if dscale is not None:
+        dy = dy + _standard(form, x, rows.mean, gain, rows.d, counted) * form.expand(dscale, x)
+    if dbias is not None:
+        dy = dy + form.expand(dbias, x)
+    return [dy.astype(x.dtype)]
+
+
+def _pulled_back(
+    form: Form, residuals: Any, cotangents: Any, wanted: Sequence[bool]
+) -> list[jax.Array | None]:
+    """The cotangents of x, the given mean, var + epsilon, the scale and the bias."""
+    x, scale, counted, *parts = residuals
+    (g,) = cotangents
+    rows = Rows(*parts)
+    if jnp.iscomplexobj(x):  # the projection of the conjugate is the transpose
+        g, scale = jnp.conj(g), scale if scale is None else jnp.conj(scale)
+    of_x, of_mean, of_power, of_scale, of_bias = wanted
+    own = not form.given
+    if own and not of_power and rows.r is None and form.scope.axis_name is None:
+        view = form.view(x, counted)
+        if view is not None:
+            return _pulled_back_at_once(form, view, x, g, rows, scale, wanted)
+    shown = _shown(form, x, rows.mean, rows.gain(form), counted)
+    need = Sums(of_power or (own and of_x), of_mean or (own and of_x), of_scale, of_bias)
+    sums = _summed(form, x, g, rows, scale, counted, shown, need)
+    along = total = None
+    if own and of_x:
+        along, total = _averages(form, sums.along, sums.total, rows.count)
+    gain, rstd = rows.gain(form), rows.rstd(form)
+    found = [
+        _backward(form, x, g, rows, along, total, scale, counted, shown) if of_x else None,
+        -gain * sums.total if of_mean else None,
+        -gain.real * (rstd * (rstd * sums.along)) / 2 if of_power else None,
+        sums.dscale,
+        sums.dbias,
+    ]
+    return [part if part is None else jnp.conj(part) for part in found]
+
+
+class Sums(NamedTuple):
+    """What the derivative sums, or which of it.
+
+    Attributes:
+        along: Re sum(conj(x - mean) * scale * g) of each statistic.
+        total: sum(scale * g) of each statistic.
+        dscale: sum(conj((x - mean) * gain + d) * g) of each feature.
+        dbias: sum(g) of each feature.
+    """
+
+    along: Any
+    total: Any
+    dscale: Any
+    dbias: Any
+
+
+_PROJECTING = Sums(along=True, total=True, dscale=False, dbias=False)
+
+
+def _summed(
+    form: Form,
     x: jax.Array,
-    m: Shifted,
+    g: jax.Array,
+    rows: Rows,
+    scale: jax.Array | None,
     counted: jax.Array | None,
-    scope: Scope,
-    form: _Form,
-) -> tuple[jax.Array, jax.Array]:
-    """x - mean and 1 / sqrt(var + epsilon), whose derivative is that of the own moments of `x`."""
-    mean = scope.spread(m.mean)
-    x = x.astype(mean.dtype)
-    difference = {
-        "plain": lambda: x - mean,
-        "negated": lambda: x + -mean,
-        "halved": lambda: 2 * (x / 2 - mean / 2),
-    }[form]()
-    return difference, _rstd(m, scope)
+    over: jax.Array | None,
+    wanted: Sums,
+) -> Sums:
+    """The sums on this device over where `over` is true, in one pass."""
+    wanted = wanted._replace(total=wanted.total and not form.scope.about_zero)
+    if not any(wanted):
+        return Sums(None, None, None, None)
+    operands = (x, g, rows.mean, rows.gain(form), rows.d, scale)
+    view = form.view(x, counted) if g.dtype == x.dtype else None
+    if view is None:
+        return Sums(*_plainly_summed((form, wanted), *operands, counted, over))
+    row = (form.scope.kept_shape(x), rows.mean.dtype)
+    every = Sums(row, row, form.parameter(x), form.parameter(x))
+    results = tuple(part if want else None for part, want in zip(every, wanted, strict=True))
+    operation = Operation("jaxnorm_sums", _plainly_summed, (form, wanted), view, results)
+    return Sums(*run(operation, *operands))
 
 
-@_deviation.defjvp
-def _deviation_jvp(
-    scope: Scope, form: _Form, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    x, m, counted = primals
-    dx, dm, _ = tangents
-    deviation, rstd = _deviation(x, m, counted, scope, form)
-    sums = scope.sums(counted, *_products(deviation, dx, scope))
-    along_x, *mean_dx = scope.averages(sums, m.count)
-    drstd = -rstd * (rstd * (rstd * (along_x.real + scope.spread(dm.power / 2))))
-    return (deviation, rstd), (dx.astype(deviation.dtype) - sum(mean_dx), drstd)
+def _plainly_summed(
+    form_and_wanted: tuple[Form, Sums],
+    x: jax.Array,
+    g: jax.Array,
+    mean: jax.Array,
+    gain: jax.Array,
+    shift: jax.Array | None,
+    scale: jax.Array | None,
+    counted: jax.Array | None = None,
+    over: jax.Array | None = None,
+) -> list[jax.Array | None]:
+    form, wanted = form_and_wanted
+    scope = form.scope
+    g = only(over, g.astype(mean.dtype))
+    along_x = only(over, jnp.conj(_deviation(form, x, mean, counted)) * g)
+    gain, shift = scope.members(gain), None if shift is None else scope.members(shift)
+    if set(form.features) & set(scope.reduced):
+        others, axes = _axes.other_axes(x.ndim, form.features), scope.reduced
+        gain = jnp.expand_dims(gain, axes)
+        shift = None if shift is None else jnp.expand_dims(shift, axes)
+    else:  # the sums of each channel are all that is needed of x and g
+        g, along_x = jnp.sum(g, scope.reduced), jnp.sum(along_x, scope.reduced)
+        features = [_axes.kept_axis(axis, scope.reduced) for axis in form.features]
+        others, axes = _axes.other_axes(g.ndim, features), ()
+    by_feature = 1 if scale is None else jnp.expand_dims(scale, others)
+
+    def of_statistic(part: jax.Array) -> jax.Array:
+        return scope.grouped(jnp.sum(part, axes))
+
+    def of_feature(part: jax.Array) -> jax.Array:
+        return jnp.sum(part, others)
+
+    moved = along_x * gain if shift is None else along_x * gain + g * jnp.conj(shift)
+    return [
+        of_statistic((by_feature * along_x).real) if wanted.along else None,
+        of_statistic(by_feature * g) if wanted.total else None,
+        of_feature(moved) if wanted.dscale else None,
+        of_feature(g) if wanted.dbias else None,
+    ]
 
 
-def _rstd(m: Shifted, scope: Scope) -> jax.Array:
-    """1 / sqrt(var + epsilon), and 0 where nothing counts or nothing varies and epsilon is 0."""
-    count, power = scope.spread(m.count), scope.spread(m.power)
-    if scope.positive:
-        return jax.lax.rsqrt(power)
-    nothing = (count == 0) | (power == 0)
-    return jnp.where(nothing, 0, jax.lax.rsqrt(jnp.where(nothing, 1, power)))
+def _averages(
+    form: Form, along: jax.Array, total: jax.Array | None, count: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """The means over all devices that the sums make, in one collective."""
+    scope, values = form.scope, jnp.maximum(count, 1)
+    parts = [along] if total is None else [along.astype(total.dtype), total]
+    if scope.axis_name is not None:
+        parts = list(sum_over(parts, scope.axis_name, scope.axis_index_groups))
+    along = parts[0].real / values
+    return along, None if total is None else parts[1] / values.astype(parts[1].dtype)
 
 
-def _products(deviation: jax.Array, dx: jax.Array, scope: Scope) -> tuple[jax.Array, ...]:
-    """What the derivative averages: conj(x - mean) * dx, and dx where there is a mean."""
-    dx = dx.astype(deviation.dtype)
-    along_x = jnp.conj(deviation) * dx
-    return (along_x,) if scope.about_zero else (along_x, dx)
+def _projected(
+    form: Form,
+    x: jax.Array,
+    g: jax.Array,
+    rows: Rows,
+    along: jax.Array | None,
+    total: jax.Array | None,
+    scale: jax.Array | None,
+    counted: jax.Array | None,
+    shown: jax.Array | None,
+    moving: jax.Array | None,
+) -> jax.Array:
+    """gain * (scale * g - total - (x - mean) * rstd^2 * along).
+
+    The first term is where the value is shown, the others are where it moves the moments.
+    """
+    operands = (x, g, rows.mean, rows.gain(form), rows.rstd(form), along, total, scale)
+    return _plainly_projected(form, *operands, counted, shown, moving)
+
+
+def _plainly_projected(
+    form: Form,
+    x: jax.Array,
+    g: jax.Array,
+    mean: jax.Array,
+    gain: jax.Array,
+    rstd: jax.Array,
+    along: jax.Array | None,
+    total: jax.Array | None,
+    scale: jax.Array | None,
+    counted: jax.Array | None = None,
+    shown: jax.Array | None = None,
+    moving: jax.Array | None = None,
+) -> jax.Array:
+    spread = form.scope.spread
+    v = g.astype(mean.dtype)
+    v = only(shown, v if scale is None else v * form.expand(scale, x))
+    if total is not None:
+        v = v - only(moving, spread(total) + jnp.zeros_like(v))
+    if along is not None:
+        slope = spread((rstd * (rstd * along)).astype(mean.dtype))
+        v = v - only(moving, _deviation(form, x, mean, counted) * slope)
+    return spread(gain) * v
+
+
+def _backward(
+    form: Form,
+    x: jax.Array,
+    g: jax.Array,
+    rows: Rows,
+    along: jax.Array | None,
+    total: jax.Array | None,
+    scale: jax.Array | None,
+    counted: jax.Array | None,
+    shown: jax.Array | None,
+) -> jax.Array:
+    """The projection in the dtype of `x`."""
+    operands = (x, g, rows.mean, rows.gain(form), rows.rstd(form), along, total, scale)
+    view = form.view(x, counted)
+    if view is None:
+        dx = _plainly_projected(form, *operands, counted, shown, counted)
+        return dx.astype(x.dtype)
+    results = ((x.shape, x.dtype),)
+    operation = Operation("jaxnorm_backward", _plainly_backward, form, view, results)
+    return cast(jax.Array, run(operation, *operands)[0])
+
+
+def _plainly_backward(form: Form, x: jax.Array, *operands: Any) -> list[jax.Array]:
+    return [_plainly_projected(form, x, *operands).astype(x.dtype)]
+
+
+def _pulled_back_at_once(
+    form: Form,
+    view: View,
+    x: jax.Array,
+    g: jax.Array,
+    rows: Rows,
+    scale: jax.Array | None,
+    wanted: Sequence[bool],
+) -> list[jax.Array | None]:
+    """The cotangents where one device has all and nothing but x, scale and bias is moved."""
+    of_x, _, _, of_scale, of_bias = wanted
+    results = (
+        (x.shape, x.dtype),
+        form.parameter(x) if of_scale else None,
+        form.parameter(x) if of_bias else None,
+    )
+    need = Sums(True, True, of_scale, of_bias)
+    operation = Operation(
+        "jaxnorm_backward_fused",
+        _plainly_pulled_back,
+        (form, need),
+        view,
+        results,
+        (("about_zero", form.scope.about_zero),),
+    )
+    epsilon = jnp.zeros((), rows.power.dtype)  # power has it
+    dx, dscale, dbias = run(operation, x, g, rows.mean, rows.power, scale, epsilon)
+    return [dx if of_x else None, None, None, dscale, dbias]
+
+
+def _plainly_pulled_back(
+    form_and_need: tuple[Form, Sums],
+    x: jax.Array,
+    g: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array | None,
+    epsilon: jax.Array,
+) -> list[jax.Array | None]:
+    form, need = form_and_need
+    count = count_of(form.scope, x)
+    rows = Rows(count, mean, var + epsilon)
+    need = need._replace(total=not form.scope.about_zero)
+    sums = Sums(*_plainly_summed((form, need), x, g, mean, rows.gain(form), None, scale))
+    along, total = _averages(form, sums.along, sums.total, count)
+    dx = _projected(form, x, g, rows, along, total, scale, None, None, None)
+    return [dx.astype(x.dtype), sums.dscale, sums.dbias]

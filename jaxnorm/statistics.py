@@ -9,23 +9,20 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
-from jaxnorm.arrays import (
-    everywhere,
-    explicit_spec,
-    full_without,
-    only,
-    repeat_groups,
-    split_groups,
-)
+from jaxnorm.arrays import everywhere, full_without, only, repeat_groups, split_groups
+from jaxnorm.kernels.linear import Map
+from jaxnorm.kernels.linear import apply as linear
+from jaxnorm.kernels.native import Operation, has_native, run
+from jaxnorm.kernels.view import View, view_of
 
-_STRIDE = 8  # positions a sample
 _SMALL = 16.0  # the unit of squares: float32 then holds those of 1e-18
 
 
@@ -39,6 +36,63 @@ class Moments(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     mean: jax.Array
     var: jax.Array
+
+
+class Scope(NamedTuple):
+    """What the moments of an input are taken over (hashable).
+
+    Attributes:
+        reduced: canonical axes of the input.
+        channel, group_size: also the groups of this many channels, if more than one.
+        about_zero: the mean is 0 by definition.
+        axis_name, axis_index_groups: mapped axes over which they are merged.
+    """
+
+    reduced: tuple[int, ...]
+    channel: int = 0
+    group_size: int = 1
+    about_zero: bool = False
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+
+    def members(self, part: jax.Array) -> jax.Array:
+        """A statistic of each group, given to its channels."""
+        if self.group_size == 1:
+            return part
+        return repeat_groups(part, self.kept_channel, self.group_size)
+
+    def spread(self, part: jax.Array) -> jax.Array:
+        """A statistic, so that it broadcasts to the input."""
+        return jnp.expand_dims(self.members(part), self.reduced)
+
+    def grouped(self, part: jax.Array) -> jax.Array:
+        """The sum over each group of what was summed over the axes `reduced`."""
+        if self.group_size == 1:
+            return part
+        return jnp.sum(
+            split_groups(part, self.kept_channel, self.group_size), self.kept_channel + 1
+        )
+
+    def sum(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+        """The sum over what counts on this device."""
+        return self.grouped(jnp.sum(only(counted, x), self.reduced))
+
+    def view(self, x: jax.Array, features: tuple[int, ...] = ()) -> View | None:
+        """How the kernels see the input, None where they cannot."""
+        view = view_of(x.shape, self.reduced, features, self.channel, self.group_size)
+        return view if has_native(x, view) else None
+
+    def kept_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """The shape of the statistics."""
+        shape = list(x.shape)
+        if self.group_size > 1:
+            shape[self.channel] //= self.group_size
+        return tuple(shape[axis] for axis in _axes.other_axes(x.ndim, self.reduced))
+
+    @property
+    def kept_channel(self) -> int:
+        """Where the channel axis stands once the axes `reduced` are gone."""
+        return _axes.kept_axis(self.channel, self.reduced)
 
 
 def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
@@ -68,57 +122,108 @@ def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -
         >>> print(m.count, m.mean, m.var)
         3.0 3.0 4.6666665
     """
-    x, reduced, counted = _prepared(x, axis, where)
-    count = _count(x, reduced, counted)
-    center = jax.lax.stop_gradient(_center(x, count, reduced, counted))
-    m = _about(jnp.expand_dims(center, reduced), x, count, reduced, counted)
-    return m._replace(mean=center + m.mean)
+    x = _axes.as_input(x)
+    counted = _axes.as_mask(where, x.shape)
+    return measure(x, Scope(_axes.canonical_axes(x.ndim, axis)), counted)
 
 
-def mean_square(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
-    """As `moments`, but about zero: the mean is 0 and the variance sum(|x|^2) / n."""
-    x, reduced, counted = _prepared(x, axis, where)
-    count = _count(x, reduced, counted)
-    square = jnp.sum(_squared(x, _SMALL), reduced) / jnp.maximum(count, 1)
-    return Moments(count, jnp.zeros(square.shape, x.dtype), square / _SMALL**2)
+def measure(x: jax.Array, scope: Scope, counted: jax.Array | None = None) -> Moments:
+    """The moments of `x` over `scope` on this device, of what counts.
 
-
-def group_moments(
-    x: ArrayLike,
-    axis: _axes.Axes,
-    channel: int,
-    group_size: int,
-    *,
-    where: ArrayLike | None = None,
-) -> Moments:
-    """As `moments`, over `axis` and over groups of consecutive channels.
-
-    The channels are measured one by one about the center of their group, and merged.
-
-    Args:
-        axis: the axes to measure over beside the channels.
-        channel: the axis of the channels, in [0, x.ndim).
-        group_size: channels in a group.
-
-    Returns:
-        `Moments` of the shape of `x` without `axis`, with the groups in place of the channels.
+    About zero, the mean is 0 and the variance sum(|x|^2) / n.
     """
-    if group_size == 1:
-        return moments(x, axis, where=where)
-    x, reduced, counted = _prepared(x, axis, where)
-    at = _axes.kept_axis(channel, reduced)
+    count = count_of(scope, x, counted)
+    mean, var = _measured(x, count, counted, scope)
+    return Moments(count, mean, var)
 
-    def merged(m: Moments) -> Moments:
-        return merge_moments_axis(
-            Moments(*(split_groups(part, at, group_size) for part in m)), at + 1
-        )
 
-    count = _count(x, reduced, counted)
-    rough = Moments(count, _center(x, count, reduced, counted), jnp.zeros_like(count))
-    center = jax.lax.stop_gradient(merged(rough).mean)
-    centers = jnp.expand_dims(repeat_groups(center, at, group_size), reduced)
-    m = merged(_about(centers, x, count, reduced, counted))
-    return m._replace(mean=center + m.mean)
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _measured(
+    x: jax.Array, count: jax.Array, counted: jax.Array | None, scope: Scope
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance."""
+    view = scope.view(x) if counted is None else None
+    if view is None:
+        return plainly_measured(scope, x, count, counted)
+    dtype = _axes.statistics_dtype(x.dtype)
+    row = (scope.kept_shape(x), dtype)
+    operation = Operation(
+        "jaxnorm_measure",
+        plainly_measured,
+        scope,
+        view,
+        results=(row, row),
+        attributes=(("about_zero", scope.about_zero),),
+    )
+    mean, var = run(operation, x)
+    return cast(jax.Array, mean), cast(jax.Array, var)
+
+
+def plainly_measured(
+    scope: Scope,
+    x: jax.Array,
+    count: jax.Array | None = None,
+    counted: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    count = count_of(scope, x, counted) if count is None else count
+    values = jnp.maximum(count, 1)
+    x = only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
+    if scope.about_zero:
+        square = scope.sum(_squared(x, _SMALL)) / values
+        return jnp.zeros(square.shape, x.dtype), square / _SMALL**2
+    center = scope.sum(x * scope.spread(1 / values).astype(x.dtype))  # no sum can overflow
+    unit = _unit(center)
+    deviation = x - scope.spread(center)
+    correction = scope.sum(deviation, counted) / values.astype(x.dtype)
+    square = scope.sum(_squared(deviation, scope.spread(unit)), counted) / values
+    return center + correction, _less(square, _squared(correction, unit)) / unit**2
+
+
+@_measured.defjvp
+def _measured_jvp(
+    scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """The mean moves by E[dx], the variance by 2 Re E[conj(x - mean) dx]."""
+    x, count, counted = primals
+    mean, var = _measured(x, count, counted, scope)
+    return (mean, var), moved_moments(scope, x, count, counted, mean, var, tangents[0])
+
+
+def moved_moments(
+    scope: Scope,
+    x: jax.Array,
+    count: jax.Array,
+    counted: jax.Array | None,
+    mean: jax.Array,
+    var: jax.Array,
+    dx: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """The tangents of the mean and the variance."""
+    map = Map(_moved, _moved_by, scope, (jax.typeof(mean), jax.typeof(var)))
+    return tuple(linear(map, (x, count, counted, mean), (dx,)))
+
+
+def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
+    x, count, counted, mean = residuals
+    deviation = x.astype(mean.dtype) - scope.spread(mean)
+    dx = tangents[0].astype(mean.dtype)
+    values = jnp.maximum(count, 1)
+    dmean = scope.sum(dx, counted) / values.astype(mean.dtype)
+    dvar = 2 * scope.sum((jnp.conj(deviation) * dx).real, counted) / values
+    return [jnp.zeros_like(dmean) if scope.about_zero else dmean, dvar]
+
+
+def _moved_by(scope: Scope, residuals: Any, cotangents: Any, wanted: Any) -> list[jax.Array | None]:
+    x, count, counted, mean = residuals
+    of_mean, of_var = cotangents
+    values = jnp.maximum(count, 1)
+    g = jnp.zeros_like(x, mean.dtype)
+    if of_mean is not None and not scope.about_zero:
+        g = g + scope.spread(of_mean / values.astype(mean.dtype))
+    if of_var is not None:
+        slope = scope.spread((2 * of_var / values).astype(mean.dtype))
+        g = g + jnp.conj(x.astype(mean.dtype) - scope.spread(mean)) * slope
+    return [only(counted, g).astype(x.dtype)]
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -189,64 +294,13 @@ def is_finite(m: Moments) -> jax.Array:
     return jnp.isfinite(m.mean) & jnp.isfinite(m.var)
 
 
-def _prepared(
-    x: ArrayLike, axis: _axes.Axes, where: ArrayLike | None
-) -> tuple[jax.Array, tuple[int, ...], jax.Array | None]:
-    """Checked arguments: the counted values in the statistics' dtype, 0 for the others."""
-    x = _axes.as_input(x)
-    counted = _axes.as_mask(where, x.shape)
-    values = only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
-    return values, _axes.canonical_axes(x.ndim, axis), counted
-
-
-def _count(x: jax.Array, reduced: tuple[int, ...], counted: jax.Array | None) -> jax.Array:
+def count_of(scope: Scope, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
     """How many values count, in the shape of the statistics."""
-    dtype = _axes.real_dtype(x.dtype)
+    dtype = _axes.real_dtype(_axes.statistics_dtype(x.dtype))
     if counted is None:
-        number = _axes.values_per_channel(x.shape, reduced)
-        return full_without(x, reduced, number, dtype)
-    return jnp.sum(everywhere(counted, x), reduced, dtype=dtype)
-
-
-def _center(
-    x: jax.Array, count: jax.Array, reduced: tuple[int, ...], counted: jax.Array | None
-) -> jax.Array:
-    """A value near the mean: the mean of one in eight positions, or of all.
-
-    The mean square about the mean of a fraction f of the values is at most 1 + 1 / f times the
-    variance, so one pass about it loses no more than a digit. The positions are taken from an axis
-    that is unlikely to be split over devices, and not the contiguous one.
-    """
-    if counted is not None:
-        number = _axes.values_per_channel(x.shape, reduced)
-        return _mean(x, reduced) * (number / jnp.maximum(count, 1)).astype(x.dtype)
-    inner = [
-        axis
-        for axis in reduced[1:]
-        if axis < x.ndim - 1
-        and isinstance(x.shape[axis], int)  # not the symbol of an exported program
-        and x.shape[axis] >= 2 * _STRIDE
-        and not explicit_spec(x)[axis]
-    ]
-    return _mean(jax.lax.slice_in_dim(x, 0, None, _STRIDE, inner[0]) if inner else x, reduced)
-
-
-def _about(
-    center: jax.Array,
-    x: jax.Array,
-    count: jax.Array,
-    reduced: tuple[int, ...],
-    counted: jax.Array | None,
-) -> Moments:
-    """The moments of x - center in one pass, precise where `center` is near the mean.
-
-    The two sums subtract in two ways, because XLA's CPU backend writes out what they share.
-    """
-    values, unit = jnp.maximum(count, 1), _unit(center)
-    mean = jnp.sum(only(counted, x - center), reduced) / values.astype(x.dtype)
-    square = jnp.sum(_squared(only(counted, x + -center), unit), reduced) / values
-    unit = jnp.squeeze(unit, reduced)
-    return Moments(count, mean, _less(square, _squared(mean, unit)) / unit**2)
+        number = _axes.values_per_channel(x.shape, scope.reduced)
+        return scope.grouped(full_without(x, scope.reduced, number, dtype))
+    return scope.grouped(jnp.sum(everywhere(counted, x), scope.reduced, dtype=dtype))
 
 
 def _unit(center: jax.Array) -> jax.Array:
@@ -267,16 +321,8 @@ def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
     return (x.real * unit) ** 2 + (x.imag * unit) ** 2
 
 
-def _mean(x: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
-    """sum(x) / n, divided first, so that the sum of large values cannot overflow."""
-    return jnp.sum(x * (1 / max(_axes.values_per_channel(x.shape, reduced), 1)), reduced)
-
-
 def _less(square: jax.Array, correction: jax.Array) -> jax.Array:
-    """square - correction, and 0 where only their rounding differs; what overflows stays so.
-
-    Without a comparison, XLA fuses the whole of a layer normalization into one kernel.
-    """
+    """square - correction, and 0 where only their rounding differs; what overflows stays so."""
     rounding = 8 * float(jnp.finfo(square.dtype).eps)
     zero = 0 * correction  # NaN where it is not finite
     return jnp.maximum(square - correction - rounding * correction, zero)
