@@ -7,6 +7,7 @@
 
 #include "moments.h"
 #include "strip.h"
+#include "vector.h"
 
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
@@ -58,43 +59,37 @@ inline void in_short_runs(const Wide& wide, Add add, Drain drain) {
 }
 
 template <class T, int kRows>
-inline void add_deviations(const T* x, int64_t stride, int64_t width,
-                           const Real<T>* __restrict center, Real<T>* __restrict deviations,
-                           Real<T>* __restrict squares) {
-  Real<T> buffer[kRows][kStrip];
-  const Real<T>* rows[kRows];
-  for (int i = 0; i < kRows; ++i) rows[i] = read(x + i * stride, width, buffer[i]);
-  for (int64_t j = 0; j < width; ++j) {
-    Real<T> sum = 0, square = 0;
-    for (int i = 0; i < kRows; ++i) {
-      const Real<T> deviation = rows[i][j] - center[j];
+inline void add_deviations(const T* x, int64_t stride, int64_t width, const Real<T>* center,
+                           Real<T>* deviations, Real<T>* squares) {
+  each_value<Real<T>>(width, [&](auto at) {
+    const auto about = at(center);
+    auto sum = at(x) - about;
+    auto square = (sum * kUnit<Real<T>>)*(sum * kUnit<Real<T>>);
+    for (int row = 1; row < kRows; ++row) {
+      const auto deviation = at(x + row * stride) - about;
       sum += deviation;
       square += (deviation * kUnit<Real<T>>)*(deviation * kUnit<Real<T>>);
     }
-    deviations[j] += sum;
-    squares[j] += square;
-  }
+    at.put(deviations, at(deviations) + sum);
+    at.put(squares, at(squares) + square);
+  });
 }
 
 template <class T, int kRows>
-inline void add_products(const T* x, const T* g, int64_t stride, int64_t width,
-                         const Real<T>* __restrict mean, Real<T>* __restrict along,
-                         Real<T>* __restrict total) {
-  Real<T> buffer[2][kRows][kStrip];
-  const Real<T>*xs[kRows], *gs[kRows];
-  for (int i = 0; i < kRows; ++i) {
-    xs[i] = read(x + i * stride, width, buffer[0][i]);
-    gs[i] = read(g + i * stride, width, buffer[1][i]);
-  }
-  for (int64_t j = 0; j < width; ++j) {
-    Real<T> product = 0, sum = 0;
-    for (int i = 0; i < kRows; ++i) {
-      product += gs[i][j] * (xs[i][j] - mean[j]);
-      sum += gs[i][j];
+inline void add_products(const T* x, const T* g, int64_t stride, int64_t width, const Real<T>* mean,
+                         Real<T>* along, Real<T>* total) {
+  each_value<Real<T>>(width, [&](auto at) {
+    const auto about = at(mean);
+    auto sum = at(g);
+    auto product = sum * (at(x) - about);
+    for (int row = 1; row < kRows; ++row) {
+      const auto cotangent = at(g + row * stride);
+      sum += cotangent;
+      product += cotangent * (at(x + row * stride) - about);
     }
-    along[j] += product;
-    total[j] += sum;
-  }
+    at.put(along, at(along) + product);
+    at.put(total, at(total) + sum);
+  });
 }
 
 template <class Real>
@@ -107,16 +102,13 @@ inline void repeat(Real* columns, const Wide& wide) {
 template <class T>
 inline void rough_center(const T* x, const Wide& wide, Real<T>* center) {
   const int64_t rows = smaller(wide.rows, kCenterRows);
-  Real<T> buffer[kStrip], first[kStrip], sum[kStrip];
-  clear(sum, wide.width());
-  const Real<T>* row = read(x, wide.width(), buffer);
-  for (int64_t j = 0; j < wide.width(); ++j) first[j] = row[j];
-  for (int64_t r = 1; r < rows; ++r) {
-    row = read(x + r * wide.stride, wide.width(), buffer);
-    for (int64_t j = 0; j < wide.width(); ++j) sum[j] += row[j] - first[j];
-  }
   const Real<T> share = Real<T>{1} / static_cast<Real<T>>(rows);
-  for (int64_t j = 0; j < wide.width(); ++j) center[j] = first[j] + sum[j] * share;
+  each_value<Real<T>>(wide.width(), [&](auto at) {
+    const auto first = at(x);
+    auto sum = first - first;
+    for (int64_t row = 1; row < rows; ++row) sum += at(x + row * wide.stride) - first;
+    at.put(center, first + sum * share);
+  });
 }
 
 template <class T>
@@ -154,7 +146,7 @@ struct Columns {
 
     for (int64_t j = 0; j < wide.width(); ++j) {
       const double count = static_cast<double>(wide.rows + (j < wide.tail));
-      const Moments m = moments_about(center[j], {deviation[j], square[j]}, count, call.about_zero);
+      const Moments m = moments_about(center[j], deviation[j], square[j], count, call.about_zero);
       deviation[j] = m.mean;
       square[j] = m.m2;
     }
@@ -225,13 +217,9 @@ struct Columns {
     if (wide.tail > 0) apply_row(x + end, y + end, wide.tail, mean, gain, shift);
   }
 
-  static void apply_row(const T* x, T* y, int64_t width, const R* __restrict mean,
-                        const R* __restrict gain, const R* __restrict shift) {
-    R from[kStrip], to[kStrip];
-    const R* __restrict in = read(x, width, from);
-    R* __restrict out = target(y, to);
-    for (int64_t j = 0; j < width; ++j) out[j] = (in[j] - mean[j]) * gain[j] + shift[j];
-    write(out, width, y);
+  static void apply_row(const T* x, T* y, int64_t width, const R* mean, const R* gain,
+                        const R* shift) {
+    each_value<R>(width, [&](auto at) { at.put(y, (at(x) - at(mean)) * at(gain) + at(shift)); });
   }
 
   // along += sum(scale * g * (x - mean)), total += sum(scale * g) of each group;
@@ -308,17 +296,11 @@ struct Columns {
     if (wide.tail > 0) row(wide.rows * wide.stride, wide.tail);
   }
 
-  static void backward_row(const T* x, const T* g, T* dx, int64_t width, const R* __restrict mean,
-                           const R* __restrict gain, const R* __restrict slope,
-                           const R* __restrict level) {
-    R from_x[kStrip], from_g[kStrip], to[kStrip];
-    const R* __restrict in = read(x, width, from_x);
-    const R* __restrict cotangent = read(g, width, from_g);
-    R* __restrict out = target(dx, to);
-    for (int64_t j = 0; j < width; ++j) {
-      out[j] = gain[j] * cotangent[j] - (in[j] - mean[j]) * slope[j] - level[j];
-    }
-    write(out, width, dx);
+  static void backward_row(const T* x, const T* g, T* dx, int64_t width, const R* mean,
+                           const R* gain, const R* slope, const R* level) {
+    each_value<R>(width, [&](auto at) {
+      at.put(dx, at(gain) * at(g) - (at(x) - at(mean)) * at(slope) - at(level));
+    });
   }
 
   static void parameters(const Call&, const Box&, int64_t, const Strip<R>*, const BackwardSums&) {}

@@ -1,13 +1,10 @@
-// Reading and writing blocks of each dtype: the arithmetic is in float, or double for double.
+// The dtypes of an input, and what one value is in float (double for double), where arithmetic is
+// done.
 #ifndef JAXNORM_DTYPE_H_
 #define JAXNORM_DTYPE_H_
 
 #include <cstdint>
 #include <cstring>
-
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
 
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
@@ -30,111 +27,67 @@ struct Statistics<double> {
 template <class T>
 using Real = typename Statistics<T>::type;
 
-constexpr int64_t kBlock = 1024;  // values converted at once, which stay in the first-level cache
-
-static inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
+template <class To, class From>
+inline To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bits are kept");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
 
-static inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+// The conversions, for one value and for vectors of them: Word holds uint32_t, Float holds float.
+// They work on bits where arithmetic would meet a subnormal float, which a thread may flush to
+// zero.
+
+template <class Float, class Word>
+inline Float float_of_bfloat16(const Word& bits) {
+  return bits_as<Float>(bits << 16);
+}
+
+template <class Word, class Float>
+inline Word bfloat16_of_float(const Float& value) {  // to nearest, ties to even; NaN stays NaN
+  const Word bits = bits_as<Word>(value);
+  const Word rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const Word quiet = bits | 0x400000u;
+  return (value != value ? quiet : rounded) >> 16;
+}
+
+template <class Float, class Word>
+inline Float float_of_float16(const Word& bits) {
+  const Word sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+  const Word normal = (magnitude << 13) + (112u << 23);
+  const Word special = (magnitude << 13) | (255u << 23);
+  // The float 1/2 counts in units of the smallest half.
+  const Word subnormal = bits_as<Word>(bits_as<Float>(magnitude + 0x3f000000u) - 0.5f);
+  const Word finite = magnitude < 0x400u ? subnormal : normal;
+  return bits_as<Float>((magnitude >= 0x7c00u ? special : finite) | sign);
+}
+
+template <class Word, class Float>
+inline Word float16_of_float(const Float& value) {  // to nearest, ties to even; NaN stays NaN
+  const Word bits = bits_as<Word>(value), magnitude = bits & 0x7fffffffu;
+  const Word normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  const Word subnormal = bits_as<Word>(bits_as<Float>(magnitude) + 0.5f) - 0x3f000000u;
+  const Word finite = magnitude < (113u << 23) ? subnormal : normal;
+  const Word infinite = (magnitude & 0u) + 0x7c00u, nan = infinite | 0x200u;
+  const Word special = magnitude > 0x7f800000u ? nan : infinite;
+  return (magnitude >= 0x477ff000u ? special : finite) | ((bits >> 16) & 0x8000u);
 }
 
 static inline double widened(double value) { return value; }
 static inline float widened(float value) { return value; }
-static inline float widened(bfloat16 value) { return float_of(uint32_t{value.bits} << 16); }
-
-static inline float widened(float16 value) {
-  const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t normal = (magnitude << 13) + (112u << 23);
-  const uint32_t special = (magnitude << 13) | (255u << 23);
-  const uint32_t subnormal =
-      bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
-  const uint32_t bits = magnitude < 0x400u ? subnormal : magnitude >= 0x7c00u ? special : normal;
-  return float_of(bits | sign);
+static inline float widened(bfloat16 value) {
+  return float_of_bfloat16<float>(uint32_t{value.bits});
 }
+static inline float widened(float16 value) { return float_of_float16<float>(uint32_t{value.bits}); }
 
-// To the nearest, ties to even; NaN stays NaN.
+static inline void narrow(double value, double& narrowed) { narrowed = value; }
+static inline void narrow(float value, float& narrowed) { narrowed = value; }
 static inline void narrow(float value, bfloat16& narrowed) {
-  const uint32_t bits = bits_of(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const uint32_t nan = (bits >> 16) | 0x40u;
-  narrowed.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+  narrowed.bits = static_cast<uint16_t>(bfloat16_of_float<uint32_t>(value));
 }
-
 static inline void narrow(float value, float16& narrowed) {
-  const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
-  // Adding 1/2 leaves the multiple of 2^-24 in the low bits.
-  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t narrow = magnitude >= 0x477ff000u   ? special
-                          : magnitude < (113u << 23) ? subnormal
-                                                     : normal;
-  narrowed.bits = static_cast<uint16_t>(narrow | ((bits >> 16) & 0x8000u));
-}
-
-template <class T>
-inline void widen(const T* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
-}
-
-template <class T>
-inline void narrow(const float* from, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) narrow(from[i], to[i]);
-}
-
-#ifdef __F16C__
-template <>
-inline void widen(const float16* from, int64_t n, float* to) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
-  }
-  for (; i < n; ++i) to[i] = widened(from[i]);
-}
-
-template <>
-inline void narrow(const float* from, int64_t n, float16* to) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
-  }
-  for (; i < n; ++i) narrow(from[i], to[i]);
-}
-#endif
-
-// The values themselves where they need no conversion, else a copy in `buffer`.
-template <class T>
-inline const Real<T>* read(const T* from, int64_t n, Real<T>* buffer) {
-  if constexpr (sizeof(T) == sizeof(Real<T>)) {
-    return from;
-  } else {
-    widen(from, n, buffer);
-    return buffer;
-  }
-}
-
-// Where to compute values, and their conversion from there.
-template <class T>
-inline Real<T>* target(T* to, Real<T>* buffer) {
-  if constexpr (sizeof(T) == sizeof(Real<T>)) {
-    return to;
-  } else {
-    return buffer;
-  }
-}
-
-template <class T>
-inline void write(const Real<T>* buffer, int64_t n, T* to) {
-  if constexpr (sizeof(T) != sizeof(Real<T>)) narrow(buffer, n, to);
+  narrowed.bits = static_cast<uint16_t>(float16_of_float<uint32_t>(value));
 }
 
 }  // namespace JAXNORM_ISA

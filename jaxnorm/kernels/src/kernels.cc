@@ -268,6 +268,7 @@ struct Operations {
     const Partition& p = call.partition;
     const bool sums_only = call.operation == Operation::sums;
     R gain[kBatch][kStrip];
+    double along[kStrip], total[kStrip];
     Strip<R> strips[kBatch];
     Box box = strip_box(call.view, p, bundle.a0, bundle.strip);
     const BackwardSums parameters = parameter_sums(call, bundle.row, box);
@@ -276,7 +277,7 @@ struct Operations {
       for (int64_t i = 0; i < batch; ++i) {
         box.a = first + i;
         strips[i] = statistics_of(call, box, gain[i]);
-        double along[kStrip] = {}, total[kStrip] = {};
+        for (int64_t group = 0; group < box.groups(); ++group) along[group] = total[group] = 0;
         for (int64_t chunk = 0; chunk < chunks_of(p); ++chunk) {
           Layout::sums(call, chunk_box(call.view, p, box.a, bundle.strip, chunk), strips[i],
                        {along, total, parameters.scale, parameters.bias});

@@ -14,11 +14,6 @@ inline namespace JAXNORM_ISA {
 template <class Real>
 constexpr Real kUnit = sizeof(Real) == sizeof(float) ? 16 : 1;
 
-// The sums of x - center and of its square in short runs, drained into double.
-struct Sums {
-  double deviation = 0, square = 0;
-};
-
 // One set of values: mean and m2 = sum((x - mean)^2).
 struct Moments {
   double mean, m2;
@@ -27,11 +22,12 @@ struct Moments {
 static inline double not_negative(double square) { return square < 0 ? 0 : square; }  // NaN stays
 
 template <class Real>
-inline Moments moments_about(Real center, const Sums& sums, double count, bool about_zero) {
+inline Moments moments_about(Real center, double deviation, double square, double count,
+                             bool about_zero) {
   constexpr double unit = 1.0 / (double{kUnit<Real>} * kUnit<Real>);
-  if (about_zero) return {0, sums.square * unit};
-  const double correction = sums.deviation / count;
-  return {center + correction, not_negative(sums.square * unit - sums.deviation * correction)};
+  if (about_zero) return {0, square * unit};
+  const double correction = deviation / count;
+  return {center + correction, not_negative(square * unit - deviation * correction)};
 }
 
 // Merges `count` values of every set with `more` others.

@@ -4,88 +4,38 @@
 
 #include "moments.h"
 #include "strip.h"
+#include "vector.h"
 
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 64;
-#elif defined(__AVX__)
-constexpr int kLanes = 32;
-#else
-constexpr int kLanes = 16;
-#endif
-constexpr int kFewLanes = 8;           // for what is left of a row
-constexpr int64_t kCenterValues = 32;  // at least so many values make the center of a row
-constexpr int64_t kCenterShare = 16;   // and one in so many
+constexpr int64_t kShortRow = 128;    // values: the first of them is near enough to their mean
+constexpr int64_t kCenterShare = 16;  // of a longer row, the mean of one in so many
 
-// Two sums over i < n of what terms(i, first, second) adds, each in kLanes short runs.
-template <class Real, int kWidth, class Terms>
-inline int64_t sum_in_lanes(int64_t begin, int64_t n, Terms terms, double& first, double& second) {
-  Real firsts[kWidth] = {}, seconds[kWidth] = {};
-  int64_t i = begin;
-  for (; i + kWidth <= n; i += kWidth) {
-    for (int k = 0; k < kWidth; ++k) terms(i + k, firsts[k], seconds[k]);
-  }
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) {
-      firsts[k] += firsts[k + half];
-      seconds[k] += seconds[k + half];
-    }
-  }
-  first += firsts[0];
-  second += seconds[0];
-  return i;
-}
-
-template <class Real, class Terms>
-inline void sum_two(int64_t n, Terms terms, double& first, double& second) {
-  int64_t i = sum_in_lanes<Real, kLanes>(0, n, terms, first, second);
-  if (i + kFewLanes <= n) i = sum_in_lanes<Real, kFewLanes>(i, n, terms, first, second);
-  Real firsts = 0, seconds = 0;
-  for (; i < n; ++i) terms(i, firsts, seconds);
-  first += firsts;
-  second += seconds;
-}
-
-// Calls each(first, values) for blocks that stay in the cache.
-template <class Each>
-inline void in_blocks(int64_t n, Each each) {
-  for (int64_t i = 0; i < n; i += kBlock) each(i, smaller(kBlock, n - i));
-}
-
+// The mean of the first values: see columns.h.
 template <class T>
 inline Real<T> rough_center(const T* x, int64_t n) {
-  const int64_t values = smaller(n, smaller(kBlock, larger(kCenterValues, n / kCenterShare)));
-  Real<T> buffer[kBlock];
-  const Real<T>* row = read(x, values, buffer);
   const Real<T> first = widened(*x);
-  double sum = 0, unused = 0;
-  sum_two<Real<T>>(
-      values, [&](int64_t i, Real<T>& s, Real<T>&) { s += row[i] - first; }, sum, unused);
-  return static_cast<Real<T>>(first + sum / static_cast<double>(values));
+  if (n <= kShortRow) return first;
+  const int64_t values = n / kCenterShare;
+  TwoSums sums;
+  sum_values<Real<T>>(values, sums, [&](auto at, auto& sum, auto&) { sum += at(x) - first; });
+  return static_cast<Real<T>>(first + sums.first / static_cast<double>(values));
 }
 
 template <class T>
 inline Moments measure_row(const T* x, int64_t n, bool about_zero) {
   const Real<T> center = about_zero ? Real<T>{0} : rough_center(x, n);
-  Sums sums;
-  in_blocks(n, [&](int64_t first, int64_t values) {
-    Real<T> buffer[kBlock];
-    const Real<T>* row = read(x + first, values, buffer);
-    sum_two<Real<T>>(
-        values,
-        [&](int64_t i, Real<T>& deviations, Real<T>& squares) {
-          const Real<T> deviation = row[i] - center;
-          deviations += deviation;
-          squares += (deviation * kUnit<Real<T>>)*(deviation * kUnit<Real<T>>);
-        },
-        sums.deviation, sums.square);
+  TwoSums sums;
+  sum_values<Real<T>>(n, sums, [&](auto at, auto& deviations, auto& squares) {
+    const auto deviation = at(x) - center;
+    deviations += deviation;
+    squares += (deviation * kUnit<Real<T>>)*(deviation * kUnit<Real<T>>);
   });
-  return moments_about(center, sums, static_cast<double>(n), about_zero);
+  return moments_about(center, sums.first, sums.second, static_cast<double>(n), about_zero);
 }
 
-// What the two layouts of long groups share: how they are measured and cut into rows.
+// What the two layouts of long groups share: how they are measured.
 template <class T>
 struct LongGroups {
   static void measure(const Call& call, const Box& box, double* mean, double* m2) {
@@ -107,118 +57,137 @@ template <class T>
 struct Elementwise : LongGroups<T> {
   using R = Real<T>;
 
+  // Calls each(offset, group, first parameter) for the rows of the box, of box.length() values.
   template <class Each>
   static void for_each_row(const Call& call, const Box& box, Each each) {
     for (int64_t r = box.r0; r < box.r1; ++r) {
       for (int64_t group = 0; group < box.groups(); ++group) {
         const int64_t at = offset_of(call.view, call.partition, box.a, r, box.g0 + group);
-        in_blocks(box.length(), [&](int64_t first, int64_t values) {
-          const int64_t l = box.l0 + first;
-          each(at + l, group, group * call.partition.length + l, values);
-        });
+        each(at + box.l0, group, group * call.partition.length + box.l0);
       }
     }
   }
 
   static void apply(const Call& call, const Box& box, const Strip<R>& strip) {
-    for_each_row(call, box, [&](int64_t at, int64_t group, int64_t parameter, int64_t n) {
-      R from[kBlock], to[kBlock];
-      const R* __restrict x = read(static_cast<const T*>(call.x) + at, n, from);
-      R* __restrict y = target(static_cast<T*>(call.y) + at, to);
-      const R* __restrict scale = strip.scale + parameter, * __restrict bias =
-                                                               strip.bias + parameter;
+    for_each_row(call, box, [&](int64_t offset, int64_t group, int64_t parameter) {
+      const T* x = static_cast<const T*>(call.x) + offset;
+      T* y = static_cast<T*>(call.y) + offset;
+      const R *scale = strip.scale + parameter, *bias = strip.bias + parameter;
       const R mean = strip.mean[group], gain = strip.gain[group];
       const R shift = value_or(strip.shift, group, R{0});
-      for (int64_t i = 0; i < n; ++i) y[i] = ((x[i] - mean) * gain + shift) * scale[i] + bias[i];
-      write(y, n, static_cast<T*>(call.y) + at);
+      each_value<R>(box.length(), [&](auto at) {
+        at.put(y, ((at(x) - mean) * gain + shift) * at(scale) + at(bias));
+      });
     });
   }
 
   static void sums(const Call& call, const Box& box, const Strip<R>& strip,
                    const BackwardSums& sums) {
-    for_each_row(call, box, [&](int64_t at, int64_t group, int64_t parameter, int64_t n) {
-      R from_x[kBlock], from_g[kBlock];
-      const R* x = read(static_cast<const T*>(call.x) + at, n, from_x);
-      const R* g = read(static_cast<const T*>(call.g) + at, n, from_g);
+    for_each_row(call, box, [&](int64_t offset, int64_t group, int64_t parameter) {
+      const T *x = static_cast<const T*>(call.x) + offset,
+              *g = static_cast<const T*>(call.g) + offset;
       const R* scale = strip.scale + parameter;
       const R mean = strip.mean[group];
-      sum_two<R>(
-          n,
-          [&](int64_t i, R& along, R& total) {
-            const R scaled = scale[i] * g[i];
-            along += scaled * (x[i] - mean);
-            total += scaled;
-          },
-          sums.along[group], sums.total[group]);
+      TwoSums row;
+      sum_values<R>(box.length(), row, [&](auto at, auto& along, auto& total) {
+        const auto scaled = at(scale) * at(g);
+        along += scaled * (at(x) - mean);
+        total += scaled;
+      });
+      sums.along[group] += row.first;
+      sums.total[group] += row.second;
     });
   }
 
   static void backward(const Call& call, const Box& box, const Strip<R>& strip) {
-    for_each_row(call, box, [&](int64_t at, int64_t group, int64_t parameter, int64_t n) {
-      R from_x[kBlock], from_g[kBlock], to[kBlock];
-      const R* __restrict x = read(static_cast<const T*>(call.x) + at, n, from_x);
-      const R* __restrict g = read(static_cast<const T*>(call.g) + at, n, from_g);
-      R* __restrict dx = target(static_cast<T*>(call.y) + at, to);
-      const R* __restrict scale = strip.scale + parameter;
+    for_each_row(call, box, [&](int64_t offset, int64_t group, int64_t parameter) {
+      const T *x = static_cast<const T*>(call.x) + offset,
+              *g = static_cast<const T*>(call.g) + offset;
+      T* dx = static_cast<T*>(call.y) + offset;
+      const R* scale = strip.scale + parameter;
       const Projection<R> of = projection_of(strip, group);
-      for (int64_t i = 0; i < n; ++i) {
-        dx[i] = of.gain * (scale[i] * g[i]) - (x[i] - of.mean) * of.slope - of.level;
-      }
-      write(dx, n, static_cast<T*>(call.y) + at);
+      each_value<R>(box.length(), [&](auto at) {
+        at.put(dx, of.gain * (at(scale) * at(g)) - (at(x) - of.mean) * of.slope - of.level);
+      });
     });
   }
 
-  // scale += sum(g * ((x - mean) * gain + shift)), bias += sum(g), down the rows of consecutive a,
-  // whose strips follow each other.
-  static void parameters(const Call& call, const Box& first, int64_t count, const Strip<R>* strips,
+  // scale += sum(g * ((x - mean) * gain + shift)), bias += sum(g), down the rows of `count`
+  // consecutive a, which have a strip each.
+  static void parameters(const Call& call, const Box& box, int64_t count, const Strip<R>* strips,
                          const BackwardSums& sums) {
     if (sums.scale == nullptr) return;
-    const int64_t rows = first.r1 - first.r0, all = count * rows;
-    for (int64_t group = 0; group < first.groups(); ++group) {
-      in_blocks(first.length(), [&](int64_t begin, int64_t n) {
-        R scale[kBlock], bias[kBlock];
-        for (int64_t done = 0; done < all; done += kTogether) {
-          const int64_t together = smaller(kTogether, all - done);
-          for (int64_t i = 0; i < n; ++i) scale[i] = bias[i] = 0;
-          for (int64_t row = done; row < done + together; ++row) {
-            const int64_t a = row / rows, r = first.r0 + row % rows;
-            const int64_t at =
-                offset_of(call.view, call.partition, first.a + a, r, first.g0 + group) + first.l0;
-            add_row(call, at + begin, n, strips[a], group, scale, bias);
-          }
-          const int64_t l = group * call.partition.length + first.l0 + begin;
-          add_to_parameters(call.view.T, l, n, scale, bias, sums);
+    const int64_t rows = box.r1 - box.r0, all = count * rows;
+    for (int64_t group = 0; group < box.groups(); ++group) {
+      for (int64_t row = 0; row < all;) {
+        const int64_t n = smaller(kTogether, all - row);
+        Row down[kTogether];
+        for (int64_t i = 0; i < n; ++i) {
+          down[i] = row_of_parameters(call, box, strips, group, row + i);
         }
-      });
+        const int64_t first = group * call.partition.length + box.l0;
+        if (n == kTogether) {
+          add_rows<kTogether>(down, first, call.view.T, box.length(), sums);
+        } else {
+          for (int64_t i = 0; i < n; ++i) {
+            add_rows<1>(down + i, first, call.view.T, box.length(), sums);
+          }
+        }
+        row += n;
+      }
     }
   }
 
  private:
-  static constexpr int64_t kTogether = 4;
+  static constexpr int kTogether = 4;
 
-  static void add_row(const Call& call, int64_t at, int64_t n, const Strip<R>& strip, int64_t group,
-                      R* __restrict scale, R* __restrict bias) {
-    R from_x[kBlock], from_g[kBlock];
-    const R* __restrict x = read(static_cast<const T*>(call.x) + at, n, from_x);
-    const R* __restrict g = read(static_cast<const T*>(call.g) + at, n, from_g);
-    const R mean = strip.mean[group], gain = strip.gain[group];
-    const R shift = value_or(strip.shift, group, R{0});
-    for (int64_t i = 0; i < n; ++i) {
-      scale[i] += g[i] * ((x[i] - mean) * gain + shift);
-      bias[i] += g[i];
+  struct Row {
+    const T *x, *g;
+    R mean, gain, shift;
+  };
+
+  static Row row_of_parameters(const Call& call, const Box& box, const Strip<R>* strips,
+                               int64_t group, int64_t row) {
+    const int64_t rows = box.r1 - box.r0, a = row / rows;
+    const int64_t offset = box.l0 + offset_of(call.view, call.partition, box.a + a,
+                                              box.r0 + row % rows, box.g0 + group);
+    return {static_cast<const T*>(call.x) + offset, static_cast<const T*>(call.g) + offset,
+            strips[a].mean[group], strips[a].gain[group], value_or(strips[a].shift, group, R{0})};
+  }
+
+  template <int kRows>
+  static void add_rows(const Row* of, int64_t first, int64_t repeats, int64_t n,
+                       const BackwardSums& sums) {
+    Row rows[kRows];  // a copy that no store can change
+    for (int row = 0; row < kRows; ++row) rows[row] = of[row];
+    R scale[kBlock], bias[kBlock];
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t values = smaller(kBlock, n - begin);
+      each_value<R>(values, [&](auto at) {
+        auto total = at(rows[0].g + begin);
+        auto along =
+            total * ((at(rows[0].x + begin) - rows[0].mean) * rows[0].gain + rows[0].shift);
+        for (int row = 1; row < kRows; ++row) {
+          const auto g = at(rows[row].g + begin);
+          total += g;
+          along +=
+              g * ((at(rows[row].x + begin) - rows[row].mean) * rows[row].gain + rows[row].shift);
+        }
+        at.put(scale, along);
+        at.put(bias, total);
+      });
+      add_to(sums.scale, first + begin, repeats, scale, values);
+      add_to(sums.bias, first + begin, repeats, bias, values);
     }
   }
 
-  static void add_to_parameters(int64_t repeats, int64_t first, int64_t n, const R* scale,
-                                const R* bias, const BackwardSums& sums) {
+  static constexpr int64_t kBlock = 1024;
+
+  static void add_to(double* sums, int64_t first, int64_t repeats, const R* values, int64_t n) {
     if (repeats == 1) {
-      for (int64_t i = 0; i < n; ++i) sums.scale[first + i] += scale[i];
-      for (int64_t i = 0; i < n; ++i) sums.bias[first + i] += bias[i];
-      return;
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      sums.scale[(first + i) / repeats] += scale[i];
-      sums.bias[(first + i) / repeats] += bias[i];
+      for (int64_t i = 0; i < n; ++i) sums[first + i] += values[i];
+    } else {
+      for (int64_t i = 0; i < n; ++i) sums[(first + i) / repeats] += values[i];
     }
   }
 };
@@ -246,62 +215,48 @@ struct Runs : LongGroups<T> {
   }
 
   static void apply(const Call& call, const Box& box, const Strip<R>& strip) {
-    for_each_run(call, box, [&](int64_t at, int64_t group, int64_t parameter, int64_t n) {
+    for_each_run(call, box, [&](int64_t offset, int64_t group, int64_t parameter, int64_t n) {
+      const T* x = static_cast<const T*>(call.x) + offset;
+      T* y = static_cast<T*>(call.y) + offset;
       const R scale = value_or(strip.scale, parameter, R{1});
       const R mean = strip.mean[group], gain = strip.gain[group] * scale;
       const R shift =
           value_or(strip.shift, group, R{0}) * scale + value_or(strip.bias, parameter, R{0});
-      in_blocks(n, [&](int64_t first, int64_t values) {
-        R from[kBlock], to[kBlock];
-        const R* __restrict x = read(static_cast<const T*>(call.x) + at + first, values, from);
-        R* __restrict y = target(static_cast<T*>(call.y) + at + first, to);
-        for (int64_t i = 0; i < values; ++i) y[i] = (x[i] - mean) * gain + shift;
-        write(y, values, static_cast<T*>(call.y) + at + first);
-      });
+      each_value<R>(n, [&](auto at) { at.put(y, (at(x) - mean) * gain + shift); });
     });
   }
 
   static void sums(const Call& call, const Box& box, const Strip<R>& strip,
                    const BackwardSums& sums) {
-    for_each_run(call, box, [&](int64_t at, int64_t group, int64_t parameter, int64_t n) {
-      double along = 0, total = 0;
+    for_each_run(call, box, [&](int64_t offset, int64_t group, int64_t parameter, int64_t n) {
+      const T *x = static_cast<const T*>(call.x) + offset,
+              *g = static_cast<const T*>(call.g) + offset;
       const R mean = strip.mean[group];
-      in_blocks(n, [&](int64_t first, int64_t values) {
-        R from_x[kBlock], from_g[kBlock];
-        const R* x = read(static_cast<const T*>(call.x) + at + first, values, from_x);
-        const R* g = read(static_cast<const T*>(call.g) + at + first, values, from_g);
-        sum_two<R>(
-            values,
-            [&](int64_t i, R& products, R& cotangents) {
-              products += g[i] * (x[i] - mean);
-              cotangents += g[i];
-            },
-            along, total);
+      TwoSums run;
+      sum_values<R>(n, run, [&](auto at, auto& along, auto& total) {
+        const auto cotangent = at(g);
+        along += cotangent * (at(x) - mean);
+        total += cotangent;
       });
       const double scale = value_or(strip.scale, parameter, R{1});
-      sums.along[group] += scale * along;
-      sums.total[group] += scale * total;
+      sums.along[group] += scale * run.first;
+      sums.total[group] += scale * run.second;
       if (sums.scale == nullptr) return;
       const double shift = value_or(strip.shift, group, R{0});
-      sums.scale[parameter] += strip.gain[group] * along + shift * total;
-      sums.bias[parameter] += total;
+      sums.scale[parameter] += strip.gain[group] * run.first + shift * run.second;
+      sums.bias[parameter] += run.second;
     });
   }
 
   static void backward(const Call& call, const Box& box, const Strip<R>& strip) {
-    for_each_run(call, box, [&](int64_t at, int64_t group, int64_t parameter, int64_t n) {
+    for_each_run(call, box, [&](int64_t offset, int64_t group, int64_t parameter, int64_t n) {
+      const T *x = static_cast<const T*>(call.x) + offset,
+              *g = static_cast<const T*>(call.g) + offset;
+      T* dx = static_cast<T*>(call.y) + offset;
       const Projection<R> of = projection_of(strip, group);
       const R gain = of.gain * value_or(strip.scale, parameter, R{1});
-      in_blocks(n, [&](int64_t first, int64_t values) {
-        R from_x[kBlock], from_g[kBlock], to[kBlock];
-        const R* __restrict x = read(static_cast<const T*>(call.x) + at + first, values, from_x);
-        const R* __restrict g = read(static_cast<const T*>(call.g) + at + first, values, from_g);
-        R* __restrict dx = target(static_cast<T*>(call.y) + at + first, to);
-        for (int64_t i = 0; i < values; ++i) {
-          dx[i] = gain * g[i] - (x[i] - of.mean) * of.slope - of.level;
-        }
-        write(dx, values, static_cast<T*>(call.y) + at + first);
-      });
+      each_value<R>(
+          n, [&](auto at) { at.put(dx, gain * at(g) - (at(x) - of.mean) * of.slope - of.level); });
     });
   }
 
