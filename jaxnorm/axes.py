@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 Axes = int | Sequence[int]
@@ -137,9 +136,9 @@ def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, finite: bool = True
 ) -> None:
     """A real number in [low, high], by default finite; of a traced one the kind alone."""
-    if isinstance(value, jax.Array | np.ndarray):
-        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-        if value.ndim > 0 or not real:
+    if hasattr(value, "dtype"):
+        kinds = (jnp.floating, jnp.integer)
+        if value.ndim > 0 or not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
             raise TypeError(
                 f"{name} must be one real number, got an array of shape {value.shape} and dtype "
                 f"{value.dtype}"

@@ -26,7 +26,9 @@ from jaxnorm.arrays import (
 )
 
 _STRIDE = 8  # positions a sample
-_SMALL = 16.0  # the unit of squares: float32 then holds those of 1e-18
+# Deviations are squared in these units: float32 then holds the squares of those of 1e-18.
+_UNIT = 16.0
+_MERGED_UNIT = 512.0  # of means, which lie closer together and are fewer
 
 
 class Moments(NamedTuple):
@@ -79,8 +81,8 @@ def mean_square(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = Non
     """As `moments`, but about zero: the mean is 0 and the variance sum(|x|^2) / n."""
     x, reduced, counted = _prepared(x, axis, where)
     count = _count(x, reduced, counted)
-    square = jnp.sum(_squared(x, _SMALL), reduced) / jnp.maximum(count, 1)
-    return Moments(count, jnp.zeros(square.shape, x.dtype), square / _SMALL**2)
+    square = jnp.sum(_squared(x, _UNIT), reduced) / jnp.maximum(count, 1)
+    return Moments(count, jnp.zeros(square.shape, x.dtype), square / _UNIT**2)
 
 
 def group_moments(
@@ -175,7 +177,7 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
     share = weight.astype(mean.dtype)
 
     (center,) = jax.lax.stop_gradient(sums(share * mean))
-    unit = _unit(center)
+    unit = _unit(center, _MERGED_UNIT)
     deviation = jnp.where(seen, mean - center, 0)
     correction, within, between = sums(
         share * deviation, weight * (var * unit**2), weight * _squared(deviation, unit)
@@ -242,22 +244,22 @@ def _about(
 
     The two sums subtract in two ways, because XLA's CPU backend writes out what they share.
     """
-    values, unit = jnp.maximum(count, 1), _unit(center)
+    values, unit = jnp.maximum(count, 1), _unit(center, _UNIT)
     mean = jnp.sum(only(counted, x - center), reduced) / values.astype(x.dtype)
     square = jnp.sum(_squared(only(counted, x + -center), unit), reduced) / values
     unit = jnp.squeeze(unit, reduced)
     return Moments(count, mean, _less(square, _squared(mean, unit)) / unit**2)
 
 
-def _unit(center: jax.Array) -> jax.Array:
+def _unit(center: jax.Array, unit: float) -> jax.Array:
     """The unit in which deviations from a center are squared, a power of two.
 
     About a huge center the mere rounding of a deviation has a square that overflows, so the unit
     is small there: a constant then has variance 0, and only a variance that overflows is infinite.
     """
     huge = 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2)
-    unit = jnp.where(jnp.abs(center) < huge, _SMALL, 1 / huge)
-    return unit.astype(_axes.real_dtype(center.dtype))
+    units = jnp.where(jnp.abs(center) < huge, unit, 1 / huge)
+    return units.astype(_axes.real_dtype(center.dtype))
 
 
 def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
