@@ -22,6 +22,7 @@ and in the call
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -154,7 +155,8 @@ class GhostBatchNorm(BatchNorm):
     """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts.
+    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts. `init` takes a batch of any
+    size, as one ghost.
 
     Attributes:
         ghost_size: examples in a ghost; exclusive with `num_ghosts`.
@@ -168,7 +170,8 @@ class GhostBatchNorm(BatchNorm):
         >>> from jaxnorm.linen import GhostBatchNorm
         >>> norm = GhostBatchNorm(use_running_average=False, ghost_size=2)
         >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
-        >>> y, _ = norm.init_with_output(jax.random.key(0), x)
+        >>> variables = norm.init(jax.random.key(0), x)
+        >>> y, _ = norm.apply(variables, x, mutable=["batch_stats"])
         >>> print(y[:, 0].round(3))
         [-1.  1. -1.  1.]
     """
@@ -179,6 +182,9 @@ class GhostBatchNorm(BatchNorm):
     def _function(self) -> Function:
         return _modules.ghost_batch_norm(self)
 
+        if self.is_initializing():
+            _axes.check_ghosts(self.num_ghosts, self.ghost_size)
+            return partial(jn.ghost_batch_norm, num_ghosts=1)
 
 class BatchRenorm(BatchNorm):
     """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.

@@ -68,6 +68,20 @@ def test_init_measures_but_does_not_update(name):
     chex.assert_trees_all_equal(variables["batch_stats"], fresh)
 
 
+@pytest.mark.parametrize("options", [{"ghost_size": 3}, {"num_ghosts": 3}, {"num_ghosts": 4}])
+@pytest.mark.parametrize("size", [1, 4])
+def test_init_needs_no_ghosts(options, size):
+    """Neither that they divide the batch nor that one has several values; training does."""
+    module = jnn.GhostBatchNorm(use_running_average=False, **options)
+    x = X[:size, 0, 0]
+    y, variables = module.init_with_output(KEY, x)
+    stats = jn.init_batch_stats(8)
+    chex.assert_trees_all_equal(variables["batch_stats"], stats)
+    np.testing.assert_allclose(y, jn.batch_norm(x, stats, train=size > 1)[0], atol=1e-6)
+    with pytest.raises(ValueError, match=r"does not divide|one value per channel"):
+        module.apply(variables, x, mutable=["batch_stats"])
+
+
 def test_init_takes_one_value_per_channel():
     variables = jnn.BatchNorm(use_running_average=False).init(KEY, jnp.ones((1, 3)))
     assert variables["batch_stats"]["mean"].shape == (3,)
@@ -141,7 +155,9 @@ def test_running_statistics_of_another_dtype():
         (jnn.BatchNorm(use_running_average=False, axis=4), "axis=4"),
         (jnn.BatchNorm(use_running_average=False, momentum=2.0), "momentum"),
         (jnn.GhostBatchNorm(use_running_average=False), "ghost_size"),
-        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=3), r"\[1, 2, 4\]"),
+        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=0), "ghost_size=0"),
+        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=2, num_ghosts=2), "exactly one"),
+        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=2, axis=0), "batch axis"),
         (jnn.GroupNorm(), "num_groups=32 does not divide the 8 channels"),
         (jnn.GroupNorm(group_size=4), "exactly one"),
         (jnn.InstanceNorm(feature_axes=0), "batch axis"),
