@@ -159,6 +159,7 @@ class BatchNorm(nnx.Module):
         evaluating = evaluating or self.frozen
         _axes.check_choice("update_stats", update_stats)
         features = _modules.feature_shape(x, self.axis, "axis")
+        self._check_momentum()
         variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
         stats = {key: _value(variable, features) for key, variable in variables.items()}
         x, (mean, var), parameters, dtype = _promoted(
@@ -183,6 +184,15 @@ class BatchNorm(nnx.Module):
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
+    def _check_momentum(self) -> None:
+        """The cumulative merge needs the count that `momentum=None` in the constructor makes."""
+        if self.momentum is None and not hasattr(self, "count"):
+            raise ValueError(
+                "momentum=None was set on a module that was built with another momentum and keeps "
+                "no count of what was merged; build it with momentum=None, or start a count, and "
+                "with it the statistics, here: module.count = nnx.BatchStat(jnp.zeros(()))"
+            )
+
         """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
 
         Args:

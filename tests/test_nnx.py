@@ -176,6 +176,21 @@ def test_a_wrong_module_says_what_would_work(make, message):
         make()
 
 
+@pytest.mark.parametrize("name", STATEFUL)
+def test_momentum_none_on_a_built_module_says_how_to_start_a_count(name):
+    norm = build(jnnx, name)
+    norm(100 * X)
+    norm.set_attributes(momentum=None)
+    with pytest.raises(ValueError, match=r"module\.count = nnx\.BatchStat\(jnp\.zeros\(\(\)\)\)"):
+        norm(X)
+    norm.count = nnx.BatchStat(jnp.zeros(()))
+    for batch in (X[:2], X[2:]):
+        norm(batch)
+    assert norm.count[...] == X[..., 0].size
+    near(norm.mean[...], X.mean((0, 1, 2)))
+    near(norm.var[...], X.var((0, 1, 2)))
+
+
 # promote_dtype
 
 
