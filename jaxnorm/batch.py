@@ -84,6 +84,7 @@ class _Layer(NamedTuple):
         )
 
 
+@_axes.mask_is_called("where")
 def batch_norm(
     x: ArrayLike,
     stats: _axes.BatchStats,
@@ -168,6 +169,7 @@ def batch_norm(
     return layer.standardized(m, scope), layer.updated(m)
 
 
+@_axes.mask_is_called("where")
 def ghost_batch_norm(
     x: ArrayLike,
     stats: _axes.BatchStats,
@@ -232,7 +234,7 @@ def ghost_batch_norm(
     if 0 in layer.channels:
         raise ValueError(
             f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
-            "ghosts; move the channels to another axis"
+            f"ghosts; move the channels to another axis. {_axes.BATCH_AXIS}"
         )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
@@ -261,6 +263,7 @@ def default_d_max(step: Any) -> jax.Array:
     )
 
 
+@_axes.mask_is_called("where")
 def batch_renorm(
     x: ArrayLike,
     stats: _axes.BatchStats,

@@ -99,6 +99,7 @@ class BatchNorm(nn.Module):
         return jn.init_batch_stats(shape, momentum=self.momentum, dtype=dtype)
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -110,6 +111,7 @@ class BatchNorm(nn.Module):
         evaluating = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
+        evaluating = _axes.as_choice("use_running_average", evaluating)
         evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         _axes.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
@@ -180,11 +182,11 @@ class GhostBatchNorm(BatchNorm):
     num_ghosts: int | None = None
 
     def _function(self) -> Function:
-        return _modules.ghost_batch_norm(self)
-
         if self.is_initializing():
             _axes.check_ghosts(self.num_ghosts, self.ghost_size)
             return partial(jn.ghost_batch_norm, num_ghosts=1)
+        return _modules.ghost_batch_norm(self)
+
 
 class BatchRenorm(BatchNorm):
     """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
@@ -258,6 +260,7 @@ class LayerNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(
@@ -305,6 +308,7 @@ class RMSNorm(nn.Module):
     scale_offset: float = 0.0
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(self, _modules.rms_norm(self), x, mask, _scale(self, features))
@@ -351,6 +355,7 @@ class GroupNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, -1)
         function = _modules.group_norm(self, self.num_groups, self.group_size)
@@ -395,6 +400,7 @@ class InstanceNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(

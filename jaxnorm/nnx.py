@@ -140,6 +140,7 @@ class BatchNorm(nnx.Module):
     def _init_stats(self) -> dict[str, jax.Array]:
         return jn.init_batch_stats(self.num_features, momentum=self.momentum)
 
+    @_axes.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -156,10 +157,10 @@ class BatchNorm(nnx.Module):
                 "or by nnx.view, or call train() or eval() of the model"
             ),
         )
-        evaluating = evaluating or self.frozen
+        evaluating = _axes.as_choice("use_running_average", evaluating) or self.frozen
         _axes.check_choice("update_stats", update_stats)
-        features = _modules.feature_shape(x, self.axis, "axis")
         self._check_momentum()
+        features = _modules.feature_shape(x, self.axis, "axis")
         variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
         stats = {key: _value(variable, features) for key, variable in variables.items()}
         x, (mean, var), parameters, dtype = _promoted(
@@ -183,7 +184,6 @@ class BatchNorm(nnx.Module):
                 variable.set_value(jax.lax.stop_gradient(_flat(new[key])))
         return y
 
-    def set_view(self, use_running_average: bool | None = None) -> None:
     def _check_momentum(self) -> None:
         """The cumulative merge needs the count that `momentum=None` in the constructor makes."""
         if self.momentum is None and not hasattr(self, "count"):
@@ -193,6 +193,7 @@ class BatchNorm(nnx.Module):
                 "with it the statistics, here: module.count = nnx.BatchStat(jnp.zeros(()))"
             )
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
         """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
 
         Args:
@@ -348,6 +349,7 @@ class LayerNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self, _modules.layer_norm(self), x, mask, self.feature_axes, self.scale, self.bias
@@ -412,6 +414,7 @@ class RMSNorm(nnx.Module):
         self.scale_offset = scale_offset
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(self, _modules.rms_norm(self), x, mask, self.feature_axes, self.scale)
 
@@ -480,6 +483,7 @@ class GroupNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self,
@@ -550,6 +554,7 @@ class InstanceNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self, _modules.instance_norm(self), x, mask, self.feature_axes, self.scale, self.bias

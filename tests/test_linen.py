@@ -236,6 +236,37 @@ def test_use_running_average_is_given_once():
         jnn.BatchNorm(use_running_average=True).apply(variables, X, use_running_average=True)
 
 
+@pytest.mark.parametrize("given", ["no", "", [True], 2, 0.5])
+def test_use_running_average_is_a_bool(given):
+    variables = jnn.BatchNorm(use_running_average=True).init(KEY, X)
+    with pytest.raises(TypeError, match=r"use_running_average must be a Python bool"):
+        jnn.BatchNorm().apply(variables, X, use_running_average=given)
+    with pytest.raises(TypeError, match=r"use_running_average must be a Python bool"):
+        jnn.BatchNorm(use_running_average=given).init(KEY, X)
+
+
+@pytest.mark.parametrize("yes", [True, 1, np.True_, jnp.ones((), bool)])
+def test_use_running_average_may_be_what_flax_takes(yes):
+    variables = jnn.BatchNorm(use_running_average=True).init(KEY, X)
+    y = jnn.BatchNorm().apply(variables, X, use_running_average=yes)
+    np.testing.assert_array_equal(y, X / jnp.sqrt(jnp.float32(1 + 1e-5)))
+
+
+def test_a_traced_use_running_average_says_what_to_do():
+    variables = jnn.BatchNorm(use_running_average=True).init(KEY, X)
+    with pytest.raises(TypeError, match=r"use_running_average.*under jit make it static"):
+        jax.jit(jnn.BatchNorm().apply)(variables, X, use_running_average=True)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", *SAMPLE])
+def test_where_is_called_mask_in_a_module(name):
+    options = {"num_groups": 2} if name == "GroupNorm" else {}
+    options |= {"use_running_average": True} if name == "BatchNorm" else {}
+    module = getattr(jnn, name)(**options)
+    with pytest.raises(TypeError, match=r"'where'.*here write mask=\.\.\."):
+        module.init(KEY, X, where=jnp.ones(X.shape, bool))
+
+
 def test_update_stats_is_a_python_bool():
     module = jnn.BatchNorm(use_running_average=False)
     with pytest.raises(TypeError, match="update_stats"):
