@@ -35,9 +35,9 @@ def mask_is_called(right: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def checked(*args: P.args, **options: P.kwargs) -> R:
             if wrong in options:
                 raise TypeError(
-                    f"{function.__qualname__} has no keyword {wrong!r}: a mask is given to "
-                    f"jaxnorm's functions as where=..., to its modules as mask=...; "
-                    f"here write {right}=..."
+                    f"{function.__qualname__}() got an unexpected keyword argument {wrong!r}: a "
+                    "mask is given to jaxnorm's functions as where=..., to its modules as "
+                    f"mask=...; here write {right}=..."
                 )
             return function(*args, **options)
 
@@ -231,7 +231,8 @@ def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None
     if not _broadcasts(where.shape, shape):
         missing = len(shape) - where.ndim
         of_first_axes = missing > 0 and _broadcasts(where.shape, shape[: where.ndim])
-        cure = f": mask[..., {', '.join(['None'] * missing)}]" if of_first_axes else ""
+        expanded = f"mask[..., {', '.join(['None'] * missing)}]"
+        cure = f"; a mask of the first axes is given as {expanded}" if of_first_axes else ""
         raise ValueError(
             f"the mask `where` has shape {where.shape}, which does not broadcast to the input's "
             f"{shape}; each of its axes, counted from the last, must be 1 or the input's{cure}"
@@ -327,10 +328,9 @@ def _part_size(
 
 def check_axis_index_groups(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) -> None:
     if not all(isinstance(name, Hashable) for name in axis_names(axis_name)):
-        names = tuple(axis_name) if isinstance(axis_name, Sequence) else "..."
         raise TypeError(
-            f"axis_name must be a name or a tuple of names, got {axis_name!r}; for example "
-            f"axis_name={names!r}"
+            f"axis_name must be a name or a tuple of names, got {axis_name!r}; give it for example "
+            "as 'i' or as ('i', 'j')"
         )
     if axis_name is None and axis_index_groups is not None:
         raise ValueError(

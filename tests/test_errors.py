@@ -164,7 +164,7 @@ DEVICES = itertools.chain(
     wrong(every_norm, ValueError, ["axis_index_groups", "axis_name"], axis_index_groups=[[0, 1]]),
     wrong(every_norm, ValueError, ["axis_name", "absent"], axis_name="absent"),
     wrong(every_norm, ValueError, ["absent"], axis_name=("absent", "missing")),
-    wrong(every_norm, TypeError, ["axis_name", "['i']", "('i',)"], axis_name=["i"]),
+    wrong(every_norm, TypeError, ["axis_name", "['i']", "tuple", "('i', 'j')"], axis_name=["i"]),
     wrong(every_norm, TypeError, ["axis_name", "(['i'],)"], axis_name=(["i"],)),
 )
 

@@ -267,6 +267,13 @@ def test_where_is_called_mask_in_a_module(name):
         module.init(KEY, X, where=jnp.ones(X.shape, bool))
 
 
+@pytest.mark.parametrize("name", ["BatchNorm", *SAMPLE])
+def test_a_scalar_is_an_error_that_says_what_is_needed(name):
+    options = {"use_running_average": True} if name == "BatchNorm" else {}
+    with pytest.raises(ValueError, match=r"scalar.*x\[None\]"):
+        getattr(jnn, name)(**options).init(KEY, 1.0)
+
+
 def test_update_stats_is_a_python_bool():
     module = jnn.BatchNorm(use_running_average=False)
     with pytest.raises(TypeError, match="update_stats"):

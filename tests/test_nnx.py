@@ -198,6 +198,12 @@ def test_use_running_average_may_be_what_flax_takes(yes):
 
 
 @pytest.mark.parametrize("name", FIVE)
+def test_a_scalar_is_an_error_that_says_what_is_needed(name):
+    with pytest.raises(ValueError, match=r"scalar.*x\[None\]"):
+        build(jnnx, name)(1.0)
+
+
+@pytest.mark.parametrize("name", FIVE)
 def test_where_is_called_mask_in_a_module(name):
     with pytest.raises(TypeError, match=r"'where'.*here write mask=\.\.\."):
         build(jnnx, name)(X, where=np.ones(X.shape, bool))
