@@ -31,7 +31,7 @@ def mask_is_called(right: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     wrong = "mask" if right == "where" else "where"
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
+        @functools.wraps(function, assigned=(*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
         def checked(*args: P.args, **options: P.kwargs) -> R:
             if wrong in options:
                 raise TypeError(
