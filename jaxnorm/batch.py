@@ -75,6 +75,7 @@ class _Layer(NamedTuple):
         return update(self.stats, m, momentum=self.momentum, skip_nonfinite=self.skip_nonfinite)
 
 
+@_axes.mask_is_called("where")
 def batch_norm(
     x: ArrayLike,
     stats: _axes.BatchStats,
@@ -162,6 +163,7 @@ def batch_norm(
     return layer.standardized(m, scope), layer.updated(m)
 
 
+@_axes.mask_is_called("where")
 def ghost_batch_norm(
     x: ArrayLike,
     stats: _axes.BatchStats,
@@ -226,7 +228,7 @@ def ghost_batch_norm(
     if 0 in layer.channels:
         raise ValueError(
             f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
-            "ghosts; move the channels to another axis"
+            f"ghosts; move the channels to another axis. {_axes.BATCH_AXIS}"
         )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
@@ -258,6 +260,7 @@ def _relaxed(step: Any, steps: tuple[float, float], limits: tuple[float, float])
     return jnp.interp(*(jnp.asarray(part, jnp.float32) for part in (step, steps, limits)))
 
 
+@_axes.mask_is_called("where")
 def batch_renorm(
     x: ArrayLike,
     stats: _axes.BatchStats,

@@ -15,6 +15,7 @@ from jaxnorm.standardize import Scope, standardize
 from jaxnorm.statistics import Moments, group_moments, mean_square, moments
 
 
+@_axes.mask_is_called("where")
 def layer_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -77,6 +78,7 @@ def layer_norm(
     )
 
 
+@_axes.mask_is_called("where")
 def rms_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -128,6 +130,7 @@ def rms_norm(
     )
 
 
+@_axes.mask_is_called("where")
 def group_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -200,6 +203,7 @@ def group_norm(
     )
 
 
+@_axes.mask_is_called("where")
 def instance_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,

@@ -43,6 +43,7 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
+@_axes.mask_is_called("where")
 def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
     r"""Count, mean and biased variance of `x` over `axis`.
 
