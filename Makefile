@@ -1,5 +1,6 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
 # make test    the tests (make test-slow: those that take long, of several processes)
+# make test-newest   the library's tests on Python 3.13 with the newest releases that pip finds
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
 #              (PART=speed, memory, precision, collectives or scaling, FULL=1 for more sizes)
 # make lint    style and types
@@ -10,7 +11,7 @@ STUDY ?= norms
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test test-slow bench lint clean
+.PHONY: study test test-slow test-newest newest-python bench lint clean
 
 study: $(VENV)/with-experiments
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
@@ -22,6 +23,26 @@ test: $(VENV)/with-experiments,test
 test-slow: $(VENV)/with-experiments,test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m slow
 
+# The library's tests are all but those that import the experiments.
+EXPERIMENTS_TESTS := $(foreach name,config data hosts parallel report train training,tests/test_$(name).py)
+LIBRARY_TESTS := jaxnorm $(filter-out $(EXPERIMENTS_TESTS),$(sort $(wildcard tests/test_*.py)))
+TESTS ?= $(LIBRARY_TESTS)
+NEWEST := .venv-newest
+NEWEST_PYTHON ?= $(shell for python in python3.13 "$$(pyenv prefix 3.13 2>/dev/null)/bin/python3.13"; do \
+	"$$python" -c '' 2>/dev/null && echo "$$python" && break; done)
+
+test-newest: $(NEWEST)/bin/python
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable
+	$(NEWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow' $(TESTS)
+
+$(NEWEST)/bin/python: | newest-python
+	$(NEWEST_PYTHON) -m venv $(NEWEST)
+
+newest-python:
+	@test -n "$(NEWEST_PYTHON)" || { echo "make test-newest needs Python 3.13, and there is neither" \
+	"a python3.13 nor one of pyenv: install one, or give NEWEST_PYTHON=its path" >&2; exit 1; }
+
 bench: $(VENV)/with-bench
 	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)
 
@@ -31,7 +52,7 @@ lint: $(VENV)/with-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 Axes = int | Sequence[int]
 AxisName = Hashable | tuple[Hashable, ...]
 AxisIndexGroups = Sequence[Sequence[int]] | None
 BatchStats = Mapping[str, jax.Array]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Flax's words, on which users' code may match.
+BATCH_AXIS = (
+    "The channel axes cannot include the leading dimension as this is assumed to be the batch axis."
+)
+
+
+def mask_is_called(right: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function that names the mask's keyword where it is given the other one."""
+    wrong = "mask" if right == "where" else "where"
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function, assigned=(*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
+        def checked(*args: P.args, **options: P.kwargs) -> R:
+            if wrong in options:
+                raise TypeError(
+                    f"{function.__qualname__}() got an unexpected keyword argument {wrong!r}: a "
+                    "mask is given to jaxnorm's functions as where=..., to its modules as "
+                    f"mask=...; here write {right}=..."
+                )
+            return function(*args, **options)
+
+        return checked
+
+    return decorated
 
 
 def canonical_axes(ndim: int, axes: Axes, name: str = "axis") -> tuple[int, ...]:
@@ -26,6 +53,11 @@ def canonical_axes(ndim: int, axes: Axes, name: str = "axis") -> tuple[int, ...]
         numbers_given = [operator.index(axis) for axis in given]
     except TypeError:
         raise TypeError(f"{name} must be an int or a sequence of ints, got {axes!r}") from None
+    if ndim == 0 and numbers_given:
+        raise ValueError(
+            f"{name}={axes!r} names an axis, but the input is a scalar, of shape (); give it at "
+            "least one axis, for example x[None]"
+        )
     for axis in numbers_given:
         if not -ndim <= axis < ndim:
             raise ValueError(
@@ -82,7 +114,7 @@ def sample_axes(
         raise ValueError(
             f"the channel axis of an input with {ndim} axes is axis 0, which is the batch axis "
             "here: each example of axis 0 is measured by itself; give the input a batch axis in "
-            "front, or choose another channel_axis"
+            f"front, or choose another channel_axis. {BATCH_AXIS}"
         )
     reduced = other_axes(ndim, (0,) if with_channels else (0, *channels))
     if not reduced:
@@ -102,6 +134,14 @@ def as_input(x: ArrayLike) -> jax.Array:
             "so convert it first, for example x.astype(jnp.float32)"
         )
     return x
+
+
+def check_inexact(name: str, dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"{name}={jnp.dtype(dtype).name} cannot hold statistics; give a floating or complex "
+            "dtype, for example jnp.float32"
+        )
 
 
 def statistics_dtype(dtype: Any) -> Any:
@@ -133,13 +173,23 @@ def is_at_least(value: Any, low: float) -> bool:
     return not is_traced(value) and float(value) >= low
 
 
+def as_choice(name: str, value: Any) -> bool:
+    """A choice of a module as a Python bool: as in Flax, of NumPy or JAX where it is known."""
+    if not is_traced(value) and getattr(value, "dtype", None) == jnp.bool_ and jnp.size(value) == 1:
+        return bool(value)
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    check_choice(name, value)
+    return cast(bool, value)
+
+
 def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, finite: bool = True
 ) -> None:
     """A real number in [low, high], by default finite; of a traced one the kind alone."""
-    if isinstance(value, jax.Array | np.ndarray):
-        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-        if value.ndim > 0 or not real:
+    if hasattr(value, "dtype"):
+        kinds = (jnp.floating, jnp.integer)
+        if value.ndim > 0 or not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
             raise TypeError(
                 f"{name} must be one real number, got an array of shape {value.shape} and dtype "
                 f"{value.dtype}"
@@ -196,16 +246,23 @@ def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None
     if where is None:
         return None
     where = jnp.asarray(where)
-    try:
-        fits = jnp.broadcast_shapes(where.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+    if not _broadcasts(where.shape, shape):
+        missing = len(shape) - where.ndim
+        of_first_axes = missing > 0 and _broadcasts(where.shape, shape[: where.ndim])
+        expanded = f"mask[..., {', '.join(['None'] * missing)}]"
+        cure = f"; a mask of the first axes is given as {expanded}" if of_first_axes else ""
         raise ValueError(
             f"the mask `where` has shape {where.shape}, which does not broadcast to the input's "
-            f"{shape}; each of its axes, counted from the last, must be 1 or the input's"
+            f"{shape}; each of its axes, counted from the last, must be 1 or the input's{cure}"
         )
     return where.astype(bool).reshape((1,) * (len(shape) - where.ndim) + where.shape)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def check_stats(
@@ -231,12 +288,19 @@ def check_stats(
         raise ValueError(
             f"the running statistics lack {missing}; they have the keys {sorted(stats)}; {cure}"
         )
-    for key in ("mean", "var"):
-        shape = jnp.shape(stats[key])
-        if shape != needed_shape:
+    also: dict[str, list[tuple[int, ...]]] = {"count": [(), needed_shape], "steps": [()]}
+    for key in needed:
+        if not hasattr(stats[key], "dtype"):
+            raise TypeError(
+                f"the running {key} must be an array, got {stats[key]!r}; convert it, for example "
+                f"jnp.asarray(stats[{key!r}]), or {cure}"
+            )
+        shape, shapes = stats[key].shape, also.get(key, [needed_shape])
+        if shape not in shapes:
             raise ValueError(
                 f"the running {key} has shape {shape}, but the {width} channels on the axes "
-                f"{tuple(channels)} of the input need {needed_shape}; check channel_axis, or {cure}"
+                f"{tuple(channels)} of the input need {' or '.join(map(str, shapes))}; "
+                f"check channel_axis, or {cure}"
             )
     if jnp.iscomplexobj(stats["mean"]) and jnp.isrealobj(x):
         raise TypeError(f"the running mean is complex, but the input is real; {cure}")
@@ -313,6 +377,11 @@ def _part_size(
 
 
 def check_axis_index_groups(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) -> None:
+    if not all(isinstance(name, Hashable) for name in axis_names(axis_name)):
+        raise TypeError(
+            f"axis_name must be a name or a tuple of names, got {axis_name!r}; give it for example "
+            "as 'i' or as ('i', 'j')"
+        )
     if axis_name is None and axis_index_groups is not None:
         raise ValueError(
             f"axis_index_groups={axis_index_groups!r} needs the axis_name that it divides"
@@ -350,7 +419,7 @@ def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) 
     return sizes.pop()
 
 
-def axis_names(axis_name: AxisName) -> tuple[Hashable, ...]:
+def axis_names(axis_name: AxisName | None) -> tuple[Hashable, ...]:
     """One name or several, as a tuple."""
     return cast(tuple[Hashable, ...], axis_name) if isinstance(axis_name, tuple) else (axis_name,)
 

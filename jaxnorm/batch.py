@@ -76,6 +76,7 @@ class _Layer(NamedTuple):
         return update(self.stats, m, momentum=self.momentum, skip_nonfinite=self.skip_nonfinite)
 
 
+@_axes.mask_is_called("where")
 def batch_norm(
     x: ArrayLike,
     stats: _axes.BatchStats,
@@ -163,6 +164,7 @@ def batch_norm(
     return y, layer.updated(layer.counted_over(m, members))
 
 
+@_axes.mask_is_called("where")
 def ghost_batch_norm(
     x: ArrayLike,
     stats: _axes.BatchStats,
@@ -227,7 +229,7 @@ def ghost_batch_norm(
     if 0 in layer.channels:
         raise ValueError(
             f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
-            "ghosts; move the channels to another axis"
+            f"ghosts; move the channels to another axis. {_axes.BATCH_AXIS}"
         )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
@@ -259,6 +261,7 @@ def _relaxed(step: Any, steps: tuple[float, float], limits: tuple[float, float])
     return jnp.interp(*(jnp.asarray(part, jnp.float32) for part in (step, steps, limits)))
 
 
+@_axes.mask_is_called("where")
 def batch_renorm(
     x: ArrayLike,
     stats: _axes.BatchStats,

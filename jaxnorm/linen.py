@@ -22,6 +22,7 @@ and in the call
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -107,6 +108,7 @@ class BatchNorm(nn.Module):
         return jn.init_batch_stats(shape, **options)
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -118,6 +120,7 @@ class BatchNorm(nn.Module):
         evaluating = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
+        evaluating = _axes.as_choice("use_running_average", evaluating)
         evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         _axes.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
@@ -168,7 +171,8 @@ class GhostBatchNorm(BatchNorm):
     """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts.
+    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts. `init` takes a batch of any
+    size, as one ghost.
 
     Attributes:
         ghost_size: examples in a ghost; exclusive with `num_ghosts`.
@@ -182,7 +186,8 @@ class GhostBatchNorm(BatchNorm):
         >>> from jaxnorm.linen import GhostBatchNorm
         >>> norm = GhostBatchNorm(use_running_average=False, ghost_size=2)
         >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
-        >>> y, _ = norm.init_with_output(jax.random.key(0), x)
+        >>> variables = norm.init(jax.random.key(0), x)
+        >>> y, _ = norm.apply(variables, x, mutable=["batch_stats"])
         >>> print(y[:, 0].round(3))
         [-1.  1. -1.  1.]
     """
@@ -191,6 +196,9 @@ class GhostBatchNorm(BatchNorm):
     num_ghosts: int | None = None
 
     def _function(self) -> Function:
+        if self.is_initializing():
+            _axes.check_ghosts(self.num_ghosts, self.ghost_size)
+            return partial(jn.ghost_batch_norm, num_ghosts=1)
         return _modules.ghost_batch_norm(self)
 
 
@@ -266,6 +274,7 @@ class LayerNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(
@@ -313,6 +322,7 @@ class RMSNorm(nn.Module):
     scale_offset: ArrayLike = 0.0
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(self, _modules.rms_norm(self), x, mask, _scale(self, features))
@@ -359,6 +369,7 @@ class GroupNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, -1)
         function = _modules.group_norm(self, self.num_groups, self.group_size)
@@ -403,6 +414,7 @@ class InstanceNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(

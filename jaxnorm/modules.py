@@ -63,7 +63,8 @@ def instance_norm(module: Any) -> Function:
 
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes that have parameters or statistics of their own."""
-    return tuple(x.shape[axis] for axis in _axes.channel_axes(x.ndim, axes, name))
+    channels = _axes.channel_axes(jnp.ndim(x), axes, name)
+    return tuple(x.shape[axis] for axis in channels)
 
 
 def result_dtype(dtype: Any, *arrays: Any) -> Any:

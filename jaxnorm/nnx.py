@@ -156,6 +156,7 @@ class BatchNorm(nnx.Module):
     def _init_stats(self, num_features: int, **options: Any) -> dict[str, jax.Array]:
         return jn.init_batch_stats(num_features, **options)
 
+    @_axes.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -172,8 +173,9 @@ class BatchNorm(nnx.Module):
                 "or by nnx.view, or call train() or eval() of the model"
             ),
         )
-        evaluating = evaluating or self.frozen
+        evaluating = _axes.as_choice("use_running_average", evaluating) or self.frozen
         _axes.check_choice("update_stats", update_stats)
+        self._check_momentum()
         features = _modules.feature_shape(x, self.axis, "axis")
         variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
         stats = {key: _value(variable, features) for key, variable in variables.items()}
@@ -197,6 +199,15 @@ class BatchNorm(nnx.Module):
             for key, variable in variables.items():
                 variable.set_value(jax.lax.stop_gradient(_flat(new[key])))
         return y
+
+    def _check_momentum(self) -> None:
+        """The cumulative merge needs the count that `momentum=None` in the constructor makes."""
+        if self.momentum is None and not hasattr(self, "count"):
+            raise ValueError(
+                "momentum=None was set on a module that was built with another momentum and keeps "
+                "no count of what was merged; build it with momentum=None, or start a count, and "
+                "with it the statistics, here: module.count = nnx.BatchStat(jnp.zeros(()))"
+            )
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
@@ -354,6 +365,7 @@ class LayerNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self, _modules.layer_norm(self), x, mask, self.feature_axes, self.scale, self.bias
@@ -418,6 +430,7 @@ class RMSNorm(nnx.Module):
         self.scale_offset = scale_offset
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(self, _modules.rms_norm(self), x, mask, self.feature_axes, self.scale)
 
@@ -486,6 +499,7 @@ class GroupNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self,
@@ -556,6 +570,7 @@ class InstanceNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
+    @_axes.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self, _modules.instance_norm(self), x, mask, self.feature_axes, self.scale, self.bias

@@ -95,7 +95,8 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]`.
         parts: paths of normalizations, or of what holds them; all where none is given.
-        frozen: False takes the mark away.
+        frozen: False takes the mark away. Do so before saving a checkpoint that is to restore into
+            what `init` makes; one saved with the mark restores into a target frozen alike.
 
     Raises:
         TypeError: the state of an NNX model, which would take the mark and not heed it.

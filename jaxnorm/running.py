@@ -50,6 +50,7 @@ def init_batch_stats(
     widths = num_channels if isinstance(num_channels, Sequence) else (num_channels,)
     shape = tuple(_axes.check_positive_int("num_channels", width) for width in widths)
     _axes.check_momentum(momentum)
+    _axes.check_inexact("dtype", dtype)
     real = _axes.real_dtype(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, real)}
     if momentum is not None:

@@ -13,6 +13,7 @@ from jaxnorm.standardize import normalize
 from jaxnorm.statistics import Scope
 
 
+@_axes.mask_is_called("where")
 def layer_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -75,6 +76,7 @@ def layer_norm(
     )
 
 
+@_axes.mask_is_called("where")
 def rms_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -125,6 +127,7 @@ def rms_norm(
     )
 
 
+@_axes.mask_is_called("where")
 def group_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -190,6 +193,7 @@ def group_norm(
     )
 
 
+@_axes.mask_is_called("where")
 def instance_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,

@@ -23,7 +23,9 @@ from jaxnorm.kernels.linear import apply as linear
 from jaxnorm.kernels.native import Operation, has_native, run
 from jaxnorm.kernels.view import View, view_of
 
-_SMALL = 16.0  # the unit of squares: float32 then holds those of 1e-18
+# Deviations are squared in these units: float32 then holds the squares of those of 1e-18.
+_UNIT = 16.0
+_MERGED_UNIT = 512.0  # of means, which lie closer together and are fewer
 
 
 class Moments(NamedTuple):
@@ -95,6 +97,7 @@ class Scope(NamedTuple):
         return _axes.kept_axis(self.channel, self.reduced)
 
 
+@_axes.mask_is_called("where")
 def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
     r"""Count, mean and biased variance of `x` over `axis`.
 
@@ -169,10 +172,10 @@ def plainly_measured(
     values = jnp.maximum(count, 1)
     x = only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
     if scope.about_zero:
-        square = scope.sum(_squared(x, _SMALL)) / values
-        return jnp.zeros(square.shape, x.dtype), square / _SMALL**2
+        square = scope.sum(_squared(x, _UNIT)) / values
+        return jnp.zeros(square.shape, x.dtype), square / _UNIT**2
     center = scope.sum(x * scope.spread(1 / values).astype(x.dtype))  # no sum can overflow
-    unit = _unit(center)
+    unit = _unit(center, _UNIT)
     deviation = x - scope.spread(center)
     correction = scope.sum(deviation, counted) / values.astype(x.dtype)
     square = scope.sum(_squared(deviation, scope.spread(unit)), counted) / values
@@ -280,7 +283,7 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
     share = weight.astype(mean.dtype)
 
     (center,) = jax.lax.stop_gradient(sums(share * mean))
-    unit = _unit(center)
+    unit = _unit(center, _MERGED_UNIT)
     deviation = jnp.where(seen, mean - center, 0)
     correction, within, between = sums(
         share * deviation, weight * (var * unit**2), weight * _squared(deviation, unit)
@@ -303,15 +306,15 @@ def count_of(scope: Scope, x: jax.Array, counted: jax.Array | None = None) -> ja
     return scope.grouped(jnp.sum(everywhere(counted, x), scope.reduced, dtype=dtype))
 
 
-def _unit(center: jax.Array) -> jax.Array:
+def _unit(center: jax.Array, unit: float) -> jax.Array:
     """The unit in which deviations from a center are squared, a power of two.
 
     About a huge center the mere rounding of a deviation has a square that overflows, so the unit
     is small there: a constant then has variance 0, and only a variance that overflows is infinite.
     """
     huge = 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2)
-    unit = jnp.where(jnp.abs(center) < huge, _SMALL, 1 / huge)
-    return unit.astype(_axes.real_dtype(center.dtype))
+    units = jnp.where(jnp.abs(center) < huge, unit, 1 / huge)
+    return units.astype(_axes.real_dtype(center.dtype))
 
 
 def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:

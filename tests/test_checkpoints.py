@@ -78,6 +78,47 @@ def test_nnx_states_are_read_bit_for_bit(writer, reader, tmp_path):
         nnx.eval_shape(lambda net, x: net(x), fresh, X)
 
 
+def frozen_net():
+    """Give variables whose batch statistics moved and are frozen, and what init makes."""
+    net = Net(jnn)
+    with jax.numpy_dtype_promotion("standard"):
+        fresh = jax.jit(net.init)(KEY, X)
+        moved = fresh | jax.jit(partial(net.apply, mutable=["batch_stats"]))(fresh, X)[1]
+    frozen = moved | {"batch_stats": jn.freeze_stats(moved["batch_stats"], "BatchNorm_0")}
+    return fresh, moved, frozen
+
+
+def restated(variables, **options):
+    """Freeze all statistics of the variables, or with frozen=False none."""
+    return variables | {"batch_stats": jn.freeze_stats(variables["batch_stats"], **options)}
+
+
+def test_a_frozen_checkpoint_is_read_into_a_target_frozen_alike_and_thawed(tmp_path):
+    fresh, moved, frozen = frozen_net()
+    read = through_orbax(frozen, restated(fresh), tmp_path)
+    identical(restated(read, frozen=False), moved)
+    assert "frozen" not in restated(read, frozen=False)["batch_stats"]["BatchNorm_0"]
+
+
+def test_a_checkpoint_saved_thawed_is_read_into_what_init_makes_and_frozen_again(tmp_path):
+    fresh, moved, frozen = frozen_net()
+    read = through_orbax(restated(frozen, frozen=False), fresh, tmp_path)
+    identical(read, moved)
+    assert "frozen" in restated(read)["batch_stats"]["BatchNorm_0"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_nnx_states_are_the_same_frozen_or_not(frozen, tmp_path):
+    written, fresh = NnxNet(jnnx, nnx.Rngs(KEY)), NnxNet(jnnx, nnx.Rngs(1))
+    with jax.numpy_dtype_promotion("standard"):
+        nnx.jit(lambda net, x: net(x))(written, X)
+    jnnx.freeze_stats(written, frozen=frozen)
+    jnnx.freeze_stats(fresh, frozen=not frozen)
+    nnx.update(fresh, through_orbax(nnx.state(written), nnx.state(fresh), tmp_path))
+    identical(nnx.to_pure_dict(nnx.state(fresh)), nnx.to_pure_dict(nnx.state(written)))
+    assert fresh.batch.frozen is not frozen
+
+
 @pytest.mark.parametrize("name", ["GhostBatchNorm", "BatchRenorm"])
 def test_all_that_the_other_two_remember_comes_back(name, tmp_path):
     options = {"num_ghosts": 2} if name == "GhostBatchNorm" else {}

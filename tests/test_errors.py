@@ -13,6 +13,9 @@ import jaxnorm as jn
 
 X = normals(6, 5, 8)
 GROUPED = ("group", "instance")
+FLAXS_WORDS = (  # on which users' code may match
+    "The channel axes cannot include the leading dimension as this is assumed to be the batch axis."
+)
 
 
 def call(name, x=X, scale=None, bias=None, stats=None, **options):
@@ -55,7 +58,9 @@ AXES = itertools.chain(
     wrong(("layer", "rms"), TypeError, ["reduction_axes"], reduction_axes="last"),
     wrong(("group",), ValueError, ["reduction_axes", "3"], reduction_axes=3),
     wrong(("group",), ValueError, ["reduction_axes", "twice"], reduction_axes=(-1, 2)),
-    wrong(every_norm, ValueError, ["axis"], x=np.float32(1.0)),
+    wrong(every_norm, ValueError, ["axis", "scalar", "x[None]"], x=np.float32(1.0)),
+    wrong(GROUPED, ValueError, [FLAXS_WORDS], channel_axis=0),
+    wrong(("ghost",), ValueError, [FLAXS_WORDS], channel_axis=0, stats=fresh("ghost", 6)),
 )
 
 SPLITS = itertools.chain(
@@ -89,6 +94,9 @@ ARRAYS = itertools.chain(
     ),
     wrong(every_norm, ValueError, ["mask", "(6,)", "(6, 5, 8)"], where=np.ones(6, bool)),
     wrong(every_norm, ValueError, ["mask", "(2, 6, 5, 8)"], where=np.ones((2, 6, 5, 8), bool)),
+    wrong(every_norm, ValueError, ["mask[..., None]"], where=np.ones((6, 5), bool)),
+    wrong(every_norm, ValueError, ["mask[..., None, None]"], where=np.ones(6, bool)),
+    wrong(every_norm, TypeError, ["'mask'", "where=..."], mask=np.ones((6, 5, 1), bool)),
     wrong(every_norm, TypeError, ["int32"], x=np.ones((6, 5, 8), np.int32)),
     wrong(every_norm, TypeError, ["bool"], x=np.ones((6, 5, 8), bool)),
     wrong(STATEFUL, ValueError, ["(7,)", "8 channels"], stats=fresh("renorm", 7)),
@@ -96,6 +104,32 @@ ARRAYS = itertools.chain(
     wrong(STATEFUL, ValueError, ["mean", "var"], stats={"var": np.ones(8, np.float32)}),
     wrong(STATEFUL, ValueError, ["mean", "scale"], stats={"scale": np.ones(8, np.float32)}),
     wrong(("renorm",), ValueError, ["steps", "mean", "var"], stats=fresh("batch", 8)),
+    wrong(
+        STATEFUL,
+        TypeError,
+        ["mean", "array", "[0.0, 0.0]", "jnp.asarray"],
+        stats={**fresh("renorm", 8), "mean": [0.0, 0.0]},
+    ),
+    wrong(
+        STATEFUL,
+        TypeError,
+        ["count", "array", "3.0"],
+        momentum=None,
+        stats={**fresh("renorm", 8, momentum=None), "count": 3.0},
+    ),
+    wrong(
+        STATEFUL,
+        ValueError,
+        ["count", "(7,)", "() or (8,)"],
+        momentum=None,
+        stats={**fresh("renorm", 8, momentum=None), "count": np.ones(7, np.float32)},
+    ),
+    wrong(
+        ("renorm",),
+        ValueError,
+        ["steps", "(8,)", "need ()"],
+        stats={**fresh("renorm", 8), "steps": np.ones(8, np.int32)},
+    ),
     wrong(STATEFUL, ValueError, ["count", "mean", "var"], momentum=None, stats=fresh("renorm", 8)),
 )
 
@@ -130,6 +164,8 @@ DEVICES = itertools.chain(
     wrong(every_norm, ValueError, ["axis_index_groups", "axis_name"], axis_index_groups=[[0, 1]]),
     wrong(every_norm, ValueError, ["axis_name", "absent"], axis_name="absent"),
     wrong(every_norm, ValueError, ["absent"], axis_name=("absent", "missing")),
+    wrong(every_norm, TypeError, ["axis_name", "['i']", "tuple", "('i', 'j')"], axis_name=["i"]),
+    wrong(every_norm, TypeError, ["axis_name", "(['i'],)"], axis_name=(["i"],)),
 )
 
 STATISTICS = [
@@ -145,6 +181,14 @@ STATISTICS = [
             (X, 0),
             {"where": np.ones(6, bool)},
         ),
+        (
+            "moments-mask",
+            TypeError,
+            ["'mask'", "where=..."],
+            jn.moments,
+            (X, 0),
+            {"mask": np.ones(6, bool)},
+        ),
         ("moments-integer", TypeError, ["int32"], jn.moments, (np.ones(3, np.int32), 0), {}),
         ("merge-axis", ValueError, ["axis", "5"], jn.merge_moments_axis, (jn.moments(X, 0), 5), {}),
         ("sync", ValueError, ["absent"], jn.sync_moments, (jn.moments(X, 0), "absent"), {}),
@@ -158,6 +202,14 @@ STATISTICS = [
             jn.init_batch_stats,
             (8,),
             {"momentum": 2},
+        ),
+        (
+            "init-dtype",
+            TypeError,
+            ["int32", "float32"],
+            jn.init_batch_stats,
+            (6,),
+            {"dtype": "int32"},
         ),
         ("init-renorm", ValueError, ["-1"], jn.init_renorm_stats, (-1,), {}),
     ]
@@ -203,6 +255,15 @@ def test_the_message_lists_the_statistics_that_were_found(name):
     stats = {"mean": jnp.zeros(8), "variance": jnp.ones(8)}
     with pytest.raises(ValueError, match="variance"):
         call(name, stats=stats)()
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_count_for_each_channel_is_as_good_as_one(name):
+    stats = fresh(name, 8, momentum=None)
+    _, each = call(name, stats={**stats, "count": jnp.zeros(8)}, momentum=None)()
+    _, one = call(name, stats=stats, momentum=None)()
+    np.testing.assert_array_equal(each["count"], np.full(8, 30.0))
+    np.testing.assert_array_equal(each["var"], one["var"])
 
 
 @pytest.mark.parametrize("name", STATEFUL)

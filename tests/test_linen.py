@@ -68,6 +68,20 @@ def test_init_measures_but_does_not_update(name):
     chex.assert_trees_all_equal(variables["batch_stats"], fresh)
 
 
+@pytest.mark.parametrize("options", [{"ghost_size": 3}, {"num_ghosts": 3}, {"num_ghosts": 4}])
+@pytest.mark.parametrize("size", [1, 4])
+def test_init_needs_no_ghosts(options, size):
+    """Neither that they divide the batch nor that one has several values; training does."""
+    module = jnn.GhostBatchNorm(use_running_average=False, **options)
+    x = X[:size, 0, 0]
+    y, variables = module.init_with_output(KEY, x)
+    stats = jn.init_batch_stats(8)
+    chex.assert_trees_all_equal(variables["batch_stats"], stats)
+    np.testing.assert_allclose(y, jn.batch_norm(x, stats, train=size > 1)[0], atol=1e-6)
+    with pytest.raises(ValueError, match=r"does not divide|one value per channel"):
+        module.apply(variables, x, mutable=["batch_stats"])
+
+
 def test_init_takes_one_value_per_channel():
     variables = jnn.BatchNorm(use_running_average=False).init(KEY, jnp.ones((1, 3)))
     assert variables["batch_stats"]["mean"].shape == (3,)
@@ -141,7 +155,9 @@ def test_running_statistics_of_another_dtype():
         (jnn.BatchNorm(use_running_average=False, axis=4), "axis=4"),
         (jnn.BatchNorm(use_running_average=False, momentum=2.0), "momentum"),
         (jnn.GhostBatchNorm(use_running_average=False), "ghost_size"),
-        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=3), r"\[1, 2, 4\]"),
+        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=0), "ghost_size=0"),
+        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=2, num_ghosts=2), "exactly one"),
+        (jnn.GhostBatchNorm(use_running_average=False, ghost_size=2, axis=0), "batch axis"),
         (jnn.GroupNorm(), "num_groups=32 does not divide the 8 channels"),
         (jnn.GroupNorm(group_size=4), "exactly one"),
         (jnn.InstanceNorm(feature_axes=0), "batch axis"),
@@ -218,6 +234,44 @@ def test_use_running_average_is_given_once():
         jnn.BatchNorm().apply(variables, X)
     with pytest.raises(ValueError, match="use_running_average"):
         jnn.BatchNorm(use_running_average=True).apply(variables, X, use_running_average=True)
+
+
+@pytest.mark.parametrize("given", ["no", "", [True], 2, 0.5])
+def test_use_running_average_is_a_bool(given):
+    variables = jnn.BatchNorm(use_running_average=True).init(KEY, X)
+    with pytest.raises(TypeError, match=r"use_running_average must be a Python bool"):
+        jnn.BatchNorm().apply(variables, X, use_running_average=given)
+    with pytest.raises(TypeError, match=r"use_running_average must be a Python bool"):
+        jnn.BatchNorm(use_running_average=given).init(KEY, X)
+
+
+@pytest.mark.parametrize("yes", [True, 1, np.True_, jnp.ones((), bool)])
+def test_use_running_average_may_be_what_flax_takes(yes):
+    variables = jnn.BatchNorm(use_running_average=True).init(KEY, X)
+    y = jnn.BatchNorm().apply(variables, X, use_running_average=yes)
+    np.testing.assert_array_equal(y, X / jnp.sqrt(jnp.float32(1 + 1e-5)))
+
+
+def test_a_traced_use_running_average_says_what_to_do():
+    variables = jnn.BatchNorm(use_running_average=True).init(KEY, X)
+    with pytest.raises(TypeError, match=r"use_running_average.*under jit make it static"):
+        jax.jit(jnn.BatchNorm().apply)(variables, X, use_running_average=True)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", *SAMPLE])
+def test_where_is_called_mask_in_a_module(name):
+    options = {"num_groups": 2} if name == "GroupNorm" else {}
+    options |= {"use_running_average": True} if name == "BatchNorm" else {}
+    module = getattr(jnn, name)(**options)
+    with pytest.raises(TypeError, match=r"'where'.*here write mask=\.\.\."):
+        module.init(KEY, X, where=jnp.ones(X.shape, bool))
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", *SAMPLE])
+def test_a_scalar_is_an_error_that_says_what_is_needed(name):
+    options = {"use_running_average": True} if name == "BatchNorm" else {}
+    with pytest.raises(ValueError, match=r"scalar.*x\[None\]"):
+        getattr(jnn, name)(**options).init(KEY, 1.0)
 
 
 def test_update_stats_is_a_python_bool():

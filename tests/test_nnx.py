@@ -176,6 +176,54 @@ def test_a_wrong_module_says_what_would_work(make, message):
         make()
 
 
+@pytest.mark.parametrize("given", ["no", "", [True], 2, 0.5])
+def test_use_running_average_is_a_bool(given):
+    message = "use_running_average must be a Python bool"
+    with pytest.raises(TypeError, match=message):
+        build(jnnx, "BatchNorm")(X, use_running_average=given)
+    with pytest.raises(TypeError, match=message):
+        build(jnnx, "BatchNorm", use_running_average=nnx.static(given))(X)
+
+
+def test_a_traced_use_running_average_says_what_to_do():
+    norm = build(jnnx, "BatchNorm")
+    with pytest.raises(TypeError, match=r"use_running_average.*under jit make it static"):
+        nnx.jit(lambda norm, evaluate: norm(X, use_running_average=evaluate))(norm, True)
+
+
+@pytest.mark.parametrize("yes", [True, 1, np.True_, jnp.ones((), bool)])
+def test_use_running_average_may_be_what_flax_takes(yes):
+    norm = build(jnnx, "BatchNorm")
+    identical(norm(X, use_running_average=yes), norm(X, use_running_average=True))
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_scalar_is_an_error_that_says_what_is_needed(name):
+    with pytest.raises(ValueError, match=r"scalar.*x\[None\]"):
+        build(jnnx, name)(1.0)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_where_is_called_mask_in_a_module(name):
+    with pytest.raises(TypeError, match=r"'where'.*here write mask=\.\.\."):
+        build(jnnx, name)(X, where=np.ones(X.shape, bool))
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_momentum_none_on_a_built_module_says_how_to_start_a_count(name):
+    norm = build(jnnx, name)
+    norm(100 * X)
+    norm.set_attributes(momentum=None)
+    with pytest.raises(ValueError, match=r"module\.count = nnx\.BatchStat\(jnp\.zeros\(\(\)\)\)"):
+        norm(X)
+    norm.count = nnx.BatchStat(jnp.zeros(()))
+    for batch in (X[:2], X[2:]):
+        norm(batch)
+    assert norm.count[...] == X[..., 0].size
+    near(norm.mean[...], X.mean((0, 1, 2)))
+    near(norm.var[...], X.var((0, 1, 2)))
+
+
 # promote_dtype
 
 

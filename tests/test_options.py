@@ -111,6 +111,20 @@ def test_the_defaults_are_those_of_the_design(name):
         assert signature.parameters[parameter].default is None
 
 
+@pytest.mark.parametrize("name", every_norm)
+def test_what_is_read_of_a_function_is_its_own(name):
+    function = NORMS[name].function
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        and parameter.default is not inspect.Parameter.empty
+    }
+    assert function.__kwdefaults__ == defaults
+    assert function.__module__ in ("jaxnorm.batch", "jaxnorm.sample")
+    assert function.__doc__
+
+
 PARAMETERS = [(name, parameter) for name in every_norm for parameter in ("scale", "bias")]
 PARAMETERS.remove(("rms", "bias"))
 
