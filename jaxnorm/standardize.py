@@ -61,20 +61,22 @@ class Form(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The statistics that standardize: count, mean, var + epsilon, and renorm's r and d."""
+    """The statistics that standardize: moments, epsilon, and renorm's r and d."""
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     mean: jax.Array
-    power: jax.Array
+    var: jax.Array
+    epsilon: jax.Array
     r: jax.Array | None = None
     d: jax.Array | None = None
 
     def rstd(self, form: Form) -> jax.Array:
         """1 / sqrt(var + epsilon), 0 where nothing counts or nothing varies and epsilon is 0."""
+        power = self.var + self.epsilon
         if form.positive:
-            return jax.lax.rsqrt(self.power)
-        nothing = (self.count == 0) | (self.power == 0)
-        return jnp.where(nothing, 0, jax.lax.rsqrt(jnp.where(nothing, 1, self.power)))
+            return jax.lax.rsqrt(power)
+        nothing = (self.count == 0) | (power == 0)
+        return jnp.where(nothing, 0, jax.lax.rsqrt(jnp.where(nothing, 1, power)))
 
     def gain(self, form: Form) -> jax.Array:
         """What x - mean is multiplied by."""
@@ -133,9 +135,7 @@ def standardize(
         given: the moments do not depend on `x`: running statistics.
     """
     form = _form(x, scope, scale, bias, features, epsilon, counted)._replace(given=given)
-    m = m if given else jax.lax.stop_gradient(m)
-    r, d = renorm or (None, None)
-    rows = Rows(m.count, m.mean, m.var + jnp.asarray(epsilon, m.var.dtype), r, d)
+    rows = Rows(*m, jnp.asarray(epsilon, m.var.dtype), *(renorm or ()))
     y: jax.Array = _standardized(x, rows, scale, bias, counted, form)
     return y
 
@@ -259,7 +259,7 @@ def _measured_and_applied(
 ) -> list[jax.Array]:
     """`_applied` by the moments of `x`, and these."""
     mean, var = plainly_measured(form.scope, x)
-    gain = Rows(count_of(form.scope, x), mean, var + epsilon).gain(form)
+    gain = Rows(count_of(form.scope, x), mean, var, epsilon).gain(form)
     return [*_applied(form, x, mean, gain, None, scale, bias), mean, var]
 
 
@@ -268,8 +268,9 @@ def _standardized_jvp(form: Form, primals: tuple[Any, ...], tangents: tuple[Any,
     x, rows, scale, _, counted = primals
     dx, drows, dscale, dbias, _ = tangents
     y = _standardized(*primals, form)
-    dmean = drows.mean if form.given else None
-    return y, _moved(form, y, x, rows, scale, counted, (dx, dmean, drows.power, dscale, dbias))
+    dmean, dvar = (drows.mean, drows.var) if form.given else (None, None)
+    dparts = (dx, dmean, dvar, drows.epsilon, dscale, dbias)
+    return y, _moved(form, y, x, rows, scale, counted, dparts)
 
 
 @_normalized.defjvp
@@ -280,9 +281,8 @@ def _normalized_jvp(
     dx, dscale, dbias, depsilon = tangents
     y, mean, var = _normalized(*primals, form, view)
     count = count_of(form.scope, x)
-    rows = Rows(count, *jax.lax.stop_gradient((mean, var + epsilon)))
-    dpower = jnp.broadcast_to(depsilon, var.shape)
-    dy = _moved(form, y, x, rows, scale, None, (dx, None, dpower, dscale, dbias))
+    rows = Rows(count, mean, var, epsilon)
+    dy = _moved(form, y, x, rows, scale, None, (dx, None, None, depsilon, dscale, dbias))
     return (y, mean, var), (dy, *moved_moments(form.scope, x, count, None, mean, var, dx))
 
 
@@ -303,14 +303,15 @@ def _moved(
 def _pushed_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
     """The tangent of y: the projection of dx, and what the parameters' tangents add."""
     x, scale, counted, *parts = residuals
-    dx, dmean, dpower, dscale, dbias = tangents
+    dx, dmean, dvar, depsilon, dscale, dbias = tangents
     rows = Rows(*parts)
     gain, shown = rows.gain(form), _shown(form, x, rows.mean, rows.gain(form), counted)
-    along = dpower / 2
-    if not form.given:
+    if form.given:
+        along = (dvar + depsilon) / 2
+    else:
         sums = _summed(form._replace(features=()), x, dx, rows, None, counted, counted, _PROJECTING)
         of_x, dmean = _averages(form, sums.along, sums.total, rows.count)
-        along = along + of_x
+        along = of_x + depsilon / 2
     dy = _projected(form, x, dx, rows, along, dmean, None, counted, shown, shown)
     if scale is not None:
         dy = dy * form.expand(scale, x)
@@ -324,14 +325,14 @@ def _pushed_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array
 def _pulled_back(
     form: Form, residuals: Any, cotangents: Any, wanted: Sequence[bool]
 ) -> list[jax.Array | None]:
-    """The cotangents of x, the given mean, var + epsilon, the scale and the bias."""
+    """The cotangents of x, given mean and variance, epsilon, the scale and the bias."""
     x, scale, counted, *parts = residuals
     (g,) = cotangents
     rows = Rows(*parts)
     if jnp.iscomplexobj(x):  # the projection of the conjugate is the transpose
         g, scale = jnp.conj(g), scale if scale is None else jnp.conj(scale)
-    of_x, of_mean, of_power, of_scale, of_bias = wanted
-    own = not form.given
+    of_x, of_mean, of_var, of_epsilon, of_scale, of_bias = wanted
+    own, of_power = not form.given, of_var or of_epsilon
     if own and not of_power and rows.r is None and form.scope.axis_name is None:
         view = form.view(x, counted)
         if view is not None:
@@ -343,10 +344,12 @@ def _pulled_back(
     if own and of_x:
         along, total = _averages(form, sums.along, sums.total, rows.count)
     gain, rstd = rows.gain(form), rows.rstd(form)
+    power = -gain.real * (rstd * (rstd * sums.along)) / 2 if of_power else None
     found = [
         _backward(form, x, g, rows, along, total, scale, counted, shown) if of_x else None,
         -gain * sums.total if of_mean else None,
-        -gain.real * (rstd * (rstd * sums.along)) / 2 if of_power else None,
+        power if of_var else None,
+        jnp.sum(power) if of_epsilon else None,
         sums.dscale,
         sums.dbias,
     ]
@@ -410,7 +413,8 @@ def _plainly_summed(
 ) -> list[jax.Array | None]:
     form, wanted = form_and_wanted
     scope = form.scope
-    g = only(over, g.astype(mean.dtype))
+    g_everywhere = g.astype(mean.dtype)
+    g = only(over, g_everywhere)
     along_x = only(over, jnp.conj(_deviation(form, x, mean, counted)) * g)
     gain, shift = scope.members(gain), None if shift is None else scope.members(shift)
     if set(form.features) & set(scope.reduced):
@@ -434,7 +438,7 @@ def _plainly_summed(
         of_statistic((by_feature * along_x).real) if wanted.along else None,
         of_statistic(by_feature * g) if wanted.total else None,
         of_feature(moved) if wanted.dscale else None,
-        of_feature(g) if wanted.dbias else None,
+        jnp.sum(g_everywhere, _axes.other_axes(x.ndim, form.features)) if wanted.dbias else None,
     ]
 
 
@@ -531,7 +535,7 @@ def _pulled_back_at_once(
     wanted: Sequence[bool],
 ) -> list[jax.Array | None]:
     """The cotangents where one device has all and nothing but x, scale and bias is moved."""
-    of_x, _, _, of_scale, of_bias = wanted
+    of_x, *_, of_scale, of_bias = wanted
     results = (
         (x.shape, x.dtype),
         form.parameter(x) if of_scale else None,
@@ -546,9 +550,8 @@ def _pulled_back_at_once(
         results,
         (("about_zero", form.scope.about_zero),),
     )
-    epsilon = jnp.zeros((), rows.power.dtype)  # power has it
-    dx, dscale, dbias = run(operation, x, g, rows.mean, rows.power, scale, epsilon)
-    return [dx if of_x else None, None, None, dscale, dbias]
+    dx, dscale, dbias = run(operation, x, g, rows.mean, rows.var, scale, rows.epsilon)
+    return [dx if of_x else None, None, None, None, dscale, dbias]
 
 
 def _plainly_pulled_back(
@@ -562,7 +565,7 @@ def _plainly_pulled_back(
 ) -> list[jax.Array | None]:
     form, need = form_and_need
     count = count_of(form.scope, x)
-    rows = Rows(count, mean, var + epsilon)
+    rows = Rows(count, mean, var, epsilon)
     need = need._replace(total=not form.scope.about_zero)
     sums = Sums(*_plainly_summed((form, need), x, g, mean, rows.gain(form), None, scale))
     along, total = _averages(form, sums.along, sums.total, count)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 
 from jaxnorm.kernels.library import library
 from jaxnorm.kernels.varying import alike
@@ -113,9 +114,14 @@ def _compiled(*present: jax.Array, operation: Operation) -> Any:
 
 
 def _abstract(*present: Any, operation: Operation) -> list[Any]:
-    varying = present[0].manual_axis_type
+    x = present[0]
     return [
-        jax.core.ShapedArray(shape, np.dtype(dtype), manual_axis_type=varying)
+        x.update(
+            shape=shape,
+            dtype=jnp.dtype(dtype),
+            weak_type=False,
+            sharding=x.sharding.update(spec=PartitionSpec(*(None for _ in shape))),
+        )
         for shape, dtype in filter(None, operation.results)
     ]
 
