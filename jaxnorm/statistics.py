@@ -253,14 +253,13 @@ def _about(
 
 
 def _unit(center: jax.Array, unit: float) -> jax.Array:
-    """The unit in which deviations from a center are squared, a power of two.
+    """The unit in which deviations from a center are squared.
 
     About a huge center the mere rounding of a deviation has a square that overflows, so the unit
     is small there: a constant then has variance 0, and only a variance that overflows is infinite.
     """
     huge = 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2)
-    units = jnp.where(jnp.abs(center) < huge, unit, 1 / huge)
-    return units.astype(_axes.real_dtype(center.dtype))
+    return unit * jnp.minimum(1, huge / jnp.abs(center))
 
 
 def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
