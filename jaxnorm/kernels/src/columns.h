@@ -14,6 +14,7 @@ inline namespace JAXNORM_ISA {
 
 constexpr int64_t kCenterRows = 8;  // rows whose mean is the center that a chunk is measured about
 constexpr int64_t kRunRows = 64;    // rows in a short run
+constexpr int64_t kNear = 512;       // values: as many of the next rows fit the first-level cache too
 constexpr int kTogether = 4;        // rows added at once
 
 // A box of columns as wide rows, the last of which may be shorter.
@@ -58,13 +59,14 @@ inline void in_short_runs(const Wide& wide, Add add, Drain drain) {
   }
 }
 
-template <class T, int kRows>
+template <class T, int kRows, int kLevel>
 inline void add_deviations(const T* x, int64_t stride, int64_t width, const Real<T>* center,
                            Real<T>* deviations, Real<T>* squares) {
   each_value<Real<T>>(width, [&](auto at) {
     const auto about = at(center);
     auto sum = at(x) - about;
     auto square = (sum * kUnit<Real<T>>)*(sum * kUnit<Real<T>>);
+    at.template fetch<kRows, kLevel>(x + kRows * stride);
     for (int row = 1; row < kRows; ++row) {
       const auto deviation = at(x + row * stride) - about;
       sum += deviation;
@@ -75,13 +77,15 @@ inline void add_deviations(const T* x, int64_t stride, int64_t width, const Real
   });
 }
 
-template <class T, int kRows>
+template <class T, int kRows, int kLevel>
 inline void add_products(const T* x, const T* g, int64_t stride, int64_t width, const Real<T>* mean,
                          Real<T>* along, Real<T>* total) {
   each_value<Real<T>>(width, [&](auto at) {
     const auto about = at(mean);
     auto sum = at(g);
     auto product = sum * (at(x) - about);
+    at.template fetch<kRows, kLevel>(x + kRows * stride);
+    at.template fetch<kRows, kLevel>(g + kRows * stride);
     for (int row = 1; row < kRows; ++row) {
       const auto cotangent = at(g + row * stride);
       sum += cotangent;
@@ -136,7 +140,9 @@ struct Columns {
     in_short_runs(
         wide,
         [&](int64_t row, int rows, int64_t width) {
-          const auto add = rows == 1 ? add_deviations<T, 1> : add_deviations<T, kTogether>;
+          const auto add = rows == 1                ? add_deviations<T, 1, 1>
+                           : wide.width() <= kNear ? add_deviations<T, kTogether, 1>
+                                                   : add_deviations<T, kTogether, 2>;
           add(x + row * wide.stride, wide.stride, width, center, deviations, squares);
         },
         [&] {
@@ -244,7 +250,9 @@ struct Columns {
     in_short_runs(
         wide,
         [&](int64_t row, int rows, int64_t width) {
-          const auto add = rows == 1 ? add_products<T, 1> : add_products<T, kTogether>;
+          const auto add = rows == 1                ? add_products<T, 1, 1>
+                           : wide.width() <= kNear ? add_products<T, kTogether, 1>
+                                                   : add_products<T, kTogether, 2>;
           const int64_t at = row * wide.stride;
           add(x + at, g + at, wide.stride, width, mean, products, cotangents);
         },

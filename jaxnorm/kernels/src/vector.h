@@ -118,6 +118,14 @@ struct VectorAt {
   void put(T* to, const Value& values) const {
     store(values, to + i);
   }
+  // Asks for kRows vectors of what comes `ahead` of the values, for the cache of that level.
+  template <int kRows, int kLevel, class T>
+  void fetch(const T* ahead) const {
+#pragma GCC unroll 8
+    for (int row = 0; row < kRows; ++row) {
+      __builtin_prefetch(ahead + kRows * i + row * kWidth<Real>, 0, 4 - kLevel);
+    }
+  }
 };
 
 template <class Real>
@@ -132,6 +140,8 @@ struct ValueAt {
   void put(T* to, Value value) const {
     narrow(value, to[i]);
   }
+  template <int kRows, int kLevel, class T>
+  void fetch(const T*) const {}
 };
 
 template <class Real, class Body>
