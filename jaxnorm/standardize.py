@@ -192,6 +192,7 @@ def _normalized(
         view,
         results=((x.shape, x.dtype), row, row),
         attributes=(("about_zero", form.scope.about_zero),),
+        scalar=True,
     )
     y, mean, var = run(operation, x, scale, bias, epsilon)
     return cast(jax.Array, y), cast(jax.Array, mean), cast(jax.Array, var)
@@ -344,12 +345,12 @@ def _pulled_back(
     if own and of_x:
         along, total = _averages(form, sums.along, sums.total, rows.count)
     gain, rstd = rows.gain(form), rows.rstd(form)
-    power = -gain.real * (rstd * (rstd * sums.along)) / 2 if of_power else None
+    power = -gain.real * (rstd * (rstd * (sums.along / 2))) if of_power else None
     found = [
         _backward(form, x, g, rows, along, total, scale, counted, shown) if of_x else None,
         -gain * sums.total if of_mean else None,
         power if of_var else None,
-        jnp.sum(power) if of_epsilon else None,
+        None if power is None or not of_epsilon else jnp.sum(power),
         sums.dscale,
         sums.dbias,
     ]
@@ -549,6 +550,7 @@ def _pulled_back_at_once(
         view,
         results,
         (("about_zero", form.scope.about_zero),),
+        scalar=True,
     )
     dx, dscale, dbias = run(operation, x, g, rows.mean, rows.var, scale, rows.epsilon)
     return [dx if of_x else None, None, None, None, dscale, dbias]

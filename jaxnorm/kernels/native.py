@@ -40,6 +40,7 @@ class Operation(NamedTuple):
         view: of the input.
         results: shape and dtype of each result of the handler, None for what is not wanted.
         attributes: of the handler.
+        scalar: whether the last operand is one number, the same for the whole batch of a `vmap`.
         given: for each operand of the handler, whether it is given.
         batches: sizes of the axes that `vmap` put in front of all operands and results.
     """
@@ -50,6 +51,7 @@ class Operation(NamedTuple):
     view: View
     results: tuple[Result | None, ...]
     attributes: tuple[tuple[str, Any], ...] = ()
+    scalar: bool = False
     given: tuple[bool, ...] = ()
     batches: tuple[int, ...] = ()
 
@@ -80,8 +82,11 @@ def _plain(*present: jax.Array, operation: Operation) -> list[jax.Array]:
         every = [next(operands) if given else None for given in operation.given]
         return [part for part in operation.plain(operation.form, *every) if part is not None]
 
+    axes: list[int | None] = [0] * len(present)
+    if operation.scalar:
+        axes[-1] = None
     for _ in operation.batches:
-        form = jax.vmap(form)
+        form = jax.vmap(form, in_axes=tuple(axes))
     return form(*present)
 
 
@@ -130,24 +135,28 @@ def _batched(
     operands: Sequence[jax.Array], axes: Sequence[Any], *, operation: Operation
 ) -> tuple[Any, Any]:
     """All operands with the batch in front, where it is a part of the view's A."""
+    if operation.scalar and axes[-1] is not None:
+        plain = functools.partial(_plain, operation=operation)
+        found = jax.vmap(plain, in_axes=tuple(axes))(*operands)
+        return found, [0] * len(found)
     size = next(
         operand.shape[axis]
         for operand, axis in zip(operands, axes, strict=True)
         if axis is not None
     )
+    split = len(operands) - operation.scalar
     front = [
         jnp.broadcast_to(operand, (size, *operand.shape))
         if axis is None
         else jnp.moveaxis(operand, axis, 0)
-        for operand, axis in zip(operands, axes, strict=True)
+        for operand, axis in zip(operands[:split], axes[:split], strict=True)
     ]
-    results = tuple(wanted and ((size, *wanted[0]), wanted[1]) for wanted in operation.results)
     batched = operation._replace(
         view=operation.view._replace(A=size * operation.view.A),
-        results=results,
+        results=tuple(part and ((size, *part[0]), part[1]) for part in operation.results),
         batches=(*operation.batches, size),
     )
-    found = _native_p.bind(*alike(front), operation=batched)
+    found = _native_p.bind(*alike([*front, *operands[split:]]), operation=batched)
     return found, [0] * len(found)
 
 
