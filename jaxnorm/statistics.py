@@ -174,7 +174,8 @@ def plainly_measured(
     if scope.about_zero:
         square = scope.sum(_squared(x, _UNIT)) / values
         return jnp.zeros(square.shape, x.dtype), square / _UNIT**2
-    center = scope.sum(x * scope.spread(1 / values).astype(x.dtype))  # no sum can overflow
+    number = max(_axes.values_per_channel(x.shape, scope.reduced) * scope.group_size, 1)
+    center = scope.sum(x * (1 / number)) * (number / values).astype(x.dtype)  # no sum overflows
     unit = _unit(center, _UNIT)
     deviation = x - scope.spread(center)
     correction = scope.sum(deviation, counted) / values.astype(x.dtype)

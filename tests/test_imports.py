@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "axes",
     "arrays",
+    "kernels",
     "statistics",
     "distributed",
     "standardize",
@@ -36,13 +37,24 @@ def imported(path: Path) -> set[str]:
 
 def test_every_module_has_its_place():
     modules = {path.stem for path in (ROOT / "jaxnorm").glob("*.py")} - {"__init__", "__main__"}
-    assert modules == set(ORDER)
+    assert modules | {"kernels"} == set(ORDER)
 
 
 def test_modules_import_only_what_stands_above_them():
     for place, module in enumerate(ORDER):
         below = {f"jaxnorm.{name}" for name in ORDER[place:]}
-        assert not imported(ROOT / "jaxnorm" / f"{module}.py") & below, module
+        if module != "kernels":
+            assert not imported(ROOT / "jaxnorm" / f"{module}.py") & below, module
+
+
+def test_the_kernels_import_nothing_of_the_library_and_numpy_for_the_attributes_of_calls():
+    for path in (ROOT / "jaxnorm" / "kernels").glob("*.py"):
+        names = imported(path)
+        own = {name for name in names if name.split(".")[0] == "jaxnorm"}
+        assert all(name.startswith("jaxnorm.kernels") for name in own), path.name
+        packages = {name.split(".")[0] for name in names}
+        allowed = {"jax", "jaxnorm", "numpy", "__future__"} | set(sys.stdlib_module_names)
+        assert packages <= allowed, path.name
 
 
 def test_the_library_imports_jax_and_flax_only():
