@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from jaxnorm.arrays import (
 
 _STRIDE = 8  # positions a sample
 _UNIT = 256  # squares are summed in this unit: float32 then holds those of 1e-18 and of 1e15
+_MERGED_UNIT = 2**18  # the same of means, which lie closer together and are fewer
 
 
 class Moments(NamedTuple):
@@ -175,17 +177,17 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
     share = weight.astype(mean.dtype)
 
     (center,) = jax.lax.stop_gradient(sums(share * mean))
-    deviation = jnp.where(seen, mean - center, 0)
+    deviation, unit = jnp.where(seen, mean - center, 0), _MERGED_UNIT
     correction, within, between = sums(
-        share * deviation, weight * (_UNIT * var), weight * _squared(deviation)
+        share * deviation, weight * (unit * var), weight * _squared(deviation, unit)
     )
-    between = _less(between, _squared(correction))
-    return Moments(count, center + correction, (within + between) / _UNIT)
+    between = _less(between, _squared(correction, unit))
+    return Moments(count, center + correction, (within + between) / unit)
 
 
 def is_finite(m: Moments) -> jax.Array:
     """Whether the moments of each set are finite, and no square has overflowed."""
-    return jnp.isfinite(m.mean) & (m.var < float(jnp.finfo(m.var.dtype).max) / _UNIT)
+    return jnp.isfinite(m.mean) & (m.var < float(jnp.finfo(m.var.dtype).max) / _MERGED_UNIT)
 
 
 def _prepared(
@@ -244,9 +246,9 @@ def _about(
     return Moments(count, mean, _less(square, _squared(mean)) / _UNIT)
 
 
-def _squared(x: jax.Array) -> jax.Array:
-    """|x|^2, real, in units of 1 / _UNIT."""
-    x = 16 * x
+def _squared(x: jax.Array, unit: int = _UNIT) -> jax.Array:
+    """|x|^2, real, in units of 1 / unit, which is a power of four."""
+    x = math.isqrt(unit) * x
     return x * x if jnp.isrealobj(x) else x.real * x.real + x.imag * x.imag
 
 
