@@ -9,6 +9,10 @@ if "xla_force_host_platform_device_count" not in FLAGS:
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from environment import FLOAT16, NO_FLOAT16, SEED  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -22,3 +26,20 @@ QUIET = {
 hypothesis.settings.register_profile("default", max_examples=60, **QUIET)
 hypothesis.settings.register_profile("thorough", max_examples=600, **QUIET)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def takes_float16(item):
+    """Say whether float16 is among the parameters of a test."""
+    parameters = getattr(item, "callspec", None) and list(item.callspec.params.values())
+    leaves = jax.tree.leaves(parameters)
+    return any(leaf is dtype for leaf in leaves for dtype in (np.float16, jnp.float16))
+
+
+def pytest_collection_modifyitems(items):
+    """Seed what Hypothesis draws, and leave float16 out where XLA has none."""
+    for item in items:
+        test = getattr(item, "obj", None)
+        if hypothesis.is_hypothesis_test(test):
+            hypothesis.seed(SEED)(test)
+        if not FLOAT16 and takes_float16(item):
+            item.add_marker(pytest.mark.skip(reason=NO_FLOAT16))

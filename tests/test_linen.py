@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KEY
+from cases import KEY, normals
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
 
-X = jax.random.normal(jax.random.key(1), (4, 6, 5, 8)) * 2 + 1
+X = jnp.asarray(normals(4, 6, 5, 8, mean=1.0, std=2.0))
 RANDOM = {
     "scale_init": nn.initializers.normal(1.0),
     "bias_init": nn.initializers.normal(1.0),

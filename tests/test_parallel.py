@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from environment import generator
 from hydra import initialize_config_dir
 
 from experiments import parallel
@@ -30,9 +31,9 @@ def promotion():
 @pytest.fixture(scope="module")
 def data():
     """Random images, whose mean grows with their label."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 10, 70).astype(np.int32)
-    noise = generator.standard_normal((70, 8, 8, 1))
+    draws = generator()
+    labels = draws.integers(0, 10, 70).astype(np.int32)
+    noise = draws.standard_normal((70, 8, 8, 1))
     images = (noise + 0.3 * labels[:, None, None, None]).astype(np.float32)
     return Dataset(Split(images[:44], labels[:44]), Split(images[44:], labels[44:]), 10)
 
