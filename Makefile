@@ -1,5 +1,8 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
-# make test    the tests (make test-slow: those that take long, of several processes)
+# make test    the tests (make test-fast: some of each part, while working; make test-slow: those that
+#              take long, of several processes)
+# make test-isa   the numerical tests as on a processor of fewer instructions (ISA=AVX2), with another
+#              seed of the random draws where it is given (SEED=0)
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
 #              (PART=speed, memory, precision, collectives or scaling, FULL=1 for more sizes)
 # make lint    style and types
@@ -7,20 +10,29 @@
 
 PYTHON ?= python3
 STUDY ?= norms
+ISA ?= AVX2
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test test-slow bench lint clean
+.PHONY: study test test-fast test-slow test-isa bench lint clean
 
 study: $(VENV)/with-experiments
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
 	$(BIN)/python -m experiments.report study=$(STUDY)
 
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: $(VENV)/with-experiments,test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/with-experiments,test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m slow
+	$(PYTEST) -m slow
+
+test-isa: export XLA_FLAGS := --xla_cpu_max_isa=$(ISA)
+test-isa: export JAXNORM_TEST_SEED := $(SEED)
+test-isa: $(VENV)/with-experiments,test
+	$(PYTEST) -m 'numerical and not slow'
 
 bench: $(VENV)/with-bench
 	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)

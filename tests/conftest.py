@@ -1,8 +1,15 @@
 """Every test runs on eight fake CPU devices, with strict dtype promotion and repeatable draws."""
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one process has compiled the others read, and the next run; it stays on the machine.
+PROGRAMS = Path(tempfile.gettempdir(), f"jaxnorm-programs-{os.getuid()}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in FLAGS:
     os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8".strip()
@@ -16,14 +23,14 @@ from environment import FLOAT16, NO_FLOAT16, SEED  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# HYPOTHESIS_PROFILE=thorough draws ten times as many cases.
+# HYPOTHESIS_PROFILE=thorough draws fifteen times as many cases.
 QUIET = {
     "deadline": None,
     "derandomize": True,
     "database": None,
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
 }
-hypothesis.settings.register_profile("default", max_examples=60, **QUIET)
+hypothesis.settings.register_profile("default", max_examples=40, **QUIET)
 hypothesis.settings.register_profile("thorough", max_examples=600, **QUIET)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

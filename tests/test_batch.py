@@ -24,6 +24,8 @@ from cases import (
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.numerical
+
 SHAPES = [((6, 4), -1), ((4, 5, 3), -1), ((4, 3, 5), 1), ((4, 3, 2, 5), -3), ((2, 2, 3, 2, 4), 2)]
 
 

@@ -22,6 +22,8 @@ from cases import (
 )
 from jax.test_util import check_grads
 
+pytestmark = pytest.mark.numerical
+
 SHAPE = (4, 3, 6)
 MASKS = {
     "whole": None,

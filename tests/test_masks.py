@@ -20,6 +20,8 @@ from cases import (
     seen,
 )
 
+pytestmark = pytest.mark.numerical
+
 SHAPE = (4, 3, 6)
 
 

@@ -120,9 +120,8 @@ def test_every_device_has_its_part_of_a_batch():
     assert part == slice(0, 24), "one process has all devices"
 
 
-def after_a_step(config, data, rows, filling):
+def after_a_step(program, data, rows, filling):
     """Take one step on a batch whose filling holds `filling`; return the new state, the sums."""
-    program = compile_program(config, data)
     batch = rows.of(data.train)
     images = np.where(batch.mask[:, None, None, None], batch.images, filling)
     state = parallel.replicate(program.init(0), program.devices)
@@ -142,10 +141,10 @@ def test_what_fills_a_batch_changes_nothing(data, norm, way):
     config = composed(*norm.split(), f"parallel={way}", "optimizer.warmup=0")
     last = training_rows(44, 20, multiple=16, seed=0, epoch=1).batches(2)
     assert (last.mask.sum(), len(last.mask)) == (4, 32), "most devices have nothing"
-    filled = after_a_step(config, data, last, 0.0)
-    otherwise = after_a_step(config, data, last, 1e4)
+    program = compile_program(config, data)
+    filled, otherwise = (after_a_step(program, data, last, filling) for filling in (0.0, 1e4))
     jax.tree.map(np.testing.assert_array_equal, otherwise, filled)
-    alone = dataclasses.replace(config, parallel=Single("single"))
+    alone = compile_program(dataclasses.replace(config, parallel=Single("single")), data)
     unfilled = after_a_step(alone, data, last.part(slice(0, 4)), 0.0)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), filled, unfilled

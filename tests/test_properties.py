@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.numerical
+
 SIZES = st.integers(1, 4)
 HALVES = [jnp.bfloat16, np.float16] if FLOAT16 else [jnp.bfloat16]
 REAL_DTYPES = st.sampled_from([np.float32, np.float32, *HALVES])

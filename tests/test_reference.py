@@ -7,6 +7,8 @@ import pytest
 import reference
 from cases import chances, near, normals
 
+pytestmark = pytest.mark.numerical
+
 X = normals(3, 5, 8, mean=0.5)
 MASK = chances(*X.shape, share=0.7)
 

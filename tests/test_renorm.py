@@ -23,6 +23,8 @@ from cases import (
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.numerical
+
 R_MAX = optax.linear_schedule(1.0, 3.0, transition_steps=4, transition_begin=1)
 D_MAX = optax.linear_schedule(0.0, 5.0, transition_steps=3, transition_begin=1)
 SCHEDULES = {"r_max": R_MAX, "d_max": D_MAX}

@@ -25,6 +25,8 @@ from environment import generator
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.numerical
+
 STEPS = 10_000
 
 

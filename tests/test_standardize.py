@@ -21,6 +21,8 @@ from cases import (
     ulp,
 )
 
+pytestmark = pytest.mark.numerical
+
 # Shapes in which one statistic covers few values, and 100,000.
 FEW = {"layer": (6, 5, 60), "rms": (6, 5, 60), "group": (3, 20, 8), "instance": (3, 50, 4)}
 MANY = {
