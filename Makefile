@@ -1,5 +1,5 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
-# make test    the tests (make test-fast: some of each part, while working; make test-slow: those that
+# make test    the tests (make test-fast: one case of each that is quick; make test-slow: those that
 #              take long, of several processes)
 # make test-isa   the numerical tests as on a processor of fewer instructions (ISA=AVX2), with another
 #              seed of the random draws where it is given (SEED=0)
@@ -25,6 +25,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist lo
 
 test: $(VENV)/with-experiments,test
 	$(PYTEST) -m 'not slow'
+
+test-fast: $(VENV)/with-experiments,test
+	$(PYTEST) -m 'not slow and not long' --first
 
 test-slow: $(VENV)/with-experiments,test
 	$(PYTEST) -m slow

@@ -166,6 +166,11 @@ def near(actual, expected, tolerance=1e-5):
     close(actual, expected, rtol=0, atol=tolerance)
 
 
+def within(actual, expected, tolerance):
+    """Hold them together within an absolute tolerance of every position."""
+    near(actual / tolerance, expected / tolerance, 1.0)
+
+
 def relative(actual, expected, tolerance=1e-5):
     """Hold them together within a relative tolerance."""
     close(actual, expected, rtol=tolerance, atol=0)

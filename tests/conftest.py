@@ -42,8 +42,19 @@ def takes_float16(item):
     return any(leaf is dtype for leaf in leaves for dtype in (np.float16, jnp.float16))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--first", action="store_true", help="the first case of every test alone")
+
+
+def first_cases(items):
+    """Give the first of the cases of every test."""
+    return list({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())[::-1]
+
+
+def pytest_collection_modifyitems(config, items):
     """Seed what Hypothesis draws, and leave float16 out where XLA has none."""
+    if config.getoption("first"):
+        items[:] = first_cases(items)
     for item in items:
         test = getattr(item, "obj", None)
         if hypothesis.is_hypothesis_test(test):

@@ -40,6 +40,7 @@ def test_the_first_variables_are_flaxs_bit_for_bit(name):
     chex.assert_trees_all_equal(getattr(jnn, name)(**options).init(KEY, X), variables)
 
 
+@pytest.mark.long
 def test_group_norm_takes_one_example_without_a_batch():
     x, options = X[0, 0, 0], {"num_groups": 2, **RANDOM}
     ours, flaxs = (

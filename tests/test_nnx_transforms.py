@@ -147,6 +147,7 @@ def stacked(library):
     return create(nnx.Rngs(KEY))
 
 
+@pytest.mark.long
 def test_vmap_trains_several_models_at_once():
     results = []
     for library in (jnnx, nnx):
@@ -194,6 +195,7 @@ def test_no_gradient_goes_through_the_statistics_that_are_kept():
     hold(*(nnx.grad(evaluated)(X, norm) for norm in layers), 2e-4)
 
 
+@pytest.mark.long
 def test_remat_differentiates_and_updates_once():
     results = []
     for model in nets():

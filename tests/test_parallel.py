@@ -72,6 +72,7 @@ def test_a_mesh_of_one_device_gives_the_curve_of_one(data, on_one_device, way, m
     alike(curves(data, f"parallel={way}"), on_one_device)
 
 
+@pytest.mark.long
 def test_the_ways_agree_in_local_scope(data, on_one_device):
     jit, *others = (curves(data, f"parallel={way}", "sync=local") for way in WAYS)
     for other in others:
@@ -79,6 +80,7 @@ def test_the_ways_agree_in_local_scope(data, on_one_device):
     assert np.abs(jit - on_one_device)[:, 0].max() > 1e-3, "local is not global"
 
 
+@pytest.mark.long
 def test_the_ways_agree_in_group_scope(data, on_one_device):
     jit, *others = (curves(data, f"parallel={way}", "sync=group") for way in WAYS)
     alike(others[1], others[0])
@@ -88,12 +90,14 @@ def test_the_ways_agree_in_group_scope(data, on_one_device):
     assert np.abs(jit - on_one_device)[:, 0].max() > 1e-4, "group is not global"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["ghost_batch", "batch_renorm", "layer"])
 def test_other_norms_agree_on_every_number_of_devices(data, norm):
     options = (f"norm={norm}", "norm.ghost_size=5") if norm == "ghost_batch" else (f"norm={norm}",)
     alike(curves(data, *options, "parallel=shard_map"), curves(data, *options, "parallel=single"))
 
 
+@pytest.mark.long
 def test_the_ways_carry_steps_and_seeds_together(data):
     expected = curves(data, "sync=group", "parallel=shard_map")
     together = ("sync=group", "seeds_together=true", "steps_per_call=2")
@@ -101,6 +105,7 @@ def test_the_ways_carry_steps_and_seeds_together(data):
         alike(curves(data, *together, f"parallel={way}"), expected)
 
 
+@pytest.mark.long
 def test_jit_carries_steps_and_seeds_together(data, on_one_device):
     alike(curves(data, "seeds_together=true", "steps_per_call=2"), on_one_device)
 

@@ -142,6 +142,7 @@ def compare(name, args, where, options):
             near(stats[key], expected_stats[key], 2e-5 * size ** (2 if key == "var" else 1))
 
 
+@pytest.mark.long
 @given(sample_calls())
 def test_a_call_without_state_gives_the_oracles_result(call):
     compare(*call)
@@ -221,6 +222,7 @@ def whole_and_merged(x, keep, pieces):
     return jn.moments(x, 0, where=keep), by_two, jn.merge_moments_axis(parts, 0)
 
 
+@pytest.mark.long
 @given(inputs(), st.integers(0, 99))
 def test_moments_and_every_way_of_merging_them_give_the_oracles(drawn, seed):
     x, where, _ = drawn

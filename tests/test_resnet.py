@@ -145,6 +145,7 @@ def nnx_curve(library):
     return np.array([*losses, cross_entropy(model(images[0]), labels[0])])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("curve", "ours", "flaxs"), [(linen_curve, jnn, nn), (nnx_curve, jnnx, nnx)]
 )

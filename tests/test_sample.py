@@ -161,6 +161,7 @@ def coincide(first, second, x, where):
         near(actual, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.6, 1.0])
 def test_every_pair_that_must_coincide_does(share):
     x, where = normals(3, 4, 6, mean=1.0), chances(3, 4, 6, share=share)

@@ -151,6 +151,7 @@ def test_what_cannot_be_right_stops_before_training(call, places, tmp_path, argu
     assert not list(tmp_path.iterdir()), "neither data nor runs"
 
 
+@pytest.mark.long
 def test_a_wrong_command_ends_without_a_traceback(places, tmp_path):
     ended = program("train", "--multirun", "study=norms", "epoch=3", *places)
     assert ended.returncode == 1
@@ -160,6 +161,7 @@ def test_a_wrong_command_ends_without_a_traceback(places, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_study_from_its_command_to_its_page(places, tmp_path):
     study = ("study=norms", "norm=none,group", *TINY, *places)
     ended = program("train", "--multirun", *study)
