@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import NORMS, STATEFUL, fresh, near, normals, relative
+from cases import NORMS, STATEFUL, fresh, near, normals, relative, wider
 from environment import FLOAT16, generator
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,7 +102,8 @@ def stateful_calls(draw):
     if name == "renorm":
         options.update(r_max=draw(st.sampled_from([1, 1.5, 1e3])))
         options.update(d_max=draw(st.sampled_from([0, 0.5, 1e3])))
-    stats = fresh(name, channels, momentum=options["momentum"])
+    dtype = wider(np.float32, x.dtype)
+    stats = fresh(name, channels, momentum=options["momentum"], dtype=dtype)
     args = [parameter(draw, (channels,)) for _ in range(2)]
     return name, (x, stats, *args), where, options
 
