@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import reference
+from environment import SEED, generator
 
 import jaxnorm as jn
 
@@ -43,7 +44,7 @@ NORMS = {
 }
 STATEFUL = ("batch", "ghost", "renorm")
 every_norm = list(NORMS)
-KEY = jax.random.key(0, impl="rbg")  # whose draws XLA compiles sooner than threefry's
+KEY = jax.random.key(SEED, impl="rbg")  # whose draws XLA compiles sooner than threefry's
 
 
 def fresh(name, channels, **options):
@@ -128,16 +129,16 @@ def takes(name, option):
 
 def normals(*shape, mean=0.0, std=1.0, seed=0, dtype=np.float32):
     """Draw normal numbers, rounded to the dtype."""
-    generator = np.random.default_rng([seed, *shape])
-    values = generator.normal(size=shape)
+    draws = generator(seed, *shape)
+    values = draws.normal(size=shape)
     if np.issubdtype(dtype, np.complexfloating):
-        values = values + 1j * generator.normal(size=shape)
+        values = values + 1j * draws.normal(size=shape)
     return (mean + std * values).astype(dtype)
 
 
 def chances(*shape, seed=0, share=0.6):
     """Draw a boolean mask."""
-    return np.random.default_rng([seed, *shape]).random(shape) < share
+    return generator(seed, *shape).random(shape) < share
 
 
 def parameters(channels, seed=0):
@@ -173,19 +174,41 @@ def near(actual, expected, tolerance=1e-5):
     close(actual, expected, rtol=0, atol=tolerance)
 
 
+def within(actual, expected, tolerance):
+    """Hold them together within an absolute tolerance of every position."""
+    near(actual / tolerance, expected / tolerance, 1.0)
+
+
 def relative(actual, expected, tolerance=1e-5):
     """Hold them together within a relative tolerance."""
     close(actual, expected, rtol=tolerance, atol=0)
 
 
-def identical(actual, expected):
-    """Hold two trees of arrays together bit for bit."""
-    leaves, others = jax.tree.leaves(actual), jax.tree.leaves(expected)
+def pairs(actual, expected):
+    """Give the leaves of two trees of arrays, whose structures, dtypes and shapes are the same."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for leaf, other in zip(leaves, others, strict=True):
+    for leaf, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         leaf, other = np.asarray(leaf), np.asarray(other)
         assert (leaf.dtype, leaf.shape) == (other.dtype, other.shape)
+        yield leaf, other
+
+
+def identical(actual, expected):
+    """Hold two trees together bit for bit.
+
+    For what is promised so, on any processor: a checkpoint, devices alike, evaluation whatever
+    the company, a step that is skipped, a constant that gives bias, the same compiled program.
+    """
+    for leaf, other in pairs(actual, expected):
         np.testing.assert_array_equal(leaf, other)
+
+
+def alike(actual, expected, ulps=8):
+    """Hold what two programs compiled apart give, within units in the last place of the largest."""
+    for leaf, other in pairs(actual, expected):
+        sizes = np.abs(reference.widen(other))
+        largest = sizes.max(initial=0, where=np.isfinite(sizes))
+        near(leaf, other, ulps * float(ulp(largest, leaf.real.dtype)))
 
 
 def ulp(value, dtype=np.float32):

@@ -1,24 +1,63 @@
 """Every test runs on eight fake CPU devices, with strict dtype promotion and repeatable draws."""
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one process has compiled the others read, and the next run; it stays on the machine.
+PROGRAMS = Path(tempfile.gettempdir(), f"jaxnorm-programs-{os.getuid()}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in FLAGS:
     os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8".strip()
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from environment import FLOAT16, NO_FLOAT16, SEED  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# HYPOTHESIS_PROFILE=thorough draws ten times as many cases.
+# HYPOTHESIS_PROFILE=thorough draws fifteen times as many cases.
 QUIET = {
     "deadline": None,
     "derandomize": True,
     "database": None,
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
 }
-hypothesis.settings.register_profile("default", max_examples=60, **QUIET)
+hypothesis.settings.register_profile("default", max_examples=40, **QUIET)
 hypothesis.settings.register_profile("thorough", max_examples=600, **QUIET)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def takes_float16(item):
+    """Say whether float16 is among the parameters of a test."""
+    parameters = getattr(item, "callspec", None) and list(item.callspec.params.values())
+    leaves = jax.tree.leaves(parameters)
+    return any(leaf is dtype for leaf in leaves for dtype in (np.float16, jnp.float16))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--first", action="store_true", help="the first case of every test alone")
+
+
+def first_cases(items):
+    """Give the first of the cases of every test."""
+    return list({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())[::-1]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Seed what Hypothesis draws, and leave float16 out where XLA has none."""
+    if config.getoption("first"):
+        items[:] = first_cases(items)
+    for item in items:
+        test = getattr(item, "obj", None)
+        if hypothesis.is_hypothesis_test(test):
+            hypothesis.seed(SEED)(test)
+        if not FLOAT16 and takes_float16(item):
+            item.add_marker(pytest.mark.skip(reason=NO_FLOAT16))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from environment import generator
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,12 +21,12 @@ WAYS = ("pmap", "shard_map", "jit", "explicit")
 
 def batch():
     """Give the whole batch, a mask that leaves the last quarter nothing, and a cotangent."""
-    generator = np.random.default_rng(0)
+    draws = generator()
     shift = MEAN + np.arange(EXAMPLES)[:, None]
-    x = (generator.normal(size=(EXAMPLES, CHANNELS)) + shift).astype(np.float32)
-    where = generator.random((EXAMPLES, 1)) < 0.7
+    x = (draws.normal(size=(EXAMPLES, CHANNELS)) + shift).astype(np.float32)
+    where = draws.random((EXAMPLES, 1)) < 0.7
     where[EXAMPLES * 3 // 4 :] = False
-    return x, where, np.where(where, generator.normal(size=x.shape), 0).astype(np.float32)
+    return x, where, np.where(where, draws.normal(size=x.shape), 0).astype(np.float32)
 
 
 def step(axis_name):

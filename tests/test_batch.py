@@ -9,6 +9,7 @@ import pytest
 from cases import (
     NORMS,
     STATEFUL,
+    alike,
     chances,
     fresh,
     gradients,
@@ -18,10 +19,14 @@ from cases import (
     normals,
     oracle,
     parameters,
+    promised,
     seen,
+    within,
 )
 
 import jaxnorm as jn
+
+pytestmark = pytest.mark.numerical
 
 SHAPES = [((6, 4), -1), ((4, 5, 3), -1), ((4, 3, 5), 1), ((4, 3, 2, 5), -3), ((2, 2, 3, 2, 4), 2)]
 
@@ -112,7 +117,7 @@ def test_evaluation_takes_a_batch_of_any_size(options):
     options = {"num_ghosts": None, "train": False, **options}
     x, stats = normals(7, 4), seen("ghost", 4)
     y, _ = library("ghost", x, stats=stats, **options)
-    identical(y, library("batch", x, stats=stats, train=False)[0])
+    alike(y, library("batch", x, stats=stats, train=False)[0])
 
 
 def test_masked_values_in_evaluation():
@@ -133,16 +138,18 @@ def test_masked_values_in_evaluation():
 def test_ghosts_are_batch_norm_on_each_slice(num_ghosts, masked):
     x, args = normals(8, 3, 4, mean=np.arange(8)[:, None, None]), parameters(4)
     where = chances(8, 3, 1) if masked else None
-    y, stats = library("ghost", x, *args, where=where, num_ghosts=num_ghosts)
+    options = {"where": where, "num_ghosts": num_ghosts}
+    y, stats = library("ghost", x, *args, **options)
+    precision = promised("ghost", x, **options) * np.abs(args[0]).max()
     for s in np.split(np.arange(8), num_ghosts):
         alone = library("batch", x[s], *args, where=None if where is None else where[s])
-        near(y[s], alone[0])
+        within(y[s], alone[0], precision[s])
     near(stats, library("batch", x, where=where)[1], 1e-6)
 
 
 def test_ghost_size_is_the_other_way_to_say_num_ghosts():
     x = normals(8, 3, 4)
-    identical(library("ghost", x, ghost_size=2, num_ghosts=None), library("ghost", x, num_ghosts=4))
+    alike(library("ghost", x, ghost_size=2, num_ghosts=None), library("ghost", x, num_ghosts=4))
 
 
 def test_one_ghost_is_the_whole_batch():

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import jax
 import numpy as np
 import pytest
+from cases import normals
 
 from benchmarks import table
 
@@ -32,7 +33,7 @@ def test_a_table_replaces_what_stands_between_its_marks(tmp_path, monkeypatch):
 def test_every_library_computes_the_same(norm):
     from benchmarks import precision
 
-    x = np.random.default_rng(0).normal(size=(4, 3, 3, 64)).astype(np.float32)
+    x = normals(4, 3, 3, 64)
     x = x[:, 0, 0] if norm in ("layer", "rms") else x
     with jax.numpy_dtype_promotion("standard"):  # Haiku promotes
         outputs = dict(precision.outputs(norm, x))

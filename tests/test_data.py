@@ -64,6 +64,7 @@ def test_loading_again_reads_what_is_prepared(tmp_path):
     np.testing.assert_array_equal(first.test.images, again.test.images)
 
 
+@pytest.mark.long
 def test_two_processes_prepare_at_once(tmp_path):
     code = "import sys; from experiments.data.loading import load; load('digits', sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path)]

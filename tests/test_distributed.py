@@ -19,14 +19,18 @@ from cases import (
     normals,
     oracle,
     parameters,
+    promised,
     relative,
     seen,
+    within,
 )
 from devices import DEVICES, WAYS, flat, mesh, over_devices
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 from jaxnorm import distributed
+
+pytestmark = pytest.mark.numerical
 
 HALVES = [[0, 1, 2, 3], [4, 5, 6, 7]]
 
@@ -100,7 +104,7 @@ def test_ghosts_stay_on_their_device_and_the_statistics_do_not(way):
     x, stats = normals(8, 4, 3, mean=3 * np.arange(8)[:, None, None]), seen("ghost", 3)
     y, new = over_devices(way, synced("ghost", stats, num_ghosts=2), x, np.ones((8, 1, 1), bool))
     expected, expected_stats = oracle("ghost", flat(x), stats=stats, num_ghosts=16)
-    near(flat(y), expected)
+    within(flat(y), expected, promised("ghost", flat(x), num_ghosts=16))
     near({k: v[3] for k, v in new.items()}, expected_stats)
 
 
@@ -223,7 +227,8 @@ def test_each_device_by_itself_is_a_ghost_of_the_whole_batch(way):
     y, new = over_devices(way, synced("ghost", stats, args, num_ghosts=1), SHARDS, where)
     options = {"num_ghosts": 8, "where": flat(where), "stats": stats}
     expected, expected_stats = library("ghost", flat(SHARDS), *args, **options)
-    near(flat(y), expected)
+    precision = promised("ghost", flat(SHARDS), num_ghosts=8, where=flat(where))
+    within(flat(y), expected, precision * np.abs(args[0]).max())
     for device in range(8):
         near({k: v[device] for k, v in new.items()}, expected_stats)
         identical({k: v[device] for k, v in new.items()}, {k: v[0] for k, v in new.items()})
@@ -329,7 +334,7 @@ def test_a_name_of_vmap_inside_a_checked_shard_map_is_an_error():
     x = normals(8, 4, 3)
     with pytest.raises(ValueError, match="check_vma=False"):
         jax.shard_map(inner, **rows)(x)
-    y = jax.shard_map(inner, check_vma=False, **rows)(x)
+    y = jax.jit(jax.shard_map(inner, check_vma=False, **rows))(x)
     near(y.reshape(-1, 3), oracle("batch", x.reshape(-1, 3))[0])
 
 

@@ -170,6 +170,7 @@ def hold(ours, flaxs, options):
     )
 
 
+@pytest.mark.long
 @given(layers(nn))
 def test_a_linen_layer_is_flaxs(layer):
     name, shape, options, mask, moving = layer
@@ -189,6 +190,7 @@ def test_a_linen_layer_is_flaxs(layer):
         np.testing.assert_allclose(kept.astype(np.float32), value, rtol=rounding, atol=2e-5)
 
 
+@pytest.mark.long
 @given(layers(nnx))
 def test_an_nnx_layer_is_flaxs(layer):
     name, shape, options, mask, moving = layer

@@ -103,6 +103,7 @@ def until(condition, what):
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_the_commands_of_the_readme_run_as_written(places, start, tmp_path):
     assert [re.search(r"index=(\d)", command)[1] for command in COMMANDS] == ["0", "1"]
     processes = []

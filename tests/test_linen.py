@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KEY
+from cases import KEY, normals
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
 
-X = jax.random.normal(jax.random.key(1), (4, 6, 5, 8)) * 2 + 1
+X = jnp.asarray(normals(4, 6, 5, 8, mean=1.0, std=2.0))
 RANDOM = {
     "scale_init": nn.initializers.normal(1.0),
     "bias_init": nn.initializers.normal(1.0),
@@ -40,6 +40,7 @@ def test_the_first_variables_are_flaxs_bit_for_bit(name):
     chex.assert_trees_all_equal(getattr(jnn, name)(**options).init(KEY, X), variables)
 
 
+@pytest.mark.long
 def test_group_norm_takes_one_example_without_a_batch():
     x, options = X[0, 0, 0], {"num_groups": 2, **RANDOM}
     ours, flaxs = (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import KEY, identical, near, normals
+from cases import KEY, alike, identical, near, normals
 from flax import nnx
 
 import jaxnorm.linen as jnn
@@ -115,8 +115,8 @@ def test_the_other_two_are_carried_by_hand_too(name):
     jitted = nnx.jit(lambda norm, x: norm(x))
     for _ in range(2):
         y, carried = step(carried, X)
-        identical(jitted(norm, X), y)
-    identical(nnx.to_pure_dict(carried), state(norm))
+        alike(jitted(norm, X), y)
+    alike(nnx.to_pure_dict(carried), state(norm))
 
 
 def test_filters_find_the_statistics():
@@ -147,6 +147,7 @@ def stacked(library):
     return create(nnx.Rngs(KEY))
 
 
+@pytest.mark.long
 def test_vmap_trains_several_models_at_once():
     results = []
     for library in (jnnx, nnx):
@@ -194,6 +195,7 @@ def test_no_gradient_goes_through_the_statistics_that_are_kept():
     hold(*(nnx.grad(evaluated)(X, norm) for norm in layers), 2e-4)
 
 
+@pytest.mark.long
 def test_remat_differentiates_and_updates_once():
     results = []
     for model in nets():

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from environment import generator
 from hydra import initialize_config_dir
 
 from experiments import parallel
@@ -30,9 +31,9 @@ def promotion():
 @pytest.fixture(scope="module")
 def data():
     """Random images, whose mean grows with their label."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 10, 70).astype(np.int32)
-    noise = generator.standard_normal((70, 8, 8, 1))
+    draws = generator()
+    labels = draws.integers(0, 10, 70).astype(np.int32)
+    noise = draws.standard_normal((70, 8, 8, 1))
     images = (noise + 0.3 * labels[:, None, None, None]).astype(np.float32)
     return Dataset(Split(images[:44], labels[:44]), Split(images[44:], labels[44:]), 10)
 
@@ -71,6 +72,7 @@ def test_a_mesh_of_one_device_gives_the_curve_of_one(data, on_one_device, way, m
     alike(curves(data, f"parallel={way}"), on_one_device)
 
 
+@pytest.mark.long
 def test_the_ways_agree_in_local_scope(data, on_one_device):
     jit, *others = (curves(data, f"parallel={way}", "sync=local") for way in WAYS)
     for other in others:
@@ -78,6 +80,7 @@ def test_the_ways_agree_in_local_scope(data, on_one_device):
     assert np.abs(jit - on_one_device)[:, 0].max() > 1e-3, "local is not global"
 
 
+@pytest.mark.long
 def test_the_ways_agree_in_group_scope(data, on_one_device):
     jit, *others = (curves(data, f"parallel={way}", "sync=group") for way in WAYS)
     alike(others[1], others[0])
@@ -87,12 +90,14 @@ def test_the_ways_agree_in_group_scope(data, on_one_device):
     assert np.abs(jit - on_one_device)[:, 0].max() > 1e-4, "group is not global"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["ghost_batch", "batch_renorm", "layer"])
 def test_other_norms_agree_on_every_number_of_devices(data, norm):
     options = (f"norm={norm}", "norm.ghost_size=5") if norm == "ghost_batch" else (f"norm={norm}",)
     alike(curves(data, *options, "parallel=shard_map"), curves(data, *options, "parallel=single"))
 
 
+@pytest.mark.long
 def test_the_ways_carry_steps_and_seeds_together(data):
     expected = curves(data, "sync=group", "parallel=shard_map")
     together = ("sync=group", "seeds_together=true", "steps_per_call=2")
@@ -100,6 +105,7 @@ def test_the_ways_carry_steps_and_seeds_together(data):
         alike(curves(data, *together, f"parallel={way}"), expected)
 
 
+@pytest.mark.long
 def test_jit_carries_steps_and_seeds_together(data, on_one_device):
     alike(curves(data, "seeds_together=true", "steps_per_call=2"), on_one_device)
 
@@ -119,9 +125,8 @@ def test_every_device_has_its_part_of_a_batch():
     assert part == slice(0, 24), "one process has all devices"
 
 
-def after_a_step(config, data, rows, filling):
+def after_a_step(program, data, rows, filling):
     """Take one step on a batch whose filling holds `filling`; return the new state, the sums."""
-    program = compile_program(config, data)
     batch = rows.of(data.train)
     images = np.where(batch.mask[:, None, None, None], batch.images, filling)
     state = parallel.replicate(program.init(0), program.devices)
@@ -141,10 +146,10 @@ def test_what_fills_a_batch_changes_nothing(data, norm, way):
     config = composed(*norm.split(), f"parallel={way}", "optimizer.warmup=0")
     last = training_rows(44, 20, multiple=16, seed=0, epoch=1).batches(2)
     assert (last.mask.sum(), len(last.mask)) == (4, 32), "most devices have nothing"
-    filled = after_a_step(config, data, last, 0.0)
-    otherwise = after_a_step(config, data, last, 1e4)
+    program = compile_program(config, data)
+    filled, otherwise = (after_a_step(program, data, last, filling) for filling in (0.0, 1e4))
     jax.tree.map(np.testing.assert_array_equal, otherwise, filled)
-    alone = dataclasses.replace(config, parallel=Single("single"))
+    alone = compile_program(dataclasses.replace(config, parallel=Single("single")), data)
     unfilled = after_a_step(alone, data, last.part(slice(0, 4)), 0.0)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), filled, unfilled

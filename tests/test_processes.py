@@ -54,6 +54,7 @@ def merged_in_float64(x, where):
     return values.mean(0), values.var(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
 )

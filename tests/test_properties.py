@@ -5,14 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import NORMS, STATEFUL, fresh, near, normals, relative
+from cases import NORMS, STATEFUL, fresh, near, normals, relative, wider
+from environment import FLOAT16, generator
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.numerical
+
 SIZES = st.integers(1, 4)
-REAL_DTYPES = st.sampled_from([np.float32, np.float32, np.float16, jnp.bfloat16])
+HALVES = [jnp.bfloat16, np.float16] if FLOAT16 else [jnp.bfloat16]
+REAL_DTYPES = st.sampled_from([np.float32, np.float32, *HALVES])
 DTYPES = REAL_DTYPES | st.just(np.complex64)
 MASK_DTYPES = st.sampled_from([np.bool_, np.int32, np.float32])
 SCALES = st.sampled_from([1e-3, 1.0, 1e3])
@@ -31,7 +35,7 @@ def masks(draw, shape):
     tail = shape[draw(st.integers(0, len(shape))) :]
     tail = tuple(draw(st.sampled_from([1, n])) for n in tail)
     seed, share = draw(st.integers(0, 99)), draw(st.sampled_from([0.0, 0.5, 0.9]))
-    keep = np.random.default_rng(seed).random(tail) < share
+    keep = generator(seed).random(tail) < share
     return np.where(keep, 2, 0).astype(draw(MASK_DTYPES))
 
 
@@ -98,7 +102,8 @@ def stateful_calls(draw):
     if name == "renorm":
         options.update(r_max=draw(st.sampled_from([1, 1.5, 1e3])))
         options.update(d_max=draw(st.sampled_from([0, 0.5, 1e3])))
-    stats = fresh(name, channels, momentum=options["momentum"])
+    dtype = wider(np.float32, x.dtype)
+    stats = fresh(name, channels, momentum=options["momentum"], dtype=dtype)
     args = [parameter(draw, (channels,)) for _ in range(2)]
     return name, (x, stats, *args), where, options
 
@@ -138,6 +143,7 @@ def compare(name, args, where, options):
             near(stats[key], expected_stats[key], 2e-5 * size ** (2 if key == "var" else 1))
 
 
+@pytest.mark.long
 @given(sample_calls())
 def test_a_call_without_state_gives_the_oracles_result(call):
     compare(*call)
@@ -217,11 +223,12 @@ def whole_and_merged(x, keep, pieces):
     return jn.moments(x, 0, where=keep), by_two, jn.merge_moments_axis(parts, 0)
 
 
+@pytest.mark.long
 @given(inputs(), st.integers(0, 99))
 def test_moments_and_every_way_of_merging_them_give_the_oracles(drawn, seed):
     x, where, _ = drawn
     keep, expected = reference.counted(x, where), reference.moments(x, 0, where=where)
-    piece = np.random.default_rng(seed).integers(0, 3, x.shape)
+    piece = generator(seed).integers(0, 3, x.shape)
     pieces = np.stack([piece == i for i in range(3)])
     size = np.sqrt(np.abs(expected.mean) ** 2 + expected.var)
     unit = np.where(size == 0, 1, size)

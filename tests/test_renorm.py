@@ -9,6 +9,7 @@ import optax
 import pytest
 import reference
 from cases import (
+    alike,
     fresh,
     gradients,
     identical,
@@ -17,10 +18,14 @@ from cases import (
     normals,
     oracle,
     parameters,
+    promised,
     seen,
+    within,
 )
 
 import jaxnorm as jn
+
+pytestmark = pytest.mark.numerical
 
 R_MAX = optax.linear_schedule(1.0, 3.0, transition_steps=4, transition_begin=1)
 D_MAX = optax.linear_schedule(0.0, 5.0, transition_steps=3, transition_begin=1)
@@ -42,14 +47,14 @@ def test_corrections_are_clipped_to_their_limits(r_max, d_max, masked):
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (5, 3, 4)], ids=str)
-def test_without_corrections_it_is_batch_norm_bit_for_bit(shape):
+def test_without_corrections_it_is_batch_norm(shape):
     x, args = normals(*shape, mean=2.0, std=3.0), parameters(4)
     stats = seen("renorm", 4)
     limits = {"r_max": 1.0, "d_max": 0.0}
     y, new = library("renorm", x, *args, stats=stats, **limits)
     plain, plain_new = library("batch", x, *args, stats={k: stats[k] for k in ("mean", "var")})
-    identical(y, plain)
-    identical({k: new[k] for k in ("mean", "var")}, plain_new)
+    alike(y, plain)
+    alike({k: new[k] for k in ("mean", "var")}, plain_new)
 
 
 @pytest.mark.parametrize("limit", [1e6, np.inf])
@@ -64,7 +69,7 @@ def test_statistics_move_as_those_of_batch_norm():
     _, new = library("renorm", x, stats=stats, momentum=0.7)
     plain = {k: stats[k] for k in ("mean", "var")}
     _, plain = library("batch", x, stats=plain, momentum=0.7)
-    identical(new, {**plain, "steps": jnp.int32(1)})
+    alike(new, {**plain, "steps": jnp.int32(1)})
 
 
 def test_no_gradient_flows_through_the_corrections():
@@ -89,7 +94,7 @@ def test_the_defaults_are_the_schedules_of_the_paper(step):
     stats = {**fresh("renorm", 2), "steps": np.int32(step)}
     y, new = jn.batch_renorm(x, stats, train=True)
     expected, expected_stats = reference.batch_renorm(x, stats, train=True)
-    near(y, expected, 3e-5)
+    within(y, expected, promised("renorm", x))
     near(new, expected_stats, 1e-4)
 
 

@@ -1,17 +1,21 @@
 """Replicas whose running statistics have drifted apart are merged, the between-variance too."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KEY, identical, near, normals, relative
+from cases import KEY, alike, identical, near, normals, relative, seen
 from devices import WAYS, kinds, mapped
 from flax import nnx
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
+
+pytestmark = pytest.mark.numerical
 
 DATA = normals(8, 5, 16, 3, mean=4 * np.arange(8)[:, None, None, None], std=2.0)
 
@@ -20,6 +24,7 @@ def merge(stats):
     return jn.sync_batch_stats(stats, "i")
 
 
+@functools.cache
 def drifted(momentum=0.9):
     """Give the statistics of eight replicas that each saw five batches of its own."""
 
@@ -33,25 +38,31 @@ def drifted(momentum=0.9):
     return jax.jit(jax.vmap(train))(DATA)
 
 
+def merged_within_and_between(merged, stats):
+    """Hold one replica's statistics to the merge; the mean in units of the replicas' size."""
+    mean, var = (np.asarray(stats[key], np.float64) for key in ("mean", "var"))
+    size = np.sqrt(np.mean(mean**2 + var, 0))
+    near(merged["mean"] / size, mean.mean(0) / size, 2e-6)
+    relative(merged["var"], var.mean(0) + mean.var(0), 2e-6)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_replicas_merge_within_and_between(way):
     stats = drifted()
     merged = mapped(way, merge)(stats)
-    mean, var = (np.asarray(stats[key], np.float64) for key in ("mean", "var"))
-    relative(merged["mean"][0], mean.mean(0), 2e-6)
-    relative(merged["var"][0], var.mean(0) + mean.var(0), 2e-6)
     for replica in range(8):
+        merged_within_and_between({k: v[replica] for k, v in merged.items()}, stats)
         identical(*({k: v[at] for k, v in merged.items()} for at in (0, replica)))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_cumulative_statistics_merge_to_those_of_all_that_was_seen(way):
     merged = mapped(way, merge)(drifted(momentum=None))
-    seen = DATA.reshape(-1, 3).astype(np.float64)
+    whole = DATA.reshape(-1, 3).astype(np.float64)
     assert merged["count"].shape == (8,)
-    near(merged["count"][0], len(seen), 0)
-    relative(merged["mean"][3], seen.mean(0), 2e-6)
-    relative(merged["var"][3], seen.var(0), 2e-6)
+    near(merged["count"][0], len(whole), 0)
+    relative(merged["mean"][3], whole.mean(0), 2e-6)
+    relative(merged["var"][3], whole.var(0), 2e-6)
 
 
 class Net(nn.Module):
@@ -62,17 +73,21 @@ class Net(nn.Module):
         return jnn.BatchRenorm(use_running_average=False)(x)
 
 
+@functools.cache
+def drifted_tree():
+    """Give the statistics of a net's eight replicas, of which one layer's are frozen."""
+    variables = jax.jit(Net().init)(KEY, DATA[0, 0])
+    apply = jax.vmap(lambda x: Net().apply(variables, x, mutable=["batch_stats"])[1])
+    return jn.freeze_stats(jax.jit(apply)(DATA[:, 0])["batch_stats"], "BatchNorm_0")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_whole_tree_is_merged(way):
-    variables = Net().init(KEY, DATA[0, 0])
-    apply = jax.vmap(lambda x: Net().apply(variables, x, mutable=["batch_stats"])[1])
-    stats = jn.freeze_stats(apply(DATA[:, 0])["batch_stats"], "BatchNorm_0")
+    stats = drifted_tree()
     merged = mapped(way, merge)(stats)
     assert jax.tree.structure(merged) == jax.tree.structure(stats)
     for name, layer in stats.items():
-        mean, var = (np.asarray(layer[key], np.float64) for key in ("mean", "var"))
-        relative(merged[name]["mean"][5], mean.mean(0), 1e-5)
-        relative(merged[name]["var"][5], var.mean(0) + mean.var(0), 1e-5)
+        merged_within_and_between({k: merged[name][k][5] for k in ("mean", "var")}, layer)
     assert merged["BatchRenorm_0"]["steps"].tolist() == [1] * 8
     assert "frozen" in merged["BatchNorm_0"]
 
@@ -132,8 +147,8 @@ def test_the_whole_tree_is_one_collective():
 
 
 def test_merging_what_is_alike_changes_nothing():
-    stats = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), jn.init_batch_stats(3))
-    identical(mapped("pmap", merge)(stats), stats)
+    stats = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), seen("batch", 3))
+    alike(mapped("pmap", merge)(stats), stats)
 
 
 def test_errors_say_what_is_missing():

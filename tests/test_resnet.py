@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from cases import KEY, normals
+from environment import generator
 from flax import nnx
 
 import jaxnorm.linen as jnn
@@ -89,7 +90,7 @@ class NnxResNet(nnx.Module):
 def batches():
     """Give images whose class is a pattern under noise."""
     patterns = normals(CLASSES, 8, 8, 3, mean=0.5)
-    labels = np.random.default_rng(0).integers(0, CLASSES, (STEPS, 16))
+    labels = generator().integers(0, CLASSES, (STEPS, 16))
     return patterns[labels] + normals(STEPS, 16, 8, 8, 3, std=0.5, seed=1), labels
 
 
@@ -144,6 +145,7 @@ def nnx_curve(library):
     return np.array([*losses, cross_entropy(model(images[0]), labels[0])])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("curve", "ours", "flaxs"), [(linen_curve, jnn, nn), (nnx_curve, jnnx, nnx)]
 )

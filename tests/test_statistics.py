@@ -12,6 +12,8 @@ from cases import allowed, chances, identical, near, normals, relative
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.numerical
+
 
 @functools.cache
 def measuring(axis):

@@ -65,6 +65,7 @@ def replaced(config, *, steps_per_call=1, seeds_together=False, **changes):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "way",
     [
@@ -82,17 +83,20 @@ def test_every_way_of_carrying_gives_the_same_numbers(tiny, data, plain, way):
     assert len(calls) == (2 if way.get("seeds_together") else 4)
 
 
+@pytest.mark.long
 def test_histories_number_seeds_epochs_and_steps(plain):
     numbers = [[epoch[:3] for epoch in history] for history in plain]
     assert numbers == [[(0, 1, 4), (0, 2, 8)], [(1, 1, 4), (1, 2, 8)]]
 
 
+@pytest.mark.long
 def test_a_seed_repeats_itself_and_no_other(tiny, data, plain):
     again = train(replaced(tiny, seeds=1), data, lambda reached: None)
     np.testing.assert_array_equal(values(again)[0], values(plain)[0])
     assert (values(plain)[0] != values(plain)[1]).any()
 
 
+@pytest.mark.long
 def test_evaluation_counts_every_test_example(tiny, data, monkeypatch):
     config = replaced(tiny)
     program = compile_program(config, data)

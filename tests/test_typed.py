@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import typed_user
 
 import jaxnorm as jn
@@ -9,6 +10,7 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
 
 
+@pytest.mark.long
 def test_the_users_file_runs():
     typed_user.main()
 
