@@ -92,7 +92,6 @@ struct Elementwise : LongGroups<T> {
       TwoSums row;
       sum_values<R>(box.length(), row, [&](auto at, auto& along, auto& total) {
         at.template fetch<1, 2>(x + kAhead);
-        at.template fetch<1, 2>(g + kAhead);
         const auto scaled = at(scale) * at(g);
         along += scaled * (at(x) - mean);
         total += scaled;
@@ -110,6 +109,7 @@ struct Elementwise : LongGroups<T> {
       const R* scale = strip.scale + parameter;
       const Projection<R> of = projection_of(strip, group);
       put_values<R>(dx, box.length(), call.streamed, [&](auto at) {
+        at.template fetch<1, 2>(g + kAhead);
         at.put(dx, of.gain * (at(scale) * at(g)) - (at(x) - of.mean) * of.slope - of.level);
       });
     });
