@@ -7,6 +7,7 @@
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
 #              (PART=speed, memory, precision, collectives or scaling, FULL=1 for more sizes)
 # make lint    style and types
+# make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # Each makes the virtual environment that it needs, once.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test test-fast test-slow test-isa test-newest newest-python bench lint clean
+.PHONY: study test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
 
 study: $(VENV)/with-experiments
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
@@ -65,14 +66,24 @@ lint: $(VENV)/with-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror jaxnorm/kernels/src/* tests/kernels_test.cc
+
+sanitize: $(VENV)/with-dev
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DJAXNORM_STRICT=ON -DJAXNORM_SANITIZE=ON \
+		-DPython_EXECUTABLE='$(abspath $(BIN)/python)'
+	cmake --build build/sanitize --target kernels_test
+	build/sanitize/kernels_test
 
 clean:
-	rm -rf $(VENV) $(NEWEST)
+	rm -rf $(VENV) $(NEWEST) build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/with-%: pyproject.toml constraints.txt | $(BIN)/python
+KERNELS := CMakeLists.txt $(wildcard jaxnorm/kernels/src/*)
+
+$(VENV)/with-%: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing jaxnorm[$*] and its dependencies into $(VENV) ..."
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings=cmake.define.JAXNORM_STRICT=ON \
+		--editable '.[$*]'
 	touch '$@'

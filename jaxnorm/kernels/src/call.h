@@ -53,7 +53,8 @@ struct Call {
   const void *x, *g;
   Rows mean, var, gain, shift, rstd, along_mean, total_mean, scale, bias;
 
-  void* y;                                                                  // or dx
+  void* y;        // or dx
+  bool streamed;  // written around the cache
   void *out_mean, *out_var, *out_along, *out_total, *out_scale, *out_bias;  // null: not wanted
 
   double *moments, *sums, *parameters;  // partial results of the tasks, in scratch memory

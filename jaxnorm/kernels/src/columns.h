@@ -14,8 +14,8 @@ inline namespace JAXNORM_ISA {
 
 constexpr int64_t kCenterRows = 8;  // rows whose mean is the center that a chunk is measured about
 constexpr int64_t kRunRows = 64;    // rows in a short run
-constexpr int64_t kNear = 512;       // values: as many of the next rows fit the first-level cache too
-constexpr int kTogether = 4;        // rows added at once
+constexpr int64_t kNear = 512;  // values: as many of the next rows fit the first-level cache too
+constexpr int kTogether = 4;    // rows added at once
 
 // A box of columns as wide rows, the last of which may be shorter.
 struct Wide {
@@ -140,7 +140,7 @@ struct Columns {
     in_short_runs(
         wide,
         [&](int64_t row, int rows, int64_t width) {
-          const auto add = rows == 1                ? add_deviations<T, 1, 1>
+          const auto add = rows == 1               ? add_deviations<T, 1, 1>
                            : wide.width() <= kNear ? add_deviations<T, kTogether, 1>
                                                    : add_deviations<T, kTogether, 2>;
           add(x + row * wide.stride, wide.stride, width, center, deviations, squares);
@@ -217,15 +217,17 @@ struct Columns {
     repeat(gain, wide);
     repeat(shift, wide);
     for (int64_t row = 0; row < wide.rows; ++row) {
-      apply_row(x + row * wide.stride, y + row * wide.stride, wide.width(), mean, gain, shift);
+      apply_row(call, x + row * wide.stride, y + row * wide.stride, wide.width(), mean, gain,
+                shift);
     }
     const int64_t end = wide.rows * wide.stride;
-    if (wide.tail > 0) apply_row(x + end, y + end, wide.tail, mean, gain, shift);
+    if (wide.tail > 0) apply_row(call, x + end, y + end, wide.tail, mean, gain, shift);
   }
 
-  static void apply_row(const T* x, T* y, int64_t width, const R* mean, const R* gain,
-                        const R* shift) {
-    each_value<R>(width, [&](auto at) { at.put(y, (at(x) - at(mean)) * at(gain) + at(shift)); });
+  static void apply_row(const Call& call, const T* x, T* y, int64_t width, const R* mean,
+                        const R* gain, const R* shift) {
+    put_values<R>(y, width, call.streamed,
+                  [&](auto at) { at.put(y, (at(x) - at(mean)) * at(gain) + at(shift)); });
   }
 
   // along += sum(scale * g * (x - mean)), total += sum(scale * g) of each group;
@@ -250,7 +252,7 @@ struct Columns {
     in_short_runs(
         wide,
         [&](int64_t row, int rows, int64_t width) {
-          const auto add = rows == 1                ? add_products<T, 1, 1>
+          const auto add = rows == 1               ? add_products<T, 1, 1>
                            : wide.width() <= kNear ? add_products<T, kTogether, 1>
                                                    : add_products<T, kTogether, 2>;
           const int64_t at = row * wide.stride;
@@ -298,15 +300,15 @@ struct Columns {
     repeat(slope, wide);
     repeat(level, wide);
     const auto row = [&](int64_t at, int64_t width) {
-      backward_row(x + at, g + at, dx + at, width, mean, gain, slope, level);
+      backward_row(call, x + at, g + at, dx + at, width, mean, gain, slope, level);
     };
     for (int64_t r = 0; r < wide.rows; ++r) row(r * wide.stride, wide.width());
     if (wide.tail > 0) row(wide.rows * wide.stride, wide.tail);
   }
 
-  static void backward_row(const T* x, const T* g, T* dx, int64_t width, const R* mean,
-                           const R* gain, const R* slope, const R* level) {
-    each_value<R>(width, [&](auto at) {
+  static void backward_row(const Call& call, const T* x, const T* g, T* dx, int64_t width,
+                           const R* mean, const R* gain, const R* slope, const R* level) {
+    put_values<R>(dx, width, call.streamed, [&](auto at) {
       at.put(dx, at(gain) * at(g) - (at(x) - at(mean)) * at(slope) - at(level));
     });
   }

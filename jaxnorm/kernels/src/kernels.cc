@@ -14,8 +14,9 @@ namespace jaxnorm {
 inline namespace JAXNORM_ISA {
 namespace {
 
-constexpr int64_t kParameters = 512;  // parameters whose partial sums a task adds
-constexpr int64_t kBatch = 4;         // a whose parameters are summed together
+constexpr int64_t kParameters = 512;    // parameters whose partial sums a task adds
+constexpr int64_t kBatch = 4;           // a whose parameters are summed together
+constexpr int64_t kStreamed = 1 << 24;  // bytes of an output that no cache would hold
 
 inline double group_count(const Call& call) {
   return static_cast<double>(call.view.R * call.partition.length);
@@ -341,8 +342,17 @@ struct Operations {
 
   // The phases of each operation.
 
-  static void add(Plan& plan, int64_t tasks, void (*run)(const Call&, int64_t)) {
+  using Run = void (*)(const Call&, int64_t);
+
+  static void add(Plan& plan, int64_t tasks, Run run) {
     if (tasks > 0) plan.phases[plan.count++] = {tasks, run};
+  }
+
+  // A task that writes y or dx.
+  template <Run kRun>
+  static void writing(const Call& call, int64_t task) {
+    kRun(call, task);
+    if (call.streamed) end_stream();
   }
 
   static Plan plan(const Call& call) {
@@ -356,33 +366,35 @@ struct Operations {
       case Operation::normalize: {
         const bool measured = call.operation == Operation::measure;
         if (p.fused) {
-          add(plan, bundles, measured ? measure_bundle : normalize_bundle);
+          add(plan, bundles, measured ? measure_bundle : writing<normalize_bundle>);
         } else {
           plan.moments = partial;
           add(plan, chunks, measure_chunk);
           add(plan, strips, merge_chunks);
-          if (!measured) add(plan, chunks, apply_chunk);
+          if (!measured) add(plan, chunks, writing<apply_chunk>);
         }
         break;
       }
       case Operation::apply:
-        add(plan, p.fused ? bundles : chunks, p.fused ? apply_bundle : apply_chunk);
+        add(plan, p.fused ? bundles : chunks,
+            p.fused ? writing<apply_bundle> : writing<apply_chunk>);
         break;
       case Operation::backward:
-        add(plan, p.fused ? bundles : chunks, p.fused ? backward_only_bundle : backward_chunk);
+        add(plan, p.fused ? bundles : chunks,
+            p.fused ? writing<backward_only_bundle> : writing<backward_chunk>);
         break;
       case Operation::sums:
       case Operation::backward_fused: {
         plan.parameters = wants_parameters(call) ? parameter_rows(call) * 2 * v.G * v.S : 0;
         plan.means = is_fused_operation(call) ? v.A * v.G : 0;
         if (p.fused) {
-          add(plan, bundles, backward_bundle);
+          add(plan, bundles, writing<backward_bundle>);
           add(plan, parameter_tasks(call), reduce_parameters<R>);
         } else {
           plan.sums = partial;
           add(plan, chunks, sum_chunk);
           add(plan, strips + parameter_tasks(call), reduce_sums);
-          if (is_fused_operation(call)) add(plan, chunks, backward_chunk);
+          if (is_fused_operation(call)) add(plan, chunks, writing<backward_chunk>);
         }
         break;
       }
@@ -446,7 +458,9 @@ inline Plan plan_of_dtype(Call& call) {
   plan.prepare = prepare<Real<T>>;
   const bool backward = call.g != nullptr;
   const View& v = call.view;
-  plan.bytes = v.A * v.R * v.G * v.S * v.T * static_cast<int64_t>(sizeof(T)) * (backward ? 3 : 2);
+  const int64_t bytes = v.A * v.R * v.G * v.S * v.T * static_cast<int64_t>(sizeof(T));
+  plan.bytes = bytes * (backward ? 3 : 2);
+  call.streamed = bytes >= kStreamed;
   return plan;
 }
 

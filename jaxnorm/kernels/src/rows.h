@@ -9,6 +9,7 @@
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
 
+constexpr int64_t kAhead = 4096;      // values that are worked on while the next are fetched
 constexpr int64_t kShortRow = 128;    // values: the first of them is near enough to their mean
 constexpr int64_t kCenterShare = 16;  // of a longer row, the mean of one in so many
 
@@ -75,7 +76,7 @@ struct Elementwise : LongGroups<T> {
       const R *scale = strip.scale + parameter, *bias = strip.bias + parameter;
       const R mean = strip.mean[group], gain = strip.gain[group];
       const R shift = value_or(strip.shift, group, R{0});
-      each_value<R>(box.length(), [&](auto at) {
+      put_values<R>(y, box.length(), call.streamed, [&](auto at) {
         at.put(y, ((at(x) - mean) * gain + shift) * at(scale) + at(bias));
       });
     });
@@ -90,6 +91,7 @@ struct Elementwise : LongGroups<T> {
       const R mean = strip.mean[group];
       TwoSums row;
       sum_values<R>(box.length(), row, [&](auto at, auto& along, auto& total) {
+        at.template fetch<1, 2>(x + kAhead);
         const auto scaled = at(scale) * at(g);
         along += scaled * (at(x) - mean);
         total += scaled;
@@ -106,7 +108,8 @@ struct Elementwise : LongGroups<T> {
       T* dx = static_cast<T*>(call.y) + offset;
       const R* scale = strip.scale + parameter;
       const Projection<R> of = projection_of(strip, group);
-      each_value<R>(box.length(), [&](auto at) {
+      put_values<R>(dx, box.length(), call.streamed, [&](auto at) {
+        at.template fetch<1, 2>(g + kAhead);
         at.put(dx, of.gain * (at(scale) * at(g)) - (at(x) - of.mean) * of.slope - of.level);
       });
     });
@@ -222,7 +225,8 @@ struct Runs : LongGroups<T> {
       const R mean = strip.mean[group], gain = strip.gain[group] * scale;
       const R shift =
           value_or(strip.shift, group, R{0}) * scale + value_or(strip.bias, parameter, R{0});
-      each_value<R>(n, [&](auto at) { at.put(y, (at(x) - mean) * gain + shift); });
+      put_values<R>(y, n, call.streamed,
+                    [&](auto at) { at.put(y, (at(x) - mean) * gain + shift); });
     });
   }
 

@@ -8,7 +8,7 @@
 
 #include "dtype.h"
 
-#ifdef __F16C__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -81,29 +81,53 @@ static inline Vector<float> load(const float16* from) {
 #endif
 }
 
-static inline void store(const Vector<double>& values, double* to) {
-  std::memcpy(to, &values, sizeof values);
+static inline Vector<double> narrowed(const Vector<double>& values, const double*) {
+  return values;
 }
 
-static inline void store(const Vector<float>& values, float* to) {
-  std::memcpy(to, &values, sizeof values);
+static inline Vector<float> narrowed(const Vector<float>& values, const float*) { return values; }
+
+static inline Halves narrowed(const Vector<float>& values, const bfloat16*) {
+  return halves_of(bfloat16_of_float<Words>(values));
 }
 
-static inline void store(const Vector<float>& values, bfloat16* to) {
-  const Halves halves = halves_of(bfloat16_of_float<Words>(values));
-  std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
-}
-
-static inline void store(const Vector<float>& values, float16* to) {
+static inline Halves narrowed(const Vector<float>& values, const float16*) {
 #if defined(__AVX512F__)
-  const __m256i halves =
-      _mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(values), _MM_FROUND_TO_NEAREST_INT);
+  return bits_as<Halves>(
+      _mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(values), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
-  const __m128i halves = _mm256_cvtps_ph(bits_as<__m256>(values), _MM_FROUND_TO_NEAREST_INT);
+  return bits_as<Halves>(_mm256_cvtps_ph(bits_as<__m256>(values), _MM_FROUND_TO_NEAREST_INT));
 #else
-  const Halves halves = halves_of(float16_of_float<Words>(values));
+  return halves_of(float16_of_float<Words>(values));
 #endif
-  std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
+}
+
+// A store around the cache, of aligned values that are too many to be read from it later.
+template <class Value>
+inline void stream(const Value& values, void* to) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof values == 64) {
+    return _mm512_stream_si512(static_cast<__m512i*>(to), bits_as<__m512i>(values));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof values == 32) {
+    return _mm256_stream_si256(static_cast<__m256i*>(to), bits_as<__m256i>(values));
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof values == 16) {
+    return _mm_stream_si128(static_cast<__m128i*>(to), bits_as<__m128i>(values));
+  }
+#endif
+  std::memcpy(to, &values, sizeof values);
+}
+
+// What was streamed is seen by whoever sees that the task has ended.
+static inline void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 template <class Real>
@@ -116,7 +140,8 @@ struct VectorAt {
   }
   template <class T>
   void put(T* to, const Value& values) const {
-    store(values, to + i);
+    const auto bits = narrowed(values, to);
+    std::memcpy(static_cast<void*>(to + i), &bits, sizeof bits);
   }
   // Asks for kRows vectors of what comes `ahead` of the values, for the cache of that level.
   template <int kRows, int kLevel, class T>
@@ -125,6 +150,14 @@ struct VectorAt {
     for (int row = 0; row < kRows; ++row) {
       __builtin_prefetch(ahead + kRows * i + row * kWidth<Real>, 0, 4 - kLevel);
     }
+  }
+};
+
+template <class Real>
+struct StreamAt : VectorAt<Real> {
+  template <class T>
+  void put(T* to, const Vector<Real>& values) const {
+    stream(narrowed(values, to), to + this->i);
   }
 };
 
@@ -148,6 +181,18 @@ template <class Real, class Body>
 inline void each_value(int64_t n, Body body) {
   int64_t i = 0;
   for (; i + kWidth<Real> <= n; i += kWidth<Real>) body(VectorAt<Real>{i});
+  for (; i < n; ++i) body(ValueAt<Real>{i});
+}
+
+// The same for a body that puts all values of `to` and nothing else.
+template <class Real, class T, class Body>
+inline void put_values(T* to, int64_t n, bool streamed, Body body) {
+  constexpr uintptr_t alignment = kWidth<Real> * sizeof(T);
+  if (!streamed || reinterpret_cast<uintptr_t>(to) % alignment != 0) {
+    return each_value<Real>(n, body);
+  }
+  int64_t i = 0;
+  for (; i + kWidth<Real> <= n; i += kWidth<Real>) body(StreamAt<Real>{{i}});
   for (; i < n; ++i) body(ValueAt<Real>{i});
 }
 
