@@ -37,6 +37,13 @@ def full_without(x: jax.Array, reduced: Sequence[int], value: Any, dtype: Any) -
     return jax.lax.full(shape, value, dtype, sharding=sharding)
 
 
+def repeated(part: jax.Array, x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """`part`, of the shape of `x` without the axes `axes`, so that it meets every value of `x`."""
+    if not isinstance(x, jax.core.Tracer) or any(explicit_spec(x)):
+        return jnp.expand_dims(part, axes)
+    return jax.lax.broadcast_in_dim(part, x.shape, other_axes(x.ndim, axes))  # one operation
+
+
 def sharded_without(part: jax.Array, x: jax.Array, reduced: Sequence[int]) -> jax.Array:
     """`part`, of the shape of `x` without the axes `reduced`, sharded as `x` is."""
     sharding = _sharding_without(x, reduced)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
-from jaxnorm.arrays import only
+from jaxnorm.arrays import only, repeated
 from jaxnorm.distributed import sum_over, sync_moments
 from jaxnorm.kernels.linear import Map
 from jaxnorm.kernels.linear import apply as linear
@@ -48,7 +48,7 @@ class Form(NamedTuple):
 
     def expand(self, parameter: jax.Array, x: jax.Array) -> jax.Array:
         """A scale or a bias, so that it broadcasts to the input."""
-        return jnp.expand_dims(parameter, _axes.other_axes(x.ndim, self.features))
+        return repeated(parameter, x, _axes.other_axes(x.ndim, self.features))
 
     def view(self, x: jax.Array, counted: jax.Array | None) -> View | None:
         """How the kernels see the input, None where they cannot."""
@@ -226,10 +226,10 @@ def _standard(
     counted: jax.Array | None,
 ) -> jax.Array:
     """(x - mean) * gain + shift, and 0 where nothing is shown."""
-    y = _deviation(form, x, mean, counted) * form.scope.spread(gain)
+    y = _deviation(form, x, mean, counted) * form.scope.spread(gain, x)
     shown = _shown(form, x, mean, gain, counted)
     if shift is not None:
-        y = y + form.scope.spread(shift)
+        y = y + form.scope.spread(shift, x)
     return only(shown, y)
 
 
@@ -238,7 +238,7 @@ def _deviation(
 ) -> jax.Array:
     """x - mean, where x is taken for 0 if it does not count and is not finite."""
     x = x if counted is None else jnp.where(counted | jnp.isfinite(x), x, 0)
-    return x.astype(mean.dtype) - form.scope.spread(mean)
+    return x.astype(mean.dtype) - form.scope.spread(mean, x)
 
 
 def _shown(
@@ -247,7 +247,7 @@ def _shown(
     """Where the standardized value stands: where it counts or is finite; None for everywhere."""
     if counted is None:
         return None
-    y = _deviation(form, x, mean, counted) * form.scope.spread(gain)
+    y = _deviation(form, x, mean, counted) * form.scope.spread(gain, x)
     return counted | (jnp.isfinite(x) & jnp.isfinite(y))
 
 
@@ -489,7 +489,7 @@ def _plainly_projected(
     shown: jax.Array | None = None,
     moving: jax.Array | None = None,
 ) -> jax.Array:
-    spread = form.scope.spread
+    spread = partial(form.scope.spread, x=x)
     v = g.astype(mean.dtype)
     v = only(shown, v if scale is None else v * form.expand(scale, x))
     if total is not None:

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
-from jaxnorm.arrays import everywhere, full_without, only, repeat_groups, split_groups
+from jaxnorm.arrays import (
+    everywhere,
+    full_without,
+    only,
+    repeat_groups,
+    repeated,
+    split_groups,
+)
 from jaxnorm.kernels.linear import Map
 from jaxnorm.kernels.linear import apply as linear
 from jaxnorm.kernels.native import Operation, has_native, run
@@ -63,9 +70,9 @@ class Scope(NamedTuple):
             return part
         return repeat_groups(part, self.kept_channel, self.group_size)
 
-    def spread(self, part: jax.Array) -> jax.Array:
-        """A statistic, so that it broadcasts to the input."""
-        return jnp.expand_dims(self.members(part), self.reduced)
+    def spread(self, part: jax.Array, x: jax.Array) -> jax.Array:
+        """A statistic, so that it meets every value of `x` that it was taken from."""
+        return repeated(self.members(part), x, self.reduced)
 
     def grouped(self, part: jax.Array) -> jax.Array:
         """The sum over each group of what was summed over the axes `reduced`."""
@@ -177,9 +184,9 @@ def plainly_measured(
     number = max(_axes.values_per_channel(x.shape, scope.reduced) * scope.group_size, 1)
     center = scope.sum(x * (1 / number)) * (number / values).astype(x.dtype)  # no sum overflows
     unit = _unit(center, _UNIT)
-    deviation = x - scope.spread(center)
+    deviation = x - scope.spread(center, x)
     correction = scope.sum(deviation, counted) / values.astype(x.dtype)
-    square = scope.sum(_squared(deviation, scope.spread(unit)), counted) / values
+    square = scope.sum(_squared(deviation, scope.spread(unit, x)), counted) / values
     return center + correction, _less(square, _squared(correction, unit)) / unit**2
 
 
@@ -209,7 +216,7 @@ def moved_moments(
 
 def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
     x, count, counted, mean = residuals
-    deviation = x.astype(mean.dtype) - scope.spread(mean)
+    deviation = x.astype(mean.dtype) - scope.spread(mean, x)
     dx = tangents[0].astype(mean.dtype)
     values = jnp.maximum(count, 1)
     dmean = scope.sum(dx, counted) / values.astype(mean.dtype)
@@ -223,10 +230,10 @@ def _moved_by(scope: Scope, residuals: Any, cotangents: Any, wanted: Any) -> lis
     values = jnp.maximum(count, 1)
     g = jnp.zeros_like(x, mean.dtype)
     if of_mean is not None and not scope.about_zero:
-        g = g + scope.spread(of_mean / values.astype(mean.dtype))
+        g = g + scope.spread(of_mean / values.astype(mean.dtype), x)
     if of_var is not None:
-        slope = scope.spread((2 * of_var / values).astype(mean.dtype))
-        g = g + jnp.conj(x.astype(mean.dtype) - scope.spread(mean)) * slope
+        slope = scope.spread((2 * of_var / values).astype(mean.dtype), x)
+        g = g + jnp.conj(x.astype(mean.dtype) - scope.spread(mean, x)) * slope
     return [only(counted, g).astype(x.dtype)]
 
 
@@ -314,7 +321,7 @@ def _unit(center: jax.Array, unit: float) -> jax.Array:
     is small there: a constant then has variance 0, and only a variance that overflows is infinite.
     """
     huge = 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2)
-    return unit * jnp.minimum(1, huge / jnp.abs(center))
+    return jnp.minimum(unit, unit * huge / jnp.abs(center))
 
 
 def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
@@ -326,6 +333,5 @@ def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
 
 def _less(square: jax.Array, correction: jax.Array) -> jax.Array:
     """square - correction, and 0 where only their rounding differs; what overflows stays so."""
-    rounding = 8 * float(jnp.finfo(square.dtype).eps)
-    zero = 0 * correction  # NaN where it is not finite
-    return jnp.maximum(square - correction - rounding * correction, zero)
+    correction = (1 + 8 * float(jnp.finfo(square.dtype).eps)) * correction
+    return jnp.maximum(square - correction, 0 * correction)  # NaN where it is not finite
