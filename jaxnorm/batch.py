@@ -73,7 +73,14 @@ class _Layer(NamedTuple):
 
     def updated(self, m: Moments) -> Any:
         """The running statistics after a step with the moments `m`."""
-        return update(self.stats, m, momentum=self.momentum, skip_nonfinite=self.skip_nonfinite)
+        number = _axes.values_per_channel(self.x.shape, self.reduced)
+        return update(
+            self.stats,
+            m,
+            momentum=self.momentum,
+            skip_nonfinite=self.skip_nonfinite,
+            all_seen=self.counted is None and isinstance(number, int) and number > 0,
+        )
 
 
 @_axes.mask_is_called("where")

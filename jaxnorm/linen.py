@@ -104,6 +104,10 @@ class BatchNorm(nn.Module):
     def _function(self) -> Function:
         return _modules.batch_norm(self)
 
+    def _entries(self) -> tuple[str, ...]:
+        """What the running statistics consist of."""
+        return ("mean", "var", "count") if self.momentum is None else ("mean", "var")
+
     def _init_stats(self, shape: tuple[int, ...], **options: Any) -> dict[str, jax.Array]:
         return jn.init_batch_stats(shape, **options)
 
@@ -146,6 +150,19 @@ class BatchNorm(nn.Module):
 
     def _stats(self, x: jax.Array, features: tuple[int, ...], needed: bool) -> dict[str, Any]:
         """The variables of the running statistics; `needed` says that none may start afresh."""
+        names = self._entries()
+        missing = [key for key in names if not self.has_variable("batch_stats", key)]
+        if missing and (needed or not self.is_mutable_collection("batch_stats")):
+            raise ValueError(
+                f"{type(self).__name__} at /{'/'.join(self.path)} lacks {missing} in the "
+                "collection batch_stats; give apply the batch_stats that init made and training "
+                "updated, beside the params (in training, a mutable batch_stats may start empty)"
+            )
+        fresh = self._fresh_stats(x, features) if missing else {}
+        return {key: self.variable("batch_stats", key, fresh.get, key) for key in names}
+
+    def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
+        """The first running statistics, sharded as the channels of the input are."""
         wide = _modules.stats_dtype(self)
         fresh = self._init_stats(
             features,
@@ -153,18 +170,8 @@ class BatchNorm(nn.Module):
             dtype=wide if self.force_float32_reductions else self.param_dtype,
             count_per_channel=self.count_per_channel,
         )
-        missing = [key for key in fresh if not self.has_variable("batch_stats", key)]
-        if missing and (needed or not self.is_mutable_collection("batch_stats")):
-            raise ValueError(
-                f"{type(self).__name__} at /{'/'.join(self.path)} lacks {missing} in the "
-                "collection batch_stats; give apply the batch_stats that init made and training "
-                "updated, beside the params (in training, a mutable batch_stats may start empty)"
-            )
-        reduced = _axes.other_axes(x.ndim, _axes.channel_axes(x.ndim, self.axis, "axis"))
-        return {
-            key: self.variable("batch_stats", key, lambda value: value, value)
-            for key, value in sharded(fresh, x, reduced).items()
-        }
+        channels = _axes.channel_axes(x.ndim, self.axis, "axis")
+        return sharded(fresh, x, _axes.other_axes(x.ndim, channels))
 
 
 class GhostBatchNorm(BatchNorm):
@@ -230,6 +237,9 @@ class BatchRenorm(BatchNorm):
 
     def _function(self) -> Function:
         return _modules.batch_renorm(self)
+
+    def _entries(self) -> tuple[str, ...]:
+        return (*super()._entries(), "steps")
 
     def _init_stats(self, shape: tuple[int, ...], **options: Any) -> dict[str, jax.Array]:
         return jn.init_renorm_stats(shape, **options)

@@ -101,12 +101,20 @@ def running_moments(stats: _axes.BatchStats, dtype: Any) -> Moments:
 
 
 def update(
-    stats: _axes.BatchStats, m: Moments, *, momentum: ArrayLike | None, skip_nonfinite: bool
+    stats: _axes.BatchStats,
+    m: Moments,
+    *,
+    momentum: ArrayLike | None,
+    skip_nonfinite: bool,
+    all_seen: bool = False,
 ) -> _axes.BatchStats:
     """`stats` after a step whose batch had the moments `m`, in their shapes and dtypes.
 
     Where nothing counted they stay as they were; with `skip_nonfinite`, also in a step with any
     moment that is not finite.
+
+    Args:
+        all_seen: it is known that something counted in every channel.
     """
     dtype = _wider(stats["mean"].dtype, m.mean.dtype)
     real = _axes.real_dtype(dtype)
@@ -115,23 +123,24 @@ def update(
     if momentum is None:
         new = _cumulated(old._replace(count=jnp.asarray(stats["count"], real)), m)
     else:
-        new = _decayed(old, m, momentum)
+        new = _decayed(old, m, momentum, all_seen)
     new = {key: value.astype(stats[key].dtype) for key, value in new.items()}
     if "steps" in stats:
-        new["steps"] = stats["steps"] + jnp.any(m.count > 0).astype(stats["steps"].dtype)
+        step = jnp.asarray(all_seen or jnp.any(m.count > 0), stats["steps"].dtype)
+        new["steps"] = stats["steps"] + step
     if skip_nonfinite:
         finite = jnp.all(is_finite(m))
         new = {key: jnp.where(finite, value, stats[key]) for key, value in new.items()}
     return type(stats)({**stats, **new})  # type: ignore[call-arg]
 
 
-def _decayed(old: Moments, m: Moments, momentum: ArrayLike) -> dict[str, jax.Array]:
+def _decayed(old: Moments, m: Moments, momentum: ArrayLike, all_seen: bool) -> dict[str, jax.Array]:
     """momentum * old + (1 - momentum) * batch, where the two rounded weights add up to 1."""
-    seen = m.count > 0
 
     def decayed(old: jax.Array, new: jax.Array) -> jax.Array:
         keep = jnp.asarray(momentum).astype(new.dtype)
-        return jnp.where(seen, keep * old + (1 - keep) * new, old)
+        new = keep * old + (1 - keep) * new
+        return new if all_seen else jnp.where(m.count > 0, new, old)
 
     return {"mean": decayed(old.mean, m.mean), "var": decayed(old.var, m.var)}
 

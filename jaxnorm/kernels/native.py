@@ -58,12 +58,8 @@ class Operation(NamedTuple):
 
 def has_native(x: jax.Array, view: View | None) -> bool:
     """Whether an operation on `x` has a native form somewhere."""
-    return (
-        view is not None
-        and x.dtype in DTYPES
-        and not any(jax.typeof(x).sharding.spec)  # explicit axes: shardings follow the plain form
-        and library().loaded
-    )
+    explicit = any(jax.typeof(x).sharding.spec)  # then shardings follow from the plain form
+    return view is not None and x.dtype in DTYPES and not explicit
 
 
 def run(operation: Operation, *operands: jax.Array | None) -> list[jax.Array | None]:
@@ -184,7 +180,8 @@ def _lowered(context: Any, *operands: Any, operation: Operation) -> Any:
 
 def _runs_native(module: Any) -> bool:
     """Whether a program that is lowered for the CPU holds the native form."""
-    if module.lowering_parameters.for_export or len(module.platforms) > 1:
+    several = len(module.platforms) > 1
+    if several or module.lowering_parameters.for_export or not library().loaded:
         return False
     where = module.axis_context
     if hasattr(where, "num_devices"):  # jit: it partitions where there are several
