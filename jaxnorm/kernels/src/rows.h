@@ -77,6 +77,7 @@ struct Elementwise : LongGroups<T> {
       const R mean = strip.mean[group], gain = strip.gain[group];
       const R shift = value_or(strip.shift, group, R{0});
       put_values<R>(y, box.length(), call.streamed, [&](auto at) {
+        at.template fetch<1, 2>(x + kAhead);
         at.put(y, ((at(x) - mean) * gain + shift) * at(scale) + at(bias));
       });
     });
