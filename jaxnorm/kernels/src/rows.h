@@ -9,7 +9,6 @@
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
 
-constexpr int64_t kAhead = 4096;      // values that are worked on while the next are fetched
 constexpr int64_t kShortRow = 128;    // values: the first of them is near enough to their mean
 constexpr int64_t kCenterShare = 16;  // of a longer row, the mean of one in so many
 
