@@ -277,7 +277,7 @@ struct Columns {
       if (sums.scale == nullptr) return;
       const double shift = value_or(strip.shift, group, R{0});
       sums.scale[parameter] += strip.gain[group] * along[j] + shift * total[j];
-      sums.bias[parameter] += total[j];
+      if (sums.bias != nullptr) sums.bias[parameter] += total[j];
     });
   }
 

@@ -84,7 +84,7 @@ inline BackwardSums parameter_sums(const Call& call, int64_t row, const Box& box
   for (int64_t group = 0; group < box.groups(); ++group) {
     for (int64_t i = group * v.S + s0; i < group * v.S + s1; ++i) scale[i] = bias[i] = 0;
   }
-  return {nullptr, nullptr, scale, bias};
+  return {nullptr, nullptr, scale, call.out_bias == nullptr ? nullptr : bias};
 }
 
 template <class R>
