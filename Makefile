@@ -71,7 +71,7 @@ lint: $(VENV)/with-dev
 sanitize: $(VENV)/with-dev
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DJAXNORM_STRICT=ON -DJAXNORM_SANITIZE=ON \
 		-DPython_EXECUTABLE='$(abspath $(BIN)/python)'
-	cmake --build build/sanitize --target kernels_test
+	cmake --build build/sanitize --target kernels_test --parallel
 	build/sanitize/kernels_test
 
 clean:

@@ -413,3 +413,21 @@ def test_status_says_what_is_used():
     assert f"jaxnorm {jaxnorm.__version__}: native kernels" in status()
     assert "plain form (JAXNORM_KERNELS=off)" in status(JAXNORM_KERNELS="off")
     assert "plain form (/nowhere.so does not load" in status(JAXNORM_KERNELS="/nowhere.so")
+
+
+def test_eight_devices_at_once_never_wait_for_each_other():
+    view = (1, 4000, 32, 1, 1)  # three phases, on several threads
+    x, g, scale, bias = drawn(view, jnp.float32)
+
+    @jax.jit
+    def step(x, g, scale, bias):
+        y, mean, var = normalize(x, view, scale, bias)
+        return y, backward_fused(x, g, view, mean, var, scale)
+
+    expected = step(x, g, scale, bias)
+    operands = [jax.device_put((x, g, scale, bias), device) for device in jax.devices()]
+    for _ in range(1000 // len(operands)):
+        results = [step(*own) for own in operands]
+        jax.block_until_ready(results)
+    for result in results:
+        jax.tree.map(np.testing.assert_array_equal, result, expected)

@@ -24,6 +24,7 @@ struct Wide {
   int64_t rows, tail;  // whole wide rows; values of the shorter one
   int64_t stride;      // from one wide row to the next
   int64_t width() const { return columns * copies; }
+  int64_t ahead() const { return larger(1, kAhead / stride) * stride; }  // values to fetch early
 };
 
 static inline Wide wide_of(const View& v, const Partition& p, const Box& box) {
@@ -217,17 +218,19 @@ struct Columns {
     repeat(gain, wide);
     repeat(shift, wide);
     for (int64_t row = 0; row < wide.rows; ++row) {
-      apply_row(call, x + row * wide.stride, y + row * wide.stride, wide.width(), mean, gain,
-                shift);
+      apply_row(call, wide, row, wide.width(), x, y, mean, gain, shift);
     }
-    const int64_t end = wide.rows * wide.stride;
-    if (wide.tail > 0) apply_row(call, x + end, y + end, wide.tail, mean, gain, shift);
+    if (wide.tail > 0) apply_row(call, wide, wide.rows, wide.tail, x, y, mean, gain, shift);
   }
 
-  static void apply_row(const Call& call, const T* x, T* y, int64_t width, const R* mean,
-                        const R* gain, const R* shift) {
-    put_values<R>(y, width, call.streamed,
-                  [&](auto at) { at.put(y, (at(x) - at(mean)) * at(gain) + at(shift)); });
+  static void apply_row(const Call& call, const Wide& wide, int64_t row, int64_t width, const T* x,
+                        T* y, const R* mean, const R* gain, const R* shift) {
+    x += row * wide.stride;
+    y += row * wide.stride;
+    put_values<R>(y, width, call.streamed, [&](auto at) {
+      at.template fetch<1, 2>(x + wide.ahead());
+      at.put(y, (at(x) - at(mean)) * at(gain) + at(shift));
+    });
   }
 
   // along += sum(scale * g * (x - mean)), total += sum(scale * g) of each group;
@@ -274,7 +277,7 @@ struct Columns {
       if (sums.scale == nullptr) return;
       const double shift = value_or(strip.shift, group, R{0});
       sums.scale[parameter] += strip.gain[group] * along[j] + shift * total[j];
-      sums.bias[parameter] += total[j];
+      if (sums.bias != nullptr) sums.bias[parameter] += total[j];
     });
   }
 
@@ -299,18 +302,17 @@ struct Columns {
     repeat(gain, wide);
     repeat(slope, wide);
     repeat(level, wide);
-    const auto row = [&](int64_t at, int64_t width) {
-      backward_row(call, x + at, g + at, dx + at, width, mean, gain, slope, level);
+    const auto backward_row = [&](int64_t row, int64_t width) {
+      const T *of_x = x + row * wide.stride, *of_g = g + row * wide.stride;
+      T* to = dx + row * wide.stride;
+      put_values<R>(to, width, call.streamed, [&](auto at) {
+        at.template fetch<1, 2>(of_x + wide.ahead());
+        at.template fetch<1, 2>(of_g + wide.ahead());
+        at.put(to, at(gain) * at(of_g) - (at(of_x) - at(mean)) * at(slope) - at(level));
+      });
     };
-    for (int64_t r = 0; r < wide.rows; ++r) row(r * wide.stride, wide.width());
-    if (wide.tail > 0) row(wide.rows * wide.stride, wide.tail);
-  }
-
-  static void backward_row(const Call& call, const T* x, const T* g, T* dx, int64_t width,
-                           const R* mean, const R* gain, const R* slope, const R* level) {
-    put_values<R>(dx, width, call.streamed, [&](auto at) {
-      at.put(dx, at(gain) * at(g) - (at(x) - at(mean)) * at(slope) - at(level));
-    });
+    for (int64_t row = 0; row < wide.rows; ++row) backward_row(row, wide.width());
+    if (wide.tail > 0) backward_row(wide.rows, wide.tail);
   }
 
   static void parameters(const Call&, const Box&, int64_t, const Strip<R>*, const BackwardSums&) {}

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kParameters = 512;    // parameters whose partial sums a task adds
 constexpr int64_t kBatch = 4;           // a whose parameters are summed together
-constexpr int64_t kStreamed = 1 << 24;  // bytes of an output that no cache would hold
+constexpr int64_t kStreamed = 1 << 23;  // bytes of an output that no cache would hold
 
 inline double group_count(const Call& call) {
   return static_cast<double>(call.view.R * call.partition.length);
@@ -84,7 +84,7 @@ inline BackwardSums parameter_sums(const Call& call, int64_t row, const Box& box
   for (int64_t group = 0; group < box.groups(); ++group) {
     for (int64_t i = group * v.S + s0; i < group * v.S + s1; ++i) scale[i] = bias[i] = 0;
   }
-  return {nullptr, nullptr, scale, bias};
+  return {nullptr, nullptr, scale, call.out_bias == nullptr ? nullptr : bias};
 }
 
 template <class R>

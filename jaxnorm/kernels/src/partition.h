@@ -1,9 +1,9 @@
 // How a view is cut: into strips of groups (whose statistics are independent of each other), and
 // each strip of an a into chunks of r and, where a group is long, pieces of it.
 //
-// columns:     short groups over many r (channels last): an accumulator for each contiguous
-// channel. elementwise: long groups with a parameter for each value (layer normalization). runs:
-// long groups with a parameter for each run of T values (channels first).
+// - columns: short groups over many r (channels last), with an accumulator for each channel
+// - elementwise: long groups with a parameter for each value (layer normalization)
+// - runs: long groups with a parameter for each run of T values (channels first)
 #ifndef JAXNORM_PARTITION_H_
 #define JAXNORM_PARTITION_H_
 

@@ -9,7 +9,6 @@
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
 
-constexpr int64_t kAhead = 4096;      // values that are worked on while the next are fetched
 constexpr int64_t kShortRow = 128;    // values: the first of them is near enough to their mean
 constexpr int64_t kCenterShare = 16;  // of a longer row, the mean of one in so many
 
@@ -77,6 +76,7 @@ struct Elementwise : LongGroups<T> {
       const R mean = strip.mean[group], gain = strip.gain[group];
       const R shift = value_or(strip.shift, group, R{0});
       put_values<R>(y, box.length(), call.streamed, [&](auto at) {
+        at.template fetch<1, 2>(x + kAhead);
         at.put(y, ((at(x) - mean) * gain + shift) * at(scale) + at(bias));
       });
     });
@@ -129,12 +129,13 @@ struct Elementwise : LongGroups<T> {
           down[i] = row_of_parameters(call, box, strips, group, row + i);
         }
         const int64_t first = group * call.partition.length + box.l0;
+        const bool with_bias = sums.bias != nullptr;
         if (n == kTogether) {
-          add_rows<kTogether>(down, first, call.view.T, box.length(), sums);
+          const auto add = with_bias ? add_rows<kTogether, true> : add_rows<kTogether, false>;
+          add(down, first, call.view.T, box.length(), sums);
         } else {
-          for (int64_t i = 0; i < n; ++i) {
-            add_rows<1>(down + i, first, call.view.T, box.length(), sums);
-          }
+          const auto add = with_bias ? add_rows<1, true> : add_rows<1, false>;
+          for (int64_t i = 0; i < n; ++i) add(down + i, first, call.view.T, box.length(), sums);
         }
         row += n;
       }
@@ -158,7 +159,7 @@ struct Elementwise : LongGroups<T> {
             strips[a].mean[group], strips[a].gain[group], value_or(strips[a].shift, group, R{0})};
   }
 
-  template <int kRows>
+  template <int kRows, bool kBias>
   static void add_rows(const Row* of, int64_t first, int64_t repeats, int64_t n,
                        const BackwardSums& sums) {
     Row rows[kRows];  // a copy that no store can change
@@ -177,10 +178,10 @@ struct Elementwise : LongGroups<T> {
               g * ((at(rows[row].x + begin) - rows[row].mean) * rows[row].gain + rows[row].shift);
         }
         at.put(scale, along);
-        at.put(bias, total);
+        if constexpr (kBias) at.put(bias, total);
       });
       add_to(sums.scale, first + begin, repeats, scale, values);
-      add_to(sums.bias, first + begin, repeats, bias, values);
+      if constexpr (kBias) add_to(sums.bias, first + begin, repeats, bias, values);
     }
   }
 
@@ -248,7 +249,7 @@ struct Runs : LongGroups<T> {
       if (sums.scale == nullptr) return;
       const double shift = value_or(strip.shift, group, R{0});
       sums.scale[parameter] += strip.gain[group] * run.first + shift * run.second;
-      sums.bias[parameter] += run.second;
+      if (sums.bias != nullptr) sums.bias[parameter] += run.second;
     });
   }
 

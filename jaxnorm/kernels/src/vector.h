@@ -102,6 +102,8 @@ static inline Halves narrowed(const Vector<float>& values, const float16*) {
 #endif
 }
 
+constexpr int64_t kAhead = 4096;  // values that are worked on while the next are fetched
+
 // A store around the cache, of aligned values that are too many to be read from it later.
 template <class Value>
 inline void stream(const Value& values, void* to) {
