@@ -68,11 +68,16 @@ lint: $(VENV)/with-dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror jaxnorm/kernels/src/* tests/kernels_test.cc
 
-sanitize: $(VENV)/with-dev
-	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DJAXNORM_STRICT=ON -DJAXNORM_SANITIZE=ON \
-		-DPython_EXECUTABLE='$(abspath $(BIN)/python)'
-	cmake --build build/sanitize --target kernels_test --parallel
-	build/sanitize/kernels_test
+SANITIZED := $(CURDIR)/build/sanitize
+
+sanitize: $(VENV)/with-experiments,test
+	cmake -S . -B $(SANITIZED) -DCMAKE_BUILD_TYPE=Debug -DJAXNORM_STRICT=ON -DJAXNORM_SANITIZE=ON \
+		-DPython_EXECUTABLE='$(abspath $(BIN)/python)' -DJAXNORM_LIBRARY_DIRECTORY=$(SANITIZED)
+	cmake --build $(SANITIZED) --parallel
+	$(SANITIZED)/kernels_test
+	JAXNORM_KERNELS=$(SANITIZED)/libjaxnorm_kernels.so ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest tests/test_kernels_native.py -k 'not status and not threads'
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
