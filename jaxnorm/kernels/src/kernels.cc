@@ -141,7 +141,7 @@ struct Operations {
     R *means = static_cast<R*>(call.out_mean) + at, *vars = static_cast<R*>(call.out_var) + at;
     for (int64_t group = 0; group < box.groups(); ++group) {
       means[group] = static_cast<R>(mean[group]);
-      vars[group] = static_cast<R>(m2[group] / group_count(call));
+      vars[group] = variance<R>(m2[group], group_count(call));
     }
   }
 

@@ -30,6 +30,15 @@ inline Moments moments_about(Real center, double deviation, double square, doubl
   return {center + correction, not_negative(square * unit - deviation * correction)};
 }
 
+// The variance. It is infinite where the sum of squares in their unit overflows Real, whatever the
+// doubles hold: what counts as an overflow is then the same in both forms.
+template <class Real>
+inline Real variance(double m2, double count) {
+  constexpr double largest = sizeof(Real) == sizeof(float) ? __FLT_MAX__ : __DBL_MAX__;
+  constexpr double most = largest / (double{kUnit<Real>} * kUnit<Real>);
+  return m2 > most ? static_cast<Real>(__builtin_inf()) : static_cast<Real>(m2 / count);
+}
+
 // Merges `count` values of every set with `more` others.
 inline void merge(int64_t sets, double count, double* mean, double* m2, double more,
                   const double* more_mean, const double* more_m2) {

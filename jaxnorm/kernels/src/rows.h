@@ -77,7 +77,8 @@ struct Elementwise : LongGroups<T> {
       const R shift = value_or(strip.shift, group, R{0});
       put_values<R>(y, box.length(), call.streamed, [&](auto at) {
         at.template fetch<1, 2>(x + kAhead);
-        at.put(y, ((at(x) - mean) * gain + shift) * at(scale) + at(bias));
+        const auto scaled = at(scale);  // as in columns: a row is rounded alike in any company
+        at.put(y, (at(x) - mean) * (scaled * gain) + (scaled * shift + at(bias)));
       });
     });
   }
