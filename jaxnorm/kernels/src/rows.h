@@ -74,10 +74,18 @@ struct Elementwise : LongGroups<T> {
       T* y = static_cast<T*>(call.y) + offset;
       const R *scale = strip.scale + parameter, *bias = strip.bias + parameter;
       const R mean = strip.mean[group], gain = strip.gain[group];
-      const R shift = value_or(strip.shift, group, R{0});
+      // As in columns, gain * scale first: a row is rounded alike in any company.
+      if (strip.shift == nullptr) {
+        put_values<R>(y, box.length(), call.streamed, [&](auto at) {
+          at.template fetch<1, 2>(x + kAhead);
+          at.put(y, (at(x) - mean) * (at(scale) * gain) + at(bias));
+        });
+        return;
+      }
+      const R shift = strip.shift[group];
       put_values<R>(y, box.length(), call.streamed, [&](auto at) {
         at.template fetch<1, 2>(x + kAhead);
-        const auto scaled = at(scale);  // as in columns: a row is rounded alike in any company
+        const auto scaled = at(scale);
         at.put(y, (at(x) - mean) * (scaled * gain) + (scaled * shift + at(bias)));
       });
     });
