@@ -178,6 +178,7 @@ def plainly_measured(
     count: jax.Array | None = None,
     counted: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance by the corrected two-pass algorithm, about a first mean."""
     count = count_of(scope, x, counted) if count is None else count
     values = jnp.maximum(count, 1)
     x = only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
@@ -218,6 +219,7 @@ def moved_moments(
 
 
 def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
+    """E[dx] and 2 Re E[conj(x - mean) dx]."""
     x, count, counted, mean = residuals
     deviation = x.astype(mean.dtype) - scope.spread(mean, x)
     dx = tangents[0].astype(mean.dtype)
@@ -228,6 +230,7 @@ def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
 
 
 def _moved_by(scope: Scope, residuals: Any, cotangents: Any, wanted: Any) -> list[jax.Array | None]:
+    """The transpose: what each value adds to the mean and the variance."""
     x, count, counted, mean = residuals
     of_mean, of_var = cotangents
     values = jnp.maximum(count, 1)
