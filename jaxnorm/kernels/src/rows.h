@@ -9,15 +9,14 @@
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
 
-constexpr int64_t kShortRow = 128;    // values: the first of them is near enough to their mean
-constexpr int64_t kCenterShare = 16;  // of a longer row, the mean of one in so many
+constexpr int64_t kShortRow = 128;    // values: measured about the mean of all of them
+constexpr int64_t kCenterShare = 16;  // of a longer row, about the mean of one in so many
 
-// The mean of the first values: see columns.h.
+// The mean of the first values, or of all: see columns.h.
 template <class T>
 inline Real<T> rough_center(const T* x, int64_t n) {
   const Real<T> first = widened(*x);
-  if (n <= kShortRow) return first;
-  const int64_t values = n / kCenterShare;
+  const int64_t values = n <= kShortRow ? n : n / kCenterShare;
   TwoSums sums;
   sum_values<Real<T>>(values, sums, [&](auto at, auto& sum, auto&) { sum += at(x) - first; });
   return static_cast<Real<T>>(first + sums.first / static_cast<double>(values));
