@@ -22,7 +22,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
 }
-PARTS = ("speed", "memory", "precision", "collectives", "scaling")
+PARTS = ("speed", "sweep", "step", "memory", "precision", "collectives", "scaling")
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
@@ -41,11 +41,13 @@ def environment() -> str:
 
 def run(parts: list[str], full: bool) -> None:
     """Measure the parts, show and publish them, and draw the figure if all are there."""
-    from benchmarks import collectives, figure, memory, precision, scaling, speed
+    from benchmarks import collectives, figure, memory, precision, scaling, speed, step, sweep
     from benchmarks.table import publish
 
     modules = {
         "speed": speed,
+        "sweep": sweep,
+        "step": step,
         "memory": memory,
         "precision": precision,
         "collectives": collectives,

@@ -1,5 +1,7 @@
 """One normalization of each library on one input, ready to be run and compared.
 
+jaxnorm is there in both its forms: as it runs, and in the plain form.
+
 `forward` gives the output and the new state, `both` those and the gradients of the input and of the
 parameters for a given cotangent.
 """
@@ -15,7 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks.peers import Peer, peers, torch_norm
+from jaxnorm.kernels.native import plain_form
 
+PLAIN = "plain form"
 # Of the largest value. PyTorch sums the gradient of the RMS scale in bfloat16.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -37,8 +41,12 @@ def candidates(norm: str, shape: tuple[int, ...], dtype: str) -> Iterator[Candid
     """Every library's normalization of the same random input and cotangent."""
     generator = np.random.default_rng(0)
     x, cotangent = (generator.normal(size=shape).astype(np.float32) for _ in range(2))
-    for peer in peers(norm, shape[-1], jnp.dtype(dtype)):
+    flat = norm == "batch" and len(shape) == 2
+    for peer in peers(norm, shape[-1], jnp.dtype(dtype), flat=flat):
         yield _in_jax(peer, x, cotangent, dtype)
+        if peer.library == "jaxnorm":
+            with plain_form():
+                yield _in_jax(_again(peer), x, cotangent, dtype)
     yield _in_torch(norm, x, cotangent, dtype)
 
 
@@ -56,6 +64,11 @@ def check_alike(several: list[Candidate], dtype: str) -> None:
                     f"{name} of {other.library} is {error:.1e} of its largest value away from "
                     f"that of {first.library}: they do not compute the same thing"
                 )
+
+
+def _again(peer: Peer) -> Peer:
+    """The same normalization as a function of its own, to be traced and lowered anew."""
+    return peer._replace(library=PLAIN, apply=lambda *arguments: peer.apply(*arguments))
 
 
 def _in_jax(peer: Peer, x: np.ndarray, cotangent: np.ndarray, dtype: str) -> Candidate:

@@ -28,6 +28,7 @@ from flax import nnx
 import jaxnorm as jn
 
 NORMS = ("batch", "layer", "rms", "group", "instance")
+EVALUATION = "evaluation"  # batch normalization by the running statistics
 EPSILON = 1e-5
 MOMENTUM = 0.99
 GROUPS = 32
@@ -51,20 +52,24 @@ class Peer(NamedTuple):
         return np.moveaxis(y, 1, -1) if self.channels_first else y
 
 
-def peers(norm: str, channels: int, dtype: Any = jnp.float32) -> Iterator[Peer]:
-    """The JAX libraries that have the norm."""
+def peers(
+    norm: str, channels: int, dtype: Any = jnp.float32, *, flat: bool = False
+) -> Iterator[Peer]:
+    """The JAX libraries that have the norm; `flat` is a batch normalization without positions."""
     parameters = [jnp.ones(channels), jnp.zeros(channels)][: 1 if norm == "rms" else 2]
     for library, make in LIBRARIES.items():
+        if (norm == EVALUATION and library not in EVALUATING) or (flat and library not in FLAT):
+            continue
         apply = make(norm, channels, dtype)
         first = library == "Equinox" and norm not in ("layer", "rms")
         yield Peer(library, parameters, apply, first)
 
 
 def _jaxnorm(norm: str, channels: int, dtype: Any) -> Apply:
-    if norm == "batch":
-        stats = jn.init_batch_stats(channels)
+    if norm in ("batch", EVALUATION):
+        stats, train = jn.init_batch_stats(channels), norm == "batch"
         return lambda p, x: jn.batch_norm(
-            x, stats, *p, train=True, momentum=MOMENTUM, epsilon=EPSILON
+            x, stats, *p, train=train, momentum=MOMENTUM, epsilon=EPSILON
         )
     function = {
         "layer": jn.layer_norm,
@@ -79,12 +84,14 @@ def _flax_linen(norm: str, channels: int, dtype: Any) -> Apply:
     options = {"epsilon": EPSILON, "dtype": dtype}
     module = {
         "batch": nn.BatchNorm(use_running_average=False, momentum=MOMENTUM, **options),
+        EVALUATION: nn.BatchNorm(use_running_average=True, **options),
         "layer": nn.LayerNorm(**options),
         "rms": nn.RMSNorm(**options),
         "group": nn.GroupNorm(num_groups=GROUPS, **options),
         "instance": nn.InstanceNorm(**options),
     }[norm]
-    stats = {"batch_stats": jn.init_batch_stats(channels)} if norm == "batch" else {}
+    stateful = norm in ("batch", EVALUATION)
+    stats = {"batch_stats": jn.init_batch_stats(channels)} if stateful else {}
 
     def apply(parameters: Parameters, x: jax.Array) -> tuple[jax.Array, Any]:
         params = dict(zip(("scale", "bias"), parameters, strict=False))
@@ -195,6 +202,8 @@ LIBRARIES: dict[str, Callable[[str, int, Any], Apply]] = {
     "Equinox": _equinox,
     "Keras": _keras,
 }
+EVALUATING = ("jaxnorm", "Flax Linen")  # and PyTorch
+FLAT = ("jaxnorm", "Flax Linen", "Flax NNX", "Equinox")  # and PyTorch; as they are set up here
 
 
 def torch_norm(norm: str, channels: int) -> Callable[..., torch.Tensor]:
@@ -203,6 +212,7 @@ def torch_norm(norm: str, channels: int) -> Callable[..., torch.Tensor]:
     features = (channels,)
     return {
         "batch": lambda x, *p: F.batch_norm(x, mean, var, *p, True, 1 - MOMENTUM, EPSILON),
+        EVALUATION: lambda x, *p: F.batch_norm(x, mean, var, *p, False, 0.0, EPSILON),
         "layer": lambda x, *p: F.layer_norm(x, features, *p, EPSILON),
         "rms": lambda x, *p: F.rms_norm(x, features, *p, EPSILON),
         "group": lambda x, *p: F.group_norm(x, GROUPS, *p, EPSILON),

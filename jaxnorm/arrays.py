@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnorm.axes import axis_names, kept_axis, other_axes
+from jaxnorm.axes import axis_names, other_axes
 
 
 def only(counted: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -42,17 +42,6 @@ def repeated(part: jax.Array, x: jax.Array, axes: Sequence[int]) -> jax.Array:
     if not isinstance(x, jax.core.Tracer) or any(explicit_spec(x)):
         return jnp.expand_dims(part, axes)
     return jax.lax.broadcast_in_dim(part, x.shape, other_axes(x.ndim, axes))  # one operation
-
-
-def repeated_by_group(
-    part: jax.Array, x: jax.Array, axes: Sequence[int], channel: int, size: int
-) -> jax.Array:
-    """As `repeated`, of a `part` that has groups of channels in place of the channels."""
-    if not isinstance(x, jax.core.Tracer) or any(explicit_spec(x)):
-        return repeated(repeat_groups(part, kept_axis(channel, axes), size), x, axes)
-    split = (*x.shape[:channel], x.shape[channel] // size, size, *x.shape[channel + 1 :])
-    kept = [axis + (axis > channel) for axis in other_axes(x.ndim, axes)]
-    return jax.lax.broadcast_in_dim(part, split, kept).reshape(x.shape)
 
 
 def sharded_without(part: jax.Array, x: jax.Array, reduced: Sequence[int]) -> jax.Array:

@@ -23,7 +23,6 @@ from jaxnorm.arrays import (
     only,
     repeat_groups,
     repeated,
-    repeated_by_group,
     split_groups,
 )
 from jaxnorm.kernels.linear import Map
@@ -73,9 +72,7 @@ class Scope(NamedTuple):
 
     def spread(self, part: jax.Array, x: jax.Array) -> jax.Array:
         """A statistic, so that it meets every value of `x` that it was taken from."""
-        if self.group_size > 1:
-            return repeated_by_group(part, x, self.reduced, self.channel, self.group_size)
-        return repeated(part, x, self.reduced)
+        return repeated(self.members(part), x, self.reduced)
 
     def grouped(self, part: jax.Array) -> jax.Array:
         """The sum over each group of what was summed over the axes `reduced`."""

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import pytest
 from cases import KEY, normals
-from test_kernels import plain_form
 
 import jaxnorm.linen as jnn
+from jaxnorm.kernels.native import plain_form
 
 X = normals(8, 6, 6, 64)
 CASES = {
@@ -18,7 +18,7 @@ CASES = {
     "instance": ("InstanceNorm", {}),
 }
 # Of Flax's. The plain form of a group is measured by channel first, so that channels may be split.
-MOST = {("group", "forward"): 1.9, ("group", "both"): 1.6}
+MOST = {("group", "forward"): 2.1, ("group", "both"): 1.6}
 
 
 def lines(library, name, which):

@@ -8,8 +8,9 @@ operation over devices by itself, in an exported program and on other platforms 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,20 @@ def has_native(x: jax.Array, view: View | None) -> bool:
     """Whether an operation on `x` has a native form somewhere."""
     explicit = any(jax.typeof(x).sharding.spec)  # then shardings follow from the plain form
     return view is not None and x.dtype in DTYPES and not explicit
+
+
+_forced_plain = False
+
+
+@contextlib.contextmanager
+def plain_form() -> Iterator[None]:
+    """Programs that are lowered inside take the plain form, to compare the two in one process."""
+    global _forced_plain
+    before, _forced_plain = _forced_plain, True
+    try:
+        yield
+    finally:
+        _forced_plain = before
 
 
 def run(operation: Operation, *operands: jax.Array | None) -> list[jax.Array | None]:
@@ -181,7 +196,7 @@ def _lowered(context: Any, *operands: Any, operation: Operation) -> Any:
 def _runs_native(module: Any) -> bool:
     """Whether a program that is lowered for the CPU holds the native form."""
     several = len(module.platforms) > 1
-    if several or module.lowering_parameters.for_export or not library().loaded:
+    if _forced_plain or several or module.lowering_parameters.for_export or not library().loaded:
         return False
     where = module.axis_context
     if hasattr(where, "num_devices"):  # jit: it partitions where there are several
