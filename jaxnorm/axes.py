@@ -335,7 +335,8 @@ def group_size_of(num_channels: int, num_groups: int | None, group_size: int | N
             f"give exactly one of num_groups and group_size, got num_groups={num_groups!r} and "
             f"group_size={group_size!r} (num_groups=None where group_size is given)"
         )
-    return _part_size("channels", num_channels, "num_groups", num_groups, "group_size", group_size)
+    size = _part_size("channels", num_channels, "num_groups", num_groups, "group_size", group_size)
+    return max(size, 1)  # of no channels there are no groups
 
 
 def check_ghosts(num_ghosts: int | None, ghost_size: int | None) -> None:

@@ -23,7 +23,9 @@ def init_batch_stats(
 ) -> dict[str, jax.Array]:
     """Fresh running statistics: mean 0 and variance 1, so that evaluation gives x / sqrt(1 + eps).
 
-    No training step changes the shape or the dtype of any entry.
+    No training step changes the shape or the dtype of any entry. On a mesh with explicit axes the
+    statistics that a step returns are sharded as the channels of its input; to carry them through
+    `lax.scan`, start them so, with `jax.device_put`.
 
     Args:
         num_channels: the width C, or the shape of several channel axes in ascending order.

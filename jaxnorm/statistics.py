@@ -120,7 +120,8 @@ def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -
 
     Returns:
         `Moments` of the shape of `x` without `axis`, in float32 at least (float64 and complex keep
-        their precision; count and variance are real).
+        their precision; count and variance are real). Where the squares of the deviations sum up to
+        more than 1e36 (in float32), the variance is infinite.
 
     Raises:
         TypeError: an integer input.

@@ -179,3 +179,8 @@ def test_rms_norm_of_centered_features_is_layer_norm():
     x, (scale, _) = normals(3, 4, 6), parameters(6)
     x -= x.mean(-1, keepdims=True)
     near(library("rms", x, scale)[0], library("layer", x, scale)[0])
+
+
+@pytest.mark.parametrize("options", [{"num_groups": 2}, {"num_groups": None, "group_size": 2}])
+def test_groups_of_no_channels_are_empty(options):
+    assert jn.group_norm(np.zeros((2, 3, 0), np.float32), **options).shape == (2, 3, 0)
