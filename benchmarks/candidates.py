@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from benchmarks.forms import FORMS
 from benchmarks.peers import Peer, peers, torch_norm
+from benchmarks.timing import passes
 
 # Of the largest value. PyTorch sums the gradient of the RMS scale in bfloat16.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
@@ -34,12 +36,22 @@ class Candidate(NamedTuple):
 
 
 def candidates(norm: str, shape: tuple[int, ...], dtype: str) -> Iterator[Candidate]:
-    """Every library's normalization of the same random input and cotangent."""
-    generator = np.random.default_rng(0)
-    x, cotangent = (generator.normal(size=shape).astype(np.float32) for _ in range(2))
-    for peer in peers(norm, shape[-1], jnp.dtype(dtype)):
+    """Each library's normalization of one random input and cotangent, both forms of ours first."""
+    x, cotangent = drawn(shape)
+    ours, *others = peers(norm, shape, jnp.dtype(dtype))
+    for name, form in FORMS.items():
+        with form():
+            candidate = _in_jax(ours._replace(library=name), x, cotangent, dtype)
+        yield candidate
+    for peer in others:
         yield _in_jax(peer, x, cotangent, dtype)
     yield _in_torch(norm, x, cotangent, dtype)
+
+
+def drawn(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """The input and the cotangent."""
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(shape, np.float32) for _ in range(2)]
 
 
 def check_alike(several: list[Candidate], dtype: str) -> None:
@@ -62,25 +74,14 @@ def _in_jax(peer: Peer, x: np.ndarray, cotangent: np.ndarray, dtype: str) -> Can
     def native(array: np.ndarray) -> jax.Array:
         return jnp.asarray(np.moveaxis(array, -1, 1) if peer.channels_first else array, dtype)
 
-    def both(parameters: Any, x: jax.Array, cotangent: jax.Array) -> Any:
-        y, backward, state = jax.vjp(peer.apply, parameters, x, has_aux=True)
-        return y, backward(cotangent), state
-
     def arrays(result: Any) -> list[np.ndarray]:
         y, (of_parameters, dx), _ = result
         full = (np.asarray(array, np.float32) for array in (y, dx))
         last = [np.moveaxis(array, 1, -1) if peer.channels_first else array for array in full]
         return [*last, *map(np.asarray, of_parameters)]
 
-    inputs, native_cotangent = (peer.parameters, native(x)), native(cotangent)
-    forward = jax.jit(peer.apply).lower(*inputs).compile()
-    with_gradients = jax.jit(both).lower(*inputs, native_cotangent).compile()
-    return Candidate(
-        peer.library,
-        lambda: jax.block_until_ready(forward(*inputs)),
-        lambda: jax.block_until_ready(with_gradients(*inputs, native_cotangent)),
-        arrays,
-    )
+    called = passes(peer.apply, peer.parameters, native(x), native(cotangent))
+    return Candidate(peer.library, **called, arrays=arrays)
 
 
 def _in_torch(norm: str, x: np.ndarray, cotangent: np.ndarray, dtype: str) -> Candidate:

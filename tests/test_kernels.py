@@ -1,6 +1,5 @@
 """The native form is the plain one: same values, same derivatives, wherever it runs."""
 
-import contextlib
 import functools
 import os
 import subprocess
@@ -31,24 +30,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
+from benchmarks.forms import plain_form
 from jaxnorm import kernels
-from jaxnorm.kernels import native
-from jaxnorm.kernels.library import HANDLERS, Library, library
+from jaxnorm.kernels.library import HANDLERS, library
 from jaxnorm.kernels.view import View, view_of
 
 pytestmark = pytest.mark.skipif(
     not library().loaded, reason=f"there are no native kernels here: {kernels.status()}"
 )
-
-
-@contextlib.contextmanager
-def plain_form():
-    """Take the plain form, as where there is no library."""
-    kept, native.library = native.library, lambda: Library(False, "a test")
-    try:
-        yield
-    finally:
-        native.library = kept
 
 
 def both_forms(function, *args):

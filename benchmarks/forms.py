@@ -1,0 +1,31 @@
+"""jaxnorm's two forms in one process: a program holds the form chosen when it was lowered."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from jaxnorm import kernels
+from jaxnorm.kernels import native
+from jaxnorm.kernels.library import Library, library
+
+
+@contextlib.contextmanager
+def native_form() -> Iterator[None]:
+    """Take the native form, or raise an error where there are no kernels to take it from."""
+    if not library().loaded:
+        raise RuntimeError(f"there is no native form to measure: {kernels.status()}")
+    yield
+
+
+@contextlib.contextmanager
+def plain_form() -> Iterator[None]:
+    """Take the plain form, as where there is no library."""
+    kept, native.library = native.library, lambda: Library(False, "the plain form was chosen")
+    try:
+        yield
+    finally:
+        native.library = kept
+
+
+FORMS = {"jaxnorm": native_form, "plain": plain_form}
