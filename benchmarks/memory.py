@@ -8,14 +8,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 
 import jaxnorm.linen as jnn
 from benchmarks.candidates import torch_parameters
-from benchmarks.peers import NORMS, Peer, peers, torch_norm
+from benchmarks.ours import NORMS
+from benchmarks.peers import Peer, peers, torch_norm
+from benchmarks.resnet import compiled, initial, model
 from benchmarks.table import SHORT, Table
-from experiments.models.resnet import ResNet
 
 SHAPES = dict.fromkeys(NORMS, (16, 28, 28, 64)) | {"layer": (1024, 1024), "rms": (1024, 1024)}
 DTYPES = ("float32", "bfloat16")
@@ -53,29 +53,11 @@ def kept_in_torch(norm: str, dtype: str) -> float:
 
 def step_megabytes(library: Any, norm: str, dtype: str) -> float:
     """The compiler's temporary memory of one training step of a ResNet-20 on 32 images."""
-    options: dict[str, Any] = {"dtype": dtype}
-    if norm == "BatchNorm":
-        options["use_running_average"] = False
-    if norm == "GroupNorm":
-        options["num_groups"] = 8
-    model = ResNet(partial(getattr(library, norm), **options), dtype=dtype)
     images, labels = jnp.zeros((32, 32, 32, 3)), jnp.zeros(32, jnp.int32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-
-    def step(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, state = model.apply(
-                {**variables, "params": params}, images, mutable=["batch_stats"]
-            )
-            chosen = jax.nn.log_softmax(logits.astype(jnp.float32))[np.arange(32), labels]
-            return -chosen.mean(), state
-
-        gradients, state = jax.grad(loss, has_aux=True)(variables["params"])
-        descended = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradients)
-        return {**variables, **state, "params": descended}
-
-    compiled = jax.jit(step).lower(variables, images, labels).compile()
-    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+    net = model(library, norm, dtype)
+    state = jax.eval_shape(partial(initial, net), images)
+    program = compiled(net, state, images, labels)
+    return program.memory_analysis().temp_size_in_bytes / 1e6
 
 
 def measure(full: bool) -> list[Table]:
@@ -89,7 +71,7 @@ def _kept() -> Table:
         for dtype in DTYPES:
             kept = {
                 peer.library: kept_in_jax(peer, norm, dtype)
-                for peer in peers(norm, SHAPES[norm][-1], jnp.dtype(dtype))
+                for peer in peers(norm, SHAPES[norm], jnp.dtype(dtype))
             }
             kept["PyTorch"] = kept_in_torch(norm, dtype)
             rows.append((norm, SHORT[dtype], "1.05", *(f"{ratio:.2f}" for ratio in kept.values())))
