@@ -38,7 +38,7 @@ class Table(NamedTuple):
             table.add_row(*row)
         console = Console()
         needed = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, width=max(console.width, needed), no_wrap=True, soft_wrap=True)
+        Console(width=max(console.width, needed)).print(table)
 
     def markdown(self) -> str:
         """Give it in Markdown."""
