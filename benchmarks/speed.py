@@ -89,7 +89,7 @@ def measure(full: bool) -> list[Table]:
 def measured(norm: str, shape: Shape, dtype: str, rounds: int) -> list[list[str]]:
     """A row for the forward pass and one for both."""
     several = list(candidates(norm, shape, dtype))
-    check_alike(several, dtype)
+    check_alike(several, norm, dtype)
     functions = {(c.library, which): getattr(c, which) for c in several for which in PASSES}
     least = floor(*(jnp.asarray(array, dtype) for array in drawn(shape)))
     functions |= {("floor", which): function for which, function in least.items()}

@@ -24,7 +24,7 @@ from benchmarks.timing import PASSES, interleaved, passes
 SIZES = tuple(round(10 ** (half / 2)) for half in range(4, 17))  # 1e2 to 1e8 values
 CHANNELS, POSITIONS, WIDTH = 64, 1024, 1024
 VALUES = 5e7  # in all rounds of a size, about
-ROUNDS = (5, 101)  # at least, at most
+ROUNDS = (3, 101)  # at least, at most
 ASKED = 1.1  # of the plain form's time, at most
 
 Ratios = dict[tuple[str, int, str], float]  # or milliseconds, of a norm, size and pass

@@ -157,7 +157,7 @@ def test_every_candidate_has_the_same_gradients(norm, dtype):
     with jax.numpy_dtype_promotion("standard"):  # the peers promote
         several = list(candidates.candidates(norm, shape, dtype))
     assert [candidate.library for candidate in several] == speed.COLUMNS[:-1]
-    candidates.check_alike(several, dtype)
+    candidates.check_alike(several, norm, dtype)
 
 
 @with_peers
@@ -186,3 +186,20 @@ def test_a_cell_is_a_ratio_and_its_limit():
     assert both == ["0.50 (0.30)", "0.25 (0.90)", "2.00", "2.00"]
     assert speed.asked("group", "bfloat16") == (0.9, 0.5, 1.0)
     assert speed.asked("evaluation", "bfloat16") == (1.0, 1.0, 1.0)
+
+
+@with_peers
+@pytest.mark.parametrize("at", range(4))
+def test_a_library_that_computes_something_else_is_an_error(at):
+    from benchmarks import candidates
+
+    def candidate(library, arrays):
+        return candidates.Candidate(library, lambda: None, lambda: arrays, lambda arrays: arrays)
+
+    right = [normals(8, seed=seed) for seed in range(4)]
+    wrong = [array + (index == at) for index, array in enumerate(right)]
+    several = [candidate("jaxnorm", right), candidate("Flax NNX", wrong)]
+    with pytest.raises(ValueError, match=f"{candidates.RESULTS[at]} of Flax NNX is"):
+        candidates.check_alike(several, "batch", "bfloat16")
+    if at >= 2:  # its gradients of scale and bias are rounded here
+        candidates.check_alike(several, "evaluation", "bfloat16")
