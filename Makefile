@@ -5,7 +5,8 @@
 #              seed of the random draws where it is given (SEED=0)
 # make test-newest   the library's tests on Python 3.13 with the newest releases that pip finds
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
-#              (PART=speed, sweep, step, memory, precision, collectives or scaling; FULL=1: more sizes)
+#              (PART=speed, sweep, resnet, memory, precision, collectives or scaling, FULL=1 for more
+#              sizes)
 # make lint    style and types
 # make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # Each makes the virtual environment that it needs, once.

@@ -22,7 +22,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
 }
-PARTS = ("speed", "sweep", "step", "memory", "precision", "collectives", "scaling")
+PARTS = ("speed", "sweep", "resnet", "memory", "precision", "collectives", "scaling")
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
@@ -31,23 +31,30 @@ def environment() -> str:
     import jax
     import torch
 
+    from jaxnorm.kernels.library import library
+
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     device = jax.devices()[0].device_kind
     return (
         f"Measured with Python {platform.python_version()}, {versions}; {device}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads."
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {_kernels(*library())}."
     )
+
+
+def _kernels(loaded: bool, reason: str) -> str:
+    """Which form ran, and on which instructions; not the path that stands behind them."""
+    return f"native kernels ({reason.split(',')[0]})" if loaded else "the plain form"
 
 
 def run(parts: list[str], full: bool) -> None:
     """Measure the parts, show and publish them, and draw the figure if all are there."""
-    from benchmarks import collectives, figure, memory, precision, scaling, speed, step, sweep
+    from benchmarks import collectives, figure, memory, precision, resnet, scaling, speed, sweep
     from benchmarks.table import publish
 
     modules = {
         "speed": speed,
         "sweep": sweep,
-        "step": step,
+        "resnet": resnet,
         "memory": memory,
         "precision": precision,
         "collectives": collectives,

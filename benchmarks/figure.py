@@ -42,15 +42,14 @@ def draw(tables: dict[str, Table]) -> go.Figure:
     errors = _chosen(
         tables["Largest error of the float32 output against float64"], **{"mean / std": "1000"}
     )
-    norms = [row["norm"] for row in both]
     for library, color in COLORS.items():
         bars = {"name": library, "marker_color": color, "legendgroup": library}
         relative = [float(row[f"{library} ms"]) / float(row["Flax Linen ms"]) for row in both]
-        figure.add_bar(x=norms, y=relative, row=1, col=1, **bars)
+        figure.add_bar(x=_norms(both), y=relative, row=1, col=1, **bars)
         values = [float(row[library]) for row in kept]
-        figure.add_bar(x=norms, y=values, showlegend=False, row=1, col=2, **bars)
+        figure.add_bar(x=_norms(kept), y=values, showlegend=False, row=1, col=2, **bars)
         values = [FAILED if row[library] == "nan" else float(row[library]) for row in errors]
-        figure.add_bar(x=norms, y=values, showlegend=False, row=2, col=1, **bars)
+        figure.add_bar(x=_norms(errors), y=values, showlegend=False, row=2, col=1, **bars)
     steps = _chosen(tables["A training step of a ResNet-20"], norm="BatchNorm")
     for library, column in (("jaxnorm", "jaxnorm MB"), ("Flax Linen", "Flax MB")):
         figure.add_bar(
@@ -74,6 +73,10 @@ def save(figure: go.Figure) -> None:
         figure.write_image(PATH, scale=1.5)
     except (ChromeNotFoundError, RuntimeError) as error:
         Console(stderr=True).print(f"the figure {PATH} stays as it is, without a Chrome: {error}")
+
+
+def _norms(rows: list[dict[str, str]]) -> list[str]:
+    return [row["norm"] for row in rows]
 
 
 def _chosen(table: Table, **values: str) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,8 +12,9 @@ import torch
 
 import jaxnorm.linen as jnn
 from benchmarks.candidates import torch_parameters
-from benchmarks.peers import NORMS, Peer, peers, torch_norm
-from benchmarks.step import compiled_step
+from benchmarks.ours import NORMS
+from benchmarks.peers import Peer, peers, torch_norm
+from benchmarks.resnet import compiled, initial, model
 from benchmarks.table import SHORT, Table
 
 SHAPES = dict.fromkeys(NORMS, (16, 28, 28, 64)) | {"layer": (1024, 1024), "rms": (1024, 1024)}
@@ -51,8 +53,11 @@ def kept_in_torch(norm: str, dtype: str) -> float:
 
 def step_megabytes(library: Any, norm: str, dtype: str) -> float:
     """The compiler's temporary memory of one training step of a ResNet-20 on 32 images."""
-    compiled, _ = compiled_step(library, norm, dtype, (32, 32, 32, 3))
-    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+    images, labels = jnp.zeros((32, 32, 32, 3)), jnp.zeros(32, jnp.int32)
+    net = model(library, norm, dtype)
+    state = jax.eval_shape(partial(initial, net), images)
+    program = compiled(net, state, images, labels)
+    return program.memory_analysis().temp_size_in_bytes / 1e6
 
 
 def measure(full: bool) -> list[Table]:
@@ -66,7 +71,7 @@ def _kept() -> Table:
         for dtype in DTYPES:
             kept = {
                 peer.library: kept_in_jax(peer, norm, dtype)
-                for peer in peers(norm, SHAPES[norm][-1], jnp.dtype(dtype))
+                for peer in peers(norm, SHAPES[norm], jnp.dtype(dtype))
             }
             kept["PyTorch"] = kept_in_torch(norm, dtype)
             rows.append((norm, SHORT[dtype], "1.05", *(f"{ratio:.2f}" for ratio in kept.values())))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.peers import EPSILON, GROUPS, NORMS, peers, torch_numpy
+from benchmarks.ours import EPSILON, GROUPS, NORMS
+from benchmarks.peers import peers, torch_numpy
 from benchmarks.table import Table
 
 RATIOS = (0.0, 1e2, 1e3, 1e4, 1e6)
@@ -28,7 +29,7 @@ def oracle(norm: str, x: np.ndarray) -> np.ndarray:
 
 def outputs(norm: str, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Every library's output."""
-    for peer in peers(norm, x.shape[-1]):
+    for peer in peers(norm, x.shape):
         yield peer.library, peer.numpy(x)
     yield "PyTorch", torch_numpy(norm, x)
 

@@ -2,126 +2,114 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from statistics import median
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from benchmarks.candidates import PLAIN, candidates, check_alike
-from benchmarks.peers import EVALUATION, LIBRARIES
+from benchmarks.candidates import candidates, check_alike, drawn
+from benchmarks.forms import FORMS
+from benchmarks.peers import LIBRARIES
 from benchmarks.table import SHORT, Table
+from benchmarks.timing import PASSES, floor, interleaved
 
-IMAGES, FEATURES, TOKENS = (32, 56, 56, 64), (8192, 1024), (4096, 1024)
+Shape = tuple[int, ...]
+
+IMAGES, TOKENS = (32, 56, 56, 64), (4096, 1024)
 SAMPLES = (16, 56, 56, 64)
-CASES = [
-    ("batch", IMAGES),
-    ("batch", FEATURES),
-    ("layer", TOKENS),
-    ("rms", TOKENS),
-    ("group", SAMPLES),
-    ("instance", SAMPLES),
-    (EVALUATION, IMAGES),
-]
-MORE_CASES = [  # of a ResNet-50's stages, and of a transformer
-    (norm, shape)
-    for norm in ("batch", "group", "instance")
-    for shape in ((32, 56, 56, 256), (32, 28, 28, 512), (32, 7, 7, 2048))
-] + [(norm, shape) for norm in ("layer", "rms") for shape in ((512, 256), (8192, 4096))]
-# At most: forward over Flax, both over Flax, both over PyTorch.
-ASKED = {
-    "batch": (0.9, 0.5, 0.7),
-    "layer": (0.7, 0.3, 0.8),
-    "rms": (0.7, 0.25, 0.3),
-    "group": (0.15, 0.3, 0.9),
-    "instance": (0.9, 0.6, 0.7),
-    EVALUATION: (1.0, 1.0, 1.0),
+SHAPES: dict[str, list[Shape]] = {
+    "batch": [IMAGES, (8192, 1024)],
+    "layer": [TOKENS],
+    "rms": [TOKENS],
+    "group": [SAMPLES],
+    "instance": [SAMPLES],
+    "evaluation": [IMAGES],
 }
-ASKED_IN_HALF = (0.9, 0.5, 1.0)
+MORE_SHAPES: dict[str, list[Shape]] = {  # of a ResNet-50's stages, and of a transformer
+    norm: [(512, 256), (8192, 4096)]
+    if norm in ("layer", "rms")
+    else [(32, 56, 56, 256), (32, 28, 28, 512), (32, 7, 7, 2048)]
+    for norm in SHAPES
+}
+COLUMNS = [*FORMS, *(name for name in LIBRARIES if name != "jaxnorm"), "PyTorch", "floor"]
 ROUNDS = 15
-FLOOR = "floor"
-LIBRARIES_SHOWN = ["jaxnorm", PLAIN, *(name for name in LIBRARIES if name != "jaxnorm"), "PyTorch"]
 
 
-def interleaved(functions: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
-    """The median milliseconds of each function, called in turn, in alternating order."""
-    times: dict[Any, list[float]] = {key: [] for key in functions}
-    for _ in range(2):  # warm up
-        for function in functions.values():
-            function()
-    for index in range(rounds):
-        order = list(functions) if index % 2 == 0 else list(functions)[::-1]
-        for key in order:
-            begin = time.perf_counter()
-            functions[key]()
-            times[key].append(1e3 * (time.perf_counter() - begin))
-    return {key: median(values) for key, values in times.items()}
+class Asked(NamedTuple):
+    """The largest ratios that are asked for."""
+
+    forward_of_flax: float
+    both_of_flax: float
+    both_of_torch: float
 
 
-def plus_one(shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
-    """x + 1: what reading and writing the input once costs."""
-    x = jnp.zeros(shape, dtype)
-    compiled = jax.jit(lambda x: x + 1).lower(x).compile()
-    return lambda: jax.block_until_ready(compiled(x))
+FLOAT32 = {
+    "batch": Asked(0.9, 0.5, 0.7),
+    "layer": Asked(0.7, 0.3, 0.8),
+    "rms": Asked(0.7, 0.25, 0.3),
+    "group": Asked(0.15, 0.3, 0.9),
+    "instance": Asked(0.9, 0.6, 0.7),
+}
+BFLOAT16, EVALUATION = Asked(0.9, 0.5, 1.0), Asked(1.0, 1.0, 1.0)
 
 
-def asked(norm: str, dtype: str) -> tuple[float, float, float]:
-    """The ratios that were asked for, in bfloat16 alike for all but evaluation."""
-    return ASKED[norm] if dtype == "float32" or norm == EVALUATION else ASKED_IN_HALF
+def asked(norm: str, dtype: str) -> Asked:
+    """What is asked of a norm in a dtype."""
+    if norm == "evaluation":
+        return EVALUATION
+    return FLOAT32[norm] if dtype == "float32" else BFLOAT16
 
 
 def measure(full: bool) -> list[Table]:
-    """Medians of every library, and jaxnorm's ratios."""
+    """Medians of every library, and jaxnorm's ratio to Flax Linen, to PyTorch and to the floor."""
     rows = []
-    for norm, shape in [*CASES, *(MORE_CASES if full else [])]:
-        for dtype in ("float32", "bfloat16"):
-            rows += _rows(norm, shape, dtype, 2 * ROUNDS if full else ROUNDS)
-    ratios = ("/ Flax", "asked", "/ PyTorch", "asked ", "/ floor", "/ plain form")
+    for norm, shapes in SHAPES.items():
+        for shape in [*shapes, *(MORE_SHAPES[norm] if full else [])]:
+            for dtype in ("float32", "bfloat16"):
+                rows += measured(norm, shape, dtype, 2 * ROUNDS if full else ROUNDS)
+    ratios = ("/ Flax (asked)", "/ PyTorch (asked)", "/ floor")
     return [
         Table(
             title="Speed",
-            columns=(
-                *("norm", "input", "dtype", "pass"),
-                *ratios,
-                *(f"{library} ms" for library in (*LIBRARIES_SHOWN, FLOOR)),
-            ),
+            columns=("norm", "input", "dtype", "pass", *ratios, *(f"{c} ms" for c in COLUMNS)),
             rows=rows,
             notes=(
-                "Median milliseconds of interleaved runs in one process, and jaxnorm's ratios to "
-                "Flax Linen and PyTorch (asked: at most), to the traffic floor and to its own "
-                "plain form. `both` gives the output, the new state and all gradients. The floor "
-                "is x + 1 for the forward pass, and that plus three streams of the input's size "
-                "for both. Equinox and PyTorch take channels first. Memory is never given back "
-                "to the system, so that no run pays for mapping it."
+                "Median milliseconds of interleaved runs in one process, and the ratio of jaxnorm, "
+                "which runs its native form, to Flax Linen and to PyTorch (asked: at most), and to "
+                "the floor of memory traffic; `plain` is jaxnorm's plain form. `both` gives the "
+                "output, the new state and all gradients; its floor is x + 1, and then two arrays "
+                "of the input's size read and one written. Evaluation is batch normalization by "
+                "running statistics. Equinox, and PyTorch but for layer and RMS, take channels "
+                "first. Memory is never given back to the system, so that no run pays for mapping "
+                "it."
             ),
         )
     ]
 
 
-def _rows(norm: str, shape: tuple[int, ...], dtype: str, rounds: int) -> list[tuple[str, ...]]:
+def measured(norm: str, shape: Shape, dtype: str, rounds: int) -> list[list[str]]:
     """A row for the forward pass and one for both."""
     several = list(candidates(norm, shape, dtype))
-    check_alike(several, dtype)
-    functions: dict[Any, Callable[[], Any]] = {(FLOOR, "forward"): plus_one(shape, dtype)}
-    functions |= {(c.library, "forward"): c.forward for c in several}
-    functions |= {(c.library, "both"): c.both for c in several}
+    check_alike(several, norm, dtype)
+    functions = {(c.library, which): getattr(c, which) for c in several for which in PASSES}
+    least = floor(*(jnp.asarray(array, dtype) for array in drawn(shape)))
+    functions |= {("floor", which): function for which, function in least.items()}
     times = interleaved(functions, rounds)
-    times[FLOOR, "both"] = 2.5 * times[FLOOR, "forward"]  # five streams for two
-    forward_flax, both_flax, both_torch = asked(norm, dtype)
-    rows = []
-    for name, of_flax, of_torch in (
-        ("forward", f"{forward_flax:.2f}", "-"),
-        ("both", f"{both_flax:.2f}", f"{both_torch:.2f}"),
-    ):
-        own = {library: times.get((library, name)) for library in (*LIBRARIES_SHOWN, FLOOR)}
-        over = {
-            peer: f"{times['jaxnorm', name] / times[peer, name]:.2f}"
-            for peer in ("Flax Linen", "PyTorch", FLOOR, PLAIN)
-        }
-        milliseconds = ["-" if value is None else f"{value:.2f}" for value in own.values()]
-        ratios = (over["Flax Linen"], of_flax, over["PyTorch"], of_torch, over[FLOOR], over[PLAIN])
-        case = (norm, "x".join(map(str, shape)), SHORT[dtype], name)
-        rows.append((*case, *ratios, *milliseconds))
-    return rows
+    case = [norm, "x".join(map(str, shape)), SHORT[dtype]]
+    limits = asked(norm, dtype)
+    return [
+        [*case, which, *_cells({name: times[name, which] for name in COLUMNS}, limits, which)]
+        for which in PASSES
+    ]
+
+
+def _cells(own: dict[str, float], limits: Asked, which: str) -> list[str]:
+    """The ratios with what is asked of them, and the milliseconds."""
+    flax, pytorch, least = (
+        f"{own['jaxnorm'] / own[other]:.2f}" for other in ("Flax Linen", "PyTorch", "floor")
+    )
+    if which == "both":
+        flax = f"{flax} ({limits.both_of_flax:.2f})"
+        pytorch = f"{pytorch} ({limits.both_of_torch:.2f})"
+    else:
+        flax = f"{flax} ({limits.forward_of_flax:.2f})"
+    return [flax, pytorch, least, *(f"{milliseconds:.2f}" for milliseconds in own.values())]

@@ -1,87 +1,120 @@
-"""Both forms of jaxnorm from a hundred values to a hundred million: where threads start to pay."""
+"""The native form beside the plain one over sizes, and what the second thread adds.
+
+The number of threads is fixed when XLA starts, so the native form with one thread and with all is
+measured in two processes of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import product
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.candidates import PLAIN
-from benchmarks.peers import LIBRARIES
-from benchmarks.speed import interleaved
-from benchmarks.table import Table
-from jaxnorm.kernels.native import plain_form
+from benchmarks.forms import FORMS
+from benchmarks.ours import NORMS, affine, normalization
+from benchmarks.table import ROOT, Table
+from benchmarks.timing import PASSES, interleaved, passes
 
-CHANNELS = {"batch": 64, "layer": 256, "group": 64}
-SIZES = [10**power for power in range(2, 9)]
-ROUNDS = {10**8: 3, 10**7: 7}
+SIZES = tuple(round(10 ** (half / 2)) for half in range(4, 17))  # 1e2 to 1e8 values
+CHANNELS, POSITIONS, WIDTH = 64, 1024, 1024
+VALUES = 5e7  # in all rounds of a size, about
+ROUNDS = (3, 101)  # at least, at most
+ASKED = 1.1  # of the plain form's time, at most
+
+Ratios = dict[tuple[str, int, str], float]  # or milliseconds, of a norm, size and pass
+
+
+def shape_of(norm: str, values: int) -> tuple[int, ...]:
+    """About as many values: tokens for layer and RMS, else images whose positions are one axis."""
+    if norm in ("layer", "rms"):
+        width = min(values, WIDTH)
+        return max(values // width, 1), width
+    positions = max(round(values / CHANNELS), 2)
+    examples = -(-positions // POSITIONS)  # rounded up
+    return examples, positions // examples, CHANNELS
+
+
+def times(norm: str, values: int, forms: Iterable[str]) -> dict[tuple[str, str], float]:
+    """Median milliseconds of each form and pass, interleaved."""
+    shape = shape_of(norm, values)
+    array = np.random.default_rng(0).standard_normal(shape, np.float32)
+    x, cotangent = jnp.asarray(array), jnp.asarray(array[::-1, ..., ::-1])
+    functions = {}
+    for name in forms:
+        with FORMS[name]():
+            called = passes(normalization(norm, shape[-1]), affine(norm, shape[-1]), x, cotangent)
+        functions |= {(name, which): function for which, function in called.items()}
+    least, most = ROUNDS
+    return interleaved(functions, min(max(round(VALUES / values), least), most))
 
 
 def measure(full: bool) -> list[Table]:
-    """The time of jaxnorm over that of its plain form, by size."""
-    rows = []
-    for norm in CHANNELS:
-        for size in SIZES:
-            rows.append(_row(norm, size, ROUNDS.get(size, 31 if full else 21)))
+    """Ratios for every norm over the sizes, or over half of them."""
+    return tables(NORMS, SIZES if full else SIZES[::2])
+
+
+def tables(norms: Sequence[str], sizes: Sequence[int]) -> list[Table]:
+    """The native form's milliseconds over the plain one's, and with one thread over with all."""
+    plain: Ratios = {}
+    for norm, values in product(norms, sizes):
+        found = times(norm, values, FORMS)
+        for which in PASSES:
+            plain[norm, values, which] = found["jaxnorm", which] / found["plain", which]
+    one, every = (native(norms, sizes, threads) for threads in (1, os.cpu_count() or 1))
+    norm, values, which = worst = max(plain, key=plain.__getitem__)
     return [
-        Table(
-            title="From small to large",
-            columns=("norm", "values", "forward ms", "/ plain form", "both ms", "/ plain form "),
-            rows=rows,
-            notes=(
-                "Median milliseconds of jaxnorm in float32 and its ratio to its plain form in the "
-                "same process; below a hundred thousand values or so most of the time is that of "
-                "calling a compiled program. Threads are used from 256 KB on."
-            ),
-        )
+        _table(
+            "The native form's time over the plain one's",
+            plain,
+            f"Native over plain, float32, medians of interleaved runs. At worst {plain[worst]:.2f} "
+            f"({norm}, {which}, {values:,} values; asked: at most {ASKED:.2f}). Layer and RMS of "
+            f"rows of up to {WIDTH} values, the others of {CHANNELS} channels and up to "
+            f"{POSITIONS} positions.",
+        ),
+        _table(
+            "The native form's time with one thread over that with all",
+            {case: one[case] / every[case] for case in one},
+            f"One thread over {os.cpu_count()}, native form; where it is above 1, threads pay. "
+            "Each in a process of its own, one after the other.",
+        ),
     ]
 
 
-def _row(norm: str, size: int, rounds: int) -> tuple[str, ...]:
-    """One norm at about one number of values."""
-    shape = _shape(norm, size)
-    functions: dict[Any, Callable[[], Any]] = {}
-    for form in ("jaxnorm", PLAIN):
-        functions |= _compiled(norm, shape, form)
-    times = interleaved(functions, rounds)
-    shown: list[str] = []
-    for name in ("forward", "both"):
-        own = times["jaxnorm", name]
-        shown += [f"{own:.3f}", f"{own / times[PLAIN, name]:.2f}"]
-    return (norm, f"1e{len(str(size)) - 1}", *shown)
+def native(norms: Sequence[str], sizes: Sequence[int], threads: int) -> Ratios:
+    """The native form's milliseconds, from a process that has so many threads."""
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.sweep", json.dumps([norms, sizes])],
+        env=os.environ | {"NPROC": str(threads)},  # XLA takes its threads from it
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    cases = product(norms, sizes, PASSES)
+    return dict(zip(cases, json.loads(process.stdout), strict=True))
 
 
-def _shape(norm: str, size: int) -> tuple[int, ...]:
-    """A shape of about so many values."""
-    if norm == "group":
-        positions = max(size // CHANNELS[norm], 1)
-        return max(positions // 784, 1), min(positions, 784), CHANNELS[norm]
-    channels = min(CHANNELS[norm], size // 2)
-    return size // channels, channels
+def _table(title: str, ratios: Ratios, notes: str) -> Table:
+    """A row for each size, a column for each norm and pass."""
+    columns = list(dict.fromkeys((norm, which) for norm, _, which in ratios))
+    sizes = dict.fromkeys(values for _, values, _ in ratios)
+    rows = [
+        [f"{values:,}", *(f"{ratios[norm, values, which]:.2f}" for norm, which in columns)]
+        for values in sizes
+    ]
+    return Table(title, ("values", *(" ".join(column) for column in columns)), rows, notes)
 
 
-def _compiled(norm: str, shape: tuple[int, ...], form: str) -> dict[Any, Callable[[], Any]]:
-    """The two passes of one form."""
-    apply = LIBRARIES["jaxnorm"](norm, shape[-1], jnp.float32)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    parameters = [jnp.ones(shape[-1]), jnp.zeros(shape[-1])]
+def _print_native(norms: Sequence[str], sizes: Sequence[int]) -> None:
+    """The milliseconds of every norm, size and pass in this process, in this order."""
+    found = (times(norm, values, ["jaxnorm"]) for norm, values in product(norms, sizes))
+    print(json.dumps([part["jaxnorm", which] for part in found for which in PASSES]))
 
-    def both(parameters: Any, x: jax.Array) -> Any:
-        y, backward, state = jax.vjp(apply, parameters, x, has_aux=True)
-        return y, backward(x), state
 
-    def compiled(function: Callable[..., Any]) -> Callable[[], Any]:
-        if form == PLAIN:
-            with plain_form():
-                program = jax.jit(function).lower(parameters, x).compile()
-        else:
-            program = jax.jit(function).lower(parameters, x).compile()
-        return lambda: jax.block_until_ready(program(parameters, x))
-
-    return {
-        (form, "forward"): compiled(lambda *arguments: apply(*arguments)),
-        (form, "both"): compiled(both),
-    }
+if __name__ == "__main__":
+    _print_native(*json.loads(sys.argv[1]))

@@ -38,7 +38,7 @@ class Table(NamedTuple):
             table.add_row(*row)
         console = Console()
         needed = console.measure(table, options=console.options.update(width=1000)).maximum
-        Console(width=max(console.width, needed)).print(table, no_wrap=True, crop=False)
+        Console(width=max(console.width, needed)).print(table)
 
     def markdown(self) -> str:
         """Give it in Markdown."""

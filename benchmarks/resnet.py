@@ -1,0 +1,119 @@
+"""A whole training step of a ResNet-20, on Flax's modules and on ours in both forms."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxnorm.linen as jnn
+from benchmarks.forms import FORMS
+from benchmarks.table import SHORT, Table
+from benchmarks.timing import interleaved
+from experiments.models.resnet import ResNet
+
+IMAGES = (64, 28, 28, 1)  # a batch of Fashion-MNIST's size
+NORMS, DTYPES = ("BatchNorm",), ("float32",)
+MORE_NORMS, MORE_DTYPES = ("BatchNorm", "GroupNorm", "LayerNorm"), ("float32", "bfloat16")
+ROUNDS = 15
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
+
+
+def model(library: Any, norm: str, dtype: str, **sizes: Any) -> ResNet:
+    """The network with a library's modules of this name, in training."""
+    options: dict[str, Any] = {"dtype": dtype}
+    if norm == "BatchNorm":
+        options["use_running_average"] = False
+    if norm == "GroupNorm":
+        options["num_groups"] = 8
+    return ResNet(partial(getattr(library, norm), **options), dtype=dtype, **sizes)
+
+
+def initial(net: ResNet, images: jax.Array) -> dict[str, Any]:
+    """Parameters, statistics and the optimizer's state."""
+    variables = net.init(jax.random.key(0), images)
+    return {**variables, "optimizer": OPTIMIZER.init(variables["params"])}
+
+
+def compiled(net: ResNet, state: Any, images: jax.Array, labels: jax.Array) -> Any:
+    """One step's program: loss, gradients, new statistics and the optimizer's update."""
+
+    def step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        params, optimizer = state["params"], state["optimizer"]
+        stats = {key: part for key, part in state.items() if key == "batch_stats"}
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, new = net.apply({"params": params, **stats}, images, mutable=["batch_stats"])
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits.astype(jnp.float32), labels
+            )
+            return losses.mean(), new
+
+        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, optimizer = OPTIMIZER.update(gradients, optimizer, params)
+        params = optax.apply_updates(params, updates)
+        return value, {**state, **new, "params": params, "optimizer": optimizer}
+
+    return jax.jit(step).lower(state, images, labels).compile()
+
+
+def measure(full: bool) -> list[Table]:
+    """The median milliseconds of a step, and jaxnorm's ratio to Flax in both forms."""
+    norms, dtypes = (MORE_NORMS, MORE_DTYPES) if full else (NORMS, DTYPES)
+    rows = [_row(norm, dtype, IMAGES, ROUNDS) for norm in norms for dtype in dtypes]
+    return [
+        Table(
+            title="Time of a training step of a ResNet-20",
+            columns=("norm", "dtype", "jaxnorm / Flax", "plain / Flax", *_columns()),
+            rows=rows,
+            notes=(
+                "Median milliseconds of interleaved runs of a whole step (forward, backward, "
+                f"statistics, SGD with momentum) on {IMAGES[0]} images of "
+                f"{'x'.join(map(str, IMAGES[1:]))}, after which parameters are alike. The network "
+                "is the same, its normalizations are Flax Linen's or jaxnorm's."
+            ),
+        )
+    ]
+
+
+def _columns() -> list[str]:
+    return [f"{name} ms" for name in (*FORMS, "Flax")]
+
+
+def _row(norm: str, dtype: str, shape: tuple[int, ...], rounds: int, **sizes: Any) -> list[str]:
+    generator = np.random.default_rng(0)
+    images = jnp.asarray(generator.standard_normal(shape, np.float32))
+    labels = jnp.asarray(generator.integers(0, 10, shape[0]))
+    state = jax.jit(partial(initial, model(nn, norm, dtype, **sizes)))(images)
+    operands = (state, images, labels)
+    programs = {}
+    for name, form in FORMS.items():
+        with form():
+            programs[name] = compiled(model(jnn, norm, dtype, **sizes), *operands)
+    programs["Flax"] = compiled(model(nn, norm, dtype, **sizes), *operands)
+    _check_alike({name: program(*operands) for name, program in programs.items()}, dtype)
+    times = interleaved(
+        {
+            name: lambda program=program: jax.block_until_ready(program(*operands))
+            for name, program in programs.items()
+        },
+        rounds,
+    )
+    ratios = [f"{times[name] / times['Flax']:.2f}" for name in FORMS]
+    return [norm, SHORT[dtype], *ratios, *(f"{times[name]:.1f}" for name in (*FORMS, "Flax"))]
+
+
+def _check_alike(results: dict[str, Any], dtype: str) -> None:
+    """Raise an error if a step's loss or its new parameters are not those of Flax's modules."""
+    loss, state = results.pop("Flax")
+    for name, (other, its) in results.items():
+        differences = jax.tree.map(lambda a, b: abs(a - b).max(), its["params"], state["params"])
+        largest = max(float(abs(other - loss)), *map(float, jax.tree.leaves(differences)))
+        if not largest <= TOLERANCES[dtype]:
+            raise ValueError(f"a step with {name} ends {largest:.1e} away from one with Flax")
