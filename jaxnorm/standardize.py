@@ -83,6 +83,10 @@ class Rows(NamedTuple):
         rstd = self.rstd(form).astype(self.mean.dtype)
         return rstd if self.r is None else rstd * self.r
 
+    def projecting(self, form: Form) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What the derivative is taken with: mean, gain and rstd."""
+        return self.mean, self.gain(form), self.rstd(form)
+
 
 def normalize(
     x: jax.Array,
@@ -313,7 +317,7 @@ def _pushed_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array
         sums = _summed(form._replace(features=()), x, dx, rows, None, counted, counted, _PROJECTING)
         of_x, dmean = _averages(form, sums.along, sums.total, rows.count)
         along = of_x + depsilon / 2
-    dy = _projected(form, x, dx, rows, along, dmean, None, counted, shown, shown)
+    dy = _projected(form, x, dx, *rows.projecting(form), along, dmean, None, counted, shown, shown)
     if scale is not None:
         dy = dy * form.expand(scale, x)
     if dscale is not None:
@@ -459,26 +463,6 @@ def _projected(
     form: Form,
     x: jax.Array,
     g: jax.Array,
-    rows: Rows,
-    along: jax.Array | None,
-    total: jax.Array | None,
-    scale: jax.Array | None,
-    counted: jax.Array | None,
-    shown: jax.Array | None,
-    moving: jax.Array | None,
-) -> jax.Array:
-    """gain * (scale * g - total - (x - mean) * rstd^2 * along).
-
-    The first term is where the value is shown, the others are where it moves the moments.
-    """
-    operands = (x, g, rows.mean, rows.gain(form), rows.rstd(form), along, total, scale)
-    return _plainly_projected(form, *operands, counted, shown, moving)
-
-
-def _plainly_projected(
-    form: Form,
-    x: jax.Array,
-    g: jax.Array,
     mean: jax.Array,
     gain: jax.Array,
     rstd: jax.Array,
@@ -489,6 +473,10 @@ def _plainly_projected(
     shown: jax.Array | None = None,
     moving: jax.Array | None = None,
 ) -> jax.Array:
+    """gain * (scale * g - total - (x - mean) * rstd^2 * along).
+
+    The first term is where the value is shown, the others are where it moves the moments.
+    """
     spread = partial(form.scope.spread, x=x)
     v = g.astype(mean.dtype)
     v = only(shown, v if scale is None else v * form.expand(scale, x))
@@ -512,10 +500,10 @@ def _backward(
     shown: jax.Array | None,
 ) -> jax.Array:
     """The projection in the dtype of `x`."""
-    operands = (x, g, rows.mean, rows.gain(form), rows.rstd(form), along, total, scale)
+    operands = (x, g, *rows.projecting(form), along, total, scale)
     view = form.view(x, counted)
     if view is None:
-        dx = _plainly_projected(form, *operands, counted, shown, counted)
+        dx = _projected(form, *operands, counted, shown, counted)
         return dx.astype(x.dtype)
     results = ((x.shape, x.dtype),)
     operation = Operation("jaxnorm_backward", _plainly_backward, form, view, results)
@@ -523,7 +511,7 @@ def _backward(
 
 
 def _plainly_backward(form: Form, x: jax.Array, *operands: Any) -> list[jax.Array]:
-    return [_plainly_projected(form, x, *operands).astype(x.dtype)]
+    return [_projected(form, x, *operands).astype(x.dtype)]
 
 
 def _pulled_back_at_once(
@@ -571,5 +559,5 @@ def _plainly_pulled_back(
     need = need._replace(total=not form.scope.about_zero)
     sums = Sums(*_plainly_summed((form, need), x, g, mean, rows.gain(form), None, scale))
     along, total = _averages(form, sums.along, sums.total, count)
-    dx = _projected(form, x, g, rows, along, total, scale, None, None, None)
+    dx = _projected(form, x, g, *rows.projecting(form), along, total, scale)
     return [dx.astype(x.dtype), sums.dscale, sums.dbias]

@@ -23,6 +23,7 @@ from cases import (
     ulp,
 )
 from devices import mesh
+from environment import FLOAT16
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import export
@@ -89,7 +90,7 @@ def test_the_view_of_an_input(arguments, expected):
 # Values
 
 REDUCED = {"layer": (-1, (1, 2), (0, 1, 2)), "rms": (-1, (1, 2))}
-DTYPES = [np.float32, jnp.bfloat16, np.float16]
+DTYPES = [np.float32, jnp.bfloat16] + [np.float16] * FLOAT16  # where XLA has it
 
 
 @st.composite
