@@ -1,105 +1,21 @@
-"""The types of the configuration. The values stand in `configs/`."""
+"""The types of the configuration. The values stand in `configs/`.
+
+The groups `data`, `model`, `norm` and `optimizer` are open: a file of theirs names a class, and the
+signature of the class is its schema. The other groups have their types here.
+"""
 
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object, instantiate
+from hydra_zen import builds
+from omegaconf import OmegaConf
 
-
-@dataclass
-class NormConfig:
-    name: str
-
-
-@dataclass
-class NoNorm(NormConfig):
-    pass
-
-
-@dataclass
-class RunningNorm(NormConfig):
-    """What keeps running statistics; `momentum` is the weight of their old value."""
-
-    momentum: float
-    epsilon: float
-
-
-@dataclass
-class BatchNorm(RunningNorm):
-    pass
-
-
-@dataclass
-class GhostBatchNorm(RunningNorm):
-    ghost_size: int
-
-
-@dataclass
-class BatchRenorm(RunningNorm):
-    """`relax_from` and `relax_to` are fractions of the run's steps."""
-
-    r_max: float
-    d_max: float
-    relax_from: float
-    relax_to: float
-
-
-@dataclass
-class SampleNorm(NormConfig):
-    """What normalizes every example by itself."""
-
-    epsilon: float
-
-
-@dataclass
-class LayerNorm(SampleNorm):
-    pass
-
-
-@dataclass
-class RMSNorm(SampleNorm):
-    pass
-
-
-@dataclass
-class GroupNorm(SampleNorm):
-    num_groups: int
-
-
-@dataclass
-class InstanceNorm(SampleNorm):
-    pass
-
-
-@dataclass
-class OptimizerConfig:
-    """`learning_rate` is the peak at a batch size of 32, `warmup` a fraction of the steps."""
-
-    name: str
-    learning_rate: float
-    warmup: float
-
-
-@dataclass
-class SGD(OptimizerConfig):
-    momentum: float
-
-
-@dataclass
-class Adam(OptimizerConfig):
-    b1: float
-    b2: float
-
-
-@dataclass
-class ModelConfig:
-    name: str
-    channels: list[int]
-
-
-@dataclass
-class DataConfig:
-    name: str
-    directory: str
+COMPONENTS = ("data", "model", "norm", "optimizer")
+OF_THE_RUN = ("norm", "num_classes", "dtype", "parent", "name")  # what no file gives a class
+OF_NO_CLASS = ("name", "init_scale")  # what a file gives besides
 
 
 @dataclass
@@ -176,42 +92,67 @@ class Manual(Auto):
 
 
 @dataclass
+class Contrast:
+    """The primary contrast of a study: `metric` of the runs `a` against that of the runs `b`.
+
+    `a` and `b` are overrides, as on the command line, that pick runs of the study. `delta` is what
+    would matter in practice, in points of accuracy or as a ratio.
+    """
+
+    a: str
+    b: str
+    metric: str
+    direction: str
+    delta: float
+    unit: str
+
+
+@dataclass
 class StudyConfig:
+    """What a study asks and who claims what. `x` and `series` are keys that it sweeps."""
+
     name: str | None = None
     question: str | None = None
+    claim: str | None = None
+    source: str | None = None
+    expectation: str | None = None
+    metric: str = "test_accuracy"
+    x: str | None = None
+    series: str | None = None
+    contrast: Contrast | None = None
 
 
 @dataclass
 class Config:
-    """One run. `steps_per_call` and `seeds_together` follow the device where they are None."""
+    """One run. `steps_per_call` and `seeds_together` follow model and device where they are None.
 
-    data: DataConfig
-    model: ModelConfig
-    norm: NormConfig
-    optimizer: OptimizerConfig
+    `data`, `model`, `norm` and `optimizer` are the values of components.
+    """
+
+    data: Any
+    model: Any
+    norm: Any
+    optimizer: Any
     parallel: ParallelConfig
     sync: SyncConfig
     distributed: DistributedConfig
     batch_size: int
+    accumulate: int
+    dtype: str
     epochs: int
+    steps: int | None
     seeds: int
+    evaluate_every: Any  # int, "epoch" or None
+    checkpoint_every: int | None
+    keep_checkpoints: int
+    target: float | None
     steps_per_call: int | None
     seeds_together: bool | None
+    keep_stale: bool
     output: str
     study: StudyConfig = field(default_factory=StudyConfig)
 
 
-NORMS: dict[str, type[NormConfig]] = {
-    "none": NoNorm,
-    "batch": BatchNorm,
-    "ghost_batch": GhostBatchNorm,
-    "batch_renorm": BatchRenorm,
-    "layer": LayerNorm,
-    "rms": RMSNorm,
-    "group": GroupNorm,
-    "instance": InstanceNorm,
-}
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"sgd": SGD, "adam": Adam}
 PARALLEL: dict[str, type[ParallelConfig]] = {
     "single": Single,
     "pmap": Pmap,
@@ -225,8 +166,6 @@ DISTRIBUTED: dict[str, type[DistributedConfig]] = {
     "manual": Manual,
 }
 GROUPS: dict[str, dict[str, type]] = {
-    "norm": NORMS,
-    "optimizer": OPTIMIZERS,
     "parallel": PARALLEL,
     "sync": SYNC,
     "distributed": DISTRIBUTED,
@@ -240,3 +179,17 @@ def register_schemas() -> None:
     for group, types in GROUPS.items():
         for name, node in types.items():
             store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def component(values: dict[str, Any]) -> partial[Any]:
+    """Return the class that the values of a component name, with them as its arguments.
+
+    Raises:
+        OmegaConfBaseException: a value of another type than the signature says, or an argument
+            that it has not.
+    """
+    target = get_object(values["_target_"])
+    schema = builds(target, populate_full_signature=True, zen_exclude=OF_THE_RUN)
+    own = {key: value for key, value in values.items() if key not in OF_NO_CLASS}
+    typed = OmegaConf.merge(OmegaConf.structured(schema), own)
+    return instantiate(typed, _partial_=True, _convert_="all")

@@ -1,0 +1,1 @@
+"""From a command to its runs: composed, checked, spread over processes, watched."""

@@ -1,0 +1,1 @@
+"""The normalizations that a model can take, one file each kind."""

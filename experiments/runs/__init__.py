@@ -1,0 +1,1 @@
+"""What a run is and what it leaves on the disk."""
