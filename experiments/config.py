@@ -13,6 +13,8 @@ from hydra.utils import get_object, instantiate
 from hydra_zen import builds
 from omegaconf import OmegaConf
 
+from experiments.errors import ConfigError
+
 COMPONENTS = ("data", "model", "norm", "optimizer")
 OF_THE_RUN = ("norm", "num_classes", "dtype", "parent", "name")  # what no file gives a class
 OF_NO_CLASS = ("name", "init_scale")  # what a file gives besides
@@ -184,12 +186,17 @@ def register_schemas() -> None:
 def component(values: dict[str, Any]) -> partial[Any]:
     """Return the class that the values of a component name, with them as its arguments.
 
+    Of the signature's types Optional[float], list[int] and the like are checked, unions are not.
+
     Raises:
         OmegaConfBaseException: a value of another type than the signature says, or an argument
             that it has not.
+        ConfigError: an argument is missing.
     """
     target = get_object(values["_target_"])
     schema = builds(target, populate_full_signature=True, zen_exclude=OF_THE_RUN)
     own = {key: value for key, value in values.items() if key not in OF_NO_CLASS}
     typed = OmegaConf.merge(OmegaConf.structured(schema), own)
+    if missing := sorted(OmegaConf.missing_keys(typed)):
+        raise ConfigError(f"{values['_target_']} needs {', '.join(missing)}; give key=value")
     return instantiate(typed, _partial_=True, _convert_="all")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 from flax import linen as nn
 
@@ -20,7 +20,7 @@ class RunningNorm(Norm):
         epsilon: added to the variance.
     """
 
-    momentum: float | None
+    momentum: Optional[float]
     epsilon: float
 
     of_the_batch: ClassVar[bool] = True
