@@ -12,7 +12,7 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
 from experiments.config import Auto, DistributedConfig, Manual
-from experiments.validation import ConfigError
+from experiments.errors import ConfigError
 
 
 def join(config: DistributedConfig) -> None:
@@ -57,6 +57,12 @@ def is_first() -> bool:
 def as_the_first(value: bool) -> bool:
     """Return what the first process was given, so that all do the same."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def meet(where: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def check_alike(name: str) -> None:
