@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.config import Config
 from experiments.data.batching import Batch, evaluation_batches
-from experiments.data.source import Split
+from experiments.data.splits import Split
 from experiments.training import parallel
 from experiments.training.program import Program, State, Sums
 from experiments.training.setup import Setup, evaluation_steps

@@ -49,6 +49,11 @@ def join(config: DistributedConfig) -> None:
         ) from error
 
 
+def are_several() -> bool:
+    """Whether this process has met others."""
+    return jax.distributed.is_initialized()
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
@@ -80,7 +85,7 @@ def end_all(error: Exception) -> NoReturn:
 
     An orderly end would wait for the others, which wait in a step for this process.
     """
-    if not jax.distributed.is_initialized():
+    if not are_several():
         raise error
     if isinstance(error, JaxRuntimeError):
         message = (
