@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 
 class RunStarted(NamedTuple):
-    """A run begins to train seeds. One that has nothing to train only ends."""
+    """A run begins to train seeds; `note` says what to know of them. With none it only ends."""
 
     run: str
     num_seeds: int
+    note: str = ""
 
 
 class Update(NamedTuple):
