@@ -26,7 +26,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         shape, classes = self.SOURCE.input_shape, self.SOURCE.num_classes
         features = {
-            "input": tfds.features.Tensor(shape=shape, dtype=self.SOURCE.dtype),
+            "input": tfds.features.Tensor(shape=shape, dtype=self.SOURCE.dtype, encoding="bytes"),
             "label": tfds.features.ClassLabel(num_classes=classes),
         }
         return tfds.core.DatasetInfo(
@@ -61,11 +61,13 @@ def make_builder(
     Args:
         key: the name of the builder's configuration, "" where it has none.
     """
+    configs = [tfds.core.BuilderConfig(name=key, version=card.version)] if key else []
     attributes = {
         "name": card.name,
         "VERSION": tfds.core.Version(card.version),
         "RELEASE_NOTES": {card.version: card.notes},
         "CARD": card,
+        "BUILDER_CONFIGS": configs,
         "SOURCE": source,
         "READ": staticmethod(read),
         "__module__": __name__,
@@ -73,5 +75,4 @@ def make_builder(
     name = "".join(word.capitalize() for word in card.name.split("_")) + "Builder"
     keywords = {"skip_registration": True}
     make = types.new_class(name, (ArrayBuilder,), keywords, lambda own: own.update(attributes))
-    config = tfds.core.BuilderConfig(name=key, version=card.version) if key else None
-    return make(data_dir=directory, file_format="array_record", config=config)
+    return make(data_dir=directory, file_format="array_record")

@@ -19,14 +19,6 @@ class Measured(NamedTuple):
     least: np.ndarray
     most: np.ndarray
 
-    def merged(self, other: "Measured") -> "Measured":
-        import jaxnorm as jn  # jax takes most of a second
-
-        own, others = (jn.Moments(*part[:3]) for part in (self, other))
-        moments = map(np.asarray, jn.merge_moments(own, others))
-        least = np.minimum(self.least, other.least)
-        return Measured(*moments, least, np.maximum(self.most, other.most))
-
 
 class Scaling(NamedTuple):
     """Inputs become `(inputs - shift) * factor`."""
@@ -36,8 +28,11 @@ class Scaling(NamedTuple):
 
     def apply(self, inputs: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
         """Return scaled inputs, float32, that are 0 beyond their lengths."""
-        scaled = np.subtract(inputs, self.shift, dtype=np.float32)
-        scaled *= self.factor
+        flat = inputs.reshape(len(inputs), -1)  # NumPy is slow where the last axis is short
+        shift, factor = (np.tile(part, flat.shape[1] // len(part)) for part in self)
+        scaled = np.subtract(flat, shift, dtype=np.float32)
+        scaled *= factor
+        scaled = scaled.reshape(inputs.shape)
         if lengths is not None:
             scaled[~within(scaled, lengths)] = 0
         return scaled
@@ -50,20 +45,30 @@ def within(inputs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def measure(inputs: Inputs, lengths: np.ndarray | None, examples: np.ndarray) -> Measured:
     """Measure some of the inputs (examples, ..., channels) within their lengths, in one pass."""
-    total = None
+    parts = []
     for start in range(0, len(examples), CHUNK):
         chosen = examples[start : start + CHUNK]
         values = inputs[chosen]
         counted = values if lengths is None else values[within(values, lengths[chosen])]
-        part = _measure(counted.reshape(-1, values.shape[-1]).astype(np.float64))
-        total = part if total is None else total.merged(part)
-    return total
+        parts.append(_measure(counted.reshape(-1, values.shape[-1]).astype(np.float64)))
+    return _merged(Measured(*map(np.stack, zip(*parts, strict=True))))
 
 
 def _measure(values: np.ndarray) -> Measured:
     count = np.full(values.shape[1], len(values))
     parts = (count, values.mean(0), values.var(0), values.min(0), values.max(0))
     return Measured(*(part.astype(np.float32) for part in parts))
+
+
+def _merged(parts: Measured) -> Measured:
+    """Merge along the first axis."""
+    import jax  # takes most of a second
+
+    import jaxnorm as jn
+
+    merge = jax.jit(jn.merge_moments_axis, static_argnums=1)
+    moments = map(np.asarray, merge(jn.Moments(*parts[:3]), 0))
+    return Measured(*moments, parts.least.min(0), parts.most.max(0))
 
 
 def scaling(kind: str, measured: Measured) -> Scaling:
