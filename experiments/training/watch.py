@@ -39,6 +39,13 @@ class RunEnded(NamedTuple):
     outcome: str
 
 
+class RunLost(NamedTuple):
+    """The process of a run has ended under it; the run is given to another."""
+
+    run: str
+    why: str
+
+
 class RunFailed(NamedTuple):
     """A run was given up. The error is a line."""
 
@@ -46,5 +53,5 @@ class RunFailed(NamedTuple):
     error: str
 
 
-Event = RunStarted | Update | Ended | RunEnded | RunFailed
+Event = RunStarted | Update | Ended | RunEnded | RunLost | RunFailed
 Watch = Callable[[Event], None]
