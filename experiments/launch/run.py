@@ -101,9 +101,7 @@ class _Keeper:
         if hosts.is_first():
             self._clear_what_is_of_other_code()
         hosts.meet("seed")
-        self.checkpoints = Checkpoints(
-            self.directory / "checkpoints", self.config.keep_checkpoints
-        )
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", self.config.keep_checkpoints)
 
     def _clear_what_is_of_other_code(self) -> None:
         """A result without need of it is made anew, and no state of other code goes on."""
@@ -153,9 +151,7 @@ class _Keeper:
             self.events.add(record)
 
     def _tell(self, step: int, loss: float) -> None:
-        self.watch(
-            Update(self.run.name, self.seed, step, self.total_steps, loss, self.accuracy)
-        )
+        self.watch(Update(self.run.name, self.seed, step, self.total_steps, loss, self.accuracy))
 
     def on_end(self, result: dict[str, Any], variables: dict[str, Any]) -> None:
         if hosts.is_first():
