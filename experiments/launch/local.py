@@ -64,9 +64,9 @@ class _Worker:
 
     def end(self) -> str:
         """End the process, if it has not, and return how it ended."""
-        self.connection.close()
         self.process.kill()
         self.process.join()
+        self.connection.close()
         code = self.process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return f"its process ended {how}"

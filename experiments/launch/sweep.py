@@ -1,5 +1,6 @@
 """A sweep: its runs as jobs, given to the launcher that the configuration asks for."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,25 +16,17 @@ from experiments.training import hosts
 from experiments.training.watch import RunFailed
 
 
-class RunsFailedError(Exception):
-    """Runs of a sweep have failed; the message lists them."""
-
-
 def sweep(configs: Sequence[Config], ray: Mapping[str, Any] | None) -> None:
     """Train the runs of a sweep. A run that fails is told at once, and the others go on.
 
-    Raises:
-        RunsFailedError: runs have failed; it is raised at the end.
+    Where runs have failed the program exits with their list.
     """
     jobs = [Job(run_directory(config).name, program_key(config), config) for config in configs]
     failures = _launch(jobs, configs[0].launcher, ray)
     if failures:
-        raise RunsFailedError(
-            "\n".join(
-                [f"error: {len(failures)} of {len(jobs)} runs failed:"]
-                + [f"  {failure.run}: {failure.error}" for failure in failures]
-            )
-        )
+        told = [f"error: {len(failures)} of {len(jobs)} runs failed"]
+        told += [f"  {failure.run}: {failure.error}" for failure in failures]
+        sys.exit("\n".join(told))
 
 
 def _launch(
