@@ -1,16 +1,19 @@
 """Which examples make a batch: shuffled for training, in their order for evaluation."""
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.loading import Split
+from experiments.data.splits import Split
 
 
 class Batch(NamedTuple):
-    """Images, labels, and a mask that is False where an example only fills the batch."""
+    """Some examples, and a mask that is False where one only fills the batch."""
 
-    images: np.ndarray
+    inputs: np.ndarray
+    lengths: np.ndarray | None
     labels: np.ndarray
     mask: np.ndarray
 
@@ -22,7 +25,8 @@ class Rows(NamedTuple):
     mask: np.ndarray
 
     def of(self, split: Split) -> Batch:
-        return Batch(split.images[self.indices], split.labels[self.indices], self.mask)
+        lengths = None if split.lengths is None else split.lengths[self.indices]
+        return Batch(split.inputs[self.indices], lengths, split.labels[self.indices], self.mask)
 
     def batches(self, which: int | slice) -> "Rows":
         return Rows(*(array[..., which, :] for array in self))
@@ -30,6 +34,53 @@ class Rows(NamedTuple):
     def part(self, examples: slice) -> "Rows":
         """Some of the examples of every batch."""
         return Rows(*(array[..., examples] for array in self))
+
+
+class Batches:
+    """The batches of training one seed, without end.
+
+    Attributes:
+        steps_per_epoch: batches in which the training examples are contained once.
+    """
+
+    def __init__(self, train: Split, batch_size: int, *, multiple: int, seed: int) -> None:
+        self.steps_per_epoch = math.ceil(len(train.labels) / batch_size)
+        self._train, self._batch_size = train, batch_size
+        self._multiple, self._seed = multiple, seed
+        self._epoch: tuple[int, Rows] | None = None
+
+    def from_step(self, step: int, part: slice = slice(None)) -> Iterator[Batch]:
+        """Yield the batches from a step on, counted from 0; `part` of the examples of each.
+
+        A step has the same batch wherever one starts.
+        """
+        while True:
+            yield self.rows(step).part(part).of(self._train)
+            step += 1
+
+    def rows(self, step: int) -> Rows:
+        """Return the examples of one step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._rows_of(epoch))
+        return self._epoch[1].batches(place)
+
+    def _rows_of(self, epoch: int) -> Rows:
+        return training_rows(
+            len(self._train.labels),
+            self._batch_size,
+            multiple=self._multiple,
+            seed=self._seed,
+            epoch=epoch + 1,
+        )
+
+
+def evaluation_batches(
+    split: Split, batch_size: int, *, multiple: int, part: slice = slice(None)
+) -> list[Batch]:
+    """Return batches that hold every example once; `part` of the examples of each."""
+    rows = evaluation_rows(len(split.labels), batch_size, multiple=multiple).part(part)
+    return [rows.batches(step).of(split) for step in range(len(rows.indices))]
 
 
 def training_rows(

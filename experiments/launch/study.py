@@ -17,12 +17,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments import hosts, parallel
 from experiments.config import Config
-from experiments.progress import display
-from experiments.validation import ConfigError, validate, validate_devices
+from experiments.errors import ConfigError
+from experiments.launch.progress import display
+from experiments.launch.validation import validate, validate_devices
+from experiments.training import hosts, parallel
 
-CONFIG_DIR = str(Path(__file__).parent.parent / "configs")
+CONFIG_DIR = str(Path(__file__).parent.parent.parent / "configs")
 CONFIG_NAME = "train"
 
 

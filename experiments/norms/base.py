@@ -43,6 +43,8 @@ class Norm:
     of_the_batch: ClassVar[bool] = False
     needs_positions: ClassVar[bool] = False
     adds_bias: ClassVar[bool] = True
+    only_global: ClassVar[str] = ""
+    needs_running: ClassVar[str] = ""
 
     def module(self, context: Context, ndim: int, **options: Any) -> nn.Module | None:
         """Return the layer for inputs of `ndim` axes; None for the identity.
@@ -92,3 +94,17 @@ class Normalization(nn.Module):
             y = layer(x)
         self.sow("intermediates", "output", y)
         return y
+
+
+class Placement(NamedTuple):
+    """TEMP"""
+
+    norm: Norm
+    context: Context
+
+    @property
+    def adds_bias(self) -> bool:
+        return self.norm.adds_bias
+
+    def __call__(self, name=None, **options):
+        return Normalization(self.norm, self.context, tuple(options.items()), name=name)

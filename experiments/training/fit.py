@@ -1,262 +1,288 @@
-"""State, step, evaluation, and the one training loop."""
+"""The training loop: one seed, or several together, from where they are to their end."""
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-import jaxnorm as jn
-from experiments import parallel
 from experiments.config import Config
-from experiments.data.batching import Batch, Rows, evaluation_rows, training_rows
-from experiments.data.loading import Dataset, Split
-from experiments.models.cnn import CNN
-from experiments.optimizers import make_optimizer
-from experiments.parallel import Scope
+from experiments.data.batching import Batch, evaluation_batches
+from experiments.data.splits import Split
+from experiments.training import parallel
+from experiments.training.program import Program, State, Sums
+from experiments.training.setup import Setup, evaluation_steps
 
 EVALUATION_BATCH = 512
-ACCELERATOR_STEPS_PER_CALL = 50
+WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
+SECONDS_BETWEEN_SIGNS = 1.0
+
+DONE, DIVERGED, STOPPED = "done", "diverged", "stopped"
 
 
-class State(NamedTuple):
-    """What a training step changes."""
+class Member(NamedTuple):
+    """One seed of one configuration. Those trained together share a program."""
 
-    params: Any
-    batch_stats: Any
-    opt_state: optax.OptState
-
-
-class Metrics(NamedTuple):
-    """Sums over examples: the loss (cross-entropy in nats), and how many are right."""
-
-    loss: jax.Array
-    accuracy: jax.Array
-
-
-class Epoch(NamedTuple):
-    """What one seed reached after an epoch, numbered from 1. A loss may be NaN."""
-
+    config: Config
     seed: int
-    epoch: int
-    step: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
 
 
-class Program(NamedTuple):
-    """The compiled functions of a run and their devices; its seeds share them.
+class Saved(NamedTuple):
+    """A checkpoint: the state, which holds keys and the position in the data, and its seconds."""
 
-    `train` and `evaluate` take of a batch what belongs to this process. A batch is filled to a
-    multiple of `batch_multiple`.
-    """
-
-    init: Callable[[int], State]
-    train: Callable[[State, Batch], tuple[State, Metrics]]
-    evaluate: Callable[[State, Batch], Metrics]
-    devices: Sequence[jax.Device]
-    batch_multiple: int
+    state: State
+    seconds: Any
 
 
-def train(
-    config: Config, dataset: Dataset, on_epoch: Callable[[list[Epoch]], None]
-) -> list[list[Epoch]]:
-    """Train every seed of a run and return the history of each.
+class Keeper(Protocol):
+    """Who keeps what the loop tells of a seed (`experiments.launch.run`)."""
 
-    `on_epoch` is given what the seeds trained together reached, after each of their epochs.
-    """
-    seeds = range(config.seeds)
-    together = seeds_together(config)
-    program = compile_program(config, dataset)
-    groups = [list(seeds)] if together else [[seed] for seed in seeds]
-    return [
-        history for group in groups for history in _fit(program, config, dataset, group, on_epoch)
-    ]
+    def saved_steps(self) -> list[int]:
+        """Return the steps of the checkpoints that are there, newest first."""
 
+    def restore(self, step: int, like: Saved) -> Saved | None:
+        """Return a checkpoint, or None where it is damaged."""
 
-def steps_per_call(config: Config) -> int:
-    """Steps in one compiled call. A CPU convolves slowly inside a scan, so there it is 1."""
-    if config.steps_per_call is not None:
-        return config.steps_per_call
-    return 1 if jax.default_backend() == "cpu" else ACCELERATOR_STEPS_PER_CALL
+    def save(self, step: int, saved: Saved) -> None:
+        """Keep a checkpoint."""
 
+    def on_start(self, step: int) -> None:
+        """Training goes on from here; what was recorded after this step will be again."""
 
-def seeds_together(config: Config) -> bool:
-    """Whether one program holds all seeds. A CPU convolves slowly under vmap, so there not."""
-    if config.seeds_together is not None:
-        return config.seeds_together
-    return jax.default_backend() != "cpu"
+    def on_sign(self, step: int, loss: float) -> None:
+        """Training is at this step, with this mean loss since the last evaluation."""
+
+    def on_evaluation(self, record: dict[str, Any]) -> None:
+        """An evaluation gave this record."""
+
+    def on_end(self, result: dict[str, Any], variables: dict[str, Any]) -> None:
+        """The seed reached this, with these parameters and statistics."""
 
 
-def compile_program(config: Config, dataset: Dataset) -> Program:
-    """Return the functions of a run, compiled as its devices and configuration ask."""
-    devices = parallel.devices(config.parallel)
-    total_steps = config.epochs * math.ceil(len(dataset.train.labels) / config.batch_size)
-    scope = parallel.scope(config, len(devices))
-    model = CNN(config.model.channels, config.norm, scope, dataset.num_classes, total_steps)
-    optimizer = make_optimizer(
-        config.optimizer, batch_size=config.batch_size, total_steps=total_steps
-    )
-    image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.float32)
-
-    def init(seed: int) -> State:
-        variables = model.lazy_init(jax.random.key(seed), image, train=False)
-        params = variables["params"]
-        return State(params, variables.get("batch_stats", {}), optimizer.init(params))
-
-    step = _train_step(model, optimizer, config.batch_size)
-    evaluate = _evaluation_step(model)
-    scanned, together = steps_per_call(config) > 1, seeds_together(config)
-    if scanned:
-        step = _scanned(step)
-    if together:
-        step, evaluate = jax.vmap(step), jax.vmap(evaluate, in_axes=(0, None))
-    compiled = partial(parallel.compile_step, config.parallel, devices=devices)
-    return Program(
-        init,
-        compiled(step, batch_axis=scanned + together, donate=True),
-        compiled(evaluate, batch_axis=0, donate=False),
-        devices,
-        parallel.batch_multiple(config, len(devices)),
-    )
+def fit(
+    program: Program, made: Setup, members: Sequence[Member], keepers: Sequence[Keeper]
+) -> None:
+    """Train the members from where they are to their ends; several where the program says so."""
+    training = _Training(program, made, members, keepers)
+    state = training.start()
+    step = int(np.ravel(jax.device_get(state.step))[0])
+    for keeper in keepers:
+        keeper.on_start(step)
+    for length, batches in training.calls(step):
+        state = program.train(state, batches)
+        before, step = step, step + length
+        last = step == made.total_steps
+        training.give_sign(state, step)
+        if last or step // training.every > before // training.every:
+            state = training.evaluate(state, step)
+        if training.all_ended:
+            break
+        save_every = members[0].config.checkpoint_every
+        if save_every is not None and step // save_every > before // save_every:
+            training.save(state, step)
 
 
-def _train_step(
-    model: CNN, optimizer: optax.GradientTransformation, batch_size: int
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """Every example weighs the same, so that a smaller last batch makes a smaller step."""
+class _Training:
+    """What the loop needs besides the state: the data, what was reached, the time."""
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updated = model.apply(
-                variables, batch.images, batch.mask, train=True, mutable=["batch_stats"]
-            )
-            metrics = _metrics(logits, batch)
-            return metrics.loss, (updated.get("batch_stats", {}), metrics)
+    def __init__(
+        self,
+        program: Program,
+        made: Setup,
+        members: Sequence[Member],
+        keepers: Sequence[Keeper],
+    ) -> None:
+        self.program, self.made, self.members, self.keepers = program, made, members, keepers
+        self.config = members[0].config
+        self.datasets = [made.source.load(member.seed) for member in members]
+        self.every = evaluation_steps(self.config, made)
+        self.ended = [False] * len(members)
+        self.seconds = 0.0
+        self.clock = self.sign = time.perf_counter()
 
-        grads, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(state.params)
-        grads, metrics = _of_all_devices((grads, metrics), model.sync)
-        grads = jax.tree.map(lambda grad: grad / batch_size, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(params, _of_all_groups(batch_stats, model.sync), opt_state), metrics
+    @property
+    def all_ended(self) -> bool:
+        return all(self.ended)
 
-    return step
+    def start(self) -> State:
+        """Return the state of the newest checkpoint that all members have whole, or the first."""
+        members = [self.program.init(*member) for member in self.members]
+        first = parallel.replicate(self._together(members), self.program.devices)
+        common = set.intersection(*(set(keeper.saved_steps()) for keeper in self.keepers))
+        for step in sorted(common, reverse=True):
+            like = [Saved(self._of(first, i), np.zeros(())) for i in range(len(members))]
+            restored = [k.restore(step, saved) for k, saved in zip(self.keepers, like, strict=True)]
+            if all(saved is not None for saved in restored):
+                self.seconds = float(restored[0].seconds)
+                states = [jax.device_get(saved.state) for saved in restored]
+                return parallel.replicate(self._together(states), self.program.devices)
+        return first
 
-
-def _evaluation_step(model: CNN) -> Callable[[State, Batch], Metrics]:
-    def evaluate(state: State, batch: Batch) -> Metrics:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = model.apply(variables, batch.images, train=False)
-        return _of_all_devices(_metrics(logits, batch), model.sync)
-
-    return evaluate
-
-
-def _of_all_devices(sums: Any, scope: Scope) -> Any:
-    """Add up what each device has of its part of the batch."""
-    return sums if scope.axis_name is None else jax.lax.psum(sums, scope.axis_name)
-
-
-def _of_all_groups(batch_stats: Any, scope: Scope) -> Any:
-    """Merge the running statistics, which groups of devices update each by its examples."""
-    if scope.axis_index_groups is None:
-        return batch_stats
-    return jn.sync_batch_stats(batch_stats, scope.axis_name)
-
-
-def _metrics(logits: jax.Array, batch: Batch) -> Metrics:
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    right = (logits.argmax(axis=-1) == batch.labels).astype(jnp.float32)
-    return Metrics(*(jnp.sum(values, where=batch.mask) for values in (loss, right)))
-
-
-def _scanned(step: Callable[..., Any]) -> Callable[..., Any]:
-    def steps(state: State, batches: Batch) -> tuple[State, Metrics]:
-        return jax.lax.scan(step, state, batches)
-
-    return steps
-
-
-def _fit(
-    program: Program,
-    config: Config,
-    dataset: Dataset,
-    seeds: Sequence[int],
-    on_epoch: Callable[[list[Epoch]], None],
-) -> list[list[Epoch]]:
-    """Train one seed, or several together on a first axis of every array."""
-    together = seeds_together(config)
-    states = [program.init(seed) for seed in seeds]
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0]
-    state = parallel.replicate(state, program.devices)
-    num_train, num_test = len(dataset.train.labels), len(dataset.test.labels)
-    histories: list[list[Epoch]] = [[] for _ in seeds]
-    for epoch in range(1, config.epochs + 1):
-        orders = [
-            training_rows(
-                num_train,
-                config.batch_size,
-                multiple=program.batch_multiple,
-                seed=seed,
-                epoch=epoch,
-            )
-            for seed in seeds
+    def calls(self, step: int) -> Iterator[tuple[int, Batch]]:
+        """Yield the batches of each call of the program, and for how many steps they are."""
+        size = -(-self.config.batch_size // self.program.batch_multiple)
+        part = parallel.own_part(self.program.devices, size * self.program.batch_multiple)
+        of_members = [
+            self.made.source.batches(
+                dataset,
+                self.config.batch_size,
+                multiple=self.program.batch_multiple,
+                seed=member.seed,
+            ).from_step(step, part)
+            for member, dataset in zip(self.members, self.datasets, strict=True)
         ]
-        rows = Rows(*map(np.stack, zip(*orders, strict=True))) if together else orders[0]
-        state, trained = _train_epoch(program, state, dataset.train, rows, steps_per_call(config))
-        tested = _evaluate(program, state, dataset.test)
-        trained, tested = jax.device_get((trained, tested))  # the only wait of an epoch
-        step = epoch * rows.indices.shape[-2]
-        reached = [
-            Epoch(seed, epoch, step, *train_metrics, *test_metrics)
-            for seed, train_metrics, test_metrics in zip(
-                seeds,
-                _per_seed(trained, len(seeds)) / num_train,
-                _per_seed(tested, len(seeds)) / num_test,
-                strict=True,
-            )
+        while step < self.made.total_steps:
+            length = self._call_length(step)
+            if self.program.steps_per_call > 1:
+                batches = [_stack(list(islice(batches, length))) for batches in of_members]
+            else:
+                batches = [next(batches) for batches in of_members]
+            yield length, self._together(batches)
+            step += length
+
+    def _call_length(self, step: int) -> int:
+        """As many steps as a call takes, but never over an evaluation or the end."""
+        most = min(self.program.steps_per_call, self.config.checkpoint_every or self.every)
+        return min(most, self.every - step % self.every, self.made.total_steps - step)
+
+    def give_sign(self, state: State, step: int) -> None:
+        """Tell now and then how far training is; reading the loss waits for the steps."""
+        now = time.perf_counter()
+        if now - self.sign < SECONDS_BETWEEN_SIGNS:
+            return
+        self.sign = now
+        for i, keeper in enumerate(self.keepers):
+            sums = jax.device_get(self._of(state.sums, i))
+            keeper.on_sign(step, float(sums.loss) / max(float(sums.examples), 1.0))
+
+    def evaluate(self, state: State, step: int) -> State:
+        """Record what was reached since the last evaluation, and end what ends here."""
+        validated = self._evaluated(state, [dataset.validation for dataset in self.datasets])
+        watched = [self._quantiles(state), state.watched]
+        read = jax.device_get((state.sums, *watched))
+        for i, member in enumerate(self.members):
+            if self.ended[i]:
+                continue
+            sums, quantiles, layers = self._of(read, i)
+            record = self._record(member, step, _means(sums, "train"), validated[i], layers)
+            record["quantiles"] = jax.tree.map(np.ndarray.tolist, quantiles)
+            self.keepers[i].on_evaluation(record)
+            ended = self._how_it_ends(record, step)
+            if ended:
+                self._end(state, i, ended, record)
+        nothing = jax.tree.map(np.zeros_like, read[0])
+        return state._replace(sums=parallel.replicate(nothing, self.program.devices))
+
+    def _record(
+        self, member: Member, step: int, *means: dict[str, Any]
+    ) -> dict[str, Any]:
+        trained, validated, layers = means
+        optimizer = self.made.optimizer.with_numbers(member.config.optimizer)
+        rate = optimizer.rate(step - 1, self.config.batch_size, self.made.total_steps)
+        return {
+            "step": step,
+            "epoch": step / self.made.epoch_steps,
+            "time": round(time.time()),
+            "seconds": self._elapsed() / len(self.members),
+            **trained,
+            **{f"validation_{key}": value for key, value in validated.items()},
+            "learning_rate": float(rate),
+            **jax.tree.map(float, layers),
+        }
+
+    def _how_it_ends(self, record: dict[str, Any], step: int) -> str | None:
+        losses = (record["train_loss"], record["validation_loss"])
+        if not all(math.isfinite(loss) for loss in losses):
+            return DIVERGED
+        target = self.config.target
+        if target is not None and record["validation_accuracy"] >= target:
+            return STOPPED
+        return DONE if step == self.made.total_steps else None
+
+    def _end(self, state: State, i: int, ended: str, record: dict[str, Any]) -> None:
+        """Look at the test data, this once."""
+        tested = self._evaluated(state, [dataset.test for dataset in self.datasets])[i]
+        keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        result = {key: record[key] for key in keys}
+        result |= {f"test_{key}": value for key, value in tested.items()}
+        if ended == DIVERGED:
+            chance = 1 / self.made.spec.num_classes
+            result |= {key: chance if "accuracy" in key else math.nan for key in result}
+        state = self._of(state, i)
+        variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        self.ended[i] = True
+        self.keepers[i].on_end(
+            {
+                "seed": self.members[i].seed,
+                "ended": ended,
+                "step": record["step"],
+                **result,
+                "parameters": digest(variables),
+                "seconds": self._elapsed() / len(self.members),
+            },
+            variables,
+        )
+
+    def save(self, state: State, step: int) -> None:
+        for i, keeper in enumerate(self.keepers):
+            if not self.ended[i]:
+                keeper.save(step, Saved(self._of(state, i), np.asarray(self._elapsed())))
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.clock
+
+    def _evaluated(self, state: State, splits: Sequence[Split]) -> list[dict[str, float]]:
+        """Return the mean loss and the accuracy of each member on its split."""
+        devices = self.program.devices
+        size = -(-min(EVALUATION_BATCH, len(splits[0].labels)) // len(devices)) * len(devices)
+        part = parallel.own_part(devices, size)
+        batches = [
+            evaluation_batches(split, EVALUATION_BATCH, multiple=len(devices), part=part)
+            for split in splits
         ]
-        for history, of_seed in zip(histories, reached, strict=True):
-            history.append(of_seed)
-        on_epoch(reached)
-    return histories
+        sums = [
+            self.program.evaluate(state, self._together(of_members))
+            for of_members in zip(*batches, strict=True)
+        ]
+        total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *jax.device_get(sums))
+        return [_means(self._of(total, i)) for i in range(len(splits))]
+
+    def _quantiles(self, state: State) -> Any:
+        few = [
+            evaluation_batches(
+                jax.tree.map(lambda array: array[:WATCHED_EXAMPLES], dataset.validation),
+                WATCHED_EXAMPLES,
+                multiple=1,
+            )[0]
+            for dataset in self.datasets
+        ]
+        return self.program.quantiles(state, self._together(few))
+
+    def _together(self, trees: Sequence[Any]) -> Any:
+        return _stack(trees) if self.program.together else trees[0]
+
+    def _of(self, tree: Any, i: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[i], tree) if self.program.together else tree
 
 
-def _train_epoch(
-    program: Program, state: State, split: Split, rows: Rows, steps_per_call: int
-) -> tuple[State, list[Metrics]]:
-    """Take the steps of ([seeds,] steps, batch) rows; return the sums of each call."""
-    rows = _own(program, rows)
-    metrics = []
-    for start in range(0, rows.indices.shape[-2], steps_per_call):
-        which = start if steps_per_call == 1 else slice(start, start + steps_per_call)
-        state, of_call = program.train(state, rows.batches(which).of(split))
-        metrics.append(of_call)
-    return state, metrics
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _evaluate(program: Program, state: State, split: Split) -> list[Metrics]:
-    """Return the sums of each batch."""
-    rows = evaluation_rows(len(split.labels), EVALUATION_BATCH, multiple=len(program.devices))
-    rows = _own(program, rows)
-    batches = (rows.batches(step).of(split) for step in range(len(rows.indices)))
-    return [program.evaluate(state, batch) for batch in batches]
+def _means(sums: Sums, prefix: str = "") -> dict[str, float]:
+    examples = max(float(sums.examples), 1.0)
+    means = {"loss": float(sums.loss) / examples, "accuracy": float(sums.right) / examples}
+    return {f"{prefix}_{key}" if prefix else key: value for key, value in means.items()}
 
 
-def _own(program: Program, rows: Rows) -> Rows:
-    """Of every batch, what this process has to read."""
-    return rows.part(parallel.own_part(program.devices, rows.indices.shape[-1]))
-
-
-def _per_seed(metrics: list[Metrics], num_seeds: int) -> np.ndarray:
-    """Add up the metrics of an epoch's calls, (seeds, 2): loss and accuracy."""
-    calls = [np.reshape(np.stack(of_call, axis=-1), (num_seeds, -1, 2)) for of_call in metrics]
-    return np.concatenate(calls, axis=1).sum(axis=1)
+def digest(variables: Any) -> str:
+    """Return a digest of parameters and statistics, the same if and only if all bits are."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        total.update(jax.tree_util.keystr(path).encode())
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()

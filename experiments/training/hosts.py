@@ -12,7 +12,7 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
 from experiments.config import Auto, DistributedConfig, Manual
-from experiments.validation import ConfigError
+from experiments.errors import ConfigError
 
 
 def join(config: DistributedConfig) -> None:
@@ -49,6 +49,11 @@ def join(config: DistributedConfig) -> None:
         ) from error
 
 
+def are_several() -> bool:
+    """Whether this process has met others."""
+    return jax.distributed.is_initialized()
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
@@ -57,6 +62,12 @@ def is_first() -> bool:
 def as_the_first(value: bool) -> bool:
     """Return what the first process was given, so that all do the same."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def meet(where: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def check_alike(name: str) -> None:
@@ -74,7 +85,7 @@ def end_all(error: Exception) -> NoReturn:
 
     An orderly end would wait for the others, which wait in a step for this process.
     """
-    if not jax.distributed.is_initialized():
+    if not are_several():
         raise error
     if isinstance(error, JaxRuntimeError):
         message = (

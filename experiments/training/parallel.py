@@ -6,15 +6,13 @@ what is to be of all devices over the axis `AXIS`. Under `jit` it sees the whole
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import (
-    Config,
-    GhostBatchNorm,
     GlobalSync,
     GroupSync,
     Jit,
@@ -22,18 +20,12 @@ from experiments.config import (
     ParallelConfig,
     Pmap,
     Single,
+    SyncConfig,
 )
+from experiments.norms.base import Scope
 
 AXIS = "devices"
 Step = Callable[[Any, Any], Any]
-
-
-class Scope(NamedTuple):
-    """Over which examples a normalization layer measures batch statistics."""
-
-    num_ghosts: int | None = None
-    axis_name: str | None = None
-    axis_index_groups: list[list[int]] | None = None
 
 
 def devices(config: ParallelConfig) -> list[jax.Device]:
@@ -47,10 +39,10 @@ def axis_name(config: ParallelConfig) -> str | None:
     return None if isinstance(config, Single | Jit) else AXIS
 
 
-def scope(config: Config, num_devices: int) -> Scope:
+def scope(config: ParallelConfig, sync: SyncConfig, num_devices: int) -> Scope:
     """Return what the normalization layers must know of the devices."""
-    name = axis_name(config.parallel)
-    match config.sync:
+    name = axis_name(config)
+    match sync:
         case GlobalSync():
             return Scope(axis_name=name)
         case LocalSync():
@@ -61,13 +53,7 @@ def scope(config: Config, num_devices: int) -> Scope:
         case GroupSync(num_groups=num_groups):
             return Scope(num_ghosts=num_groups)
         case _:
-            raise TypeError(f"no scope for {config.sync!r}")
-
-
-def batch_multiple(config: Config, num_devices: int) -> int:
-    """Return what must divide a filled batch: every device has as many examples, whole ghosts."""
-    ghost = config.norm.ghost_size if isinstance(config.norm, GhostBatchNorm) else 1
-    return num_devices * ghost
+            raise TypeError(f"no scope for {sync!r}")
 
 
 def own_part(devices: Sequence[jax.Device], size: int) -> slice:

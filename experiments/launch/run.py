@@ -1,0 +1,207 @@
+"""One run, or several that share a compiled program: what is missing of them is trained."""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.config import Config
+from experiments.runs import records
+from experiments.runs.code import code_digest
+from experiments.runs.directory import program_key, run_directory
+from experiments.runs.events import Events
+from experiments.training import hosts
+from experiments.training.checkpoints import Checkpoints, save_final
+from experiments.training.fit import Member, Saved, fit
+from experiments.training.program import Program, compile_program
+from experiments.training.setup import Setup, setup
+from experiments.training.watch import Ended, RunEnded, RunStarted, Update, Watch
+
+log = logging.getLogger("experiments")
+
+
+def run(configs: Sequence[Config], watch: Watch) -> None:
+    """Train the missing seeds of runs that share a program; each is saved when it ends.
+
+    Results of other code are made again, unless the configuration keeps them. Of several processes
+    the first one writes.
+    """
+    made = setup(configs[0])
+    with contextlib.ExitStack() as logs:
+        for config in configs:
+            directory = run_directory(config)
+            hosts.check_alike(directory.name)
+            if hosts.is_first():
+                records.write_config(directory, config)
+                logs.enter_context(_log_file(directory))
+        members = {run_directory(config): _begin(config, made, watch) for config in configs}
+        _train(made, [member for of_run in members.values() for member in of_run], watch)
+        for config in configs:
+            directory = run_directory(config)
+            watch(RunEnded(directory.name, _outcome(config, bool(members[directory]))))
+
+
+def _begin(config: Config, made: Setup, watch: Watch) -> list[Member]:
+    """Tell of a run, and return the seeds that are to be trained."""
+    directory = run_directory(config)
+    missing, notes = [], []
+    for seed in range(config.seeds):
+        result = records.read_result(directory, seed)
+        stale = result is not None and records.is_stale(config, result)
+        if result is None or (stale and not config.keep_stale):
+            missing.append(seed)
+        if stale:
+            notes.append(f"seed {seed} {'kept' if config.keep_stale else 'made again'}")
+    missing = [seed for seed in range(config.seeds) if hosts.as_the_first(seed in missing)]
+    note = f"results of other code: {', '.join(notes)}" if notes else ""
+    if missing:
+        watch(RunStarted(directory.name, len(missing), made.total_steps, note))
+    return [Member(config, seed) for seed in missing]
+
+
+def _train(made: Setup, members: Sequence[Member], watch: Watch) -> None:
+    if not members:
+        return
+    program = _program(program_key(members[0].config), members[0].config, made)
+    groups = [members] if program.together else [[member] for member in members]
+    for group in groups:
+        keepers = [_Keeper(member, made, watch) for member in group]
+        try:
+            fit(program, made, group, keepers)
+        finally:
+            for keeper in keepers:
+                keeper.close()
+
+
+_compiled: dict[str, Program] = {}
+
+
+def _program(key: str, config: Config, made: Setup) -> Program:
+    """Return the program of a configuration; the newest is kept for the runs that come next."""
+    if key not in _compiled:
+        _compiled.clear()
+        _compiled[key] = compile_program(config, made)
+    return _compiled[key]
+
+
+class _Keeper:
+    """The files and the signs of one seed."""
+
+    def __init__(self, member: Member, made: Setup, watch: Watch) -> None:
+        self.config, self.seed = member
+        self.run = run_directory(self.config)
+        self.directory = records.seed_directory(self.run, self.seed)
+        self.total_steps, self.watch = made.total_steps, watch
+        self.accuracy: float | None = None
+        self.events: Events | None = None
+        if hosts.is_first():
+            self._clear_what_is_of_other_code()
+        hosts.meet("seed")
+        self.checkpoints = Checkpoints(
+            self.directory / "checkpoints", self.config.keep_checkpoints
+        )
+
+    def _clear_what_is_of_other_code(self) -> None:
+        """A result without need of it is made anew, and no state of other code goes on."""
+        made_by = self.directory / "code.txt"
+        code = code_digest(self.config)
+        begun = made_by.read_text() if made_by.exists() else None
+        if begun != code and not (begun and self.config.keep_stale):
+            shutil.rmtree(self.directory, ignore_errors=True)
+        (self.directory / records.RESULT).unlink(missing_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        made_by.write_text(code)
+
+    def saved_steps(self) -> list[int]:
+        return self.checkpoints.steps()
+
+    def restore(self, step: int, like: Saved) -> Saved | None:
+        return self.checkpoints.restore(step, like)
+
+    def save(self, step: int, saved: Saved) -> None:
+        self.checkpoints.save(step, saved)
+
+    def on_start(self, step: int) -> None:
+        log.info("seed %d begins at step %d of %d", self.seed, step, self.total_steps)
+        if hosts.is_first():
+            history = records.cut_history(self.run, self.seed, step)
+            self.events = Events(self.directory, history)
+            if history:
+                self.accuracy = history[-1]["validation_accuracy"]
+
+    def on_sign(self, step: int, loss: float) -> None:
+        self._tell(step, loss)
+
+    def on_evaluation(self, record: dict[str, Any]) -> None:
+        self.accuracy = record["validation_accuracy"]
+        self._tell(record["step"], record["train_loss"])
+        log.info(
+            "seed %d, step %d: train loss %.4f, validation loss %.4f, accuracy %.4f",
+            self.seed,
+            record["step"],
+            record["train_loss"],
+            record["validation_loss"],
+            record["validation_accuracy"],
+        )
+        if self.events:
+            record = records.finite(record)
+            records.add_to_history(self.run, self.seed, record)
+            self.events.add(record)
+
+    def _tell(self, step: int, loss: float) -> None:
+        self.watch(
+            Update(self.run.name, self.seed, step, self.total_steps, loss, self.accuracy)
+        )
+
+    def on_end(self, result: dict[str, Any], variables: dict[str, Any]) -> None:
+        if hosts.is_first():
+            if self.seed == 0:
+                save_final(self.directory, variables)
+            records.write_result(self.run, self.seed, self.config, result)
+        text = f"{result['ended']} at step {result['step']}, test accuracy "
+        text += f"{result['test_accuracy']:.1%} in {result['seconds']:.1f} s"
+        log.info("seed %d %s", self.seed, text)
+        self.watch(Ended(self.run.name, self.seed, result["ended"], text))
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        if self.events:
+            self.events.close()
+
+
+def _outcome(config: Config, trained: bool) -> str:
+    """Return how a run ended, over all its seeds."""
+    directory = run_directory(config)
+    if not trained:
+        return f"already done, see {directory}"
+    if not hosts.is_first():
+        return "done"
+    results = [records.read_result(directory, seed) for seed in range(config.seeds)]
+    there = [result for result in results if result is not None]
+    accuracy = np.mean([result["test_accuracy"] for result in there])
+    diverged = sum(result["ended"] == "diverged" for result in there)
+    seconds = sum(result["seconds"] for result in there)
+    note = f", {diverged} of {len(there)} seeds diverged" if diverged else ""
+    return f"test accuracy {accuracy:.1%}{note} in {seconds:.1f} s"
+
+
+@contextlib.contextmanager
+def _log_file(directory: Path) -> Iterator[None]:
+    """Write what is logged to the run's file too."""
+    handler = logging.FileHandler(directory / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # the terminal has the display
+    try:
+        yield
+    except Exception:
+        log.exception("the run failed")
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()

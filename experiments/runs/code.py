@@ -1,0 +1,74 @@
+"""A digest of the code that makes a run's result."""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from experiments.config import COMPONENTS, Config
+
+TRAINING = "experiments.training.fit"
+PACKAGES = ("experiments", "jaxnorm")
+KERNELS = "jaxnorm.kernels"
+
+
+def code_digest(config: Config) -> str:
+    """Return a digest of what trains a run: training, its components, and all that they import.
+
+    A new model or data set, a report or a comment changes nothing for the runs that are there.
+    """
+    targets = [getattr(config, group)["_target_"].rpartition(".")[0] for group in COMPONENTS]
+    return _digest((TRAINING, *targets))
+
+
+@functools.cache
+def _digest(roots: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name, path in sorted(_imported(roots).items()):
+        digest.update(name.encode())
+        digest.update(ast.dump(_tree(path)).encode())
+        if name == KERNELS:
+            for source in sorted((path.parent / "src").glob("*")):
+                digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _imported(roots: Iterable[str]) -> dict[str, Path]:
+    """Return the files of the modules and of all that they import from `PACKAGES`."""
+    found: dict[str, Path] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        path = _file(name)
+        if path is not None and name not in found:
+            found[name] = path
+            waiting += [name.rpartition(".")[0], *_imports(path)]
+    return found
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def _file(name: str) -> Path | None:
+    """Return the file of a module of `PACKAGES`; None for any other name."""
+    if name.partition(".")[0] not in PACKAGES:
+        return None
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:  # a name inside a module
+        return None
+    return Path(spec.origin) if spec and spec.origin else None

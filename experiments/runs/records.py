@@ -1,0 +1,131 @@
+"""What a run leaves: config.yaml, and of each seed history.jsonl and last of all result.json."""
+
+import json
+import math
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from omegaconf import OmegaConf
+
+import jaxnorm
+from experiments.config import GROUPS, Config
+from experiments.runs.code import code_digest
+
+CONFIG = "config.yaml"
+HISTORY = "history.jsonl"
+RESULT = "result.json"
+
+
+def seed_directory(directory: Path, seed: int) -> Path:
+    """Return where a seed of a run keeps its files."""
+    return directory / f"seed-{seed}"
+
+
+def seeds_there(directory: Path) -> list[int]:
+    """Return the seeds that have begun."""
+    return sorted(int(path.name.removeprefix("seed-")) for path in directory.glob("seed-*"))
+
+
+def finished(directory: Path, seed: int) -> bool:
+    """Whether a seed has its result. One that was interrupted has none."""
+    return (seed_directory(directory, seed) / RESULT).exists()
+
+
+def is_stale(config: Config, result: dict[str, Any]) -> bool:
+    """Whether a result was made by other code than is there now."""
+    return result["code"] != code_digest(config)
+
+
+def write_config(directory: Path, config: Config) -> None:
+    """Write the resolved configuration."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read_config(directory: Path) -> Config:
+    """Return the configuration of a run."""
+    written = OmegaConf.load(directory / CONFIG)
+    schema = OmegaConf.structured(Config)
+    for group, types in GROUPS.items():
+        schema[group] = OmegaConf.structured(types[written[group].name])
+    config = OmegaConf.to_object(OmegaConf.merge(schema, written))
+    assert isinstance(config, Config)
+    return config
+
+
+def read_history(directory: Path, seed: int) -> list[dict[str, Any]]:
+    """Return a record of each evaluation; a value that was not finite is None."""
+    path = seed_directory(directory, seed) / HISTORY
+    if not path.exists():
+        return []
+    complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in complete]
+
+
+def cut_history(directory: Path, seed: int, step: int) -> list[dict[str, Any]]:
+    """Drop the records after a step, from which a seed goes on; return the others."""
+    kept = [record for record in read_history(directory, seed) if record["step"] <= step]
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in kept]
+    _write(seed_directory(directory, seed) / HISTORY, "".join(lines))
+    return kept
+
+
+def add_to_history(directory: Path, seed: int, record: dict[str, Any]) -> None:
+    """Append the record of an evaluation."""
+    with (seed_directory(directory, seed) / HISTORY).open("a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def write_result(directory: Path, seed: int, config: Config, result: dict[str, Any]) -> None:
+    """Write what a seed reached, with what made it."""
+    made_by = {"device": _device(), "versions": _versions(), "code": code_digest(config)}
+    text = json.dumps(finite(result) | made_by, indent=1, allow_nan=False)
+    _write(seed_directory(directory, seed) / RESULT, text)
+
+
+def read_result(directory: Path, seed: int) -> dict[str, Any] | None:
+    """Return what a seed reached, the device, the versions and the code; None if it has not."""
+    path = seed_directory(directory, seed) / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def finite(values: Any) -> Any:
+    """Return numbers, in dicts and lists, as JSON has them: None where they are not finite."""
+    if isinstance(values, dict):
+        return {key: finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite(value) for value in values]
+    if isinstance(values, float):
+        return float(f"{values:.9g}") if math.isfinite(values) else None
+    return values
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that it is either there as a whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _device() -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        "jaxnorm": jaxnorm.__version__,
+        **{package: version(package) for package in packages},
+    }

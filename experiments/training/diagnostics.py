@@ -1,0 +1,68 @@
+"""What is watched of a network in training: gradients, statistics, distributions, by layer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, draw three of them
+MOST_VALUES = 16_384  # of a layer, from which its quantiles are taken: a sort is slow on a CPU
+
+
+def gradient_norms(grads: Any) -> dict[str, jax.Array]:
+    """Return the Euclidean norm of the gradient of each layer's parameters."""
+    return {name: optax.tree.norm(layer) for name, layer in _layers(grads, _is_layer)}
+
+
+def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str, Any]:
+    """Return how far the batch of a step was from the running statistics, by normalization.
+
+    From what the step changed: batch - old = (new - old) / (1 - momentum). `mean` is the average
+    over channels of |mean_B - mean| / sqrt(var), `var` that of |var_B - var| / var.
+    """
+    share = 1.0 if momentum is None else max(1 - momentum, 1e-6)
+    after = dict(_layers(new, _is_statistics))
+
+    def distance(name: str, stats: Any) -> dict[str, jax.Array]:
+        mean, var = ((after[name][key] - stats[key]) / share for key in ("mean", "var"))
+        tiny = jnp.finfo(stats["var"].dtype).tiny
+        scale = jnp.maximum(stats["var"], tiny)
+        return {
+            "mean": jnp.mean(jnp.abs(mean) / jnp.sqrt(scale)),
+            "var": jnp.mean(jnp.abs(var) / scale),
+        }
+
+    return {name: distance(name, stats) for name, stats in _layers(old, _is_statistics)}
+
+
+def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
+    """Return `QUANTILES` of what went into each normalization and of what came out."""
+    return {
+        name: {side: _quantiles(jnp.ravel(place[side][0])) for side in ("input", "output")}
+        for name, place in _layers(captured, lambda tree: "input" in tree)
+    }
+
+
+def _quantiles(values: jax.Array) -> jax.Array:
+    few = values[:: -(-values.size // MOST_VALUES)]
+    return jnp.quantile(few.astype(jnp.float32), jnp.array(QUANTILES))
+
+
+def _is_layer(tree: Any) -> bool:
+    return any(not isinstance(value, dict) for value in tree.values())
+
+
+def _is_statistics(tree: Any) -> bool:
+    return "mean" in tree
+
+
+def _layers(tree: Any, is_one: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the dict of every layer in a tree of dicts."""
+    if is_one(tree):
+        yield "/".join(path), tree
+        return
+    for name, branch in tree.items():
+        if isinstance(branch, dict):
+            yield from _layers(branch, is_one, (*path, name))

@@ -1,0 +1,57 @@
+"""The components of a run, made from its configuration."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from experiments.config import Config, component
+from experiments.data.source import DataSource, Spec
+from experiments.norms.base import Norm
+from experiments.training.optimizers import Optimizer
+
+
+class Setup(NamedTuple):
+    """What a configuration asks for, before any data are read.
+
+    Attributes:
+        spec: the shape and the number of the data.
+        total_steps: of training, an update of the parameters each.
+        epoch_steps: in which every training example comes once.
+    """
+
+    source: DataSource
+    spec: Spec
+    norm: Norm
+    optimizer: Optimizer
+    model: partial[nn.Module]
+    total_steps: int
+    epoch_steps: int
+
+
+def setup(config: Config) -> Setup:
+    """Return the components of a run.
+
+    Raises:
+        ConfigError: a file of the data is missing or damaged, a value is missing.
+        OmegaConfBaseException: a value of the wrong type.
+    """
+    source = component(config.data)()
+    spec = source.spec()
+    epoch_steps = math.ceil(spec.num_train / config.batch_size)
+    return Setup(
+        source,
+        spec,
+        component(config.norm)(),
+        component(config.optimizer)(),
+        component(config.model),
+        config.epochs * epoch_steps if config.steps is None else config.steps,
+        epoch_steps,
+    )
+
+
+def evaluation_steps(config: Config, made: Setup) -> int:
+    """Return the number of steps after which the run is evaluated, at its end at the latest."""
+    every: Any = made.epoch_steps if config.evaluate_every == "epoch" else config.evaluate_every
+    return min(every or made.total_steps, made.total_steps)

@@ -1,0 +1,49 @@
+"""What a run tells whoever watches it, as it happens. All of it can be sent between processes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class RunStarted(NamedTuple):
+    """A run begins to train seeds. One that has nothing to train only ends."""
+
+    run: str
+    num_seeds: int
+
+
+class Update(NamedTuple):
+    """Where a seed is. The validation accuracy is None before the first evaluation."""
+
+    run: str
+    seed: int
+    step: int
+    total_steps: int
+    train_loss: float
+    accuracy: float | None
+
+
+class Ended(NamedTuple):
+    """A seed has ended: done, diverged, stopped, or kept as it was found."""
+
+    run: str
+    seed: int
+    ended: str
+    text: str
+
+
+class RunEnded(NamedTuple):
+    """A run has ended with all its seeds."""
+
+    run: str
+    outcome: str
+
+
+class RunFailed(NamedTuple):
+    """A run was given up. The error is a line."""
+
+    run: str
+    error: str
+
+
+Event = RunStarted | Update | Ended | RunEnded | RunFailed
+Watch = Callable[[Event], None]
