@@ -35,18 +35,30 @@ def report(overrides: Sequence[str], console: Console) -> None:
     Raises:
         ConfigError: the overrides make no study, or no seed of it is finished.
     """
+    if not _report(overrides, console):
+        raise ConfigError(f"no run is finished; make them with: {command(overrides)}")
+
+
+def _report(overrides: Sequence[str], console: Console) -> bool:
+    """Report a study if any seed of it is finished, and return whether one is."""
     with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         configs = grid(overrides)
     if configs[0].study.name is None:
         raise ConfigError(f"a report needs a study; give study=NAME, one of {', '.join(studies())}")
-    command = f"python -m experiments.train --multirun {shlex.join(overrides)}"
     points = collect(configs)
     if not any(point.seeds for point in points):
-        raise ConfigError(f"none of the {len(points)} runs is finished; make them with: {command}")
-    _write(configs[0], points, command, console)
+        return False
+    write_report(configs[0], points, command(overrides), console)
+    return True
 
 
-def _write(config: Config, points: Sequence[Point], command: str, console: Console) -> None:
+def command(overrides: Sequence[str]) -> str:
+    """Return what trains the runs of a study."""
+    return f"python -m experiments.train --multirun {shlex.join(overrides)}"
+
+
+def write_report(config: Config, points: Sequence[Point], made_by: str, console: Console) -> None:
+    """Print and write what a study's runs say; at least one seed is finished."""
     study, output = config.study, Path(config.output)
     measured = metric(study.metric, points)
     compared = None if study.contrast is None else compare(study.contrast, points)
@@ -64,7 +76,7 @@ def _write(config: Config, points: Sequence[Point], command: str, console: Conso
         open_because=reason,
     )
     path = output / f"{name}.html"
-    write_study_page(path, study, points, measured, comparison, command)
+    write_study_page(path, study, points, measured, comparison, made_by)
     write_entry(output, entry)
     verdicts = refresh(output)
 
@@ -73,7 +85,7 @@ def _write(config: Config, points: Sequence[Point], command: str, console: Conso
     console.print(to_rich(study_table(points, measured, named), f"{name}: {measured.label}"))
     lines = [*shortfalls(points), f"verdict: {verdict_text(entry, verdicts.get(name))}"]
     if any(point.missing or point.stale for point in points):
-        lines.insert(-1, f"make what is missing with: {command}")
+        lines.insert(-1, f"make what is missing with: {made_by}")
     for line in [*lines, f"report: {path.resolve()}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -91,15 +103,18 @@ def report_all(overrides: Sequence[str], console: Console) -> None:
     Raises:
         ConfigError: there is none.
     """
-    reported = 0
-    for name in studies():
-        with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-            points = collect(grid([f"study={name}", *overrides]))
-        if any(point.seeds for point in points):
-            report([f"study={name}", *overrides], console)
-            reported += 1
-    if not reported:
+    reported = [_report_if_there([f"study={name}", *overrides], console) for name in studies()]
+    if not any(reported):
         raise ConfigError(f"no study has a finished run; the studies are {', '.join(studies())}")
+
+
+def _report_if_there(overrides: Sequence[str], console: Console) -> bool:
+    try:
+        return _report(overrides, console)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        text = f"{overrides[0]}: {explain(error)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return False
 
 
 def studies() -> list[str]:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from omegaconf import OmegaConf
 
 from experiments.config import Config, GlobalSync, Jit, StudyConfig, Undistributed
-from experiments.runs import records
+from experiments.reports.results import collect
+from experiments.runs.code import code_digest
+from experiments.runs.directory import run_directory
 
-COMPONENT = "experiments.{}.{}"
 BASE = Config(
     data={"name": "digits", "_target_": "experiments.data.digits.Digits", "validation": 0.1},
     model={"name": "mlp", "_target_": "experiments.models.mlp.MLP", "hidden": [100, 100]},
@@ -64,7 +65,7 @@ def result(seed, accuracy, *, validation=None, ended="done", step=200, code=None
         "seconds": 1.5,
         "device": {"platform": "cpu", "kind": "made up"},
         "versions": {"jax": "9.9.9", "jaxnorm": "0.0.1"},
-        "code": code or code_now(config),
+        "code": code or code_digest(config),
     }
 
 
@@ -93,7 +94,7 @@ def history(final, steps=(100, 200)):
 
 def write_seed(config, final, lines=None):
     """Write one seed of a run."""
-    directory = records.run_directory(config)
+    directory = run_directory(config)
     place = directory / f"seed-{final['seed']}"
     place.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -110,6 +111,9 @@ def write_run(config, accuracies, **others):
     return directory
 
 
-def code_now(config):
-    """Give the digest of today's code, so that a result is not stale."""
-    return "now"
+def points(output, *changes, seeds=None, **others):
+    """Write a run for each of the changes, and give all as points of a study."""
+    configs = [configuration(output=str(output), **each) for each in changes]
+    for config in configs:
+        write_run(config, seeds or [0.90, 0.91, 0.92], **others)
+    return collect(configs)

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -124,12 +125,8 @@ def choices(configs: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def _first_comment(file: Path) -> str:
-    """Return the first comment, up to a line that ends a sentence."""
+    """Return the first sentence of the comment at the top."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
-    said: list[str] = []
-    for text in (line.lstrip("#").strip() for line in lines):
-        if text and not text.startswith("@"):
-            said.append(text)
-        if said and (not text or text.endswith(".")):
-            break
-    return " ".join(said)
+    texts = [line.lstrip("#").strip() for line in lines]
+    text = " ".join(text for text in texts if text and not text.startswith("@"))
+    return re.split(r"(?<=[^l]\.)\s+(?=[A-Z])", text)[0]  # not after "et al."

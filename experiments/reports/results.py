@@ -5,23 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from experiments.config import Config
 from experiments.runs import records
-
-# What does not change a result, or belongs to the study.
-OF_NO_RESULT = (
-    "study",
-    "output",
-    "seeds",
-    "keep_stale",
-    "keep_checkpoints",
-    "checkpoint_every",
-    "steps_per_call",
-    "seeds_together",
-    "data.directory",
-)
+from experiments.runs.directory import identity, run_directory
 
 
 class Seed(NamedTuple):
@@ -85,7 +71,7 @@ class Point:
 
 def collect(configs: Sequence[Config]) -> list[Point]:
     """Return the runs of the configurations with the seeds that are finished, if any."""
-    by_directory = {records.run_directory(config): config for config in configs}
+    by_directory = {run_directory(config): config for config in configs}
     return [_point(config, directory) for directory, config in by_directory.items()]
 
 
@@ -101,12 +87,7 @@ def _point(config: Config, directory: Path) -> Point:
 
 def values_of(config: Config) -> dict[str, Any]:
     """Return what determines a result by dotted key, such as norm, norm.epsilon, batch_size."""
-    tree = OmegaConf.to_container(OmegaConf.structured(config))
-    return {
-        key: value
-        for key, value in _flat(tree)
-        if not any(key == left or key.startswith(f"{left}.") for left in OF_NO_RESULT)
-    }
+    return dict(_flat(identity(config)))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
