@@ -33,7 +33,7 @@ def accuracy():
 
 
 def test_the_keys_that_vary_are_found(tmp_path):
-    found = points(
+    found = run_files.points(
         tmp_path,
         {"norm": "batch", "optimizer": {"learning_rate": 0.1}},
         {"norm": "batch", "optimizer": {"learning_rate": 1.0}},
@@ -48,14 +48,14 @@ def test_options_of_a_component_count_where_the_component_is_the_same(tmp_path):
     ghost = {"name": "ghost_batch", "ghost_size": 4}
     found = run_files.points(tmp_path, {"norm": "batch"}, {"norm": ghost})
     assert swept_keys(found) == ["norm"]
-    found = points(
+    found = run_files.points(
         tmp_path, {"norm": "batch"}, {"norm": ghost}, {"norm": ghost | {"ghost_size": 8}}
     )
     assert swept_keys(found) == ["norm", "norm.ghost_size"]
 
 
 def test_a_key_that_follows_from_another_is_left_out(tmp_path):
-    found = points(
+    found = run_files.points(
         tmp_path,
         {"norm": "batch", "optimizer": {"learning_rate": 1.0}},
         {"norm": "none", "optimizer": {"learning_rate": 0.1}},
