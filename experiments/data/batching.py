@@ -1,12 +1,12 @@
 """Which examples make a batch: shuffled for training, in their order for evaluation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.splits import Split
+from experiments.data.splits import Split, draw_classes
 
 
 class Batch(NamedTuple):
@@ -37,50 +37,92 @@ class Rows(NamedTuple):
 
 
 class Batches:
-    """The batches of training one seed, without end.
+    """The batches of training one seed, without end. A step has the same batch in every run.
+
+    Every training example is in them once an epoch; or, with `classes`, each is drawn from as many
+    classes.
 
     Attributes:
-        steps_per_epoch: batches in which the training examples are contained once.
+        steps_per_epoch: batches that hold as many examples as there are.
     """
 
-    def __init__(self, train: Split, batch_size: int, *, multiple: int, seed: int) -> None:
+    def __init__(
+        self,
+        train: Split,
+        batch_size: int,
+        *,
+        multiple: int,
+        seed: int,
+        classes: int | None = None,
+    ) -> None:
         self.steps_per_epoch = math.ceil(len(train.labels) / batch_size)
         self._train, self._batch_size = train, batch_size
-        self._multiple, self._seed = multiple, seed
+        self._multiple, self._seed, self._classes = multiple, seed, classes
         self._epoch: tuple[int, Rows] | None = None
+        if classes is not None:
+            self._members = [np.flatnonzero(train.labels == one) for one in np.unique(train.labels)]
 
     def from_step(self, step: int, part: slice = slice(None)) -> Iterator[Batch]:
-        """Yield the batches from a step on, counted from 0; `part` of the examples of each.
+        """Yield the batches from a step on, counted from 0; `part` of the examples of each."""
 
-        A step has the same batch wherever one starts.
-        """
-        while True:
-            yield self.rows(step).part(part).of(self._train)
-            step += 1
+        def read(step: int) -> Batch:
+            return self.rows(step).part(part).of(self._train)
+
+        if isinstance(self._train.inputs, np.ndarray):
+            while True:
+                yield read(step)
+                step += 1
+        else:
+            from experiments.data.streaming import read_ahead
+
+            yield from read_ahead(read, step)
 
     def rows(self, step: int) -> Rows:
         """Return the examples of one step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._rows_of(epoch))
-        return self._epoch[1].batches(place)
+        if self._classes is not None:
+            return self._rows_of_classes(step)
+        number, place = divmod(step, self.steps_per_epoch)
+        epoch = self._epoch  # several threads read ahead
+        if epoch is None or epoch[0] != number:
+            epoch = self._epoch = (number, self._rows_of_epoch(number))
+        return epoch[1].batches(place)
 
-    def _rows_of(self, epoch: int) -> Rows:
+    def _rows_of_epoch(self, number: int) -> Rows:
         return training_rows(
             len(self._train.labels),
             self._batch_size,
             multiple=self._multiple,
             seed=self._seed,
-            epoch=epoch + 1,
+            epoch=number + 1,
         )
+
+    def _rows_of_classes(self, step: int) -> Rows:
+        classes = min(self._classes, len(self._members))
+        examples = draw_classes(
+            self._members, classes, self._batch_size, seed=self._seed, step=step
+        )
+        return _filled(examples, self._batch_size, self._multiple).batches(0)
+
+
+class EvaluationBatches(Sequence[Batch]):
+    """Batches that hold every example once, each read when it is asked for."""
+
+    def __init__(self, split: Split, rows: Rows) -> None:
+        self._split, self._rows = split, rows
+
+    def __len__(self) -> int:
+        return len(self._rows.indices)
+
+    def __getitem__(self, which: int) -> Batch:
+        return self._rows.batches(which).of(self._split)
 
 
 def evaluation_batches(
     split: Split, batch_size: int, *, multiple: int, part: slice = slice(None)
-) -> list[Batch]:
+) -> EvaluationBatches:
     """Return batches that hold every example once; `part` of the examples of each."""
-    rows = evaluation_rows(len(split.labels), batch_size, multiple=multiple).part(part)
-    return [rows.batches(step).of(split) for step in range(len(rows.indices))]
+    rows = evaluation_rows(len(split.labels), batch_size, multiple=multiple)
+    return EvaluationBatches(split, rows.part(part))
 
 
 def training_rows(

@@ -5,29 +5,29 @@ Importing this imports TFDS, which takes most of a second: only what prepares or
 
 import types
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from experiments.data.card import Card, Examples
+from experiments.data.card import Card, Examples, Source
 
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes `input` as the source has it, and `label`, in the source's order.
 
-    Its subclasses are made by `builder_class`.
+    Its subclasses are made by `make_builder`.
     """
 
-    VERSION: ClassVar[tfds.core.Version]
     CARD: ClassVar[Card]
-    NUM_CLASSES: ClassVar[int]
+    SOURCE: ClassVar[Source]
     READ: ClassVar[Callable[[], Mapping[str, Examples]]]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        inputs = type(self).READ()["train"].inputs
+        shape, classes = self.SOURCE.input_shape, self.SOURCE.num_classes
         features = {
-            "input": tfds.features.Tensor(shape=inputs.shape[1:], dtype=inputs.dtype),
-            "label": tfds.features.ClassLabel(num_classes=self.NUM_CLASSES),
+            "input": tfds.features.Tensor(shape=shape, dtype=self.SOURCE.dtype, encoding="bytes"),
+            "label": tfds.features.ClassLabel(num_classes=classes),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -49,19 +49,30 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {"input": value, "label": int(label)}
 
 
-def builder_class(
-    card: Card, num_classes: int, read: Callable[[], Mapping[str, Examples]]
-) -> type[ArrayBuilder]:
-    """Return the builder of the splits that `read` returns."""
+def make_builder(
+    card: Card,
+    key: str,
+    source: Source,
+    read: Callable[[], Mapping[str, Examples]],
+    directory: Path,
+) -> ArrayBuilder:
+    """Return the builder of the splits that `read` returns, under a directory.
+
+    Args:
+        key: the name of the builder's configuration, "" where it has none.
+    """
+    configs = [tfds.core.BuilderConfig(name=key, version=card.version)] if key else []
     attributes = {
         "name": card.name,
         "VERSION": tfds.core.Version(card.version),
         "RELEASE_NOTES": {card.version: card.notes},
         "CARD": card,
-        "NUM_CLASSES": num_classes,
+        "BUILDER_CONFIGS": configs,
+        "SOURCE": source,
         "READ": staticmethod(read),
         "__module__": __name__,
     }
     name = "".join(word.capitalize() for word in card.name.split("_")) + "Builder"
     keywords = {"skip_registration": True}
-    return types.new_class(name, (ArrayBuilder,), keywords, lambda own: own.update(attributes))
+    make = types.new_class(name, (ArrayBuilder,), keywords, lambda own: own.update(attributes))
+    return make(data_dir=directory, file_format="array_record")

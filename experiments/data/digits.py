@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from experiments.data.card import Card, Examples
+from experiments.data.card import Card, Examples, Source
 from experiments.data.images import ImageSource
-from experiments.data.source import Source
 
 NUM_TRAIN = 1437
 

@@ -1,81 +1,152 @@
-"""Preparing a data set once under a directory, and what is read of it afterwards.
+"""What is prepared of a data set: once, under a directory, whoever asks first.
 
-TFDS writes the examples. Decoding them takes seconds for tens of thousands, so that they are kept
-beside as arrays too, which every later process maps into its memory.
+TFDS writes the examples. Decoding them takes seconds for tens of thousands, so that arrays are kept
+beside them, which later processes read without TFDS.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.data.card import Examples
+from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-CHUNK = 1024  # examples that are decoded at once
+CHUNK = 1024  # examples that are decoded together
+_NOT_OF_THE_FILE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def prepare(builder: "tfds.core.DatasetBuilder", directory: Path) -> None:
-    """Write the files of a builder; one process writes, others wait for it."""
-    import tensorflow_datasets as tfds
+class Prepared:
+    """A prepared data set. One process writes a file, the others wait for it.
 
-    tfds.disable_progress_bar()
-    with lock(directory / f"{builder.name}.lock"), contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+    Attributes:
+        title: what an error calls it.
+        folder: where its files are.
+    """
+
+    def __init__(
+        self, title: str, folder: Path, make_builder: Callable[[], "tfds.core.DatasetBuilder"]
+    ) -> None:
+        self.title, self.folder = title, folder
+        self._make_builder = make_builder
+        self._builder: tfds.core.DatasetBuilder | None = None
+
+    def builder(self) -> "tfds.core.DatasetBuilder":
+        """Return the builder, whose files are written."""
+        if self._builder is None:
+            with self._told("prepared"), _silent():
+                self._builder = self._make_builder()
+                if not self._is_there():
+                    with self._lock("tfds"):
+                        self._builder.download_and_prepare()
+        return self._builder
+
+    def arrays(
+        self, name: str, make: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays of a name, made and written where they are not there yet."""
+        path = self.folder / "arrays" / f"{name}.npz"
+        if not path.exists():
+            with self._lock("arrays"):
+                if not path.exists():
+                    made = make()
+                    with self._told("written"):
+                        _write(path, made)
+        with self._told("read"), np.load(path) as file:
+            return dict(file)
+
+    def records(self, split: str) -> "Records":
+        """Return the examples of a split, read from its files when they are asked for."""
+        builder = self.builder()
+        with self._told("read"):
+            return Records(self, builder.as_data_source(split=split), builder.info)
+
+    def _is_there(self) -> bool:
+        return (self.folder / "dataset_info.json").exists()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Tell what is wrong with a file as one error."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:  # TFDS, array_record and NumPy have no common error
+            cure = "delete this folder, and it is prepared anew"
+            if isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
+                cure = "make room or give another data.directory=..."
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ConfigError(
+                f"{self.title} cannot be {what} in {self.folder} ({reason}); {cure}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Hold an exclusive lock; the system releases it even if the process dies."""
+        with self._told("prepared"):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            file = (self.folder.parent / f"{self.folder.name}.{name}.lock").open("w")
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
-def arrays(directory: Path, builder: Callable[[], "tfds.core.DatasetBuilder"]) -> Path:
-    """Return the folder of the arrays, made where it is not there yet."""
-    folder = directory / "arrays"
-    return folder
+class Records:
+    """Inputs as the source has them, decoded when they are asked for."""
+
+    def __init__(self, prepared: Prepared, source: Any, info: "tfds.core.DatasetInfo") -> None:
+        self._prepared, self._source = prepared, source
+        self._input, self._label = info.supervised_keys
+        feature = info.features[self._input]
+        self.shape = (len(source), *feature.shape)
+        self.dtype = np.dtype(feature.np_dtype)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, examples: np.ndarray) -> np.ndarray:
+        return self.read(examples)["inputs"]
+
+    def read(self, examples: np.ndarray) -> dict[str, np.ndarray]:
+        """Return inputs and labels of some examples."""
+        with self._prepared._told("read"):
+            decoded = self._source.__getitems__(examples.tolist())
+        inputs = np.empty((len(examples), *self.shape[1:]), self.dtype)
+        for place, example in enumerate(decoded):
+            inputs[place] = example[self._input]
+        labels = np.array([example[self._label] for example in decoded], np.int32)
+        return {"inputs": inputs, "labels": labels}
+
+    def parts(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield inputs and labels of all examples, some at a time."""
+        for start in range(0, len(self), CHUNK):
+            yield self.read(np.arange(start, min(start + CHUNK, len(self))))
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the system releases it even if the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _silent() -> Iterator[None]:
+    """Keep TFDS from printing what it does."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces "Unknown size"
         yield
 
 
-def decode(builder: "tfds.core.DatasetBuilder", split: str) -> Examples:
-    """Return all examples of a split."""
-    source = builder.as_data_source(split=split)
-    key, label = builder.info.supervised_keys
-    inputs, labels = None, np.empty(len(source), np.int32)
-    for start in range(0, len(source), CHUNK):
-        stop = min(start + CHUNK, len(source))
-        examples = source.__getitems__(range(start, stop))
-        if inputs is None:
-            inputs = np.empty((len(source), *examples[0][key].shape), examples[0][key].dtype)
-        inputs[start:stop] = [example[key] for example in examples]
-        labels[start:stop] = [example[label] for example in examples]
-    return Examples(inputs, labels)
-
-
-def write_arrays(folder: Path, split: str, examples: Examples) -> None:
-    """Write the arrays of a split, each at once or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, array in examples._asdict().items():
-        path = folder / f"{split}-{name}.npy"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-
-def read_arrays(folder: Path, split: str) -> Examples:
-    """Return the arrays of a split, mapped into memory."""
-    return Examples(
-        *(np.load(folder / f"{split}-{name}.npy", mmap_mode="r") for name in Examples._fields)
-    )
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays at once or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".incomplete")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

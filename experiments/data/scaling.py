@@ -1,66 +1,87 @@
 """Scaling of inputs by what the training examples of one seed measure."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-import jaxnorm as jn
+from experiments.data.splits import Inputs
 
 SCALINGS = ("raw", "standard", "min_max")
+CHUNK = 2048  # examples that are measured together
 
 
-class Range(NamedTuple):
-    """Of each channel of images, or each feature: moments, and the least and largest value."""
+class Measured(NamedTuple):
+    """Of each channel of images, or each feature, float32: moments, least and largest value."""
 
-    moments: jn.Moments
+    count: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
     least: np.ndarray
     most: np.ndarray
 
 
 class Scaling(NamedTuple):
-    """Inputs become `(inputs - shift) * factor`, float32."""
+    """Inputs become `(inputs - shift) * factor`."""
 
     shift: np.ndarray
     factor: np.ndarray
 
-    def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        return (inputs - self.shift) * self.factor
+    def apply(self, inputs: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+        """Return scaled inputs, float32, that are 0 beyond their lengths."""
+        flat = inputs.reshape(len(inputs), -1)  # NumPy is slow where the last axis is short
+        shift, factor = (np.tile(part, flat.shape[1] // len(part)) for part in self)
+        scaled = np.subtract(flat, shift, dtype=np.float32)
+        scaled *= factor
+        scaled = scaled.reshape(inputs.shape)
+        if lengths is not None:
+            scaled[~within(scaled, lengths)] = 0
+        return scaled
 
 
-def measure(chunks: Iterable[np.ndarray]) -> Range:
-    """Measure the last axis of arrays (values, channels), one after the other."""
-    total = None
-    for chunk in chunks:
-        values = chunk.astype(np.float64)
-        mean = values.mean(axis=0)
-        moments = jn.Moments(
-            np.full(mean.shape, len(values), np.float32),
-            mean.astype(np.float32),
-            np.square(values - mean).mean(axis=0).astype(np.float32),
-        )
-        part = Range(moments, values.min(axis=0), values.max(axis=0))
-        total = part if total is None else _merged(total, part)
-    return total
+def within(inputs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return a mask (examples, positions) of the positions within the lengths."""
+    return np.arange(inputs.shape[1]) < lengths[:, None]
 
 
-def _merged(a: Range, b: Range) -> Range:
-    moments = jn.merge_moments(a.moments, b.moments)
-    return Range(moments, np.minimum(a.least, b.least), np.maximum(a.most, b.most))
+def measure(inputs: Inputs, lengths: np.ndarray | None, examples: np.ndarray) -> Measured:
+    """Measure some of the inputs (examples, ..., channels) within their lengths, in one pass."""
+    parts = []
+    for start in range(0, len(examples), CHUNK):
+        chosen = examples[start : start + CHUNK]
+        values = inputs[chosen]
+        counted = values if lengths is None else values[within(values, lengths[chosen])]
+        parts.append(_measure(counted.reshape(-1, values.shape[-1]).astype(np.float64)))
+    return _merged(Measured(*map(np.stack, zip(*parts, strict=True))))
 
 
-def scaling(kind: str, measured: Range) -> Scaling:
+def _measure(values: np.ndarray) -> Measured:
+    count = np.full(values.shape[1], len(values))
+    parts = (count, values.mean(0), values.var(0), values.min(0), values.max(0))
+    return Measured(*(part.astype(np.float32) for part in parts))
+
+
+def _merged(parts: Measured) -> Measured:
+    """Merge along the first axis."""
+    import jax  # takes most of a second
+
+    import jaxnorm as jn
+
+    merge = jax.jit(jn.merge_moments_axis, static_argnums=1)
+    moments = map(np.asarray, merge(jn.Moments(*parts[:3]), 0))
+    return Measured(*moments, parts.least.min(0), parts.most.max(0))
+
+
+def scaling(kind: str, measured: Measured) -> Scaling:
     """Return the scaling: raw as it is, standard to mean 0 and deviation 1, min_max to 0 to 1.
 
-    What is constant becomes 0 by either of the last.
+    A constant feature becomes 0, unless it is raw.
     """
+    constant = measured.least == measured.most
     if kind == "raw":
-        shift, width = np.zeros_like(measured.least), np.ones_like(measured.least)
-    elif kind == "standard":
-        shift, width = np.asarray(measured.moments.mean), np.sqrt(measured.moments.var)
+        return Scaling(np.zeros_like(measured.mean), np.ones_like(measured.mean))
+    if kind == "standard":
+        shift, width = measured.mean, np.sqrt(measured.var)
     else:
         shift, width = measured.least, measured.most - measured.least
-    constant = measured.least == measured.most if kind != "raw" else np.zeros_like(shift, bool)
-    shift = np.where(constant, measured.least, shift)
     factor = np.where(constant, 0, 1 / np.where(constant, 1, width))
-    return Scaling(shift.astype(np.float32), factor.astype(np.float32))
+    return Scaling(shift, factor.astype(np.float32))

@@ -1,6 +1,7 @@
 """A data set as a configuration chooses it."""
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,50 +10,23 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Optional
 import numpy as np
 
 from experiments import errors
-from experiments.data import prepared
 from experiments.data.batching import Batches
-from experiments.data.card import Card, Examples
-from experiments.data.scaling import SCALINGS, measure, scaling
-from experiments.data.splits import Dataset, Split, draw_validation, num_validation
+from experiments.data.card import Card, Examples, Source, Spec
+from experiments.data.prepared import Prepared
+from experiments.data.scaling import SCALINGS, Measured, Scaling, measure, scaling
+from experiments.data.splits import Dataset, Inputs, Split, draw_validation, num_validation
+from experiments.data.streaming import LaidOut, Scaled
+from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
-class Spec(NamedTuple):
-    """What is known of a data set before it is prepared.
-
-    Attributes:
-        input_shape: of one example.
-        num_classes: labels are 0 to below it.
-        num_train: training examples, those for validation taken away.
-        max_length: the most that an example's length can be; None where all of an input counts.
-    """
-
-    input_shape: tuple[int, ...]
-    num_classes: int
-    num_train: int
-    max_length: int | None = None
-
-
-class Source(NamedTuple):
-    """What the source of a data set holds.
-
-    Attributes:
-        input_shape: of one example.
-        num_classes: labels are 0 to below it.
-        num_train, num_test: examples.
-    """
-
-    input_shape: tuple[int, ...]
-    num_classes: int
-    num_train: int
-    num_test: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
     """A data set, and how its examples are scaled and drawn.
+
+    A subclass says what its source holds and gives its examples. Constructing one reads nothing.
 
     Attributes:
         directory: where it is prepared.
@@ -60,63 +34,113 @@ class DataSource:
         scaling: raw, standard or min_max, by the training examples that are left.
         classes_per_batch: draw this many classes for a batch and its examples from them; None:
             every example once an epoch.
-        stream: read the examples from files as they are needed; None: where they take more than
-            `memory` bytes.
+        stream: read the examples from their files as they are needed; None: where they take more
+            than `memory` bytes. It changes no batch.
+        memory: bytes that all examples may take, as float32.
     """
 
     directory: str
     validation: float
     scaling: str
-    classes_per_batch: Optional[int] = None
-    stream: Optional[bool] = None
-    memory: int = 4_000_000_000
+    classes_per_batch: Optional[int]
+    stream: Optional[bool]
+    memory: int
 
     card: ClassVar[Card]
 
+    @property
+    def title(self) -> str:
+        """What an error calls the data set."""
+        return self.card.name
+
+    @property
+    def key(self) -> str:
+        """What tells apart several sources under one name."""
+        return ""
+
     def source(self) -> Source:
-        """Return what the source holds, without reading its examples."""
+        """Return what the source holds, without reading its examples.
+
+        Raises:
+            ConfigError: a file is missing or cannot be right.
+        """
         raise NotImplementedError
 
     def examples(self) -> Mapping[str, Examples]:
-        """Return the examples of the source, `train` and `test`."""
+        """Return the examples of the source, `train` and `test`.
+
+        Raises:
+            ConfigError: a file is missing, truncated or corrupt.
+        """
         raise NotImplementedError
 
     def builder(self) -> "tfds.core.DatasetBuilder":
         """Return the TFDS builder that prepares the source."""
-        from experiments.data.builder import builder_class
+        from experiments.data.builder import make_builder
 
-        make = builder_class(self.card, self.source().num_classes, self.examples)
-        return make(data_dir=self.directory, file_format="array_record")
+        return make_builder(
+            self.card, self.key, self.source(), self.examples, Path(self.directory).expanduser()
+        )
+
+    def laid_out(self, source: Source) -> tuple[tuple[int, ...], int | None]:
+        """Return the shape of an input that `lay_out` gives, and the most that a length can be."""
+        return source.input_shape, None
+
+    def lay_out(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return inputs of the source as training sees them but for the scaling; their lengths."""
+        return inputs, None
+
+    def layout_problems(self, source: Source) -> Iterator[str]:
+        """Yield what hinders `lay_out`."""
+        yield from ()
+
+    @property
+    def layout(self) -> str:
+        """What tells apart the values that `lay_out` depends on."""
+        return "full"
 
     def spec(self) -> Spec:
-        """Return what is known without preparing anything.
+        """Return what training sees, without preparing anything.
 
         Raises:
             ConfigError: a file of the source is missing or cannot be right.
         """
         source = self.source()
+        shape, max_length = self.laid_out(source)
         num_train = source.num_train - num_validation(source.num_train, self.validation)
-        return Spec(source.input_shape, source.num_classes, num_train)
+        return Spec(shape, source.num_classes, num_train, max_length)
 
     def problems(self, batch_size: int) -> Iterator[str]:
-        """Yield what cannot be right about the values, and about a batch size."""
+        """Yield what cannot be right about the values, the source's files and a batch size."""
         yield from errors.choice("data.scaling", self.scaling, SCALINGS)
+        yield from errors.at_least("data.memory", self.memory, 1)
         if not self.directory.strip():
             yield "data.directory is empty; give a directory"
-        if not 0 < self.validation < 1:
-            yield f"data.validation is {self.validation}; give a fraction between 0 and 1"
-            return
-        spec = self.spec()
-        if batch_size > spec.num_train:
+        try:
+            source = self.source()
+        except ConfigError as error:
+            yield str(error)
+        else:
+            yield from self.layout_problems(source)
+            yield from self._source_problems(source, batch_size)
+
+    def _source_problems(self, source: Source, batch_size: int) -> Iterator[str]:
+        held = source.num_train * self.validation
+        if not (math.isfinite(held) and 1 <= round(held) < source.num_train):
             yield (
-                f"batch_size is {batch_size}, but {self.card.name} has {spec.num_train} training "
-                f"examples; give 1 to {spec.num_train}"
+                f"data.validation is {self.validation}; give the fraction of the "
+                f"{source.num_train} examples of {self.title} that is for validation, such as 0.1"
+            )
+        elif batch_size > (num_train := source.num_train - round(held)):
+            yield (
+                f"batch_size is {batch_size}, but {self.title} has {num_train} training "
+                f"examples; give 1 to {num_train}"
             )
         classes = self.classes_per_batch
-        if classes is not None and not 1 <= classes <= spec.num_classes:
+        if classes is not None and not 1 <= classes <= source.num_classes:
             yield (
-                f"data.classes_per_batch is {classes}, but {self.card.name} has "
-                f"{spec.num_classes} classes; give 1 to {spec.num_classes}, or null"
+                f"data.classes_per_batch is {classes}, but {self.title} has "
+                f"{source.num_classes} classes; give 1 to {source.num_classes}, or null"
             )
 
     def load(self, seed: int) -> Dataset:
@@ -125,32 +149,103 @@ class DataSource:
         Raises:
             ConfigError: a file is missing, truncated or corrupt.
         """
-        return _load(self, seed)
+        return _load(self, seed, self.prepared().folder)
 
     def batches(self, dataset: Dataset, batch_size: int, *, multiple: int, seed: int) -> Batches:
         """Return the batches of training one seed, each filled to a multiple."""
-        return Batches(dataset.train, batch_size, multiple=multiple, seed=seed)
+        return Batches(
+            dataset.train,
+            batch_size,
+            multiple=multiple,
+            seed=seed,
+            classes=self.classes_per_batch,
+        )
 
-    def _read(self) -> Mapping[str, Examples]:
-        """Return the examples as the source has them."""
-        builder = self.builder()
-        prepared.prepare(builder, Path(self.directory))
-        return {split: prepared.decode(builder, split) for split in ("train", "test")}
+    def streams(self) -> bool:
+        """Say whether examples are read as they are needed."""
+        if self.stream is not None:
+            return self.stream
+        source = self.source()
+        shape, _ = self.laid_out(source)
+        return 4 * (source.num_train + source.num_test) * math.prod(shape) > self.memory
+
+    def prepared(self) -> Prepared:
+        """Return where the prepared source is."""
+        folder = Path(self.directory).expanduser() / self.card.name / self.key / self.card.version
+        return Prepared(self.title, folder, self.builder)
 
 
-@functools.lru_cache(maxsize=4)
-def _load(source: DataSource, seed: int) -> Dataset:
-    raw = source._read()
-    held = draw_validation(raw["train"].labels, source.validation, seed)
-    parts = {
-        "train": Examples(*(array[~held] for array in raw["train"])),
-        "validation": Examples(*(array[held] for array in raw["train"])),
-        "test": raw["test"],
-    }
-    inputs = parts["train"].inputs
-    scaled = scaling(source.scaling, measure([inputs.reshape(-1, inputs.shape[-1])]))
-    splits = {
-        name: Split(scaled(part.inputs.astype(np.float32)), part.labels.astype(np.int32))
-        for name, part in parts.items()
-    }
-    return Dataset(**splits, num_classes=source.source().num_classes)
+class _Part(NamedTuple):
+    """What is prepared of the train or test examples: laid out, but not scaled."""
+
+    inputs: Inputs
+    labels: np.ndarray
+    lengths: np.ndarray | None
+
+    def split(self, examples: np.ndarray, scaling: Scaling, *, stream: bool) -> Split:
+        inputs = Scaled(self.inputs, examples, self.lengths, scaling)
+        lengths = None if self.lengths is None else self.lengths[examples]
+        return Split(inputs if stream else inputs[:], self.labels[examples], lengths)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
+    train, test = _parts(source, folder)
+    stream = source.streams()
+    drawn = draw_validation(train.labels, source.validation, seed)
+    chosen, held = np.flatnonzero(~drawn), np.flatnonzero(drawn)
+    scale = scaling(source.scaling, _measured(source, train, chosen, seed, stream=stream))
+    return Dataset(
+        train.split(chosen, scale, stream=stream),
+        train.split(held, scale, stream=stream),
+        test.split(np.arange(len(test.labels)), scale, stream=stream),
+        source.source().num_classes,
+    )
+
+
+@functools.lru_cache(maxsize=1)  # for the next seed
+def _parts(source: DataSource, folder: Path) -> tuple[_Part, _Part]:
+    read = _streamed_part if source.streams() else _held_part
+    prepared = source.prepared()
+    return read(source, prepared, "train"), read(source, prepared, "test")
+
+
+def _held_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
+    def decoded() -> dict[str, np.ndarray]:
+        parts = list(prepared.records(split).parts())
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    arrays = prepared.arrays(split, decoded)
+    inputs, lengths = source.lay_out(arrays["inputs"])
+    return _Part(inputs, arrays["labels"], lengths)
+
+
+def _streamed_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
+    records = prepared.records(split)
+    shape, max_length = source.laid_out(source.source())
+
+    def passed() -> dict[str, np.ndarray]:
+        labels, lengths = [], []
+        for part in records.parts():
+            labels.append(part["labels"])
+            lengths.append(source.lay_out(part["inputs"])[1])
+        index = {"labels": labels} if max_length is None else {"labels": labels, "lengths": lengths}
+        return {name: np.concatenate(parts) for name, parts in index.items()}
+
+    index = prepared.arrays(f"{split}-{source.layout}-index", passed)
+    inputs = LaidOut(records, shape, source.lay_out)
+    return _Part(inputs, index["labels"], index.get("lengths"))
+
+
+def _measured(
+    source: DataSource, train: _Part, chosen: np.ndarray, seed: int, *, stream: bool
+) -> Measured:
+    """Measure the training examples; what took a pass over files is kept beside them."""
+
+    def measured() -> dict[str, np.ndarray]:
+        return measure(train.inputs, train.lengths, chosen)._asdict()
+
+    if not stream:
+        return Measured(**measured())
+    name = f"measured-{source.layout}-validation-{source.validation}-seed-{seed}"
+    return Measured(**source.prepared().arrays(name, measured))

@@ -1,31 +1,117 @@
 """What the terminal shows while runs are trained: bars, or plain lines where it is a pipe."""
 
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-Epoch = object
+from experiments.training.watch import (
+    Ended,
+    Event,
+    RunEnded,
+    RunFailed,
+    RunLost,
+    RunStarted,
+    Update,
+)
+
+SIGN_OF_LIFE = 30.0  # seconds between the plain lines of a run
+WINDOW = 30.0  # seconds over which steps per second are measured
+BAR = 14
+
+
+class _Seed:
+    """The last that a seed told."""
+
+    def __init__(self) -> None:
+        self.step, self.ended = 0, ""
+        self.loss: float | None = None
+        self.accuracy: float | None = None
+
+    def __str__(self) -> str:
+        values = [self.ended] if self.ended else []
+        if self.loss is not None and not self.ended:
+            values.append(f"{self.loss:.3f}")
+        if self.accuracy is not None:
+            values.append(f"{self.accuracy:.1%}")
+        return " ".join(values)
+
+
+class _Run:
+    """A run that is trained: the steps of all its seeds, and how fast they are."""
+
+    def __init__(self, num_seeds: int, now: float) -> None:
+        self.num_seeds = num_seeds
+        self.seeds: dict[int, _Seed] = {}
+        self.told = now  # when a plain line last told of it
+        self._steps_of_seed = 0  # as far as a seed goes
+        self._taken = 0  # steps seen here: what a seed had before a resume is not among them
+        self._times: deque[tuple[float, int]] = deque()
+
+    def update(self, event: Update, now: float) -> None:
+        if event.seed in self.seeds:
+            self._taken += event.step - self.seeds[event.seed].step
+        seed = self.seeds.setdefault(event.seed, _Seed())
+        seed.step, seed.loss, seed.accuracy = event.step, event.train_loss, event.accuracy
+        self._steps_of_seed = event.total_steps
+        self._times.append((now, self._taken))
+        while now - self._times[0][0] > WINDOW and len(self._times) > 2:
+            self._times.popleft()
+
+    def end(self, event: Ended) -> None:
+        self.seeds.setdefault(event.seed, _Seed()).ended = event.ended
+
+    @property
+    def steps_per_second(self) -> float | None:
+        if len(self._times) < 2:
+            return None
+        (start, before), (end, after) = self._times[0], self._times[-1]
+        return (after - before) / (end - start) if end > start and after > before else None
+
+    @property
+    def total(self) -> int:
+        return self.num_seeds * self._steps_of_seed
+
+    @property
+    def reached(self) -> int:
+        """A seed that has ended has no step left, whichever it ended at."""
+        steps = (self._steps_of_seed if seed.ended else seed.step for seed in self.seeds.values())
+        return sum(steps)
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.reached / self.total) if self.total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        rate = self.steps_per_second
+        return None if rate is None else (self.total - self.reached) / rate
 
 
 class Display:
-    """A bar for the study, a bar for the run in it, and a line for every run that ends."""
+    """One display for the runs of all processes: it is shown their events, in any order.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=14),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=console,
-            disable=not console.is_interactive,
-        )
-        self._study = self._run = self._bars.add_task("", visible=False, metrics="")
-        self._done = 0
-        self._total = 1
+    On a terminal it has a bar for the study and one for each run that is trained, with its seeds
+    below; a run that has ended leaves a line. On a pipe there are plain lines only.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._live: Live | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._study, self._num_runs = "", 1
+        self._numbers: dict[str, int] = {}
+        self._running: dict[str, _Run] = {}
+        self._ended: set[str] = set()
+        self._trained = 0  # runs trained to their ends here
+        self._start = self._clock()
 
     def silence(self) -> None:
         """Show nothing from now on: another process does."""
@@ -33,39 +119,140 @@ class Display:
 
     def start_study(self, name: str, num_runs: int) -> None:
         """Announce a study; without it there is one run."""
-        self._total = num_runs
-        self._study = self._bars.add_task(f"study {name}", total=num_runs, metrics="")
-        self._bars.start()
+        self._study, self._num_runs, self._start = name, num_runs, self._clock()
+        self._start_live()
 
-    def start_run(self, name: str, title: str, num_epochs: int) -> None:
-        """Announce a run, a short title for its bar, and the epochs of all its seeds."""
-        if not self._console.is_interactive:
-            self._line(f"{name}: training")
-        self._run = self._bars.add_task(title, total=num_epochs, metrics="")
-        self._bars.start()
-
-    def on_epoch(self, reached: Sequence[Epoch]) -> None:
-        """Show what the seeds that are trained together reached after an epoch."""
-        loss = np.mean([epoch.train_loss for epoch in reached])
-        accuracy = np.mean([epoch.test_accuracy for epoch in reached])
-        metrics = f"loss {loss:.3f}, accuracy {accuracy:.1%}"
-        self._bars.update(self._run, advance=len(reached), metrics=metrics)
-
-    def end_run(self, name: str, outcome: str) -> None:
-        """Tell how a run ended, and count it."""
-        self._line(f"{name}: {outcome}")
-        self._bars.update(self._run, visible=False)
-        self._done += 1
-        self._bars.update(self._study, advance=1)
+    def show(self, event: Event) -> None:
+        """Show what happened to a run."""
+        now = self._clock()
+        match event:
+            case RunStarted(run, num_seeds, note):
+                self._running[run] = _Run(num_seeds, now)
+                note = f" ({note})" if note else ""
+                if note or not self._console.is_interactive:
+                    self._line(run, f"training{note}")
+                self._start_live()
+            case Update(run=run) if run in self._running:
+                self._running[run].update(event, now)
+                self._give_sign_of_life(event, now)
+            case Ended(run=run) if run in self._running:
+                self._running[run].end(event)
+            case RunLost(run, why):
+                self._running.pop(run, None)
+                self._line(run, f"{why}; it goes on in another process")
+            case RunEnded(run, outcome):
+                self._trained += run in self._running
+                self._end(run, outcome)
+            case RunFailed(run, error):
+                self._end(run, f"failed: {error}")
 
     def stop(self) -> None:
         """Leave the terminal as it was, and count anew."""
-        self._bars.stop()
-        self._done, self._total = 0, 1
+        if self._live:
+            self._live.stop()
+        self._live = None
+        self._begin_anew()
 
-    def _line(self, text: str) -> None:
-        count = f"[{self._done + 1}/{self._total}] "
-        self._console.print(count + text, markup=False, highlight=False, soft_wrap=True)
+    def _start_live(self) -> None:
+        if self._live is None and self._console.is_interactive and not self._console.quiet:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._bars,
+                transient=True,
+                refresh_per_second=4,
+            )
+            self._live.start()
+
+    def _end(self, run: str, outcome: str) -> None:
+        self._line(run, outcome)
+        self._running.pop(run, None)
+        self._ended.add(run)
+
+    def _give_sign_of_life(self, event: Update, now: float) -> None:
+        run = self._running[event.run]
+        if self._console.is_interactive or now - run.told < SIGN_OF_LIFE:
+            return
+        run.told = now
+        said = [f"seed {event.seed}, step {event.step} of {event.total_steps}"]
+        said.append(f"loss {event.train_loss:.3f}")
+        if event.accuracy is not None:
+            said.append(f"accuracy {event.accuracy:.1%}")
+        if run.steps_per_second and run.seconds_left is not None:
+            said += [f"{_rate(run.steps_per_second)} steps/s", f"{_time(run.seconds_left)} left"]
+        self._line(event.run, ", ".join(said))
+
+    def _line(self, run: str, text: str) -> None:
+        """Print a line of a run; the runs are numbered as they come."""
+        number = self._numbers.setdefault(run, len(self._numbers) + 1)
+        line = f"[{number}/{self._num_runs}] {run}: {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _bars(self) -> RenderableType:
+        """Return the bar of the study, and the bars and seeds of the runs that are trained."""
+        running = dict(self._running)  # another thread draws
+        names = [f"study {self._study}", *running]
+        width = min(max(map(len, names)), max(20, self._console.width - 52))
+        rows: list[RenderableType] = []
+        if self._study:
+            rows.append(self._study_bar(running, width))
+        with_seeds = 2 * len(running) + 2 <= self._console.height
+        for name, run in running.items():
+            rows.append(_run_bar(name, run, width))
+            if with_seeds and run.seeds:
+                rows.append(_seeds(run))
+        return Group(*rows)
+
+    def _study_bar(self, running: dict[str, _Run], width: int) -> RenderableType:
+        in_work = sum(run.fraction for run in running.values())
+        seconds = None
+        if trained := self._trained + in_work:
+            missing = self._num_runs - len(self._ended) - in_work
+            seconds = (self._clock() - self._start) * missing / trained
+        ended = len(self._ended)
+        return _bar(
+            f"study {self._study}",
+            (ended + in_work) / self._num_runs,
+            f"{ended}/{self._num_runs} runs",
+            seconds,
+            width,
+        )
+
+
+def _run_bar(name: str, run: _Run, width: int) -> RenderableType:
+    rate = run.steps_per_second
+    count = f"{_rate(rate)} steps/s" if rate else ""
+    return _bar(name, run.fraction, count, run.seconds_left, width)
+
+
+def _bar(
+    name: str, fraction: float, count: str, seconds_left: float | None, width: int
+) -> RenderableType:
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=width, no_wrap=True, overflow="ellipsis")
+    row.add_column(width=BAR)
+    row.add_column(width=4, justify="right")
+    row.add_column(width=14, justify="right", no_wrap=True)
+    row.add_column(width=12, no_wrap=True)
+    left = "" if seconds_left is None else f"{_time(seconds_left)} left"
+    bar = ProgressBar(total=1.0, completed=fraction, width=BAR)
+    row.add_row(Text(name), bar, f"{fraction:.0%}", count, left)
+    return row
+
+
+def _seeds(run: _Run) -> RenderableType:
+    """Return the loss and validation accuracy of each seed, or how it ended."""
+    seeds = sorted(run.seeds.items())
+    return Text("  " + "   ".join(f"seed {seed}: {state}" for seed, state in seeds), style="dim")
+
+
+def _rate(steps_per_second: float) -> str:
+    return f"{steps_per_second:.3g}" if steps_per_second < 100 else f"{steps_per_second:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 display = Display(Console())  # a process has one terminal

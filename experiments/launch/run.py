@@ -38,29 +38,33 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
             if hosts.is_first():
                 records.write_config(directory, config)
                 logs.enter_context(_log_file(directory))
-        members = {run_directory(config): _begin(config, made, watch) for config in configs}
+        members = {run_directory(config): _begin(config, watch) for config in configs}
         _train(made, [member for of_run in members.values() for member in of_run], watch)
         for config in configs:
             directory = run_directory(config)
             watch(RunEnded(directory.name, _outcome(config, bool(members[directory]))))
 
 
-def _begin(config: Config, made: Setup, watch: Watch) -> list[Member]:
+def _begin(config: Config, watch: Watch) -> list[Member]:
     """Tell of a run, and return the seeds that are to be trained."""
     directory = run_directory(config)
-    missing, notes = [], []
+    stale, missing = [], []
     for seed in range(config.seeds):
         result = records.read_result(directory, seed)
-        stale = result is not None and records.is_stale(config, result)
-        if result is None or (stale and not config.keep_stale):
+        if result is None:
             missing.append(seed)
-        if stale:
-            notes.append(f"seed {seed} {'kept' if config.keep_stale else 'made again'}")
-    missing = [seed for seed in range(config.seeds) if hosts.as_the_first(seed in missing)]
-    note = f"results of other code: {', '.join(notes)}" if notes else ""
-    if missing:
-        watch(RunStarted(directory.name, len(missing), made.total_steps, note))
-    return [Member(config, seed) for seed in missing]
+        elif records.is_stale(config, result):
+            stale.append(seed)
+    trained = missing if config.keep_stale else sorted(missing + stale)
+    trained = [seed for seed in range(config.seeds) if hosts.as_the_first(seed in trained)]
+    note = ""
+    if stale:
+        what = "kept" if config.keep_stale else "made again"
+        note = f"seeds {', '.join(map(str, stale))} have results of other code, which are {what}"
+        log.info(note)
+    if trained or note:
+        watch(RunStarted(directory.name, len(trained), note))
+    return [Member(config, seed) for seed in trained]
 
 
 def _train(made: Setup, members: Sequence[Member], watch: Watch) -> None:
@@ -101,9 +105,7 @@ class _Keeper:
         if hosts.is_first():
             self._clear_what_is_of_other_code()
         hosts.meet("seed")
-        self.checkpoints = Checkpoints(
-            self.directory / "checkpoints", self.config.keep_checkpoints
-        )
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", self.config.keep_checkpoints)
 
     def _clear_what_is_of_other_code(self) -> None:
         """A result without need of it is made anew, and no state of other code goes on."""
@@ -153,14 +155,12 @@ class _Keeper:
             self.events.add(record)
 
     def _tell(self, step: int, loss: float) -> None:
-        self.watch(
-            Update(self.run.name, self.seed, step, self.total_steps, loss, self.accuracy)
-        )
+        self.watch(Update(self.run.name, self.seed, step, self.total_steps, loss, self.accuracy))
 
     def on_end(self, result: dict[str, Any], variables: dict[str, Any]) -> None:
+        if self.seed == 0:
+            save_final(self.directory, variables)
         if hosts.is_first():
-            if self.seed == 0:
-                save_final(self.directory, variables)
             records.write_result(self.run, self.seed, self.config, result)
         text = f"{result['ended']} at step {result['step']}, test accuracy "
         text += f"{result['test_accuracy']:.1%} in {result['seconds']:.1f} s"

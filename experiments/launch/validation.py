@@ -107,17 +107,19 @@ def _model(config: Config, made: Setup) -> Iterator[str]:
 def _statistics(config: Config, made: Setup) -> Iterator[str]:
     """What is asked of batch statistics beyond one device and one batch."""
     name = config.norm["name"]
-    if made.norm.only_global and not isinstance(config.sync, GlobalSync):
+    syncs = made.norm.syncs or not made.norm.of_the_batch
+    if not (syncs or isinstance(config.sync, GlobalSync)):
         yield (
-            f"sync={config.sync.name} is of norm=batch, but norm={name} {made.norm.only_global}; "
-            "give sync=global, or norm=batch"
+            f"sync={config.sync.name} is of norm=batch, but norm={name} is not defined over the "
+            "examples of some devices; give sync=global, or norm=batch"
         )
     if isinstance(config.sync, GroupSync):
         yield from at_least("sync.num_groups", config.sync.num_groups, 1)
-    if config.accumulate > 1 and made.norm.needs_running:
+    of_running = made.norm.of_running or made.norm.frozen_from is not None
+    if config.accumulate > 1 and of_running:
         yield (
-            f"accumulate is {config.accumulate}, but norm={name} {made.norm.needs_running}, which "
-            "micro-batches would have to share before the step ends; give accumulate=1"
+            f"accumulate is {config.accumulate}, but norm={name} normalizes by its running "
+            "statistics too, which change at the end of a step alone; give accumulate=1"
         )
 
 

@@ -1,18 +1,68 @@
-"""TEMP"""
-from typing import Any, ClassVar
+"""A small convolutional network."""
+
+import math
+from collections.abc import Iterator
+
+import jax
 from flax import linen as nn
-class CNN(nn.Module):
+
+from experiments.models.base import Model, entries, position, present
+from experiments.norms.base import Places
+
+
+class CNN(Model, kw_only=True):
+    """3x3 convolutions, each normalized and rectified, and a linear head.
+
+    Attributes:
+        channels: of each layer. Every layer after the first halves height and width.
+        position: of the normalizations, before or after the rectifier.
+    """
+
     channels: list[int]
-    norm: Any
-    num_classes: int
-    dtype: Any
-    takes_lengths: ClassVar[bool] = False
-    cpu_steps_per_call: ClassVar[int] = 1
-    def problems(self, shape): yield from ()
+    position: str
+
     @nn.compact
-    def __call__(self, x, lengths=None, mask=None, *, train):
+    def __call__(
+        self,
+        inputs: jax.Array,
+        lengths: None = None,
+        mask: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Return the logits (batch, classes) of images (batch, height, width, channels).
+
+        Examples at which `mask` is False change nothing of the others.
+        """
+        x = present(inputs, mask)
         for layer, channels in enumerate(self.channels):
-            x = nn.Conv(channels, (3, 3), 1 if layer == 0 else 2, use_bias=not self.norm.adds_bias, kernel_init=nn.initializers.he_normal())(x)
-            x = self.norm(name=f"norm_{layer}")(x, mask, train=train)
-            x = nn.relu(x)
-        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+            x = nn.Conv(
+                channels,
+                kernel_size=(3, 3),
+                strides=1 if layer == 0 else 2,
+                use_bias=self.has_bias,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.he_normal(),
+            )(x)
+            x = self.placed(f"norm_{layer}", x, mask, nn.relu, train=train)
+            x = self.dropped(x, train)
+        return self.logits(x.reshape(len(x), -1))
+
+    def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
+        yield from position(self.position)
+        yield from entries("model.channels", self.channels, "number of channels for each layer")
+        if len(input_shape) != 3:
+            yield f"model=cnn takes images, and the data are of shape {input_shape}; give model=mlp"
+            return
+        most = int(math.log2(min(input_shape[:2])))  # a layer less and two by two are left
+        if self.norm.norm.needs_positions and len(self.channels) > most:
+            height, width = input_shape[:2]
+            yield (
+                f"model.channels has {len(self.channels)} layers, but images of {height}x{width} "
+                f"can be halved to 2x2 only; give at most {most}"
+            )
+
+    def places(self, input_shape: tuple[int, ...]) -> Places:
+        halved = 2 ** (len(self.channels) - 1)
+        height, width = (math.ceil(size / halved) for size in input_shape[:2])
+        return Places("cnn", list(self.channels), height * width)

@@ -177,9 +177,7 @@ class _Training:
         nothing = jax.tree.map(np.zeros_like, read[0])
         return state._replace(sums=parallel.replicate(nothing, self.program.devices))
 
-    def _record(
-        self, member: Member, step: int, *means: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _record(self, member: Member, step: int, *means: dict[str, Any]) -> dict[str, Any]:
         trained, validated, layers = means
         optimizer = self.made.optimizer.with_numbers(member.config.optimizer)
         rate = optimizer.rate(step - 1, self.config.batch_size, self.made.total_steps)

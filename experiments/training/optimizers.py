@@ -17,7 +17,7 @@ from experiments.errors import at_least, choice, fraction, positive
 
 SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
 BATCH = 32  # at which the learning rate is the one that was given
-STEP_DROPS = (0.5, 0.75)  # of the steps, at each of which the schedule `step` divides the rate by 10
+STEP_DROPS = (0.5, 0.75)  # of the steps, at which `step` divides the rate by 10
 
 
 @dataclass(frozen=True, kw_only=True)

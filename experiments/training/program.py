@@ -225,9 +225,13 @@ class _Step:
 
     def _gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        if self.accumulate == 1:
-            return _gradients(self.model, state.params, state.batch_stats, batch, key)
-        return self._accumulated(state, batch, key)
+        if self.accumulate > 1:
+            return self._accumulated(state, batch, key)
+        model = self.model
+        if self.made.norm.frozen_from is not None:
+            context = model.norm.context._replace(step=state.step)
+            model = model.clone(norm=dataclasses.replace(model.norm, context=context))
+        return _gradients(model, state.params, state.batch_stats, batch, key)
 
     def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
         """Of micro-batches one after the other, as ghosts of one batch would give."""

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 
 class RunStarted(NamedTuple):
-    """A run begins to train seeds. One that has nothing to train only ends."""
+    """A run begins to train seeds; `note` says what to know of them. With none it only ends."""
 
     run: str
     num_seeds: int
+    note: str = ""
 
 
 class Update(NamedTuple):
@@ -38,6 +39,13 @@ class RunEnded(NamedTuple):
     outcome: str
 
 
+class RunLost(NamedTuple):
+    """The process of a run has ended under it; the run is given to another."""
+
+    run: str
+    why: str
+
+
 class RunFailed(NamedTuple):
     """A run was given up. The error is a line."""
 
@@ -45,5 +53,5 @@ class RunFailed(NamedTuple):
     error: str
 
 
-Event = RunStarted | Update | Ended | RunEnded | RunFailed
+Event = RunStarted | Update | Ended | RunEnded | RunLost | RunFailed
 Watch = Callable[[Event], None]

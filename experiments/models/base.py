@@ -1,0 +1,96 @@
+"""What every model is, and the layers that several have."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.errors import at_least, choice, fraction
+from experiments.norms.base import Places
+
+ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "relu": nn.relu}
+POSITIONS = ("before", "after")
+
+
+class Model(nn.Module, kw_only=True):
+    """A classifier that takes its normalization from outside.
+
+    Attributes:
+        norm: makes its normalizations, as `experiments.norms.base.Placement` does.
+        num_classes: the number of logits.
+        dtype: of the computation; parameters and logits are float32.
+        dropout: the fraction of activations that training leaves out, by keys of the collection
+            "dropout".
+        takes_lengths: whether its inputs are sequences whose lengths it can be given.
+        cpu_steps_per_call: how many steps are best compiled together on a CPU.
+    """
+
+    norm: Callable[..., Any]
+    num_classes: int
+    dtype: Any
+    dropout: float
+
+    takes_lengths: ClassVar[bool] = False
+    cpu_steps_per_call: ClassVar[int] = 1
+
+    def problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
+        """Yield what cannot be right for inputs of a shape, which is without the batch."""
+        own = [*self.own_problems(input_shape)]
+        yield from own
+        yield from fraction("model.dropout", self.dropout, below_one=True)
+        if not own:
+            yield from self.norm.norm.problems_in(self.places(input_shape))
+
+    def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
+        """Yield what cannot be right about the values of this model."""
+        raise NotImplementedError
+
+    def places(self, input_shape: tuple[int, ...]) -> Places:
+        """Return what the normalizations see."""
+        raise NotImplementedError
+
+    def dropped(self, x: jax.Array, train: bool) -> jax.Array:
+        """Leave out what training leaves out."""
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Return the logits of features (batch, features)."""
+        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+
+    def placed(
+        self, name: str, x: jax.Array, mask: jax.Array | None, activation: Any, *, train: bool
+    ) -> jax.Array:
+        """Normalize and activate, in the order that `position` says."""
+        if self.position == "after":
+            return self.norm(name=name)(activation(x), mask, train=train)
+        return activation(self.norm(name=name)(x, mask, train=train))
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a layer needs a bias of its own, as no normalization right after adds one."""
+        return self.position == "after" or not self.norm.adds_bias
+
+
+def present(inputs: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Return inputs with zeros where `mask`, of their first axes, is False.
+
+    What they hold there, NaN included, then changes no gradient of a kernel.
+    """
+    if mask is None:
+        return inputs
+    return jnp.where(mask.reshape(*mask.shape, *(1,) * (inputs.ndim - mask.ndim)), inputs, 0)
+
+
+def entries(key: str, values: list[int], what: str) -> Iterator[str]:
+    """Yield what is wrong with a list of sizes, one for each `what`."""
+    if not values:
+        yield f"{key} is empty; give one {what}"
+    for value in values:
+        yield from at_least(f"every entry of {key}", value, 1)
+
+
+def position(value: str) -> Iterator[str]:
+    """Yield what is wrong with the position of the normalizations."""
+    yield from choice("model.position", value, POSITIONS)

@@ -1,0 +1,31 @@
+"""Batch normalization of parts of the batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flax import linen as nn
+
+from experiments.errors import divides
+from experiments.norms.base import Context
+from experiments.norms.running import RunningNorm
+from jaxnorm import linen
+
+
+@dataclass(frozen=True, kw_only=True)
+class GhostBatchNorm(RunningNorm):
+    """Ghost batch normalization (Hoffer et al. 2017).
+
+    Attributes:
+        ghost_size: examples that share their statistics.
+    """
+
+    ghost_size: int
+
+    def module(self, context: Context, ndim: int, **options: Any) -> nn.Module:
+        size = self.ghost_size * context.rows
+        return linen.GhostBatchNorm(ghost_size=size, **self.common(context), **options)
+
+    def problems(self, batch_size: int) -> Iterator[str]:
+        yield from super().problems(batch_size)
+        yield from divides("norm.ghost_size", self.ghost_size, [batch_size])

@@ -1,0 +1,49 @@
+"""Batch normalization and noise, which undoes what it does to the distributions."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from experiments.errors import at_least
+from experiments.norms.batch import BatchNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyBatchNorm(BatchNorm):
+    """Batch normalization, in training followed by noise (Santurkar et al. 2018, appendix A).
+
+    Every step draws for each channel a mean from U(-mean_noise, mean_noise) and a scale from
+    U(1, scale_noise), and for each example of it a mean and a scale within `example_noise` of
+    these, by U; y becomes scale * y + mean.
+
+    Attributes:
+        mean_noise: the largest mean of a step; 0 for none.
+        scale_noise: the largest scale of a step; 1 for none.
+        example_noise: how far an example may be from its step; 0 for none.
+    """
+
+    mean_noise: float
+    scale_noise: float
+    example_noise: float
+
+    def perturbed(self, y: jax.Array, key: Callable[[], jax.Array]) -> jax.Array:
+        channels = (1,) * (y.ndim - 1) + (y.shape[-1],)
+        examples = (len(y), *channels[1:])
+        keys = jax.random.split(key(), 4)
+        mean = _uniform(keys[0], channels, -self.mean_noise, self.mean_noise)
+        scale = _uniform(keys[1], channels, 1.0, self.scale_noise)
+        mean += _uniform(keys[2], examples, -self.example_noise, self.example_noise)
+        scale += _uniform(keys[3], examples, -self.example_noise, self.example_noise)
+        return (y.astype(jnp.float32) * scale + mean).astype(y.dtype)
+
+    def problems(self, batch_size: int) -> Iterator[str]:
+        yield from super().problems(batch_size)
+        yield from at_least("norm.mean_noise", self.mean_noise, 0)
+        yield from at_least("norm.scale_noise", self.scale_noise, 1)
+        yield from at_least("norm.example_noise", self.example_noise, 0)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], low: float, high: float) -> jax.Array:
+    return jax.random.uniform(key, shape, jnp.float32, low, high)
