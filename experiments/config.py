@@ -94,6 +94,23 @@ class Manual(Auto):
 
 
 @dataclass
+class LauncherConfig:
+    """Where the runs of a sweep are trained."""
+
+    name: str
+
+
+@dataclass
+class Local(LauncherConfig):
+    workers: int | None
+
+
+@dataclass
+class Ray(LauncherConfig):
+    pass
+
+
+@dataclass
 class Contrast:
     """The primary contrast of a study: `metric` of the runs `a` against that of the runs `b`.
 
@@ -138,6 +155,7 @@ class Config:
     parallel: ParallelConfig
     sync: SyncConfig
     distributed: DistributedConfig
+    launcher: LauncherConfig
     batch_size: int
     accumulate: int
     dtype: str
@@ -167,10 +185,12 @@ DISTRIBUTED: dict[str, type[DistributedConfig]] = {
     "auto": Auto,
     "manual": Manual,
 }
+LAUNCHERS: dict[str, type[LauncherConfig]] = {"local": Local, "ray": Ray}
 GROUPS: dict[str, dict[str, type]] = {
     "parallel": PARALLEL,
     "sync": SYNC,
     "distributed": DISTRIBUTED,
+    "launcher": LAUNCHERS,
 }
 
 

@@ -39,14 +39,18 @@ class Prepared:
         self._make_builder = make_builder
         self._builder: tfds.core.DatasetBuilder | None = None
 
+    def is_there(self) -> bool:
+        """Say whether TFDS's files are written."""
+        return (self.folder / "dataset_info.json").exists()
+
     def builder(self) -> "tfds.core.DatasetBuilder":
         """Return the builder, whose files are written."""
         if self._builder is None:
             with self._told("prepared"), _silent():
-                self._builder = self._make_builder()
-                if not self._is_there():
+                if not self.is_there():
                     with self._lock("tfds"):
-                        self._builder.download_and_prepare()
+                        self._make_builder().download_and_prepare()
+                self._builder = self._make_builder()
         return self._builder
 
     def arrays(
@@ -60,17 +64,14 @@ class Prepared:
                     made = make()
                     with self._told("written"):
                         _write(path, made)
-        with self._told("read"), np.load(path) as file:
-            return dict(file)
+        with self._told("read"), path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
 
     def records(self, split: str) -> "Records":
         """Return the examples of a split, read from its files when they are asked for."""
         builder = self.builder()
         with self._told("read"):
             return Records(self, builder.as_data_source(split=split), builder.info)
-
-    def _is_there(self) -> bool:
-        return (self.folder / "dataset_info.json").exists()
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:

@@ -22,6 +22,7 @@ OF_NO_RESULT = (
     "output",
     "study",
     "distributed",
+    "launcher",
 )
 
 

@@ -1,0 +1,105 @@
+"""The runs of a sweep as tasks on a Ray cluster, whose machines share a disk.
+
+hydra-ray-launcher gives the configuration and starts Ray. Its own `launch` asks for the results one
+after the other and gives all up with the first that is lost, so here the tasks are waited for
+together.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
+from omegaconf import OmegaConf
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from experiments.launch.jobs import Job, Run, by_program, error_line
+from experiments.training.watch import Event, RunFailed, RunLost, RunStarted, Watch
+
+PATIENCE = 0.2  # seconds in which events are collected
+
+
+def launch(
+    jobs: Sequence[Job], run: Run, watch: Watch, init: Mapping[str, Any], remote: Mapping[str, Any]
+) -> list[RunFailed]:
+    """Run each job as a task, and return those that failed.
+
+    Args:
+        init, remote: the arguments of `ray.init` and `ray.remote`.
+    """
+    start_ray(OmegaConf.create(dict(init)))
+    try:
+        mailbox = _mailbox()
+        task = ray.remote(**OmegaConf.to_container(OmegaConf.create(dict(remote))))(_task)
+        tasks: dict[Any, Job] = {}
+        for job in (job for group in by_program(jobs) for job in group):
+            same = [ref for ref, other in tasks.items() if other.name == job.name]
+            arguments = (run, job.config, mailbox, os.getcwd(), *same[-1:])
+            tasks[task.options(name=job.name).remote(*arguments)] = job
+        return _watch(tasks, mailbox, watch)
+    finally:
+        ray.shutdown()
+
+
+def _task(run: Run, config: Any, mailbox: Any, directory: str, *after: Any) -> str | None:
+    """Run a job in the directory of the sweep; return how it failed.
+
+    It begins when `after` is there, so that a run that a sweep has twice is not run by two tasks.
+    """
+    try:
+        os.chdir(directory)
+        run([config], lambda event: ray.get(mailbox.put.remote(event)))
+    except Exception as error:
+        return error_line(error)
+    return None
+
+
+class _Mailbox:
+    """Keeps the events of all tasks until they are taken."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        taken, self._events = self._events, []
+        return taken
+
+
+def _mailbox() -> Any:
+    """Make it on this machine, so that it is not lost with another."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _watch(tasks: dict[Any, Job], mailbox: Any, watch: Watch) -> list[RunFailed]:
+    """Tell what happens until all tasks have ended. Ray itself begins again what is lost."""
+    failures: list[RunFailed] = []
+    begun: set[str] = set()
+    while tasks:
+        ended, _ = ray.wait(list(tasks), timeout=PATIENCE)
+        for event in ray.get(mailbox.take.remote()):
+            if isinstance(event, RunStarted):
+                if event.run in begun:
+                    watch(RunLost(event.run, "its process or machine was lost"))
+                begun.add(event.run)
+            watch(event)
+        for ref in ended:
+            job = tasks.pop(ref)
+            begun.discard(job.name)
+            if error := _error(ref):
+                failures.append(RunFailed(job.name, error))
+                watch(failures[-1])
+    return failures
+
+
+def _error(ref: Any) -> str | None:
+    """Return how a task failed, or None."""
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        return error_line(error)

@@ -1,0 +1,47 @@
+"""The runs of a sweep as jobs, and how they are run one after the other."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from experiments.training.watch import RunFailed, Watch
+
+Run = Callable[[Sequence[Any], Watch], None]
+
+
+class Job(NamedTuple):
+    """A run of a sweep. Those of one program share what is compiled."""
+
+    name: str
+    program: str
+    config: Any
+
+
+def by_program(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return the jobs of each program, in the order in which the programs come first."""
+    order = {program: n for n, program in enumerate(dict.fromkeys(job.program for job in jobs))}
+    ordered = sorted(jobs, key=lambda job: order[job.program])
+    return [list(group) for _, group in groupby(ordered, key=lambda job: job.program)]
+
+
+def in_turn(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[RunFailed]:
+    """Run groups of jobs in this process, those of a group together, and return what failed.
+
+    Where a group fails its jobs are run one by one, so that only those fail that have to.
+    """
+    failures: list[RunFailed] = []
+    for group in groups:
+        try:
+            run([job.config for job in group], watch)
+        except Exception as error:
+            if len(group) > 1:
+                failures += in_turn([[job] for job in group], run, watch)
+            else:
+                failures.append(RunFailed(group[0].name, error_line(error)))
+                watch(failures[-1])
+    return failures
+
+
+def error_line(error: Exception) -> str:
+    """Return an error in one line."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -1,0 +1,176 @@
+"""The runs of a sweep on this machine: one after the other, or in a process on each core."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from typing import NamedTuple
+
+from experiments.launch.jobs import Job, Run, by_program, error_line, in_turn
+from experiments.training.watch import RunFailed, RunLost, Watch
+
+ATTEMPTS = 2  # at a run whose process ends under it
+
+
+class _Failed(NamedTuple):
+    """What a process sends when its job has failed; when it is done it sends None."""
+
+    error: str
+
+
+def launch(jobs: Sequence[Job], run: Run, watch: Watch, workers: int | None) -> list[RunFailed]:
+    """Run the jobs in so many single-core processes, and return those that failed.
+
+    Args:
+        run: trains the configurations that it is given, which share a program. It and they are
+            pickled.
+        watch: is called in this process with what happens in all of them.
+        workers: None stands for the number of cores. One is this process, with all its cores.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    num_workers = min(workers or len(cores) or os.cpu_count() or 1, len(jobs))
+    if num_workers == 1:
+        return in_turn([[job] for group in by_program(jobs) for job in group], run, watch)
+    pool = _Pool(run, watch, [cores[n % len(cores)] if cores else None for n in range(num_workers)])
+    return pool.run(jobs)
+
+
+class _Worker:
+    """A process on a core, the job that it has, and the program that it compiled last."""
+
+    def __init__(self, run: Run, core: int | None) -> None:
+        self.core = core
+        self.job: Job | None = None
+        self.program: str | None = None
+        self.connection, its_end = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=_work, args=(its_end, run, core))
+        resource_tracker.ensure_running()  # whose start would unblock the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C is for this process
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        its_end.close()
+
+    def give(self, job: Job) -> None:
+        self.job, self.program = job, job.program
+        with contextlib.suppress(OSError):  # it has ended, which is found when it is listened to
+            self.connection.send(job.config)
+
+    def end(self) -> str:
+        """End the process, if it has not, and return how it ended."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        code = self.process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return f"its process ended {how}"
+
+
+def _work(connection: Connection, run: Run, core: int | None) -> None:
+    """Run what comes, and send what happens."""
+    if core is not None:
+        os.sched_setaffinity(0, [core])  # XLA makes a thread for each that it sees
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        config = connection.recv()
+        try:
+            run([config], connection.send)
+            connection.send(None)
+        except Exception as error:
+            connection.send(_Failed(error_line(error)))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+class _Pool:
+    """A worker for each of the cores, which may be given more than once."""
+
+    def __init__(self, run: Run, watch: Watch, cores: Sequence[int | None]) -> None:
+        self._run, self._watch = run, watch
+        self._free_cores = list(cores)
+        self._workers: list[_Worker] = []
+        self._waiting: list[Job] = []
+        self._lost: list[Job] = []
+        self._failures: list[RunFailed] = []
+
+    def run(self, jobs: Sequence[Job]) -> list[RunFailed]:
+        self._waiting = list(jobs)
+        try:
+            while True:
+                self._give()
+                busy = {w.connection: w for w in self._workers if w.job is not None}
+                if not busy:
+                    return self._failures
+                for connection in wait(list(busy)):
+                    self._listen(busy[connection])
+        finally:
+            for worker in self._workers:
+                worker.end()
+
+    def _give(self) -> None:
+        """Give a job to each worker that has none, and a worker to each free core."""
+        for worker in self._workers:
+            if worker.job is None and (job := self._next(worker.program)):
+                worker.give(job)
+        while self._free_cores and (job := self._next(None)):
+            self._workers.append(_Worker(self._run, self._free_cores.pop(0)))
+            self._workers[-1].give(job)
+
+    def _next(self, program: str | None) -> Job | None:
+        """Take a job of the program, else of one that no worker has, else any.
+
+        A run that a sweep has twice is not run by two workers at the same time.
+        """
+        running = {worker.job.name for worker in self._workers if worker.job}
+        compiled = {worker.program for worker in self._workers}
+        fitting = [job for job in self._waiting if job.name not in running]
+        if not fitting:
+            return None
+        same = [job for job in fitting if job.program == program]
+        new = [job for job in fitting if job.program not in compiled]
+        job = (same or new or fitting)[0]
+        self._waiting.remove(job)
+        return job
+
+    def _listen(self, worker: _Worker) -> None:
+        job = worker.job
+        assert job is not None
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._lose(worker, job)
+            return
+        if message is None:
+            worker.job = None
+        elif isinstance(message, _Failed):
+            worker.job = None
+            self._fail(job, message.error)
+        else:
+            self._watch(message)
+
+    def _lose(self, worker: _Worker, job: Job) -> None:
+        """The job of a process that has ended waits for a new one, unless that was its last."""
+        how = worker.end()
+        self._workers.remove(worker)
+        self._free_cores.append(worker.core)
+        self._lost.append(job)
+        if self._lost.count(job) < ATTEMPTS:
+            self._waiting.insert(0, job)
+            self._watch(RunLost(job.name, how))
+        else:
+            self._fail(job, f"{how}, as the one before")
+
+    def _fail(self, job: Job, error: str) -> None:
+        self._failures.append(RunFailed(job.name, error))
+        self._watch(self._failures[-1])

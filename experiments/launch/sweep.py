@@ -1,0 +1,45 @@
+"""A sweep: its runs as jobs, given to the launcher that the configuration asks for."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from experiments.config import Config, LauncherConfig, Local
+from experiments.launch import local
+from experiments.launch.jobs import Job, by_program, in_turn
+from experiments.launch.progress import display
+from experiments.launch.run import run
+from experiments.runs.directory import program_key, run_directory
+from experiments.training import hosts
+from experiments.training.watch import RunFailed
+
+
+def sweep(configs: Sequence[Config], ray: Mapping[str, Any] | None) -> None:
+    """Train the runs of a sweep. A run that fails is told at once, and the others go on.
+
+    Where runs have failed the program exits with their list.
+    """
+    jobs = [Job(run_directory(config).name, program_key(config), config) for config in configs]
+    failures = _launch(jobs, configs[0].launcher, ray)
+    if failures:
+        told = [f"error: {len(failures)} of {len(jobs)} runs failed"]
+        told += [f"  {failure.run}: {failure.error}" for failure in failures]
+        sys.exit("\n".join(told))
+
+
+def _launch(
+    jobs: Sequence[Job], launcher: LauncherConfig, ray: Mapping[str, Any] | None
+) -> list[RunFailed]:
+    if hosts.are_several():  # which fail together
+        for group in by_program(jobs):
+            run([job.config for job in group], display.show)
+        return []
+    if not isinstance(launcher, Local):
+        from experiments.launch import cluster  # of an extra
+
+        return cluster.launch(jobs, run, display.show, **(ray or {}))
+    if jax.default_backend() != "cpu":
+        return in_turn(by_program(jobs), run, display.show)
+    return local.launch(jobs, run, display.show, launcher.workers)

@@ -1,0 +1,63 @@
+"""Stand-ins for runs, which worker processes import; and a sweep of them as a program of its own.
+
+A configuration is a dictionary with `name`, and of what is to happen `steps` of 0.1 s, `fail`,
+`die` (how many times the process ends under it) and `files` (a directory for traces).
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from experiments.launch import local
+from experiments.launch.jobs import Job
+from experiments.launch.progress import display
+from experiments.training.watch import RunEnded, RunStarted, Update
+
+
+def run(configs, watch):
+    for config in configs:
+        watch(RunStarted(config["name"], 1))
+        trace(config, "begun")
+        if config.get("fail") or (config.get("fail_together") and len(configs) > 1):
+            raise ValueError("a bug\nin two lines")
+        for step in range(config.get("steps", 0)):
+            watch(Update(config["name"], 0, step, config["steps"], 1.0, None))
+            time.sleep(0.1)
+        if 0 < len(traces(config, "begun")) <= config.get("die", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        trace(config, "ended")
+        watch(RunEnded(config["name"], f"on core {cores()} after {os.getpid()}"))
+
+
+def cores():
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))))
+
+
+def trace(config, what):
+    if "files" in config:
+        number = len(list(Path(config["files"]).iterdir()))
+        name = f"{number:03}-{config['name']}-{what}-{os.getpid()}-{time.monotonic_ns()}"
+        Path(config["files"], name).touch()
+
+
+def traces(config, what):
+    if "files" not in config:
+        return []
+    found = (path.name.split("-") for path in Path(config["files"]).iterdir())
+    return [parts for parts in found if parts[1] == config["name"] and parts[2] == what]
+
+
+def main(files):
+    jobs = [Job(name, "p", {"name": name, "steps": 600, "files": files}) for name in "abc"]
+    display.start_study("sweep", len(jobs))
+    try:
+        local.launch(jobs, run, display.show, 2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
