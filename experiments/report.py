@@ -25,7 +25,7 @@ from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric
 from experiments.reports.results import Point, collect, shortfalls
 from experiments.reports.study_page import write_study_page
-from experiments.reports.table import study_table, to_rich
+from experiments.reports.table import print_whole, study_table, to_rich
 from experiments.reports.verdicts import Entry, refresh, verdict_text, write_entry
 
 
@@ -82,7 +82,8 @@ def write_report(config: Config, points: Sequence[Point], made_by: str, console:
 
     axes = choose_axes(points, study)
     named = [key for key in (axes.x, *axes.series) if key]
-    console.print(to_rich(study_table(points, measured, named), f"{name}: {measured.label}"))
+    table = to_rich(study_table(points, measured, named), f"{name}: {measured.label}")
+    print_whole(table, console)
     lines = [*shortfalls(points), f"verdict: {verdict_text(entry, verdicts.get(name))}"]
     if any(point.missing or point.stale for point in points):
         lines.insert(-1, f"make what is missing with: {made_by}")

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
+import sys
 import tempfile
 from base64 import b64decode
 
@@ -24,6 +26,14 @@ FLAGS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
+# Chromium listens on file descriptor 3 and speaks on 4. (A preexec_fn would fork beside JAX.)
+ON_3_AND_4 = """
+import os, sys
+commands, answers = (os.dup(os.dup(os.dup(int(end)))) for end in sys.argv[1:3])
+os.dup2(commands, 3), os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+TIMEOUT = 60  # seconds that an answer may take
 
 
 class Page:
@@ -80,25 +90,22 @@ class Page:
 def browser():
     """Start Chromium, and give what opens a page: open_page(path, width, dark=False)."""
     to_read, to_write = os.pipe(), os.pipe()
+    theirs = (to_write[0], to_read[1])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-
-        def use_pipes():
-            # DevTools listens on 3 and speaks on 4.
-            commands, answers = os.dup(to_write[0]), os.dup(to_read[1])
-            os.dup2(commands, 3)
-            os.dup2(answers, 4)
-
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(
-            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [sys.executable, "-c", ON_3_AND_4, *map(str, theirs), *command],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            close_fds=False,
-            preexec_fn=use_pipes,
+            pass_fds=theirs,
         )
-        os.close(to_write[0])
-        os.close(to_read[1])
+        for end in theirs:
+            os.close(end)
         try:
-            with os.fdopen(to_write[1], "wb") as commands, os.fdopen(to_read[0], "rb") as answers:
+            with (
+                os.fdopen(to_write[1], "wb", buffering=0) as commands,
+                os.fdopen(to_read[0], "rb", buffering=0) as answers,
+            ):
                 yield Connection(commands, answers).open_page
         finally:
             process.kill()
@@ -113,6 +120,7 @@ class Connection:
         self._answers = answers
         self._events = []
         self._number = 0
+        self._received = bytearray()
 
     def open_page(self, path, width, *, dark=False):
         """Open a file at a width in pixels, and wait until it is loaded."""
@@ -147,16 +155,17 @@ class Connection:
         if session:
             message["sessionId"] = session
         self._commands.write(json.dumps(message).encode() + b"\0")
-        self._commands.flush()
         while (answer := self._next()).get("id") != self._number:
             self._events.append(answer)
         assert "error" not in answer, answer
         return answer["result"]
 
     def _next(self):
-        message = bytearray()
-        while not message.endswith(b"\0"):
-            byte = self._answers.read1(1)
-            assert byte, "Chromium has ended"
-            message += byte
-        return json.loads(message[:-1])
+        while b"\0" not in self._received:
+            ready, _, _ = select.select([self._answers], [], [], TIMEOUT)
+            assert ready, "Chromium does not answer"
+            part = self._answers.read(1 << 16)
+            assert part, "Chromium has ended"
+            self._received += part
+        message, _, self._received = self._received.partition(b"\0")
+        return json.loads(message)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.reports.metrics import Metric
@@ -14,6 +15,8 @@ from experiments.reports.results import (
     value_label,
     values_at,
 )
+
+WIDEST = 1000  # characters
 
 
 class Table(NamedTuple):
@@ -99,3 +102,12 @@ def to_rich(table: Table, title: str) -> RichTable:
             )
         )
     return shown
+
+
+def print_whole(table: RichTable, console: Console) -> None:
+    """Print a table at its full width, also where there is no terminal or a narrow one."""
+    needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    shown = console.width
+    console.width = max(shown, needed)
+    console.print(table)
+    console.width = shown
