@@ -111,6 +111,8 @@ def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
 
 def explain(error: Exception) -> str:
     """Return what is wrong with a configuration, with the keys or choices there are."""
+    if isinstance(error, ConfigError):
+        return f"error: {error}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     match error, cause:
         case MissingConfigException(options=[*options]), _:
