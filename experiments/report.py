@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.config import Config, register_schemas
 from experiments.errors import ConfigError
-from experiments.launch.study import CONFIG_DIR, explain, grid
+from experiments.launch.study import CONFIG_DIR, composed, explain
 from experiments.reports.comparison import compare
 from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric
@@ -42,7 +42,7 @@ def report(overrides: Sequence[str], console: Console) -> None:
 def _report(overrides: Sequence[str], console: Console) -> bool:
     """Report a study if any seed of it is finished, and return whether one is."""
     with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        configs = grid(overrides)
+        configs = composed(overrides)
     if configs[0].study.name is None:
         raise ConfigError(f"a report needs a study; give study=NAME, one of {', '.join(studies())}")
     points = collect(configs)
