@@ -28,7 +28,7 @@ def names(group):
 def make(group, name, **changes):
     """Give the class of a file with its values and changes, as a run does."""
     values = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
-    return component({**values, **changes})
+    return component(group, {**values, **changes})
 
 
 def norm(name, **changes):

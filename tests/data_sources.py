@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "data"
 def source(name, directory, **changed):
     """Return the data set that a file names, prepared under a directory."""
     values = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
-    return component({**values, "directory": str(directory), **changed})()
+    return component("data", {**values, "directory": str(directory), **changed})()
 
 
 def write_idx(path, array):

@@ -1,5 +1,6 @@
 """The data sets are those of their packages, prepared safely, scaled and split as promised."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_two_processes_prepare_at_once(tmp_path):
     assert not list(tmp_path.rglob("*incomplete*"))
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = tmp_path / "wine" / "incomplete.ABCDEF_1.0.0"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    source("wine", tmp_path).load(0)
+    assert not left.exists()
+
+
 def problems(name, directory, batch_size=16, **changed):
     return list(source(name, directory, **changed).problems(batch_size))
 
@@ -269,7 +278,7 @@ def test_a_damaged_file_is_one_error_that_says_what_to_do(pattern, harm, tmp_pat
 
 def test_a_directory_that_cannot_be_made_is_one_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"wine cannot be prepared in .*file.*wine"):
+    with pytest.raises(ConfigError, match=r"prepared in .*file.*wine.*give another data.directory"):
         source("wine", tmp_path / "file").load(0)
 
 
@@ -285,6 +294,32 @@ def test_what_is_said_of_the_sets_of_tfds_is_so(name, tmp_path, monkeypatch):
     assert builder.info.features["image"].shape == holds.input_shape
     assert builder.info.features["label"].num_classes == holds.num_classes
     assert builder.info.supervised_keys == ("image", "label")
+
+
+def test_what_tfds_prepared_is_read(tmp_path, monkeypatch, capfd, caplog):
+    pillow = pytest.importorskip("PIL.Image", reason="pip install pillow")
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28), np.uint8)
+
+    def generate(self, number):  # as TFDS does, but for TensorFlow that makes the PNG
+        for index in range(number):
+            file = io.BytesIO()
+            pillow.fromarray(images[index]).save(file, "PNG")
+            file.seek(0)
+            yield index, {"image": file, "label": index % 10}
+
+    monkeypatch.setattr("experiments.data.catalog._hindrances", lambda *given: iter(()))
+    make = source("mnist", tmp_path).builder
+
+    def splits(self, manager):
+        return {"train": generate(self, 30), "test": generate(self, 10)}
+
+    monkeypatch.setattr(type(make()), "_split_generators", splits)
+    data = source("mnist", tmp_path, scaling="raw").load(0)
+    assert len(data.train.labels) == 27
+    order = np.argsort(data.test.labels)
+    np.testing.assert_array_equal(data.test.inputs[order, ..., 0], images[:10])
+    assert capfd.readouterr() == ("", ""), "TFDS is silent"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", CATALOG)

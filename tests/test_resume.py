@@ -39,7 +39,7 @@ def start(output, *overrides):
 
 def checkpoints(output):
     """Every checkpoint, and what is being written of one."""
-    return sorted(str(path) for path in Path(output).glob("*/seed-*/checkpoints/*"))
+    return {str(path) for path in Path(output).glob("*/seed-*/checkpoints/*")}
 
 
 def parameters(output):
@@ -48,10 +48,15 @@ def parameters(output):
 
 
 def killed_after(process, output, delay):
-    """Wait for a new checkpoint and a little more, and kill; say whether it still ran."""
+    """Wait for the fourth new checkpoint and a little more, and kill; say whether it still ran.
+
+    A name is there from when writing begins; another, when it is written.
+    """
     before, end = checkpoints(output), time.monotonic() + LIMIT
-    while process.poll() is None and checkpoints(output) == before:
+    seen = set(before)
+    while process.poll() is None and len(checkpoints(output) | seen) < len(before) + 7:
         assert time.monotonic() < end
+        seen |= checkpoints(output)
         time.sleep(0.002)
     time.sleep(delay)
     process.kill()
