@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.timing import interleaved
 from experiments.models.resnet import ResNet
 
 IMAGES = (64, 28, 28, 1)  # a batch of Fashion-MNIST's size
+DEPTH, WIDTH = 20, 16
 NORMS, DTYPES = ("BatchNorm",), ("float32",)
 MORE_NORMS, MORE_DTYPES = ("BatchNorm", "GroupNorm", "LayerNorm"), ("float32", "bfloat16")
 ROUNDS = 15
@@ -25,19 +27,40 @@ OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
 
-def model(library: Any, norm: str, dtype: str, **sizes: Any) -> ResNet:
+@dataclass(frozen=True)
+class Modules:
+    """What the network makes its normalizations with: a library's modules with their options."""
+
+    module: Any
+    options: Any
+    adds_bias: bool = True
+
+    def __call__(self, *, name: str, **options: Any) -> Any:
+        layer = self.module(**dict(self.options), **options, name=name)
+        return lambda x, mask, *, train: layer(x)
+
+
+def model(library: Any, norm: str, dtype: str, *, depth: int = DEPTH, width: int = WIDTH) -> ResNet:
     """The network with a library's modules of this name, in training."""
     options: dict[str, Any] = {"dtype": dtype}
     if norm == "BatchNorm":
         options["use_running_average"] = False
     if norm == "GroupNorm":
         options["num_groups"] = 8
-    return ResNet(partial(getattr(library, norm), **options), dtype=dtype, **sizes)
+    return ResNet(
+        norm=Modules(getattr(library, norm), tuple(options.items())),
+        num_classes=10,
+        dtype=dtype,
+        dropout=0.0,
+        depth=depth,
+        width=width,
+        position="before",
+    )
 
 
 def initial(net: ResNet, images: jax.Array) -> dict[str, Any]:
     """Parameters, statistics and the optimizer's state."""
-    variables = net.init(jax.random.key(0), images)
+    variables = net.init(jax.random.key(0), images, train=True)
     return {**variables, "optimizer": OPTIMIZER.init(variables["params"])}
 
 
@@ -49,7 +72,9 @@ def compiled(net: ResNet, state: Any, images: jax.Array, labels: jax.Array) -> A
         stats = {key: part for key, part in state.items() if key == "batch_stats"}
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, new = net.apply({"params": params, **stats}, images, mutable=["batch_stats"])
+            logits, new = net.apply(
+                {"params": params, **stats}, images, train=True, mutable=["batch_stats"]
+            )
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), labels
             )

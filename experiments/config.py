@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object, instantiate
 from hydra_zen import builds
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import ConfigError
 
@@ -203,20 +204,33 @@ def register_schemas() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
 
 
-def component(values: dict[str, Any]) -> partial[Any]:
+def component(group: str, values: dict[str, Any]) -> partial[Any]:
     """Return the class that the values of a component name, with them as its arguments.
 
     Of the signature's types Optional[float], list[int] and the like are checked, unions are not.
 
     Raises:
-        OmegaConfBaseException: a value of another type than the signature says, or an argument
-            that it has not.
-        ConfigError: an argument is missing.
+        ConfigError: a value of another type than the signature says, or an argument too many or
+            too few.
     """
     target = get_object(values["_target_"])
-    schema = builds(target, populate_full_signature=True, zen_exclude=OF_THE_RUN)
-    own = {key: value for key, value in values.items() if key not in OF_NO_CLASS}
-    typed = OmegaConf.merge(OmegaConf.structured(schema), own)
-    if missing := sorted(OmegaConf.missing_keys(typed)):
-        raise ConfigError(f"{values['_target_']} needs {', '.join(missing)}; give key=value")
-    return instantiate(typed, _partial_=True, _convert_="all")
+    schema = OmegaConf.structured(
+        builds(target, populate_full_signature=True, zen_exclude=OF_THE_RUN)
+    )
+    for key, value in values.items():
+        if key not in OF_NO_CLASS:
+            _set(schema, group, key, value)
+    if missing := sorted(OmegaConf.missing_keys(schema)):
+        raise ConfigError(
+            f"{values['_target_']} needs {', '.join(missing)}; the file of {group}={values['name']} "
+            "has to give them"
+        )
+    return instantiate(schema, _partial_=True, _convert_="all")
+
+
+def _set(schema: Any, group: str, key: str, value: Any) -> None:
+    try:
+        schema[key] = value
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{group}.{key} is {value!r}: {reason}") from error

@@ -1,7 +1,9 @@
-"""Turn the finished runs of a study into a table and a page.
+"""Turn the runs of a study into a table, a verdict and a page.
 
-python -m experiments.report                     # the study "norms"
-python -m experiments.report study=norms seeds=2 # with the overrides the study was run with
+    python -m experiments.report                      # every study of which a run is there
+    python -m experiments.report study=norms seeds=2  # with the overrides the study was run with
+
+The page is runs/NAME.html; runs/index.html shows all studies with their verdicts.
 """
 
 import argparse
@@ -12,106 +14,127 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
 
 from experiments.config import Config, register_schemas
-from experiments.page import render
-from experiments.results import Run, batch_sizes, collect, interval, table_rows
-from experiments.runs import run_directory
-from experiments.study import CONFIG_DIR, explain, grid
-from experiments.validation import ConfigError
-
-DEFAULT_STUDY = "study=norms"
+from experiments.errors import ConfigError
+from experiments.launch.study import CONFIG_DIR, explain, grid
+from experiments.reports.comparison import compare
+from experiments.reports.figures import choose_axes
+from experiments.reports.metrics import metric
+from experiments.reports.results import Point, collect, shortfalls
+from experiments.reports.study_page import write_study_page
+from experiments.reports.table import print_whole, study_table, to_rich
+from experiments.reports.verdicts import Entry, refresh, verdict_text, write_entry
 
 
 def report(overrides: Sequence[str], console: Console) -> None:
-    """Print the table of a study's finished runs and write its page.
+    """Print the table and the verdict of a study, and write its page and the index.
 
     Raises:
-        ConfigError: the overrides make no study that can be reported, or no run is finished.
+        ConfigError: the overrides make no study, or no seed of it is finished.
     """
+    if not _report(overrides, console):
+        raise ConfigError(f"no run is finished; make them with: {command(overrides)}")
+
+
+def _report(overrides: Sequence[str], console: Console) -> bool:
+    """Report a study if any seed of it is finished, and return whether one is."""
     with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         configs = grid(overrides)
     if configs[0].study.name is None:
-        raise ConfigError(f"a report needs a study, for example {DEFAULT_STUDY}")
-    runs, missing = collect(configs)
-    command = f"python -m experiments.train --multirun {shlex.join(overrides)}"
-    if not runs:
-        raise ConfigError(f"none of the {len(configs)} runs is finished; make them with: {command}")
-    hint = _missing_hint(missing, len(configs), command)
-    console.print(_table(runs))
-    if hint:
-        console.print(hint, markup=False, highlight=False, soft_wrap=True)
-    path = Path(configs[0].output) / f"{configs[0].study.name}.html"
-    path.write_text(render(runs, summary=summarize(runs), missing=hint, command=command))
-    console.print(f"report: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+        raise ConfigError(f"a report needs a study; give study=NAME, one of {', '.join(studies())}")
+    points = collect(configs)
+    if not any(point.seeds for point in points):
+        return False
+    write_report(configs[0], points, command(overrides), console)
+    return True
 
 
-def summarize(runs: Sequence[Run]) -> str:
-    """Return, for each batch size, what was best, what may be as good, and what diverged."""
-    sentences = []
-    for size in batch_sizes(runs):
-        own = [run for run in runs if run.config.batch_size == size]
-        best = max(own, key=lambda run: run.accuracies.mean())
-        reached = interval(best.accuracies)
-        sentence = f"At a batch size of {size}, {best.label} is the most accurate ({reached} %)"
-        others = [run for run in own if run is not best]
-        close = [run.label for run in others if interval(run.accuracies).overlaps(reached)]
-        if close:
-            whose = "all others" if len(close) == len(others) > 1 else _and(close)
-            sentence += f"; the confidence intervals of {whose} overlap with it"
-        sentences.append(sentence + ".")
-        for run in own:
-            if run.diverged:
-                sentences.append(
-                    f"There, {run.diverged} of {len(run.accuracies)} seeds diverged with "
-                    f"normalization {run.label!r}: their loss is not finite."
-                )
-    return " ".join(sentences)
+def command(overrides: Sequence[str]) -> str:
+    """Return what trains the runs of a study."""
+    return f"python -m experiments.train --multirun {shlex.join(overrides)}"
 
 
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+def write_report(config: Config, points: Sequence[Point], made_by: str, console: Console) -> None:
+    """Print and write what a study's runs say; at least one seed is finished."""
+    study, output = config.study, Path(config.output)
+    measured = metric(study.metric, points)
+    compared = None if study.contrast is None else compare(study.contrast, points)
+    reason = compared if isinstance(compared, str) else None
+    comparison = None if isinstance(compared, str) else compared
+    name = str(study.name)
+    entry = Entry(
+        name=name,
+        question=study.question,
+        claim=study.claim,
+        source=study.source,
+        expectation=study.expectation,
+        done=_done(points),
+        compared=comparison,
+        open_because=reason,
+    )
+    path = output / f"{name}.html"
+    write_study_page(path, study, points, measured, comparison, made_by)
+    write_entry(output, entry)
+    verdicts = refresh(output)
+
+    axes = choose_axes(points, study)
+    named = [key for key in (axes.x, *axes.series) if key]
+    table = to_rich(study_table(points, measured, named), f"{name}: {measured.label}")
+    print_whole(table, console)
+    lines = [*shortfalls(points), f"verdict: {verdict_text(entry, verdicts.get(name))}"]
+    if any(point.missing or point.stale for point in points):
+        lines.insert(-1, f"make what is missing with: {made_by}")
+    for line in [*lines, f"report: {path.resolve()}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _missing_hint(missing: Sequence[Config], total: int, command: str) -> str:
-    if not missing:
-        return ""
-    names = ", ".join(run_directory(config).name for config in missing)
-    return f"{len(missing)} of {total} runs are missing ({names}); make them with: {command}"
+def _done(points: Sequence[Point]) -> str:
+    seeds = sum(len(point.seeds) for point in points)
+    wanted = sum(point.config.seeds for point in points)
+    seconds = sum(point.seconds for point in points)
+    return f"{seeds} of {wanted} seeds of {len(points)} runs, {seconds:.0f} s of training"
 
 
-def _table(runs: Sequence[Run]) -> Table:
-    table = Table(title="test accuracy (%)", caption="mean over seeds ± 95% confidence interval")
-    table.add_column("normalization")
-    for size in batch_sizes(runs):
-        table.add_column(f"batch size {size}", justify="right")
-    for label, cells in table_rows(runs):
-        table.add_row(label, *(_cell(run) for run in cells))
-    return table
+def report_all(overrides: Sequence[str], console: Console) -> None:
+    """Report every study of which a run is there.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    reported = [_report_if_there([f"study={name}", *overrides], console) for name in studies()]
+    if not any(reported):
+        raise ConfigError(f"no study has a finished run; the studies are {', '.join(studies())}")
 
 
-def _cell(run: Run | None) -> str:
-    if run is None:
-        return "not run"
-    diverged = f"  ({run.diverged} diverged)" if run.diverged else ""
-    return f"{interval(run.accuracies)}{diverged}"
+def _report_if_there(overrides: Sequence[str], console: Console) -> bool:
+    try:
+        return _report(overrides, console)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        text = f"{overrides[0]}: {explain(error)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return False
+
+
+def studies() -> list[str]:
+    """Return the names of the studies there are."""
+    return sorted(path.stem for path in Path(CONFIG_DIR, "study").glob("*.yaml"))
 
 
 def main() -> None:
     """Run the command line. What is wrong with it ends in a message and an exit code."""
     parser = argparse.ArgumentParser(
-        description="Report a study.", usage="python -m experiments.report [overrides ...]"
+        description="Report a study, or all.", usage="python -m experiments.report [overrides ...]"
     )
-    parser.add_argument("overrides", nargs="*", help=f"as given to the study ({DEFAULT_STUDY})")
+    parser.add_argument("overrides", nargs="*", help="as given to the study (study=norms seeds=2)")
     overrides = parser.parse_args().overrides
-    if not any(override.startswith("study=") for override in overrides):
-        overrides = [DEFAULT_STUDY, *overrides]
+    one = any(override.startswith("study=") for override in overrides)
     register_schemas()
     try:
-        report(overrides, Console())
-    except (HydraException, ConfigError) as error:
+        (report if one else report_all)(overrides, Console())
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
         sys.exit(explain(error))
 
 

@@ -26,7 +26,12 @@ from experiments.training import hosts
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=CONFIG_NAME)
 def _job(composed: DictConfig) -> None:
-    run([to_config(composed)], display.show)
+    try:
+        run([to_config(composed)], display.show)
+    except ConfigError as error:
+        if hosts.are_several():
+            raise
+        sys.exit(explain(error))  # of any other error Hydra prints the overrides too
 
 
 def main() -> None:
@@ -37,10 +42,6 @@ def main() -> None:
         _job()
     except HydraException as error:
         sys.exit(explain(error))
-    except ConfigError as error:
-        if not hosts.are_several():
-            sys.exit(explain(error))
-        hosts.end_all(error)
     except KeyboardInterrupt:
         _exit_interrupted()
     except Exception as error:

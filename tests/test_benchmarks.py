@@ -117,8 +117,8 @@ def test_a_step_is_flaxs_in_both_forms(monkeypatch):
         return {"jaxnorm": 1.0, "plain": 2.0, "Flax": 4.0}
 
     monkeypatch.setattr(resnet, "interleaved", interleaved)
-    sizes = {"blocks": (1,), "channels": (4,)}
-    row = resnet._row("BatchNorm", "float32", (2, 6, 6, 1), 1, **sizes)
+    monkeypatch.setattr("experiments.models.resnet.STAGES", 1)
+    row = resnet._row("BatchNorm", "float32", (2, 6, 6, 1), 1, depth=4, width=4)
     assert row == ["BatchNorm", "f32", "0.25", "0.50", "1.0", "2.0", "4.0"]
 
 

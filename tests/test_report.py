@@ -1,26 +1,151 @@
-"""What a report computes, tells and shows, from runs whose numbers are known."""
+"""What a report computes, tells and writes, from runs whose numbers are known."""
 
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import run_files
 from hydra import initialize_config_dir
 from rich.console import Console
 from scipy import stats
 
-from experiments.config import register_schemas
-from experiments.figures import accuracy_by_batch_size, learning_curves
-from experiments.report import report, summarize
-from experiments.results import Interval, Run, collect, interval
-from experiments.runs import run_directory, write_config, write_result
-from experiments.study import CONFIG_DIR, grid
-from experiments.training import Epoch
-from experiments.validation import ConfigError
+from experiments.config import Contrast, StudyConfig, register_schemas
+from experiments.errors import ConfigError
+from experiments.launch.study import CONFIG_DIR, grid
+from experiments.report import report, report_all, write_report
+from experiments.reports import page
+from experiments.reports.metrics import metric
+from experiments.reports.results import collect, label, shortfalls, swept_keys, value_label
+from experiments.reports.table import study_table
+from experiments.runs.directory import run_directory
 
 STUDY = ("study=norms", "norm=none,batch", "epochs=2", "seeds=3")
+
+
+@pytest.fixture
+def accuracy():
+    return metric("test_accuracy", [])
+
+
+# ---- which keys vary, and what they are called
+
+
+def test_the_keys_that_vary_are_found(tmp_path):
+    found = run_files.points(
+        tmp_path,
+        {"norm": "batch", "optimizer": {"learning_rate": 0.1}},
+        {"norm": "batch", "optimizer": {"learning_rate": 1.0}},
+        {"norm": "layer", "optimizer": {"learning_rate": 0.1}},
+    )
+    assert swept_keys(found) == ["norm", "optimizer.learning_rate"]
+    assert swept_keys(found, ["optimizer.learning_rate"])[0] == "optimizer.learning_rate"
+    assert label(found[1], swept_keys(found)) == "batch, learning rate 1"
+
+
+def test_options_of_a_component_count_where_the_component_is_the_same(tmp_path):
+    ghost = {"name": "ghost_batch", "ghost_size": 4}
+    found = run_files.points(tmp_path, {"norm": "batch"}, {"norm": ghost})
+    assert swept_keys(found) == ["norm"]
+    found = run_files.points(
+        tmp_path, {"norm": "batch"}, {"norm": ghost}, {"norm": ghost | {"ghost_size": 8}}
+    )
+    assert swept_keys(found) == ["norm", "norm.ghost_size"]
+
+
+def test_a_key_that_follows_from_another_is_left_out(tmp_path):
+    found = run_files.points(
+        tmp_path,
+        {"norm": "batch", "optimizer": {"learning_rate": 1.0}},
+        {"norm": "none", "optimizer": {"learning_rate": 0.1}},
+    )
+    assert swept_keys(found) == ["norm"]
+
+
+def test_values_in_words():
+    shown = [value_label(value) for value in ((16, 32), 1e-5, None, True, "batch_renorm")]
+    assert shown == ["16-32", "1e-05", "none", "True", "batch renorm"]
+
+
+# ---- numbers
+
+
+def test_the_interval_is_students(tmp_path, accuracy):
+    values = np.array([94.0, 95.0, 97.0, 98.0])
+    [point] = run_files.points(tmp_path, {"seeds": 4}, seeds=list(values / 100))
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    summary = accuracy.summary(point)
+    np.testing.assert_allclose([summary.low, summary.high], expected)
+    half_width = (expected.high - expected.low) / 2
+    assert accuracy.summary_text(point) == f"96.0 ± {half_width:.1f}"
+
+
+def test_one_seed_has_no_interval(tmp_path, accuracy):
+    [point] = run_files.points(tmp_path, {}, seeds=[0.94])
+    assert accuracy.summary_text(point) == "94.0"
+
+
+def test_steps_have_a_geometric_mean_and_the_budget_where_not_reached(tmp_path):
+    config = run_files.configuration(seeds=2, target=0.8, output=str(tmp_path))  # two epochs
+    reached = run_files.result(0, 0.8, ended="stopped", step=50, config=config)
+    run_files.write_seed(config, reached, run_files.history(reached, steps=(25, 50)))
+    run_files.write_seed(config, run_files.result(1, 0.7, step=200, config=config))
+    [point] = collect([config])
+    steps = metric("steps_to_target", [point])
+    assert point.budget == 200
+    assert steps.values(point) == {0: 50.0, 1: 200.0}
+    assert steps.summary(point).mean == pytest.approx(100.0)
+    assert "1 did not reach it" in study_table([point], steps).rows[0][-1]
+
+
+# ---- tables
+
+
+def test_two_keys_make_a_pivot(tmp_path, accuracy):
+    changes = [{"norm": n, "batch_size": b} for n in ("none", "batch") for b in (256, 16)]
+    found = run_files.points(tmp_path, *changes[:3])
+    run_files.write_run(found[2].config, [0.95, 0.96, 0.97])
+    found = collect([point.config for point in found])
+    table = study_table(found, accuracy, ["batch_size", "norm"])
+    assert table.head == ["normalization", "batch size 16", "batch size 256"]
+    assert table.rows == [["none", "91.0 ± 2.5", "91.0 ± 2.5"], ["batch", "", "96.0 ± 2.5"]]
+    assert table.best == {(1, 2)}
+
+
+def test_other_numbers_of_keys_make_a_row_a_run(tmp_path, accuracy):
+    changes = [
+        {"norm": norm, "batch_size": size, "dtype": dtype}
+        for norm in ("none", "batch")
+        for size in (16, 32)
+        for dtype in ("float32", "bfloat16")
+    ]
+    table = study_table(run_files.points(tmp_path, *changes), accuracy, ["batch_size"])
+    assert table.head == ["batch size", "normalization", "dtype", "test accuracy (%)"]
+    assert table.rows[1] == ["16", "none", "bfloat16", "91.0 ± 2.5"]
+    assert len(table.rows) == 8
+    one = study_table(run_files.points(tmp_path, {"norm": "none"}, {"norm": "batch"}), accuracy)
+    assert one.head == ["normalization", "test accuracy (%)"]
+
+
+def test_what_is_missing_or_stale_is_named(tmp_path, accuracy):
+    found = run_files.points(
+        tmp_path, {"norm": "none"}, {"norm": "batch", "seeds": 4}, code="other"
+    )
+    absent = run_files.configuration(norm="layer", output=str(tmp_path))
+    found = collect([*(point.config for point in found), absent])
+    names = [point.directory.name for point in found]
+    assert shortfalls(found) == [
+        f"1 of 3 runs are missing: {names[2]}.",
+        f"Seeds are missing of {names[1]} (seeds 3).",
+        f"Stale, made by other code than today's: {names[0]} (seeds 0, 1, 2), "
+        f"{names[1]} (seeds 0, 1, 2).",
+    ]
+    cells = [row[1] for row in study_table(found, accuracy).rows]
+    assert cells == ["91.0 ± 2.5 (3 stale)", "91.0 ± 2.5 (1 missing, 3 stale)", "not run"]
+
+
+# ---- the command
 
 
 def composed(*overrides):
@@ -29,136 +154,102 @@ def composed(*overrides):
         return grid(overrides)
 
 
-def finish(config, accuracies, loss=0.5):
-    """Write a run whose seeds reached the accuracies (0 to 1) after two epochs."""
-    histories = [
-        [Epoch(s, e, 10 * e, loss, a, loss, a / 2 if e == 1 else a) for e in (1, 2)]
-        for s, a in enumerate(accuracies)
-    ]
-    write_config(run_directory(config), config)
-    write_result(run_directory(config), histories, seconds=1.5)
-
-
 @pytest.fixture
 def overrides(tmp_path):
+    register_schemas()
     return (*STUDY, f"output={tmp_path}")
 
 
 @pytest.fixture
 def finished(overrides):
-    """All four runs; batch norm is best, and two batches of `none` tell apart."""
-    none_small, none_large, batch_small, batch_large = composed(*overrides)
-    finish(none_small, [0.90, 0.91, 0.92])
-    finish(none_large, [0.10, 0.10, 0.11], loss=float("nan"))
-    finish(batch_small, [0.91, 0.92, 0.93])
-    finish(batch_large, [0.95, 0.96, 0.97])
-    runs, _ = collect(composed(*overrides))
-    return runs
+    """All four runs; no normalization at a large batch has diverged."""
+    configs = composed(*overrides)
+    none_small, none_large, batch_small, batch_large = configs
+    run_files.write_run(none_small, [0.90, 0.91, 0.92])
+    run_files.write_run(none_large, [0.1, 0.1, 0.1], ended="diverged")
+    run_files.write_run(batch_small, [0.91, 0.92, 0.93])
+    run_files.write_run(batch_large, [0.95, 0.96, 0.97])
+    return configs
 
 
-def printed(overrides):
+def printed(overrides, command=report):
     console = Console(file=io.StringIO(), width=100)
-    report(overrides, console)
+    command(overrides, console)
     return console.file.getvalue()
-
-
-def test_the_interval_is_students():
-    values = np.array([94.0, 95.0, 97.0, 98.0])
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    mean, half_width = interval(values)
-    np.testing.assert_allclose([mean - half_width, mean + half_width], expected)
-
-
-def test_one_seed_has_no_interval():
-    assert str(interval(np.array([94.0]))) == "94.0"
-    assert str(Interval(94.0, 1.25)) == "94.0 ± 1.2"
-
-
-def test_the_summary_tells_the_best_the_close_and_the_diverged(finished):
-    summary = summarize(finished)
-    assert "At a batch size of 16, batch is the most accurate (92.0 ± 2.5 %)" in summary
-    assert "the confidence intervals of none overlap with it" in summary
-    assert "At a batch size of 256, batch is the most accurate (96.0 ± 2.5 %)." in summary
-    assert "3 of 3 seeds diverged with normalization 'none'" in summary
 
 
 def test_the_table_and_the_page_hold_the_numbers(finished, overrides, tmp_path):
     text = printed(overrides)
     html = (tmp_path / "norms.html").read_text()
     for shown in (text, html):
-        for number in ("91.0 ± 2.5", "10.3 ± 1.4", "92.0 ± 2.5", "96.0 ± 2.5"):
+        for number in ("91.0 ± 2.5", "10.0 ± 0.0", "92.0 ± 2.5", "96.0 ± 2.5", "3 diverged"):
             assert number in shown
-        assert "3 diverged" in shown
     assert text.splitlines()[-1] == f"report: {tmp_path / 'norms.html'}"
-    for config in composed(*overrides):
-        assert run_directory(config).name in html
-    for version in finished[0].result["versions"].values():
-        assert version in html
-    assert "How well does the same small network learn" in html
+    for told in ("How well does the same small network", "jax", "9.9.9", "python -m experiments"):
+        assert told in html
+    assert all(run_directory(config).name in html for config in finished)
+    assert len(html) < 200_000
+    assert (tmp_path / "plotly.min.js").stat().st_size > 1_000_000
 
 
-class References(HTMLParser):
-    """Collects what a browser would fetch."""
-
-    def __init__(self):
-        super().__init__()
-        self.fetched = []
-
-    def handle_starttag(self, tag, attrs):
-        fetching = ("src", "srcset", "data", "poster") + (("href",) if tag == "link" else ())
-        self.fetched += [(tag, key, value) for key, value in attrs if key in fetching]
-
-
-def test_the_page_fetches_nothing(finished, overrides, tmp_path):
+def test_the_index_links_every_study(finished, overrides, tmp_path):
     printed(overrides)
-    html = (tmp_path / "norms.html").read_text()
-    parser = References()
-    parser.feed(html)
-    assert parser.fetched == []
-    styles = "".join(re.findall(r"<style>.*?</style>", html, flags=re.DOTALL))
-    assert "url(" not in styles
-    assert "@import" not in styles
+    html = (tmp_path / "index.html").read_text()
+    assert 'href="norms.html"' in html
+    assert "12 of 12 seeds of 4 runs" in html
+    assert "no primary contrast" in html
 
 
 def test_missing_runs_are_told_and_the_others_reported(overrides, tmp_path):
     first, *missing = composed(*overrides)
-    finish(first, [0.90, 0.91, 0.92])
+    run_files.write_run(first, [0.90, 0.91, 0.92])
     text = printed(overrides)
     html = (tmp_path / "norms.html").read_text()
     for shown in (text, html):
         assert "3 of 4 runs are missing" in shown
-        assert "not run" in shown or "batch size 256" not in shown
         assert all(run_directory(config).name in shown for config in missing)
+    assert "not run" in text
     assert "python -m experiments.train --multirun study=norms" in text
 
 
-def test_runs_of_other_configurations_never_mix_in(finished, tmp_path):
-    other = (*STUDY[:-1], "seeds=2", f"output={tmp_path}")
-    with pytest.raises(ConfigError, match="none of the 4 runs is finished"):
-        printed(other)
+def test_verdicts_correct_each_other_on_every_page(finished, overrides, tmp_path):
+    """A second study makes the p-value of the first larger, on its page too."""
+    contrast = Contrast("norm=batch", "norm=none", "test_accuracy", "greater", 0.5, "points")
+    configs = [
+        run_files.configuration(
+            norm=norm, output=str(tmp_path), study=StudyConfig(name="first", contrast=contrast)
+        )
+        for norm in ("batch", "none")
+    ]
+    for config, values in zip(configs, ([0.93, 0.94, 0.92], [0.90, 0.90, 0.90]), strict=True):
+        run_files.write_run(config, values)
+    console = Console(file=io.StringIO())
+    write_report(configs[0], collect(configs), "command", console)
+    p = json.loads((tmp_path / "first.study.json").read_text())["compared"]["p"]
+    assert f"adjusted p = {p:.2g} (Holm, 1 contrast)" in (tmp_path / "first.html").read_text()
+    for config in configs:
+        config.study.name = "second"
+    write_report(configs[0], collect(configs), "command", console)
+    for name in ("first", "second", "index"):
+        html = (tmp_path / f"{name}.html").read_text()
+        assert f"adjusted p = {2 * p:.2g} (Holm, 2 contrasts)" in html
+        assert "Holm, 1 contrast)" not in html
 
 
-def test_what_a_report_cannot_compare_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="several runs with norm=none batch_size=16"):
-        printed((*STUDY, "epochs=2,3", f"output={tmp_path}"))
-    with pytest.raises(ConfigError, match="needs a study"):
+def test_without_a_study_all_that_have_runs_are_reported(finished, overrides, tmp_path):
+    text = printed(overrides[1:], report_all)
+    assert f"report: {tmp_path / 'norms.html'}" in text
+    with pytest.raises(ConfigError, match=r"no study has a finished run; the studies are .*norms"):
+        printed((f"output={tmp_path / 'elsewhere'}",), report_all)
+
+
+def test_what_a_report_needs_is_told(tmp_path, overrides):
+    with pytest.raises(ConfigError, match=r"needs a study; give study=NAME, one of .*norms"):
         printed((f"output={tmp_path}",))
+    with pytest.raises(ConfigError, match="no run is finished; make them with: python -m"):
+        printed(overrides)
 
 
-def test_the_figures_hold_every_run(finished):
-    points = accuracy_by_batch_size(finished).data
-    assert [trace.name for trace in points] == ["none", "batch"]
-    np.testing.assert_allclose(points[1].y, [8.0, 4.0])  # the error, on a reversed axis
-    curves = learning_curves(finished).data
-    assert sum(trace.showlegend is not False for trace in curves) == 2
-    assert all(len(trace.x) in (0, 2, 4) for trace in curves)
-    json.loads(accuracy_by_batch_size(finished).to_json())
-
-
-def test_a_diverged_loss_ends_its_curve(finished):
-    run = next(run for run in finished if run.diverged)
-    assert isinstance(run, Run)
-    assert np.isnan(run.curves("train_loss")).all()
-    [accuracy, loss] = [t for t in learning_curves([run]).data if t.name == "none"]
-    assert len(accuracy.x) == 2
-    assert len(loss.x) == 0
+def test_text_of_a_configuration_is_never_markup(tmp_path):
+    assert "&lt;b&gt;" in page.table(["<b>"], [["<b>"]])
+    assert not re.search("<b>", page.table(["<b>"], [["<b>"]]) + page.terms([("<b>", "<b>")]))

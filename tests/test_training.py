@@ -1,21 +1,35 @@
 """The ways of carrying steps and seeds agree, and what is recorded is what was reached."""
 
-import dataclasses
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hydra import initialize_config_dir
+from runs_of import composed, curves, replaced, result, trained
 
-from experiments import parallel, training
-from experiments.config import NORMS, SGD, RunningNorm, register_schemas
-from experiments.data.loading import Dataset, Split, load
-from experiments.models.cnn import CNN
-from experiments.optimizers import make_optimizer
-from experiments.parallel import Scope
-from experiments.study import CONFIG_DIR, grid
-from experiments.training import compile_program, train
+import jaxnorm as jn
+from experiments.launch import run as running
+from experiments.norms.base import Scope
+from experiments.runs import records
+from experiments.runs.directory import program_key, run_directory
+from experiments.training import parallel
+from experiments.training.checkpoints import restore_final
+from experiments.training.fit import EVALUATION_BATCH
+from experiments.training.program import compile_program, model_of
+from experiments.training.setup import setup
+from experiments.training.watch import Ended, Update
+
+TINY = (
+    "model.channels=[4]",
+    "data=digits",
+    "batch_size=400",
+    "epochs=2",
+    "seeds=2",
+    "parallel=single",
+    "steps_per_call=1",
+    "seeds_together=false",
+    "checkpoint_every=null",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,43 +40,24 @@ def promotion():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A few of the digits: 100 to train on and 40 to test with."""
-    digits = load("digits", str(tmp_path_factory.mktemp("digits")))
-    return Dataset(
-        train=Split(*(values[:100] for values in digits.train)),
-        test=Split(*(values[:40] for values in digits.test)),
-        num_classes=digits.num_classes,
-    )
+def places(tmp_path_factory):
+    """Overrides that keep the data out of the working tree."""
+    return (f"data.directory={tmp_path_factory.mktemp('data')}",)
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(places, tmp_path_factory):
     """A run of two epochs of four steps each, with all that a state can hold."""
-    return composed("norm=batch_renorm", "model.channels=[4]", "batch_size=32", "epochs=2")
-
-
-def composed(*overrides):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        [config] = grid([*overrides, "seeds=2"])
-    return config
-
-
-def values(histories):
-    return np.array([[epoch[3:] for epoch in history] for history in histories])
+    output = tmp_path_factory.mktemp("plain")
+    return composed(
+        *TINY, *places, "norm=batch_renorm", "model.dropout=0.1", f"output={output}"
+    )
 
 
 @pytest.fixture(scope="module")
-def plain(tiny, data):
-    """The histories of one step a call and one seed after the other."""
-    return train(replaced(tiny), data, lambda reached: None)
-
-
-def replaced(config, *, steps_per_call=1, seeds_together=False, **changes):
-    return dataclasses.replace(
-        config, steps_per_call=steps_per_call, seeds_together=seeds_together, **changes
-    )
+def plain(tiny):
+    """What one step a call and one seed after the other told."""
+    return trained(tiny)
 
 
 @pytest.mark.long
@@ -76,77 +71,214 @@ def replaced(config, *, steps_per_call=1, seeds_together=False, **changes):
     ],
     ids=str,
 )
-def test_every_way_of_carrying_gives_the_same_numbers(tiny, data, plain, way):
-    calls = []
-    histories = train(replaced(tiny, **way), data, calls.append)
-    np.testing.assert_allclose(values(histories), values(plain), rtol=2e-4, atol=1e-5)
-    assert len(calls) == (2 if way.get("seeds_together") else 4)
+def test_every_way_of_carrying_gives_the_same_numbers(tiny, plain, tmp_path, way):
+    config = replaced(tiny, **way, output=str(tmp_path))
+    trained(config)
+    for seed in (0, 1):
+        np.testing.assert_allclose(curves(config, seed), curves(tiny, seed), rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.long
-def test_histories_number_seeds_epochs_and_steps(plain):
-    numbers = [[epoch[:3] for epoch in history] for history in plain]
-    assert numbers == [[(0, 1, 4), (0, 2, 8)], [(1, 1, 4), (1, 2, 8)]]
+def test_events_and_histories_number_seeds_epochs_and_steps(tiny, plain):
+    for seed in (0, 1):
+        history = records.read_history(run_directory(tiny), seed)
+        assert [(record["step"], record["epoch"]) for record in history] == [(4, 1.0), (8, 2.0)]
+    updates = [e for e in plain if isinstance(e, Update) and e.accuracy is not None]
+    assert {(e.seed, e.step) for e in updates} == {(0, 4), (0, 8), (1, 4), (1, 8)}
+    assert [(e.seed, e.ended) for e in plain if isinstance(e, Ended)] == [(0, "done"), (1, "done")]
 
 
 @pytest.mark.long
-def test_a_seed_repeats_itself_and_no_other(tiny, data, plain):
-    again = train(replaced(tiny, seeds=1), data, lambda reached: None)
-    np.testing.assert_array_equal(values(again)[0], values(plain)[0])
-    assert (values(plain)[0] != values(plain)[1]).any()
+def test_a_seed_repeats_itself_and_no_other(tiny, plain, tmp_path):
+    again = replaced(tiny, seeds=1, output=str(tmp_path))
+    trained(again)
+    assert result(again)["parameters"] == result(tiny)["parameters"]
+    assert result(tiny, 1)["parameters"] != result(tiny, 0)["parameters"]
 
 
 @pytest.mark.long
-def test_evaluation_counts_every_test_example(tiny, data, monkeypatch):
-    config = replaced(tiny)
-    program = compile_program(config, data)
-    state = program.init(0)
-    replicated = parallel.replicate(state, program.devices)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    model = CNN(config.model.channels, config.norm, Scope(), data.num_classes, total_steps=8)
-    logits = np.asarray(model.apply(variables, data.test.images, train=False))
-    labels = data.test.labels
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    accuracy = (logits.argmax(-1) == labels).mean()
-    for size in (512, 16):  # 40 examples: one batch, and three with filling
-        monkeypatch.setattr(training, "EVALUATION_BATCH", size)
-        sums = training._evaluate(program, replicated, data.test)
-        np.testing.assert_allclose(np.sum(sums, axis=0) / 40, [loss, accuracy], rtol=1e-5)
+def test_evaluation_counts_every_test_example(tiny, plain):
+    made = setup(tiny)
+    model = model_of(tiny, made, Scope())
+    variables = restore_final(records.seed_directory(run_directory(tiny), 0))
+    dataset = made.source.load(0)
+    assert len(dataset.test.labels) < EVALUATION_BATCH
+    for split, labels in (("test", 360), ("validation", len(dataset.validation.labels))):
+        examples = getattr(dataset, split)
+        assert len(examples.labels) == labels
+        logits = np.asarray(model.apply(variables, examples.inputs, train=False))
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels).mean()
+        accuracy = (logits.argmax(-1) == examples.labels).mean()
+        reached = result(tiny)
+        np.testing.assert_allclose(reached[f"{split}_loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(reached[f"{split}_accuracy"], accuracy, rtol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_is_recorded(tiny, data):
-    optimizer = SGD("sgd", learning_rate=1e30, warmup=0.0, momentum=0.0)
-    config = replaced(tiny, seeds=1, norm=NORMS["none"]("none"), optimizer=optimizer)
-    [history] = train(config, data, lambda reached: None)
-    assert not np.isfinite(history[-1].train_loss)
-    assert 0 <= history[-1].test_accuracy <= 1
+def test_evaluation_in_several_batches_is_that_in_one(tiny, plain, monkeypatch):
+    made = setup(tiny)
+    program = compile_program(tiny, made)
+    state = parallel.replicate(program.init(tiny, 0), program.devices)
+    splits = [made.source.load(0).test]
+    of_one = _evaluated(program, made, tiny, state, splits)
+    monkeypatch.setattr("experiments.training.fit.EVALUATION_BATCH", 100)  # 360: one is filled
+    np.testing.assert_allclose(_evaluated(program, made, tiny, state, splits), of_one, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_model_has_what_its_norm_needs(norm):
-    config = composed(f"norm={norm}")
-    model = CNN(config.model.channels, config.norm, Scope(), num_classes=10, total_steps=100)
-    images = jax.ShapeDtypeStruct((16, 8, 8, 1), np.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    assert ("batch_stats" in variables) == isinstance(config.norm, RunningNorm)
-    layers = variables["params"]
-    biases = [name for name, layer in layers.items() if "bias" in layer and "Dense" not in name]
-    assert len(biases) == 3, "each of the three layers has one bias, in the norm or before it"
-    logits = jax.eval_shape(
-        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[0], variables, images
+def _evaluated(program, made, config, state, splits):
+    from experiments.training.fit import Member, _Training
+
+    [means] = _Training(program, made, [Member(config, 0)], [None])._evaluated(state, splits)
+    return [means["loss"], means["accuracy"]]
+
+
+@pytest.mark.long
+def test_a_loss_that_is_not_finite_counts_as_chance(tiny, tmp_path):
+    config = replaced(
+        composed(*TINY, f"data.directory={tiny.data['directory']}", "norm=none"),
+        output=str(tmp_path),
+        seeds=1,
+        epochs=50,
+        optimizer={"learning_rate": 1e30, "warmup": 0.0},
     )
-    assert logits.shape == (16, 10)
+    trained(config)
+    reached = result(config)
+    assert reached["ended"] == "diverged"
+    assert reached["step"] == 4, "it is not trained on"
+    assert reached["test_accuracy"] == reached["validation_accuracy"] == 0.1
+    assert reached["test_loss"] is reached["train_loss"] is None
+    assert records.read_history(run_directory(config), 0)[-1]["train_loss"] is None
 
 
-@pytest.mark.parametrize("batch_size", [32, 64])
-def test_the_learning_rate_warms_up_in_proportion_to_the_batch(batch_size):
-    config = SGD("sgd", learning_rate=0.5, warmup=0.2, momentum=0.0)
-    optimizer = make_optimizer(config, batch_size=batch_size, total_steps=10)
-    state, rates = optimizer.init({"w": np.float32(0)}), []
-    for _ in range(11):
-        updates, state = optimizer.update({"w": np.float32(1)}, state)
-        rates.append(-float(updates["w"]))
-    assert rates[0] == 0
-    np.testing.assert_allclose(max(rates), 0.5 * batch_size / 32)
-    assert np.argmax(rates) == 2
-    np.testing.assert_allclose(rates[-1], 0, atol=1e-6)
+@pytest.mark.long
+def test_a_seed_stops_at_its_target(tiny, tmp_path):
+    config = replaced(tiny, target=0.3, epochs=40, evaluate_every=1, output=str(tmp_path))
+    trained(config)
+    for seed in (0, 1):
+        history = records.read_history(run_directory(config), seed)
+        reached = result(config, seed)
+        assert reached["ended"] == "stopped"
+        assert reached["step"] == history[-1]["step"] < 160
+        accuracies = [record["validation_accuracy"] for record in history]
+        assert accuracies[-1] >= 0.3 > max([0, *accuracies[:-1]])
+
+
+@pytest.mark.long
+def test_runs_that_differ_in_numbers_share_a_program(tiny, tmp_path, monkeypatch):
+    base = replaced(tiny, seeds=1, epochs=1, output=str(tmp_path))
+    others = [
+        replaced(base, optimizer={"learning_rate": 0.01}),
+        replaced(base, optimizer={"weight_decay": 0.1, "momentum": 0.5}),
+        replaced(base, model={"init_scale": 3.0}),
+    ]
+    assert len({run_directory(config) for config in (base, *others)}) == 4
+    assert len({program_key(config) for config in (base, *others)}) == 1
+    compiled = []
+
+    def counted(*arguments):
+        compiled.append(arguments)
+        return compile_program(*arguments)
+
+    monkeypatch.setattr(running, "compile_program", counted)
+    monkeypatch.setattr(running, "_compiled", {})
+    for config in (base, *others):
+        trained(config)
+    assert len(compiled) == 1
+    alone = replaced(others[1], output=str(tmp_path / "alone"))
+    monkeypatch.setattr(running, "_compiled", {})
+    trained(alone)
+    assert result(alone)["parameters"] == result(others[1])["parameters"]
+    digests = {result(config)["parameters"] for config in (base, *others)}
+    assert len(digests) == 4
+    together = replaced(base, seeds_together=True, output=str(tmp_path / "together"))
+    pair = [together, replaced(together, optimizer={"learning_rate": 0.01})]
+    trained(*pair)
+    for config, expected in zip(pair, (base, others[0]), strict=True):
+        np.testing.assert_allclose(curves(config), curves(expected), rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("norm", ["norm=batch", "norm=layer"])
+def test_accumulated_micro_batches_are_ghosts_of_one_batch(places, tmp_path, norm):
+    """Micro-batch i has every second example from the i-th on."""
+    common = (*TINY, *places, norm, "seeds=1", "steps=1", "optimizer.warmup=0")
+    config = composed(*common, "accumulate=2", f"output={tmp_path}")
+    made = setup(config)
+    program = compile_program(config, made)
+    batch = next(made.source.batches(made.source.load(0), 400, multiple=2, seed=0).from_step(0))
+    state = jax.device_get(program.init(config, 0))
+    stepped = jax.device_get(program.train(state, batch))
+
+    whole = composed(*common, f"output={tmp_path}")
+    options = {"norm": "ghost_batch", "norm.ghost_size": 200} if norm == "norm=batch" else {}
+    if options:
+        whole = composed(
+            *(o for o in common if o != norm), "norm=ghost_batch", "norm.ghost_size=200"
+        )
+    order = np.concatenate([np.arange(0, 400, 2), np.arange(1, 400, 2)])
+    dealt = jax.tree.map(lambda array: array[order], batch)
+    expected = jax.device_get(compile_program(whole, setup(whole)).train(state, dealt))
+    for name in ("params", "batch_stats", "sums"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+            getattr(stepped, name),
+            getattr(expected, name),
+        )
+
+
+@pytest.mark.long
+def test_bfloat16_activations_keep_float32_parameters(tiny, tmp_path):
+    config = replaced(tiny, dtype="bfloat16", seeds=1, output=str(tmp_path))
+    trained(config)
+    variables = restore_final(records.seed_directory(run_directory(config), 0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {np.dtype("float32")}
+    np.testing.assert_allclose(curves(config), curves(tiny), rtol=0.1, atol=0.05)
+    assert result(config)["parameters"] != result(tiny)["parameters"]
+
+
+def test_weight_decay_is_of_weights_alone(tiny):
+    made = setup(tiny)
+    program = compile_program(tiny, made)
+    config = replaced(tiny, optimizer={"weight_decay": 0.5, "learning_rate": 1.0, "warmup": 0.0})
+    optimizer = setup(config).optimizer
+    params = program.init(tiny, 0).params
+    transformation = optimizer.transformation(32, 8)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transformation.update(nothing, transformation.init(params), params)
+    for mask, update, weight in zip(
+        *map(jax.tree.leaves, (jn.weight_decay_mask(params), updates, params)), strict=True
+    ):
+        np.testing.assert_allclose(update, -0.5 * 1.9 * weight * mask, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("linear", 4), ("sqrt", 2), ("none", 1)])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_the_rate_warms_up_and_follows_its_schedule(places, schedule, scaling, factor):
+    config = composed(
+        *places,
+        "optimizer.learning_rate=0.5",
+        f"optimizer.schedule={schedule}",
+        f"optimizer.scaling={scaling}",
+        "optimizer.warmup=0.2",
+    )
+    optimizer = setup(config).optimizer
+    rates = np.array([optimizer.rate(step, 128, 20) for step in range(20)])
+    peak = 0.5 * factor
+    np.testing.assert_allclose(rates[:5], peak * np.arange(5) / 4, rtol=1e-6)
+    after = np.arange(4, 20)
+    expected = {
+        "constant": np.ones(16),
+        "cosine": (1 + np.cos(np.pi * (after - 4) / 16)) / 2,
+        "step": np.where(after < 10, 1, np.where(after < 15, 0.1, 0.01)),
+    }[schedule]
+    np.testing.assert_allclose(rates[4:], peak * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_clipping_bounds_what_the_optimizer_is_given(places, optimizer):
+    config = composed(*places, f"optimizer={optimizer}", "optimizer.clip_norm=0.5")
+    transformation = setup(config).optimizer.transformation(32, 10)
+    params = {"kernel": jnp.zeros((2,))}
+    state = transformation.init(params)
+    small = transformation.update({"kernel": jnp.array([0.3, 0.4])}, state, params)
+    large = transformation.update({"kernel": jnp.array([30.0, 40.0])}, state, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), large, small)

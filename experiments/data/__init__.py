@@ -1,1 +1,1 @@
-"""Data sets as TFDS builders, and their way into NumPy arrays and batches."""
+"""Data sets as components: their examples, prepared by TFDS, as scaled arrays and batches."""

@@ -14,14 +14,16 @@ class Card(NamedTuple):
         notes: what this version is.
         description: what it holds, and how train and test were split.
         homepage, citation: of its source.
+
+    What TFDS has a builder of needs its name and version alone.
     """
 
     name: str
     version: str
-    notes: str
-    description: str
-    homepage: str
-    citation: str
+    notes: str = ""
+    description: str = ""
+    homepage: str = ""
+    citation: str = ""
 
 
 class Source(NamedTuple):

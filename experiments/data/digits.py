@@ -17,7 +17,7 @@ class Digits(ImageSource):
 
     card: ClassVar[Card] = Card(
         name="digits",
-        version="2.0.0",
+        version="2.1.0",
         notes="First 1,437 train, last 360 test.",
         description="""\
 1,797 grayscale images of handwritten digits, 8x8 pixels with values 0 to 16: the test set of the

@@ -37,18 +37,6 @@ class Header(NamedTuple):
         return 4 + 4 * len(self.shape) + math.prod(self.shape)
 
 
-def find(folder: Path, name: str) -> Path:
-    """Return the file of a name, compressed or not.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise ConfigError(f"{folder / name} is missing, and {name}.gz too")
-
-
 def read_header(path: Path, num_axes: int) -> Header:
     """Return what a file of as many axes holds, without reading its values.
 

@@ -66,7 +66,7 @@ the test set.
 
     @property
     def key(self) -> str:
-        paths = [idx.find(self._folder, name) for names in FILES.values() for name in names]
+        paths = [self._file(name) for names in FILES.values() for name in names]
         files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         content = repr((str(self._folder.resolve()), files, self.classes))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -93,11 +93,11 @@ the test set.
         return {split: self._examples(split) for split in FILES}
 
     def _headers(self, split: str) -> _Headers:
-        self._check_folder()
+        """Return what the files of a split hold, whose labels are checked."""
         images, labels = FILES[split]
         headers = _Headers(
-            idx.read_header(idx.find(self._folder, images), num_axes=3),
-            idx.read_header(idx.find(self._folder, labels), num_axes=1),
+            idx.read_header(self._file(images), num_axes=3),
+            idx.read_header(self._file(labels), num_axes=1),
         )
         if headers.images.shape[0] != headers.labels.shape[0]:
             raise ConfigError(
@@ -107,25 +107,30 @@ the test set.
             )
         if 0 in headers.images.shape:
             raise ConfigError(f"{headers.images.path} holds no image; give a set with some")
+        most = int(idx.read(headers.labels).max())
+        if most >= self.classes:
+            raise ConfigError(
+                f"{headers.labels.path} has the label {most}, but data.classes is "
+                f"{self.classes}; give data.classes={most + 1} or more"
+            )
         return headers
 
     def _examples(self, split: str) -> Examples:
         headers = self._headers(split)
-        labels = idx.read(headers.labels)
-        if labels.max() >= self.classes:
-            raise ConfigError(
-                f"{headers.labels.path} has the label {labels.max()}, but data.classes is "
-                f"{self.classes}; give data.classes={labels.max() + 1} or more"
-            )
-        return Examples(idx.read(headers.images)[..., None], labels)
+        return Examples(idx.read(headers.images)[..., None], idx.read(headers.labels))
 
-    def _check_folder(self) -> None:
-        if not self._folder.is_dir():
-            package = DEBIAN.get(self._folder)
-            cure = "give the folder of the four files as data.folder=..."
-            if package:
-                cure = f"apt install {package}, or {cure}"
-            raise ConfigError(f"{self.folder} is no folder; {cure}")
+    def _file(self, name: str) -> Path:
+        """Return the file of a name, compressed or not."""
+        paths = (self._folder / name, self._folder / f"{name}.gz")
+        for path in paths:
+            if path.is_file():
+                return path
+        package = DEBIAN.get(self._folder)
+        cure = "give the folder of the four files as data.folder=..."
+        raise ConfigError(
+            f"{paths[0]} is not there, and not with .gz; "
+            + (f"apt install {package}, or {cure}" if package else cure)
+        )
 
 
 def _size(headers: _Headers) -> str:

@@ -8,7 +8,9 @@ import contextlib
 import errno
 import fcntl
 import io
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,15 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 CHUNK = 1024  # examples that are decoded together
-_NOT_OF_THE_FILE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_OF_THE_DIRECTORY = (  # numbers of errors that no deleting cures
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 
 class Prepared:
@@ -39,14 +49,19 @@ class Prepared:
         self._make_builder = make_builder
         self._builder: tfds.core.DatasetBuilder | None = None
 
+    def is_there(self) -> bool:
+        """Say whether TFDS's files are written."""
+        return (self.folder / "dataset_info.json").exists()
+
     def builder(self) -> "tfds.core.DatasetBuilder":
         """Return the builder, whose files are written."""
         if self._builder is None:
             with self._told("prepared"), _silent():
-                self._builder = self._make_builder()
-                if not self._is_there():
+                if not self.is_there():
                     with self._lock("tfds"):
-                        self._builder.download_and_prepare()
+                        self._remove_incomplete()
+                        self._make_builder().download_and_prepare()
+                self._builder = self._make_builder()
         return self._builder
 
     def arrays(
@@ -60,8 +75,8 @@ class Prepared:
                     made = make()
                     with self._told("written"):
                         _write(path, made)
-        with self._told("read"), np.load(path) as file:
-            return dict(file)
+        with self._told("read"), path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
 
     def records(self, split: str) -> "Records":
         """Return the examples of a split, read from its files when they are asked for."""
@@ -69,8 +84,10 @@ class Prepared:
         with self._told("read"):
             return Records(self, builder.as_data_source(split=split), builder.info)
 
-    def _is_there(self) -> bool:
-        return (self.folder / "dataset_info.json").exists()
+    def _remove_incomplete(self) -> None:
+        """Remove what a process left that was killed while it prepared; the lock is held."""
+        for folder in self.folder.parent.glob(f"incomplete.*_{self.folder.name}"):
+            shutil.rmtree(folder)
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -80,12 +97,9 @@ class Prepared:
         except ConfigError:
             raise
         except Exception as error:  # TFDS, array_record and NumPy have no common error
-            cure = "delete this folder, and it is prepared anew"
-            if isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
-                cure = "make room or give another data.directory=..."
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ConfigError(
-                f"{self.title} cannot be {what} in {self.folder} ({reason}); {cure}"
+                f"{self.title} cannot be {what} in {self.folder} ({reason}); {_cure(error)}"
             ) from error
 
     @contextlib.contextmanager
@@ -131,14 +145,26 @@ class Records:
             yield self.read(np.arange(start, min(start + CHUNK, len(self))))
 
 
+def _cure(error: Exception) -> str:
+    full = os.strerror(errno.ENOSPC) in str(error)  # array_record's error has no number
+    if full or (isinstance(error, OSError) and error.errno in _OF_THE_DIRECTORY):
+        return "make room there, or give another data.directory=..."
+    return "delete this folder, and it is prepared anew"
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep TFDS from printing what it does."""
+    """Keep TFDS from telling what it does; what goes wrong it raises."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
+    logging.getLogger("absl").addFilter(_is_not_of_tfds)  # for good: it warns when reading too
     with contextlib.redirect_stdout(io.StringIO()):  # it announces "Unknown size"
         yield
+
+
+def _is_not_of_tfds(record: logging.LogRecord) -> bool:
+    return "tensorflow_datasets" not in record.pathname
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -43,6 +43,11 @@ class Model(nn.Module, kw_only=True):
         if not own:
             yield from self.norm.norm.problems_in(self.places(input_shape))
 
+    @property
+    def title(self) -> str:
+        """The name by which a configuration chooses it."""
+        return type(self).__name__.lower()
+
     def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
         """Yield what cannot be right about the values of this model."""
         raise NotImplementedError
@@ -94,3 +99,12 @@ def entries(key: str, values: list[int], what: str) -> Iterator[str]:
 def position(value: str) -> Iterator[str]:
     """Yield what is wrong with the position of the normalizations."""
     yield from choice("model.position", value, POSITIONS)
+
+
+def images(model: str, input_shape: tuple[int, ...]) -> Iterator[str]:
+    """Yield what is wrong with inputs that should be images."""
+    if len(input_shape) != 3:
+        yield (
+            f"model={model} takes images, and the data are of shape {list(input_shape)}; "
+            "give model=mlp"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 from flax import linen as nn
 
-from experiments.models.base import Model, entries, position, present
+from experiments.models.base import Model, entries, images, position, present
 from experiments.norms.base import Places
 
 
@@ -51,8 +51,8 @@ class CNN(Model, kw_only=True):
     def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
         yield from position(self.position)
         yield from entries("model.channels", self.channels, "number of channels for each layer")
+        yield from images(self.title, input_shape)
         if len(input_shape) != 3:
-            yield f"model=cnn takes images, and the data are of shape {input_shape}; give model=mlp"
             return
         most = int(math.log2(min(input_shape[:2])))  # a layer less and two by two are left
         if self.norm.norm.needs_positions and len(self.channels) > most:
@@ -65,4 +65,4 @@ class CNN(Model, kw_only=True):
     def places(self, input_shape: tuple[int, ...]) -> Places:
         halved = 2 ** (len(self.channels) - 1)
         height, width = (math.ceil(size / halved) for size in input_shape[:2])
-        return Places("cnn", list(self.channels), height * width)
+        return Places(self.title, list(self.channels), height * width)

@@ -58,4 +58,4 @@ class MLP(Model, kw_only=True):
         yield from entries("model.hidden", self.hidden, "width for each layer")
 
     def places(self, input_shape: tuple[int, ...]) -> Places:
-        return Places("mlp", list(self.hidden))
+        return Places(self.title, list(self.hidden))

@@ -1,56 +1,89 @@
 """Residual networks for small images."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from flax import linen as nn
 
-Norm = Callable[..., nn.Module]
+from experiments.errors import at_least
+from experiments.models.base import Model, images, present
+from experiments.norms.base import Places
+
+STAGES = 3
 
 
-class ResNet(nn.Module):
+class ResNet(Model, kw_only=True):
     """A residual network of 6 n + 2 layers (He et al. 2015, section 4.2): n = 3 makes ResNet-20.
 
+    The last scale of a block starts from zero (Goyal et al. 2017), so that the block is the
+    identity.
+
     Attributes:
-        norm: makes a normalization; called as `norm()(x)`, `norm(scale_init=...)(x)`.
-        blocks: blocks of each stage. Every stage after the first halves height and width.
-        channels: of each stage.
-        num_classes: the number of logits.
-        dtype: of the computation; parameters are float32.
+        depth: the number of layers, 6 n + 2.
+        width: the channels of the first of three stages. The others halve height and width and
+            double the channels.
+        position: of the normalizations: before the rectifier.
     """
 
-    norm: Norm
-    blocks: Sequence[int] = (3, 3, 3)
-    channels: Sequence[int] = (16, 32, 64)
-    num_classes: int = 10
-    dtype: Any = None
+    depth: int
+    width: int
+    position: str
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Return the logits (batch, classes) of images (batch, height, width, channels)."""
-        x = _convolution(self, self.channels[0], 1)(images)
-        x = nn.relu(self.norm()(x))
-        for stage, (blocks, channels) in enumerate(zip(self.blocks, self.channels, strict=True)):
-            for block in range(blocks):
-                x = self._block(x, channels, 2 if stage > 0 and block == 0 else 1)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
+    def __call__(
+        self,
+        inputs: jax.Array,
+        lengths: None = None,
+        mask: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Return the logits (batch, classes) of images (batch, height, width, channels).
 
-    def _block(self, x: jax.Array, channels: int, stride: int) -> jax.Array:
+        Examples at which `mask` is False change nothing of the others.
+        """
+        places = itertools.count()
+
+        def normalized(x: jax.Array, **options: Any) -> jax.Array:
+            return self.norm(name=f"norm_{next(places)}", **options)(x, mask, train=train)
+
+        x = nn.relu(normalized(self._convolution(self.width, 1)(present(inputs, mask))))
+        for stage in range(STAGES):
+            for block in range((self.depth - 2) // (2 * STAGES)):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = self._block(x, normalized, self.width * 2**stage, stride)
+        return self.logits(self.dropped(x.mean((1, 2)), train))
+
+    def _block(self, x: jax.Array, normalized: Any, channels: int, stride: int) -> jax.Array:
         """Two convolutions beside the identity, or a projection where the shape changes."""
-        y = nn.relu(self.norm()(_convolution(self, channels, stride)(x)))
-        y = self.norm(scale_init=nn.initializers.zeros)(_convolution(self, channels, 1)(y))
+        y = nn.relu(normalized(self._convolution(channels, stride)(x)))
+        y = normalized(self._convolution(channels, 1)(y), scale_init=nn.initializers.zeros)
         if x.shape != y.shape:
-            x = self.norm()(_convolution(self, channels, stride, kernel=1)(x))
+            x = normalized(self._convolution(channels, stride, kernel=1)(x))
         return nn.relu(x + y)
 
+    def _convolution(self, channels: int, stride: int, kernel: int = 3) -> nn.Conv:
+        return nn.Conv(
+            channels,
+            (kernel, kernel),
+            stride,
+            use_bias=not self.norm.adds_bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.he_normal(),
+        )
 
-def _convolution(model: ResNet, channels: int, stride: int, kernel: int = 3) -> nn.Conv:
-    return nn.Conv(
-        channels,
-        (kernel, kernel),
-        stride,
-        use_bias=False,
-        dtype=model.dtype,
-        kernel_init=nn.initializers.he_normal(),
-    )
+    def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
+        if self.depth < 8 or self.depth % 6 != 2:
+            yield f"model.depth is {self.depth}; give 6 n + 2, such as 8, 14, 20, 32 or 56"
+        yield from at_least("model.width", self.width, 1)
+        if self.position != "before":
+            yield f"model.position is {self.position!r}, but a ResNet's is before; give before"
+        yield from images(self.title, input_shape)
+
+    def places(self, input_shape: tuple[int, ...]) -> Places:
+        smallest = [math.ceil(size / 2 ** (STAGES - 1)) for size in input_shape[:2]]
+        widths = [self.width * 2**stage for stage in range(STAGES)]
+        return Places(self.title, widths, math.prod(smallest))

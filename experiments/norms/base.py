@@ -72,10 +72,15 @@ class Norm:
     of_running: ClassVar[bool] = False
     frozen_from: ClassVar[float | None] = None
 
+    @property
+    def batch_multiple(self) -> int:
+        """What must divide the examples of a batch in training."""
+        return 1
+
     def module(self, context: Context, ndim: int, **options: Any) -> nn.Module | None:
         """Return the layer for inputs of `ndim` axes; None for the identity.
 
-        `options` are `scale_init` and the like.
+        `options` are `scale_init` and, where it adds a bias, `use_bias`.
 
         It is called as `layer(x)`, or where it is of the batch
         `layer(x, use_running_average=not train, mask=mask)`.
@@ -166,8 +171,18 @@ class Placement:
         """Whether the layer before a place needs no bias."""
         return self.norm.adds_bias
 
-    def __call__(self, *, name: str, rows: int = 1, **options: Any) -> Normalization:
-        """Return a place; `options` are of its layer, `rows` those that an example has in it."""
+    def __call__(
+        self, *, name: str, rows: int = 1, use_bias: bool = True, **options: Any
+    ) -> Normalization:
+        """Return a place.
+
+        Args:
+            rows: of an input that one example has.
+            use_bias: False where it is to add none.
+            options: of its layer: `scale_init`.
+        """
+        if self.adds_bias:
+            options["use_bias"] = use_bias
         return Normalization(
             self.norm, self.context._replace(rows=rows), tuple(options.items()), name=name
         )

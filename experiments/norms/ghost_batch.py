@@ -22,6 +22,10 @@ class GhostBatchNorm(RunningNorm):
 
     ghost_size: int
 
+    @property
+    def batch_multiple(self) -> int:
+        return self.ghost_size
+
     def module(self, context: Context, ndim: int, **options: Any) -> nn.Module:
         size = self.ghost_size * context.rows
         return linen.GhostBatchNorm(ghost_size=size, **self.common(context), **options)

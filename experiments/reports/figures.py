@@ -1,154 +1,308 @@
-"""The figures of a report, made with Plotly."""
+"""The figures of a study: metric, learning curves, paired differences."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from experiments.results import LABELS, Run, batch_sizes, interval
+from experiments.config import StudyConfig
+from experiments.reports import style
+from experiments.reports.comparison import Comparison
+from experiments.reports.metrics import Metric
+from experiments.reports.results import (
+    Point,
+    distinct,
+    is_numeric,
+    key_label,
+    label,
+    swept_keys,
+    value_label,
+    values_at,
+)
 
-# Okabe and Ito's palette, told apart in every kind of color vision; blues are of the batch.
-COLORS = {
-    "none": "#555555",
-    "batch": "#0072B2",
-    "ghost_batch": "#56B4E9",
-    "batch_renorm": "#332288",
-    "layer": "#D55E00",
-    "rms": "#E69F00",
-    "group": "#009E73",
-    "instance": "#CC79A7",
-}
-SYMBOLS = {
-    "none": "x",
-    "batch": "circle",
-    "ghost_batch": "circle-open",
-    "batch_renorm": "diamond",
-    "layer": "square",
-    "rms": "square-open",
-    "group": "triangle-up",
-    "instance": "star",
-}
-# Accuracies lie between chance and nearly all: an axis by the logarithm of the error shows both.
-ACCURACY_TICKS = (0, 50, 80, 90, 93, 95, 97, 98, 99, 99.5)
-LEAST_ERROR = 0.25
-LAYOUT = {
-    "template": "plotly_white",
-    "font": {"family": "system-ui, sans-serif", "size": 13},
-    "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
-}
+MOST_FACETS = 6
+MOST_LINES = 8
+MOST_EVALUATIONS = 200  # of a curve, for the size of a page
 
 
-def accuracy_by_batch_size(runs: Sequence[Run]) -> go.Figure:
-    """Mean test accuracy with its 95% confidence interval, against the batch size."""
-    sizes = batch_sizes(runs)
-    names = [name for name in LABELS if any(run.config.norm.name == name for run in runs)]
+class Axes(NamedTuple):
+    """Which keys a figure shows where; None where too few are swept."""
+
+    x: str | None
+    series: list[str]
+    facet: str | None
+
+
+def choose_axes(points: Sequence[Point], study: StudyConfig) -> Axes:
+    """Return the keys that the study names, and of the others numbers along x, norms as series."""
+    named = [key for key in (study.x, study.series) if key]
+    keys = swept_keys(points, named)
+    if not keys:
+        return Axes(None, [], None)
+    numbers = [key for key in keys if is_numeric([value for (value,) in distinct(points, [key])])]
+    others = [key for key in keys if key not in ("norm", study.series)]
+    x = study.x if study.x in keys else next(iter([*numbers, *others, *keys]))
+    rest = [key for key in keys if key != x]
+    rest.sort(key=lambda key: (key != study.series, key != "norm"))
+    if len(rest) == 2 and len(distinct(points, rest[1:])) <= MOST_FACETS:
+        return Axes(x, rest[:1], rest[1])
+    return Axes(x, rest, None)
+
+
+def metric_figures(
+    points: Sequence[Point], measured: Metric, study: StudyConfig
+) -> list[go.Figure]:
+    """The metric against x: a line a series, the mean with its interval, and every seed."""
+    axes = choose_axes(points, study)
+    there = [point for point in points if measured.values(point)]
+    names = [_name(combination, axes.series) for combination in distinct(points, axes.series)]
+    marks = style.marks(names if axes.series else [measured.label])
+    facets = distinct(there, [axes.facet]) if axes.facet else [()]
+    figures = []
+    for facet in facets:
+        own = [p for p in there if not axes.facet or values_at(p, [axes.facet]) == facet]
+        figure = _metric_figure(points, own, measured, axes, marks)
+        if axes.facet:
+            figure.update_layout(title=_name(facet, [axes.facet]))
+        figures.append(figure)
+    return figures
+
+
+def _metric_figure(
+    points: Sequence[Point],
+    own: Sequence[Point],
+    measured: Metric,
+    axes: Axes,
+    marks: dict[str, style.Mark],
+) -> go.Figure:
     figure = go.Figure()
-    for index, name in enumerate(names):
-        own = [run for run in runs if run.config.norm.name == name]
-        shift = 0.05 * (index - (len(names) - 1) / 2)  # side by side, not on top of each other
-        figure.add_trace(_points(name, own, [sizes.index(r.config.batch_size) for r in own], shift))
-    figure.update_xaxes(
-        title="batch size (examples)",
-        tickvals=list(range(len(sizes))),
-        ticktext=[str(size) for size in sizes],
-        range=[-0.5, len(sizes) - 0.5],
-        zeroline=False,
-    )
-    figure.update_yaxes(_accuracy_axis())
-    figure.update_layout(LAYOUT, height=460, hovermode="closest")
+    x_keys = [axes.x] if axes.x else []
+    values = [value for (value,) in distinct(points, x_keys)] if axes.x else [None]
+    places = style.positions(values, key_label(axes.x) if axes.x else "")
+    combinations = distinct(points, axes.series) if axes.series else [()]
+    apart = min(1.0, (len(combinations) - 1) / MOST_LINES)
+    sides = np.linspace(-apart, apart, len(combinations)) if apart else [0.0]
+    for combination, side in zip(combinations, sides, strict=True):
+        of_series = [p for p in own if values_at(p, axes.series) == combination]
+        if not of_series:
+            continue
+        of_series.sort(key=lambda p: places.places[p.values.get(axes.x)] if axes.x else 0.0)
+        name = _name(combination, axes.series) if axes.series else measured.label
+        at = [places.shifted(p.values.get(axes.x) if axes.x else None, side) for p in of_series]
+        connected = len(values) > 1 and is_numeric(values)
+        figure.add_traces(_series(name, of_series, at, measured, marks[name], connected=connected))
+    figure.update_xaxes(places.axis)
+    figure.update_yaxes(style.metric_axis(measured))
+    figure.update_layout(style.LAYOUT, height=480, showlegend=bool(axes.series))
     return figure
 
 
-def _points(name: str, runs: Sequence[Run], positions: Sequence[int], shift: float) -> go.Scatter:
-    intervals = [interval(run.accuracies) for run in runs]
-    upper = [_error(i.mean) - _error(i.mean + i.half_width) for i in intervals]
-    lower = [_error(i.mean - i.half_width) - _error(i.mean) for i in intervals]
-    return go.Scatter(
-        x=[position + shift for position in positions],
-        y=[_error(i.mean) for i in intervals],
-        error_y={"array": lower, "arrayminus": upper, "thickness": 1.5, "width": 4},
-        name=LABELS[name],
-        text=[f"{LABELS[name]}, batch size {r.config.batch_size}" for r in runs],
-        customdata=[f"{i} %" for i in intervals],
-        hovertemplate="%{text}: %{customdata}<extra></extra>",
-        mode="lines+markers",
-        line={"color": COLORS[name], "width": 1.5, "dash": "dot"},
-        marker={"size": 9, "symbol": SYMBOLS[name]},
+def _series(
+    name: str,
+    points: Sequence[Point],
+    at: Sequence[float],
+    measured: Metric,
+    mark: style.Mark,
+    *,
+    connected: bool,
+) -> list[go.Scatter]:
+    summaries = [measured.summary(point) for point in points]
+    means, lows, highs = (
+        style.on_metric_axis(measured, [getattr(s, field) for s in summaries])
+        for field in ("mean", "low", "high")
     )
-
-
-def learning_curves(runs: Sequence[Run]) -> go.Figure:
-    """Test accuracy and training loss against the epoch, a column for each batch size."""
-    sizes = batch_sizes(runs)
-    figure = make_subplots(
-        rows=2,
-        cols=len(sizes),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        vertical_spacing=0.07,
-        column_titles=[f"batch size {size}" for size in sizes],
+    if measured.in_percent:
+        lows, highs = highs, lows  # the axis is of the error
+    every = [
+        (x, number, value, label(point, swept_keys(points)))
+        for x, point in zip(at, points, strict=True)
+        for number, value in measured.values(point).items()
+    ]
+    seeds = go.Scatter(
+        x=_short(x for x, *_ in every),
+        y=_short(style.on_metric_axis(measured, [value for _, _, value, _ in every])),
+        text=[f"{name}, seed {n}: {measured.text(value)}" for _, n, value, _ in every],
+        hovertemplate="%{text}<extra></extra>",
+        mode="markers",
+        marker={"size": 5, "color": mark.color, "opacity": 0.35},
+        legendgroup=name,
+        showlegend=False,
     )
-    shown: set[str] = set()
-    for run in runs:
-        column = sizes.index(run.config.batch_size) + 1
-        errors = _error(100 * run.curves("test_accuracy"))
-        _add_curve(figure, run, errors, 1, column, legend=run.label not in shown)
-        _add_curve(figure, run, run.curves("train_loss"), 2, column, legend=False)
-        shown.add(run.label)
-    figure.update_xaxes(title="epoch", row=2)
-    figure.update_yaxes(_accuracy_axis(title=None), row=1)
-    figure.update_yaxes(title="test accuracy (%)", row=1, col=1)
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=2)
-    figure.update_yaxes(title="training loss (nats)", row=2, col=1)
-    figure.update_layout(LAYOUT, height=720, hovermode="closest")
-    return figure
+    mean = go.Scatter(
+        x=_short(at),
+        y=_short(means),
+        error_y={
+            "array": _short(highs - means),
+            "arrayminus": _short(means - lows),
+            "thickness": 1.5,
+            "width": 4,
+        },
+        name=name,
+        text=[f"{name}: {measured.summary_text(point)}" for point in points],
+        hovertemplate="%{text}<extra></extra>",
+        mode="lines+markers" if connected else "markers",
+        line={"color": mark.color, "width": 1.5, "dash": "dot"},
+        marker={"size": 9, "symbol": mark.symbol, "color": mark.color},
+        legendgroup=name,
+    )
+    return [seeds, mean]
 
 
-def _add_curve(
-    figure: go.Figure, run: Run, values: np.ndarray, row: int, column: int, *, legend: bool
-) -> None:
-    """Add the mean over seeds, with a band from the lowest to the highest seed."""
-    name = run.config.norm.name
-    epochs = np.arange(1, values.shape[1] + 1)
-    finite = np.isfinite(values).all(axis=0)  # a curve ends where a seed has diverged
-    epochs, values = epochs[finite], values[:, finite]
+def learning_curves(points: Sequence[Point], study: StudyConfig) -> list[go.Figure]:
+    """Validation accuracy and training loss by step: every seed, and the mean of all."""
+    points = [p for p in points if any(seed.history for seed in p.seeds.values())]
+    keys = swept_keys(points, [key for key in (study.x, study.series) if key])
+    facet_keys = _curve_facets(points, keys)
+    line_keys = [key for key in keys if key not in facet_keys]
+    marks = style.marks([_name(c, line_keys) for c in distinct(points, line_keys)])
+    figures = []
+    for facet in distinct(points, facet_keys) if points else []:
+        own = [point for point in points if values_at(point, facet_keys) == facet]
+        title = _name(facet, facet_keys)
+        for key, of_figure in (("validation_accuracy", "validation"), ("train_loss", "training")):
+            figure = go.Figure()
+            for point in own:
+                name = _name(values_at(point, line_keys), line_keys) or of_figure
+                figure.add_traces(_curves(point, key, name, marks.get(name, style.CYCLE[0])))
+            figure.update_xaxes(title={"text": "step"}, rangemode="tozero")
+            figure.update_yaxes(_curve_axis(key))
+            figure.update_layout(style.LAYOUT, height=400, showlegend=bool(line_keys))
+            figure.update_layout(title=title)
+            figures.append(figure)
+    return figures
+
+
+def _curve_facets(points: Sequence[Point], keys: Sequence[str]) -> list[str]:
+    """Return the keys that get figures of their own, so that a figure has few lines."""
+    by_size = sorted(keys, key=lambda key: len(distinct(points, [key])))
+    facets: list[str] = []
+    while len(by_size) > 1 and len(points) > MOST_LINES * max(
+        len(distinct(points, facets)) if facets else 1, 1
+    ):
+        facets.append(by_size.pop(0))
+    return facets
+
+
+def _curve_axis(key: str) -> dict[str, Any]:
+    if key == "validation_accuracy":
+        return style.accuracy_axis("validation accuracy (%)")
+    title = {"text": "training loss (nats)"}
+    return {"title": title, "type": "log", "dtick": 1, "exponentformat": "power"}
+
+
+def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scatter]:
+    """Return the curves of all seeds, and their mean as far as all seeds go."""
+    curves = [_curve(seed.history, key) for seed in point.seeds.values()]
+    scaled = [{step: float(style.error(100 * v)) for step, v in c.items()} for c in curves]
+    shown = scaled if key.endswith("accuracy") else curves
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for curve in shown:
+        x += [*curve, None]
+        y += [*_short(curve.values()), None]
     common = {"legendgroup": name, "mode": "lines"}
-    band = go.Scatter(
-        x=np.concatenate([epochs, epochs[::-1]]),
-        y=np.concatenate([values.max(axis=0), values.min(axis=0)[::-1]]),
-        fill="toself",
-        fillcolor=COLORS[name],
-        opacity=0.12,
-        line={"width": 0},
+    line = {"color": mark.color, "dash": mark.dash}
+    seeds = go.Scatter(
+        x=x,
+        y=y,
+        line={**line, "width": 1},
+        opacity=0.3,
         hoverinfo="skip",
         showlegend=False,
         **common,
     )
+    steps = sorted(set.intersection(*(set(curve) for curve in shown))) if shown else []
+    means = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
+    accuracy = key.endswith("accuracy")
     mean = go.Scatter(
-        x=epochs,
-        y=values.mean(axis=0),
-        name=run.label,
-        line={"color": COLORS[name], "width": 2},
-        customdata=100 - values.mean(axis=0) if row == 1 else values.mean(axis=0),
-        hovertemplate=f"{run.label}, epoch %{{x}}: %{{customdata:.3~g}}<extra></extra>",
-        showlegend=legend,
+        x=steps,
+        y=_short(style.error(100 * means) if accuracy else means),
+        name=name,
+        text=[f"{100 * value:.1f} %" if accuracy else f"{value:.3g}" for value in means],
+        hovertemplate=f"{name}, step %{{x}}: %{{text}}<extra></extra>",
+        line={**line, "width": 2.5},
         **common,
     )
-    figure.add_traces([band, mean], rows=row, cols=column)
+    return [seeds, mean]
 
 
-def _error(accuracy: np.ndarray | float) -> np.ndarray:
-    """The error in percent, bounded away from 0 for the logarithm."""
-    return np.maximum(100 - np.asarray(accuracy), LEAST_ERROR)
+def _curve(history: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
+    """Return a value by step as far as it is finite, of so many evaluations as a page shows."""
+    every = -(-len(history) // MOST_EVALUATIONS)
+    kept = {line["step"]: line for line in [*history[::every], *history[-1:]]}
+    curve = {}
+    for step, line in kept.items():
+        if line.get(key) is None:
+            break
+        curve[step] = line[key]
+    return curve
 
 
-def _accuracy_axis(title: str | None = "test accuracy (%)") -> dict[str, object]:
-    return {
-        "title": title,
-        "type": "log",
-        "autorange": "reversed",
-        "tickvals": [100 - tick for tick in ACCURACY_TICKS],
-        "ticktext": [f"{tick:g}" for tick in ACCURACY_TICKS],
-    }
+def difference_figure(compared: Comparison) -> go.Figure:
+    """The paired difference of every seed, its mean with the 95 % interval, and delta."""
+    low, high = compared.interval95
+    figure = go.Figure()
+    figure.add_scatter(
+        x=_short(compared.d),
+        y=["seeds"] * len(compared.d),
+        text=[
+            f"seed {n}: {compared.shown(v)}"
+            for n, v in zip(compared.seeds, compared.d, strict=True)
+        ],
+        hovertemplate="%{text}<extra></extra>",
+        mode="markers",
+        marker={"size": 9, "color": style.BLUE, "opacity": 0.5},
+    )
+    figure.add_scatter(
+        x=[compared.mean],
+        y=["mean"],
+        error_x={
+            "array": [high - compared.mean],
+            "arrayminus": [compared.mean - low],
+            "thickness": 2,
+            "width": 6,
+        },
+        text=[f"{compared.shown(compared.mean)}"],
+        hovertemplate="mean: %{text}<extra></extra>",
+        mode="markers",
+        marker={"size": 11, "symbol": "diamond", "color": style.VERMILION},
+    )
+    bounds = [compared.delta]
+    if compared.direction == "equal":
+        bounds.append(-compared.delta)
+    figure.add_vline(x=0, line={"color": style.GREY, "width": 1})
+    for bound in bounds:
+        figure.add_vline(
+            x=bound,
+            line={"color": style.GREEN, "dash": "dash"},
+            annotation={"text": f"delta {compared.shown(bound)}", "font": {"size": 12}},
+        )
+    figure.update_xaxes(_difference_axis(compared))
+    figure.update_yaxes(range=[-0.6, 1.6])
+    figure.update_layout(style.LAYOUT, height=240, showlegend=False)
+    return figure
+
+
+def _difference_axis(compared: Comparison) -> dict[str, Any]:
+    names = f"a - b ({compared.unit})" if compared.unit == "points" else "a / b"
+    axis: dict[str, Any] = {"title": {"text": f"{compared.metric}: {names}"}, "zeroline": False}
+    if compared.unit == "ratio":
+        everything = [*compared.d, *compared.interval95, compared.delta, -compared.delta, 0.0]
+        low, high = int(np.floor(min(everything))), int(np.ceil(max(everything)))
+        ticks = list(range(low, high + 1, max(1, (high - low) // 8)))
+        axis |= {"tickvals": ticks, "ticktext": [f"{2.0**tick:.3g}x" for tick in ticks]}
+    return axis
+
+
+def _name(values: Sequence[Any], keys: Sequence[str]) -> str:
+    words = []
+    for key, value in zip(keys, values, strict=True):
+        plain = key == "norm" or (isinstance(value, str) and len(keys) > 1)
+        words.append(value_label(value) if plain else f"{key_label(key)} {value_label(value)}")
+    return ", ".join(words)
+
+
+def _short(numbers: Any) -> list[float | None]:
+    """Return numbers with the digits that a figure can show."""
+    return [None if not np.isfinite(n) else float(f"{n:.5g}") for n in map(float, numbers)]

@@ -1,86 +1,82 @@
-"""The page of a report: one HTML file that needs nothing else."""
+"""Pages: the frame they share, and figures and tables in HTML.
 
-from collections.abc import Sequence
+A page refers to one copy of plotly.min.js beside the runs, so that it is small and opens without
+network. Its script draws the figures in the colors of the page, light or dark.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
 import plotly.graph_objects as go
-from omegaconf import OmegaConf
-from plotly.io import to_html
+from plotly.offline import get_plotlyjs
 
-from experiments.figures import accuracy_by_batch_size, learning_curves
-from experiments.results import Run, batch_sizes, interval, table_rows
-from experiments.runs import run_directory
-
-TEMPLATE = Path(__file__).with_name("page.html")
+FRAME = Path(__file__).with_name("page.html")
+LIBRARY = "plotly.min.js"
+WIDE, NARROW = "28rem", "20rem"  # the least width of a column of figures
 
 
-def render(runs: Sequence[Run], *, summary: str, missing: str, command: str) -> str:
-    """Return the page of a study's finished runs, of which there is at least one."""
-    config = runs[0].config
-    fields = {
-        "name": escape(str(config.study.name)),
-        "question": escape(str(config.study.question)),
-        "summary": escape(summary),
-        "missing": f'<p class="missing">{escape(missing)}</p>' if missing else "",
-        "setting": escape(_setting(runs)),
-        "table": _accuracy_table(runs),
-        "by_batch_size": _figure(accuracy_by_batch_size(runs), with_plotly=True),
-        "curves": _figure(learning_curves(runs), with_plotly=False),
-        "command": escape(command),
-        "versions": _versions_table(runs),
-        "configs": "\n".join(_config_details(run) for run in runs),
-    }
-    return Template(TEMPLATE.read_text()).substitute(fields)
+def write_page(path: Path, title: str, body: str, *, root: str = ".", column: str = WIDE) -> None:
+    """Write a page, and plotly where `root` leads to if it is not there in this version."""
+    fields = {"title": escape(title), "body": body, "root": root, "column": column}
+    path.write_text(Template(FRAME.read_text()).substitute(fields))
+    library, text = path.parent / root / LIBRARY, get_plotlyjs()
+    if not library.exists() or library.read_text(encoding="utf-8") != text:
+        library.write_text(text, encoding="utf-8")
 
 
-def _setting(runs: Sequence[Run]) -> str:
-    config = runs[0].config
+def figures(drawn: Iterable[go.Figure]) -> str:
+    """Return the places of figures, side by side where there is room, with what they show.
+
+    The title of a figure stands above it as text, where nothing overlaps with it.
+    """
+    return f'<div class="figures">{"".join(_figure(figure) for figure in drawn)}</div>'
+
+
+def _figure(figure: go.Figure) -> str:
+    shown = figure.to_plotly_json()
+    shown["layout"].pop("template", None)
+    title = shown["layout"].pop("title", {}).get("text")
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    height = shown["layout"].get("height", 450)
+    text = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
-        f"Data {config.data.name}; {config.model.name} with {config.model.channels} channels; "
-        f"{config.optimizer.name} with a learning rate of {config.optimizer.learning_rate} per 32 "
-        f"examples of a batch; {config.epochs} epochs; {config.seeds} seeds; "
-        f"{sum(run.result['seconds'] for run in runs):.0f} s of training."
+        f'<div>{heading}<div class="figure" style="min-height: {height}px"></div>'
+        f'<script type="application/json">{text}</script></div>'
     )
 
 
-def _accuracy_table(runs: Sequence[Run]) -> str:
-    sizes = batch_sizes(runs)
-    best = [max(r.accuracies.mean() for r in runs if r.config.batch_size == n) for n in sizes]
-    head = "".join(f"<th>batch size {size}</th>" for size in sizes)
-    rows = []
-    for label, cells in table_rows(runs):
-        columns = "".join(_accuracy_cell(run, best[i]) for i, run in enumerate(cells))
-        rows.append(f"<tr><th>{escape(label)}</th>{columns}</tr>")
-    return f"<table><tr><th>normalization</th>{head}</tr>{''.join(rows)}</table>"
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    best: Iterable[tuple[int, int]] = (),
+) -> str:
+    """Return a table of text, which scrolls by itself where it is too wide."""
+    marked = set(best)
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = []
+    for row, cells in enumerate(rows):
+        columns = "".join(
+            f"<td{' class=best' if (row, column) in marked else ''}>{escape(text)}</td>"
+            for column, text in enumerate(cells)
+        )
+        lines.append(f"<tr>{columns}</tr>")
+    first = f"<tr>{names}</tr>" if head else ""
+    return f'<div class="scroll"><table>{first}{"".join(lines)}</table></div>'
 
 
-def _accuracy_cell(run: Run | None, best: float) -> str:
-    if run is None:
-        return "<td>not run</td>"
-    note = f'<span class="note">{run.diverged} diverged</span>' if run.diverged else ""
-    attribute = ' class="best"' if run.accuracies.mean() == best else ""
-    seeds = ", ".join(f"{accuracy:.1f}" for accuracy in run.accuracies)
-    return f'<td{attribute} title="seeds: {seeds}">{interval(run.accuracies)}{note}</td>'
+def terms(pairs: Iterable[tuple[str, str | None]]) -> str:
+    """Return a list of names and texts; those without a text are left out."""
+    shown = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs if text]
+    return f"<dl>{''.join(shown)}</dl>"
 
 
-def _figure(figure: go.Figure, *, with_plotly: bool) -> str:
-    options = {"displaylogo": False, "responsive": True}
-    return to_html(figure, full_html=False, include_plotlyjs=with_plotly, config=options)
+def details(summary: str, inside: str) -> str:
+    """Return what is shown on demand."""
+    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
 
 
-def _versions_table(runs: Sequence[Run]) -> str:
-    """What the runs were made with; several values where they differ."""
-    made_with = [{**run.result["device"], **run.result["versions"]} for run in runs]
-    rows = []
-    for key in made_with[0]:
-        values = dict.fromkeys(str(each[key]) for each in made_with)
-        rows.append(f"<tr><th>{escape(key)}</th><td>{escape(', '.join(values))}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _config_details(run: Run) -> str:
-    name = escape(run_directory(run.config).name)
-    config = escape(OmegaConf.to_yaml(OmegaConf.structured(run.config)))
-    return f"<details><summary>{name}</summary><pre>{config}</pre></details>"
+def caption(text: str) -> str:
+    return f'<p class="caption">{escape(text)}</p>'

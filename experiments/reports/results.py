@@ -1,123 +1,200 @@
-"""The finished runs of a study, and what their seeds say together."""
+"""The runs of a study, what their seeds reached, and which keys tell them apart."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from scipy import stats
-
-from experiments.config import NORMS, Config
-from experiments.runs import is_finished, read_history, read_result, run_directory
-from experiments.validation import ConfigError
-
-LABELS = {
-    "none": "none",
-    "batch": "batch",
-    "ghost_batch": "ghost batch",
-    "batch_renorm": "batch renorm",
-    "layer": "layer",
-    "rms": "RMS",
-    "group": "group",
-    "instance": "instance",
-}
+from experiments.config import Config
+from experiments.runs import records
+from experiments.runs.directory import identity, run_directory
 
 
-class Run(NamedTuple):
-    """A finished run: its configuration and what it left."""
+class Seed(NamedTuple):
+    """What one seed of a run left."""
+
+    result: dict[str, Any]
+    history: list[dict[str, Any]]
+    stale: bool
+
+    @property
+    def diverged(self) -> bool:
+        return self.result["ended"] == "diverged"
+
+    @property
+    def reached_target(self) -> bool:
+        return self.result["ended"] == "stopped"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run of a study: its configuration, and its finished seeds by their number.
+
+    Attributes:
+        values: of the configuration by dotted key; a component stands under its group.
+    """
 
     config: Config
-    histories: list[list[dict[str, Any]]]
-    result: dict[str, Any]
+    directory: Path
+    values: dict[str, Any]
+    seeds: dict[int, Seed]
 
     @property
-    def label(self) -> str:
-        return LABELS[self.config.norm.name]
+    def missing(self) -> list[int]:
+        return [seed for seed in range(self.config.seeds) if seed not in self.seeds]
 
     @property
-    def accuracies(self) -> np.ndarray:
-        """The test accuracy of every seed after the last epoch, in percent."""
-        return 100 * np.array([seed["test_accuracy"] for seed in self.result["seeds"]])
+    def stale(self) -> list[int]:
+        return [number for number, seed in self.seeds.items() if seed.stale]
 
     @property
     def diverged(self) -> int:
-        """The number of seeds whose loss was not finite in the end."""
-        return sum(
-            seed["train_loss"] is None or seed["test_loss"] is None for seed in self.result["seeds"]
-        )
+        return sum(seed.diverged for seed in self.seeds.values())
 
-    def curves(self, key: str) -> np.ndarray:
-        """Return a value of the history, (seeds, epochs); NaN where it was not finite."""
-        return np.array(
-            [[epoch[key] for epoch in history] for history in self.histories], dtype=float
-        )
+    @property
+    def seconds(self) -> float:
+        """Of training, of all seeds together."""
+        return sum(seed.result["seconds"] for seed in self.seeds.values())
 
+    @property
+    def budget(self) -> int:
+        """The number of steps after which a seed ends if nothing stops it."""
+        if self.config.steps is not None:
+            return self.config.steps
+        lines = [seed.history[-1] for seed in self.seeds.values() if seed.history]
+        by_epochs = [self.config.epochs * at["step"] / at["epoch"] for at in lines if at["epoch"]]
+        return max(round(step) for step in [*by_epochs, *self._steps()])
 
-class Interval(NamedTuple):
-    """A mean over seeds with its 95% confidence interval; NaN bounds if there is one seed."""
-
-    mean: float
-    half_width: float
-
-    def __str__(self) -> str:
-        if np.isnan(self.half_width):
-            return f"{self.mean:.1f}"
-        return f"{self.mean:.1f} ± {self.half_width:.1f}"
-
-    def overlaps(self, other: "Interval") -> bool:
-        return abs(self.mean - other.mean) <= self.half_width + other.half_width
+    def _steps(self) -> list[int]:
+        return [seed.result["step"] for seed in self.seeds.values()]
 
 
-def interval(values: np.ndarray) -> Interval:
-    """Return the mean and its 95% confidence interval by Student's t distribution."""
-    n = len(values)
-    if n < 2:
-        return Interval(float(np.mean(values)), float("nan"))
-    half_width = stats.t.ppf(0.975, n - 1) * stats.sem(values)
-    return Interval(float(np.mean(values)), float(half_width))
+def collect(configs: Sequence[Config]) -> list[Point]:
+    """Return the runs of the configurations with the seeds that are finished, if any."""
+    by_directory = {run_directory(config): config for config in configs}
+    return [_point(config, directory) for directory, config in by_directory.items()]
 
 
-def collect(configs: Sequence[Config]) -> tuple[list[Run], list[Config]]:
-    """Return the finished runs among the configurations, and the configurations without one.
+def _point(config: Config, directory: Path) -> Point:
+    seeds = {}
+    for number in range(config.seeds):
+        if records.finished(directory, number):
+            result = records.read_result(directory, number)
+            history = records.read_history(directory, number)
+            seeds[number] = Seed(result, history, records.is_stale(config, result))
+    return Point(config, directory, values_of(config), seeds)
 
-    Raises:
-        ConfigError: two configurations differ in more than the normalization and the batch size,
-            which is what a report compares.
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Return what determines a result by dotted key, such as norm, norm.epsilon, batch_size."""
+    return dict(_flat(identity(config)))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key == "name" and prefix:
+            yield prefix.rstrip("."), value
+        elif key != "_target_":
+            yield prefix + key, tuple(value) if isinstance(value, list) else value
+
+
+def swept_keys(points: Sequence[Point], first: Sequence[str] = ()) -> list[str]:
+    """Return the keys that tell the runs apart, `first` before the others.
+
+    A key that says no more than those before it is left out. Options of a component count where
+    they differ between runs with the same component.
     """
-    _check_comparable(configs)
-    order = list(NORMS)
-    configs = sorted(configs, key=lambda c: (order.index(c.norm.name), c.batch_size))
-    runs, missing = [], []
-    for config in configs:
-        directory = run_directory(config)
-        if is_finished(directory):
-            runs.append(Run(config, read_history(directory), read_result(directory)))
-        else:
-            missing.append(config)
-    return runs, missing
+    every = dict.fromkeys(key for point in points for key in point.values)
+    kept: list[str] = []
+    for key in [*first, *(key for key in every if key not in first)]:
+        if _varies(points, key) and _combinations(points, [*kept, key]) > _combinations(
+            points, kept
+        ):
+            kept.append(key)
+    return kept
 
 
-def batch_sizes(runs: Sequence[Run]) -> list[int]:
-    """The batch sizes of the runs: the columns of a table and of the figures."""
-    return sorted({run.config.batch_size for run in runs})
+def _combinations(points: Sequence[Point], keys: Sequence[str]) -> int:
+    return len({values_at(point, keys) for point in points})
 
 
-def table_rows(runs: Sequence[Run]) -> Iterator[tuple[str, list[Run | None]]]:
-    """Yield each normalization's label and its run at each batch size, None if it is missing."""
-    sizes = batch_sizes(runs)
-    by_point = {(run.config.norm.name, run.config.batch_size): run for run in runs}
-    for name, label in LABELS.items():
-        cells = [by_point.get((name, size)) for size in sizes]
-        if any(cells):
-            yield label, cells
+def _varies(points: Sequence[Point], key: str) -> bool:
+    group = key.partition(".")[0]
+    seen: dict[Any, set[Any]] = {}
+    for point in points:
+        component = point.values.get(group) if key != group else None
+        seen.setdefault(component, set()).add(point.values.get(key))
+    return any(len(values) > 1 for values in seen.values())
 
 
-def _check_comparable(configs: Sequence[Config]) -> None:
-    seen = set()
-    for config in configs:
-        point = (config.norm.name, config.batch_size)
-        if point in seen:
-            raise ConfigError(
-                f"the study has several runs with norm={point[0]} batch_size={point[1]}, "
-                "but a report compares normalizations over batch sizes; sweep over those alone"
-            )
-        seen.add(point)
+def values_at(point: Point, keys: Sequence[str]) -> tuple[Any, ...]:
+    """Return what a run has at the keys; None where it has no such key."""
+    return tuple(point.values.get(key) for key in keys)
+
+
+def distinct(points: Sequence[Point], keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the combinations of values at the keys: numbers in order, others as they come."""
+    combinations = list(dict.fromkeys(values_at(point, keys) for point in points))
+    columns = list(zip(*combinations, strict=True))
+    if columns and all(is_numeric(column) for column in columns):
+        return sorted(combinations)
+    return combinations
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers."""
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def key_label(key: str) -> str:
+    """Return a key in words: learning rate for optimizer.learning_rate."""
+    if key == "norm":
+        return "normalization"
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def value_label(value: Any) -> str:
+    """Return a value as it is shown."""
+    if isinstance(value, tuple):
+        return "-".join(value_label(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if value is None else str(value).replace("_", " ")
+
+
+def label(point: Point, keys: Sequence[str]) -> str:
+    """Return what tells a run from the others of its study, in words."""
+    words = []
+    for key in keys:
+        value = value_label(point.values.get(key))
+        words.append(
+            value if isinstance(point.values.get(key), str) else f"{key_label(key)} {value}"
+        )
+    return ", ".join(words) or point.directory.name
+
+
+def shortfalls(points: Sequence[Point]) -> list[str]:
+    """Return a sentence about each kind of thing that is not there or not of this code."""
+    absent = [point.directory.name for point in points if not point.seeds]
+    partial = [
+        f"{point.directory.name} (seeds {_listed(point.missing)})"
+        for point in points
+        if point.seeds and point.missing
+    ]
+    stale = [
+        f"{point.directory.name} (seeds {_listed(point.stale)})" for point in points if point.stale
+    ]
+    sentences = []
+    if absent:
+        sentences.append(f"{len(absent)} of {len(points)} runs are missing: {', '.join(absent)}.")
+    if partial:
+        sentences.append(f"Seeds are missing of {', '.join(partial)}.")
+    if stale:
+        sentences.append(f"Stale, made by other code than today's: {', '.join(stale)}.")
+    return sentences
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)

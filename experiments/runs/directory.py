@@ -51,7 +51,7 @@ def run_directory(config: Config) -> Path:
 def program_key(config: Config) -> str:
     """Return a digest of what determines a run's compiled program: all but its numbers."""
     shared = copy.deepcopy(identity(config))
-    for name in component(config.optimizer).func.NUMBERS:
+    for name in component("optimizer", config.optimizer).func.NUMBERS:
         del shared["optimizer"][name]
     del shared["model"]["init_scale"]
     carried = {"per_call": config.steps_per_call, "together": config.seeds_together}

@@ -37,15 +37,15 @@ def setup(config: Config) -> Setup:
         ConfigError: a file of the data is missing or damaged, a value is missing.
         OmegaConfBaseException: a value of the wrong type.
     """
-    source = component(config.data)()
+    source = component("data", config.data)()
     spec = source.spec()
     epoch_steps = math.ceil(spec.num_train / config.batch_size)
     return Setup(
         source,
         spec,
-        component(config.norm)(),
-        component(config.optimizer)(),
-        component(config.model),
+        component("norm", config.norm)(),
+        component("optimizer", config.optimizer)(),
+        component("model", config.model),
         config.epochs * epoch_steps if config.steps is None else config.steps,
         epoch_steps,
     )

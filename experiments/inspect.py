@@ -1,0 +1,109 @@
+"""Draw what normalization does inside the network of a run: RUN/inspect.html.
+
+python -m experiments.inspect RUN [output=runs]     # a name, the beginning of one, or a path
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.errors import ConfigError
+from experiments.launch.study import explain
+from experiments.list import output_of
+from experiments.reports import activations, page
+from experiments.reports.network import SEED, Place, ScaledInputs, places, scaled_inputs
+from experiments.reports.overview import find_run, read_run
+from experiments.runs import records
+
+SCALING_NAMES = {
+    "raw": "as they are",
+    "min_max": "scaled by min and max",
+    "standard": "standardized",
+}
+SIDES = ("input", "output")
+NO_RUNNING = "This normalization keeps no running statistics."
+HOW_TO_READ = (
+    "Before (vermilion) and after (blue) each normalization, on validation data in evaluation. "
+    "Left: the distribution, each against its peak. Middle: the quantiles 5, 15, 50, 85 and 95 % "
+    "over training. Right: mean and standard deviation of each channel, of one batch against the "
+    "running ones; on the dashed line they agree."
+)
+
+
+def inspect(directory: Path) -> Path:
+    """Write the page of a run beside its configuration, and return its path.
+
+    Raises:
+        ConfigError: the run has no kept parameters, or they do not fit this code.
+    """
+    config = read_run(directory).config
+    history = records.read_history(directory, SEED)
+    body = [
+        f"<h1>What normalization does in {escape(directory.name)}</h1>",
+        page.caption(
+            f"{config.model['name']} on {config.data['name']}, normalization "
+            f"{config.norm['name']}, batch size {config.batch_size}; seed {SEED}."
+        ),
+        "<h2>Inputs</h2>",
+        page.figures(_of_inputs(scaled_inputs(config))),
+        page.caption(
+            "Two features of the training data, those of the largest and of the smallest spread, "
+            "both axes in the same units; colors are classes. The run was given them "
+            f"{SCALING_NAMES[config.data['scaling']]}."
+        ),
+        "<h2>Layers</h2>",
+        page.caption(HOW_TO_READ),
+    ]
+    found = places(config, directory)
+    body += [page.figures(_of_place(place, history)) for place in found]
+    if all(place.running is None for place in found):
+        body.append(page.caption(NO_RUNNING))
+    path = directory / "inspect.html"
+    title = f"jaxnorm: inside {directory.name}"
+    page.write_page(path, title, "\n".join(body), root="..", column=page.NARROW)
+    return path
+
+
+def _of_inputs(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:
+    chosen = list(activations.widest_and_narrowest(scaled[0].values))
+    names = [f"feature {index}" for index in chosen]
+    for kind, title in SCALING_NAMES.items():
+        [of_kind] = (each for each in scaled if each.kind == kind)
+        yield activations.inputs(of_kind.values[:, chosen], names, of_kind.labels, title)
+
+
+def _of_place(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
+    yield activations.distribution(place.before, place.after, f"{place.name}: distribution")
+    lines = [line for line in history if place.name in line.get("quantiles", {})]
+    if lines:
+        sides = ([line["quantiles"][place.name][side] for line in lines] for side in SIDES)
+        steps = [line["step"] for line in lines]
+        yield activations.quantiles(steps, *sides, f"{place.name}: quantiles over training")
+    if place.running is not None and place.batch is not None:
+        title = f"{place.name}: running against batch"
+        yield activations.running_against_batch(place.running, place.batch, title)
+
+
+def main() -> None:
+    """Run the command line. What is wrong with it ends in a message and an exit code."""
+    parser = argparse.ArgumentParser(
+        description="Draw what normalization does inside a network.",
+        usage="python -m experiments.inspect RUN [output=DIRECTORY]",
+    )
+    parser.add_argument("run", help="its name, the beginning of its name, or its path")
+    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
+    given = parser.parse_args()
+    try:
+        path = inspect(find_run(given.run, output_of(given.arguments)))
+    except (OmegaConfBaseException, ConfigError) as error:
+        sys.exit(explain(error))
+    print(f"page: {path.resolve()}")
+
+
+if __name__ == "__main__":
+    main()

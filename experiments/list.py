@@ -1,0 +1,65 @@
+"""Show what there is to choose from, and the runs that are there.
+
+python -m experiments.list [output=runs]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.errors import ConfigError
+from experiments.launch.study import CONFIG_DIR
+from experiments.reports.overview import choices, run_directories, runs_table
+from experiments.reports.table import print_whole
+
+OUTPUT = "runs"
+
+
+def show_all(output: Path, console: Console) -> None:
+    """Print the choices of every group of configurations, and a table of the runs."""
+    table = Table(title="choices, each as group=choice", show_header=False)
+    for group, files in choices(Path(CONFIG_DIR)):
+        for index, (name, text) in enumerate(files):
+            last = index == len(files) - 1
+            table.add_row(group if index == 0 else "", name, text, end_section=last)
+    console.print(table)
+    if run_directories(output):
+        print_whole(runs_table(output), console)
+    else:
+        console.print(f"no run in {output}", markup=False, highlight=False)
+
+
+def output_of(arguments: Sequence[str]) -> Path:
+    """Return the directory of the runs that the arguments give as output=DIRECTORY.
+
+    Raises:
+        ConfigError: another argument.
+    """
+    output = OUTPUT
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key != "output" or not value:
+            raise ConfigError(f"{argument!r} is no argument; give output=DIRECTORY")
+        output = value
+    return Path(output)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description="Show the choices and the runs.",
+        usage="python -m experiments.list [output=DIRECTORY]",
+    )
+    parser.add_argument("arguments", nargs="*", help=f"output=DIRECTORY (output={OUTPUT})")
+    try:
+        show_all(output_of(parser.parse_args().arguments), Console())
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A transformer over the rows of an input."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.errors import at_least, choice, divides, positive
+from experiments.models.base import Model
+from experiments.models.sequences import sequences
+from experiments.norms.base import Places
+
+ORDERS = ("pre", "post")
+
+
+class Transformer(Model, kw_only=True):
+    """Self-attention and fully connected layers over rows as tokens, and a head on their mean.
+
+    Rows beyond an example's length are neither attended to nor in the mean or the statistics.
+    A layer F becomes x + F(N(x)), and N stands before the head too (pre: Xiong et al. 2020), or
+    N(x + F(x)) (post: Vaswani et al. 2017). N sees every token as an example of its own.
+
+    Attributes:
+        layers: how many, each of attention and of two fully connected layers.
+        width: of a token.
+        heads: of the attention.
+        mlp_ratio: the width between the two fully connected layers, in units of `width`.
+        order: pre or post.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp_ratio: float
+    order: str
+
+    takes_lengths: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: jax.Array,
+        lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Return the logits (batch, classes) of sequences (batch, rows, ...).
+
+        Examples at which `mask` is False change nothing of the others.
+        """
+        x, valid = sequences(inputs, lengths, mask)
+        x = nn.Dense(self.width, dtype=self.dtype, name="tokens")(x)
+        places = nn.initializers.normal(0.02)
+        x += self.param("positions", places, x.shape[1:], jnp.float32).astype(x.dtype)
+        for layer in range(self.layers):
+            x = self._around(2 * layer, self._attention, x, valid, train)
+            x = self._around(2 * layer + 1, self._connected, x, valid, train)
+        if self.order == "pre":
+            x = self._normalized(2 * self.layers, x, valid, train)
+        count = valid.sum(axis=1, keepdims=True, dtype=jnp.float32)
+        mean = x.astype(jnp.float32).sum(axis=1, where=valid[..., None]) / jnp.maximum(count, 1)
+        return self.logits(mean)
+
+    def _around(
+        self, place: int, layer: Any, x: jax.Array, valid: jax.Array, train: bool
+    ) -> jax.Array:
+        """Add to x what a layer makes of it, normalized before the layer or after the sum."""
+        y = self._normalized(place, x, valid, train) if self.order == "pre" else x
+        x += self.dropped(layer(y, valid), train)
+        return x if self.order == "pre" else self._normalized(place, x, valid, train)
+
+    def _normalized(self, place: int, x: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
+        norm = self.norm(name=f"norm_{place}", rows=x.shape[1])
+        return norm(x.reshape(-1, self.width), valid.reshape(-1), train=train).reshape(x.shape)
+
+    def _attention(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        return nn.MultiHeadDotProductAttention(
+            self.heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
+        )(x, mask=valid[:, None, None, :])
+
+    def _connected(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        options = {"dtype": self.dtype, "kernel_init": nn.initializers.xavier_uniform()}
+        y = nn.gelu(nn.Dense(round(self.mlp_ratio * self.width), **options)(x))
+        return nn.Dense(self.width, **options)(y)
+
+    def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
+        yield from at_least("model.layers", self.layers, 1)
+        yield from at_least("model.width", self.width, 1)
+        if self.width >= 1:
+            yield from divides("model.heads", self.heads, [self.width])
+        yield from positive("model.mlp_ratio", self.mlp_ratio)
+        yield from choice("model.order", self.order, ORDERS)
+
+    def places(self, input_shape: tuple[int, ...]) -> Places:
+        return Places(self.title, [self.width] * (2 * self.layers + (self.order == "pre")))

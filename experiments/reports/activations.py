@@ -1,0 +1,141 @@
+"""Figures of what normalization does inside a network, from plain arrays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from experiments.reports import style
+
+BEFORE, AFTER = style.VERMILION, style.BLUE
+BINS = 60
+MOST_POINTS = 1000  # of a scatter, for the size of a page
+SMALL = {**style.LAYOUT, "margin": {"l": 56, "r": 12, "t": 10, "b": 48}, "height": 300}
+
+
+def distribution(before: np.ndarray, after: np.ndarray, title: str) -> go.Figure:
+    """The values that go into a normalization and those that come out, each against its peak."""
+    before, after = (values[np.isfinite(values)].ravel() for values in (before, after))
+    figure = go.Figure()
+    edges = np.concatenate([_range(values) for values in (before, after)])
+    bins = np.linspace(edges.min(), edges.max(), BINS + 1)
+    for name, values, color in (("before", before, BEFORE), ("after", after, AFTER)):
+        counts, _ = np.histogram(values, bins)
+        figure.add_scatter(
+            x=_short((bins[1:] + bins[:-1]) / 2),
+            y=_short(counts / max(counts.max(), 1)),
+            name=name,
+            mode="lines",
+            line={"color": color, "width": 1.5, "shape": "hvh"},
+            fill="tozeroy",
+            hovertemplate=f"{name}: %{{x:.3g}}<extra></extra>",
+        )
+    figure.update_xaxes(title={"text": "value"})
+    figure.update_yaxes(title={"text": "share of the peak"}, rangemode="tozero")
+    return figure.update_layout(SMALL, title=title)
+
+
+def _range(values: np.ndarray) -> np.ndarray:
+    """Return where all but the outermost values lie, with some width."""
+    low, high = np.quantile(values, [0.002, 0.998]) if values.size else (0.0, 0.0)
+    return np.array([low, high]) if high > low else np.array([low - 0.5, high + 0.5])
+
+
+def quantiles(
+    steps: Sequence[int],
+    before: Sequence[Sequence[float | None]],
+    after: Sequence[Sequence[float | None]],
+    title: str,
+) -> go.Figure:
+    """Five quantiles over training, (steps, quantiles), of what goes in and what comes out."""
+    figure = go.Figure()
+    for name, values, color in (("before", before, BEFORE), ("after", after, AFTER)):
+        lines = np.array(values, dtype=float).reshape(len(steps), -1).T
+        middle = len(lines) // 2
+        for index, line in enumerate(lines):
+            figure.add_scatter(
+                x=list(steps),
+                y=_short(line),
+                name=name,
+                legendgroup=name,
+                showlegend=index == middle,
+                mode="lines",
+                line={"color": color, "width": 2.5 if index == middle else 1},
+                opacity=1 if index == middle else 0.6,
+                hovertemplate=f"{name}, step %{{x}}: %{{y:.3g}}<extra></extra>",
+            )
+    figure.update_xaxes(title={"text": "step"}, rangemode="tozero")
+    figure.update_yaxes(title={"text": "value"})
+    return figure.update_layout(SMALL, title=title)
+
+
+def running_against_batch(
+    running: tuple[np.ndarray, np.ndarray], batch: tuple[np.ndarray, np.ndarray], title: str
+) -> go.Figure:
+    """The mean and the standard deviation of each channel, of one batch against the running."""
+    figure = go.Figure()
+    names = ("mean", "standard deviation")
+    pairs = list(zip(running, batch, strict=True))
+    pairs[1] = tuple(np.sqrt(values) for values in pairs[1])
+    ends = [min(np.min(pair) for pair in pairs), max(np.max(pair) for pair in pairs)]
+    figure.add_scatter(
+        x=_short(ends),
+        y=_short(ends),
+        mode="lines",
+        line={"color": style.GREY, "width": 1, "dash": "dash"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    for name, (kept, of_batch), color, symbol in zip(
+        names, pairs, (AFTER, BEFORE), ("circle", "square"), strict=True
+    ):
+        every = -(-kept.size // MOST_POINTS)
+        figure.add_scatter(
+            x=_short(kept.ravel()[::every]),
+            y=_short(of_batch.ravel()[::every]),
+            name=name,
+            mode="markers",
+            marker={"size": 6, "color": color, "symbol": symbol, "opacity": 0.6},
+            hovertemplate=f"{name}: running %{{x:.3g}}, batch %{{y:.3g}}<extra></extra>",
+        )
+    figure.update_xaxes(title={"text": "running"})
+    figure.update_yaxes(title={"text": "of one batch"})
+    return figure.update_layout(SMALL, title=title)
+
+
+def inputs(features: np.ndarray, names: Sequence[str], labels: np.ndarray, title: str) -> go.Figure:
+    """Two features (examples, 2) against each other, both axes in the same units."""
+    every = -(-len(features) // MOST_POINTS)
+    figure = go.Figure()
+    palette = [mark.color for mark in style.CYCLE]
+    figure.add_scatter(
+        x=_short(features[::every, 0]),
+        y=_short(features[::every, 1]),
+        mode="markers",
+        marker={
+            "size": 5,
+            "opacity": 0.6,
+            "color": [palette[label % len(palette)] for label in labels[::every].tolist()],
+        },
+        hovertemplate="%{x:.3g}, %{y:.3g}<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_xaxes(title={"text": names[0]})
+    figure.update_yaxes(title={"text": names[1]}, scaleanchor="x", constrain="domain")
+    return figure.update_layout(SMALL, height=340, title=title)
+
+
+def widest_and_narrowest(values: np.ndarray) -> tuple[int, int]:
+    """Return which of (examples, features) spread most, and which least but above 0."""
+    spread = np.std(values, axis=0)
+    narrow = np.where(spread > 0, spread, np.inf)
+    widest, narrowest = int(np.argmax(spread)), int(np.argmin(narrow))
+    if widest == narrowest and len(spread) > 1:
+        narrowest = int(np.argsort(narrow)[1])
+    return widest, narrowest
+
+
+def _short(numbers: Any) -> list[float | None]:
+    """Return numbers with the digits that a figure can show."""
+    return [None if not np.isfinite(n) else float(f"{n:.4g}") for n in map(float, numbers)]

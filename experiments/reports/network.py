@@ -1,0 +1,134 @@
+"""What a trained network holds, as arrays: its activations, its statistics, its inputs."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.config import Config
+from experiments.data.scaling import SCALINGS, measure, scaling
+from experiments.data.splits import Split
+from experiments.errors import ConfigError
+from experiments.norms.base import Scope
+from experiments.training.checkpoints import FINAL, restore_final
+from experiments.training.program import model_of
+from experiments.training.setup import Setup, setup
+
+SEED = 0  # whose parameters are kept
+EXAMPLES = 256  # of the validation data, as for the quantiles in training
+
+
+class Place(NamedTuple):
+    """One normalization of a network.
+
+    Attributes:
+        before: what goes in, of some validation examples.
+        after: what comes out.
+        running: the running mean and variance of each channel; None where it keeps none.
+        batch: the same of one batch.
+    """
+
+    name: str
+    before: np.ndarray
+    after: np.ndarray
+    running: tuple[np.ndarray, np.ndarray] | None
+    batch: tuple[np.ndarray, np.ndarray] | None
+
+
+def places(config: Config, directory: Path) -> list[Place]:
+    """Return the normalizations of a trained network, in order of depth.
+
+    Raises:
+        ConfigError: the parameters of the run were not kept, or are not of its model.
+    """
+    seed = directory / f"seed-{SEED}"
+    if not (seed / FINAL).exists():
+        raise ConfigError(f"{seed / FINAL} is not there; train the run (again) to have it")
+    made = setup(config)
+    variables = restore_final(seed)
+    split = made.source.load(SEED).validation
+    seen = _captured(config, made, variables, split, EXAMPLES)
+    of_batch = _captured(config, made, variables, split, config.batch_size)
+    lengths = None if split.lengths is None else split.lengths[:EXAMPLES]
+    return [
+        Place(
+            name,
+            _within(sown["input"], lengths),
+            _within(sown["output"], lengths),
+            *_statistics(variables.get("batch_stats") or {}, name, of_batch[name]["input"]),
+        )
+        for name, sown in seen.items()
+    ]
+
+
+def _captured(
+    config: Config, made: Setup, variables: Any, split: Split, examples: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return by place what goes in and out in evaluation."""
+    inputs = split.inputs[:examples]
+    lengths = None if split.lengths is None else split.lengths[:examples]
+    model = model_of(config, made, Scope())
+    _, captured = model.apply(variables, inputs, lengths, train=False, mutable=["intermediates"])
+    sown = captured.get("intermediates", {})
+    return {
+        name: {side: np.asarray(place[side][0], np.float32) for side in ("input", "output")}
+        for name, place in _sown_places(sown)
+    }
+
+
+def _sown_places(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if "input" in tree and isinstance(tree["input"], tuple):
+        yield "/".join(path), tree
+        return
+    for name, branch in tree.items():
+        if isinstance(branch, dict):
+            yield from _sown_places(branch, (*path, name))
+
+
+def _within(values: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    """Leave out the steps in time (time, examples, channels) beyond the lengths."""
+    if lengths is None or values.ndim != 3 or values.shape[1] != len(lengths):
+        return values
+    return values[np.arange(len(values))[:, None] < lengths]
+
+
+def _statistics(
+    batch_stats: Any, name: str, values: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[np.ndarray, np.ndarray] | None]:
+    """Return the running and the batch's mean and variance; of each step in time by itself."""
+    stats = batch_stats
+    for part in name.split("/"):
+        stats = stats.get(part, {})
+    if "mean" not in stats:
+        return None, None
+    running = tuple(np.asarray(stats[key], np.float32) for key in ("mean", "var"))
+    axes = tuple(range(running[0].ndim - 1, values.ndim - 1))
+    return running, (values.mean(axes), values.var(axes))
+
+
+class ScaledInputs(NamedTuple):
+    """Training inputs (examples, features) under one scaling."""
+
+    kind: str
+    values: np.ndarray
+    labels: np.ndarray
+
+
+def scaled_inputs(config: Config, most: int = 1000) -> list[ScaledInputs]:
+    """Return some training inputs raw, scaled by min and max, and standardized."""
+    source = setup(config).source
+    train = dataclasses.replace(source, scaling="raw").load(SEED).train
+    raw = train.inputs[:]
+    measured = measure(raw, train.lengths, np.arange(len(raw)))
+    chosen = slice(0, most)
+    lengths = None if train.lengths is None else train.lengths[chosen]
+    return [
+        ScaledInputs(
+            kind,
+            scaling(kind, measured).apply(raw[chosen], lengths).reshape(len(raw[chosen]), -1),
+            train.labels[chosen],
+        )
+        for kind in SCALINGS
+    ]

@@ -1,0 +1,132 @@
+"""What runs there are and how they ended, for the terminal."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf.errors import OmegaConfBaseException
+from rich.table import Table
+
+from experiments.config import Config
+from experiments.errors import ConfigError
+from experiments.runs import records
+
+CONFIG = "config.yaml"
+ENDS = ("done", "diverged", "stopped")
+
+
+class RunState(NamedTuple):
+    """A run directory: what was asked for, and the result of every seed that has one."""
+
+    directory: Path
+    config: Config
+    results: dict[int, dict[str, Any]]
+
+    @property
+    def stale(self) -> list[int]:
+        """The seeds that other code than today's has trained."""
+        return [n for n, r in self.results.items() if records.is_stale(self.config, r)]
+
+    @property
+    def missing(self) -> list[int]:
+        return [seed for seed in range(self.config.seeds) if seed not in self.results]
+
+    @property
+    def changed(self) -> datetime:
+        """When a file of the run last changed."""
+        files = [self.directory / CONFIG, *self.directory.glob("seed-*/*.json*")]
+        return datetime.fromtimestamp(max(path.stat().st_mtime for path in files))
+
+
+def run_directories(output: Path) -> list[Path]:
+    """Return the directories of all runs, by name."""
+    return sorted(path.parent for path in output.glob(f"*/{CONFIG}"))
+
+
+def read_run(directory: Path) -> RunState:
+    """Return the state of a run.
+
+    Raises:
+        ConfigError: the configuration of the run cannot be read by this code.
+    """
+    try:
+        config = records.read_config(directory)
+    except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{directory / CONFIG} does not fit this code: {reason}") from error
+    numbers = [n for n in records.seeds_there(directory) if records.finished(directory, n)]
+    return RunState(directory, config, {n: records.read_result(directory, n) for n in numbers})
+
+
+def find_run(name: str, output: Path) -> Path:
+    """Return the run of that name, of that unambiguous beginning of a name, or at that path.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    if (Path(name) / CONFIG).exists():
+        return Path(name)
+    names = [path.name for path in run_directories(output)]
+    found = [other for other in names if other == name] or [
+        other for other in names if other.startswith(name)
+    ]
+    if len(found) == 1:
+        return output / found[0]
+    if found:
+        raise ConfigError(
+            f"{name!r} begins several runs: {', '.join(found)}; give more of the name"
+        )
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
+    hint = f"near are {', '.join(near)}" if near else f"there are {len(names)} runs"
+    raise ConfigError(f"there is no run {name!r} in {output}; {hint}")
+
+
+def runs_table(output: Path) -> Table:
+    """Return a table of all runs."""
+    table = Table(title=f"runs in {output}")
+    for name in ("run", "seeds", "test accuracy", "seconds", "code", "last change"):
+        table.add_column(name, justify="right" if name in ("test accuracy", "seconds") else "left")
+    for directory in run_directories(output):
+        try:
+            table.add_row(*_row(read_run(directory)))
+        except ConfigError:
+            table.add_row(directory.name, "written by other code", "", "", "", "")
+    return table
+
+
+def _row(run: RunState) -> Iterator[str]:
+    yield run.directory.name
+    yield seeds_text(run)
+    accuracies = [100 * result["test_accuracy"] for result in run.results.values()]
+    yield f"{np.mean(accuracies):.1f} %" if accuracies else ""
+    yield f"{sum(result['seconds'] for result in run.results.values()):.1f}"
+    yield f"{len(run.stale)} stale" if run.stale else ""
+    yield f"{run.changed:%Y-%m-%d %H:%M}"
+
+
+def seeds_text(run: RunState) -> str:
+    """Return how many seeds ended how, such as "3 done, 1 diverged, 1 missing"."""
+    ended = [result["ended"] for result in run.results.values()]
+    counts = [f"{ended.count(end)} {end}" for end in ENDS if end in ended]
+    return ", ".join([*counts, *([f"{len(run.missing)} missing"] if run.missing else [])])
+
+
+def choices(configs: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield each group of configurations, with its choices and what their files say of them."""
+    for group in sorted(path for path in configs.iterdir() if path.is_dir()):
+        files = sorted(group.glob("*.yaml"))
+        if files:
+            yield group.name, [(file.stem, _first_comment(file)) for file in files]
+
+
+def _first_comment(file: Path) -> str:
+    """Return the first sentence of the comment at the top."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    texts = [line.lstrip("#").strip() for line in lines]
+    text = " ".join(text for text in texts if text and not text.startswith("@"))
+    return re.split(r"(?<=[^l]\.)\s+(?=[A-Z])", text)[0]  # not after "et al."

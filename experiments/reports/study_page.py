@@ -1,0 +1,150 @@
+"""The page of a study."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.config import StudyConfig
+from experiments.reports import page
+from experiments.reports.comparison import Comparison
+from experiments.reports.figures import (
+    choose_axes,
+    difference_figure,
+    learning_curves,
+    metric_figures,
+)
+from experiments.reports.metrics import Metric
+from experiments.reports.results import Point, label, shortfalls, swept_keys
+from experiments.reports.table import study_table
+
+
+def write_study_page(
+    path: Path,
+    study: StudyConfig,
+    points: Sequence[Point],
+    measured: Metric,
+    compared: Comparison | None,
+    command: str,
+) -> None:
+    """Write the page of a study. Its verdict is left open, for `verdicts.refresh`."""
+    there = [point for point in points if point.seeds]
+    body = [
+        f'<p class="quiet"><a href="index.html">all studies</a> / {escape(str(study.name))}</p>',
+        f"<h1>{escape(study.question or str(study.name))}</h1>",
+        "<!--verdict--><!--/verdict-->",
+        *(f'<p class="missing">{escape(text)}</p>' for text in shortfalls(points)),
+        *_results(study, points, measured),
+        *_contrast(compared),
+        "<h2>Learning curves</h2>",
+        page.figures(learning_curves(there, study)),
+        page.caption(
+            "Every seed, and in bold the mean as far as all seeds go; a curve ends where the seed "
+            "stopped or its loss is no longer finite. The axis of the accuracy is logarithmic in "
+            "the error."
+        ),
+        "<h2>Every seed</h2>",
+        _all_seeds(there, measured),
+        "<h2>How it was made</h2>",
+        f"<p><code>{escape(command)}</code></p>",
+        _costs(there),
+        page.details("Device, versions, code", _made_with(there)),
+        page.details("Configurations of the runs", "".join(_config(point) for point in points)),
+    ]
+    page.write_page(path, f"jaxnorm study: {study.name}", "\n".join(body))
+
+
+def _results(study: StudyConfig, points: Sequence[Point], measured: Metric) -> Iterator[str]:
+    axes = choose_axes(points, study)
+    named = [key for key in (axes.x, *axes.series) if key]
+    table = study_table(points, measured, named)
+    yield f"<h2>{escape(measured.label[0].upper() + measured.label[1:])}</h2>"
+    yield page.figures(metric_figures(points, measured, study))
+    yield page.table(table.head, table.rows, table.best)
+    mean = "Geometric mean" if measured.of_steps else "Mean"
+    yield page.caption(
+        f"{mean} over seeds with its 95 % interval (Student's t) and every seed; the best mean of "
+        "each column in bold. A seed that diverged counts with the accuracy of chance, one that "
+        "did not reach its target with the budget."
+    )
+
+
+def _contrast(compared: Comparison | None) -> Iterator[str]:
+    if compared is None:
+        return
+    yield "<h2>Primary contrast, seed by seed</h2>"
+    yield page.figures([difference_figure(compared)])
+    yield page.caption(
+        f"a: {compared.a.overrides} ({compared.a.chosen}); b: {compared.b.overrides} "
+        f"({compared.b.chosen}). Each seed draws the split, the order and the weights for both."
+    )
+    rows = [
+        [str(seed), compared.shown(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
+    ]
+    yield page.details("The differences as numbers", page.table(["seed", "a against b"], rows))
+
+
+def _all_seeds(points: Sequence[Point], measured: Metric) -> str:
+    keys = swept_keys(points)
+    numbers = sorted({number for point in points for number in point.seeds})
+    rows = [
+        [label(point, keys), *(_seed(point, number, measured) for number in numbers)]
+        for point in points
+    ]
+    return page.table(["run", *(f"seed {number}" for number in numbers)], rows)
+
+
+def _seed(point: Point, number: int, measured: Metric) -> str:
+    seed = point.seeds.get(number)
+    if seed is None:
+        return "missing"
+    value = measured.of(point, seed)
+    text = "not finite" if value is None else measured.text(value)
+    if seed.diverged:
+        return f"{text} (diverged)"
+    lost = measured.of_steps and not seed.reached_target
+    return f"{text} (not reached)" if lost else text
+
+
+def _costs(points: Sequence[Point]) -> str:
+    keys = swept_keys(points)
+    rows = [
+        [
+            label(point, keys),
+            str(len(point.seeds)),
+            f"{point.seconds / len(point.seeds):.3g}",
+            f"{point.seconds:.3g}",
+        ]
+        for point in points
+    ]
+    total = sum(point.seconds for point in points)
+    seeds = sum(len(point.seeds) for point in points)
+    shown = page.table(["run", "seeds", "seconds a seed", "seconds"], rows)
+    return (
+        f"<p>{len(points)} runs, {seeds} seeds, {total:.0f} s of training in total.</p>"
+        + page.details("Seconds of each run", shown)
+    )
+
+
+def _made_with(points: Sequence[Point]) -> str:
+    """What the seeds were made with; several values where they differ."""
+    results = [seed.result for point in points for seed in point.seeds.values()]
+    made: dict[str, dict[str, None]] = {}
+    for result in results:
+        for key, value in _environment(result):
+            made.setdefault(key, {})[value] = None
+    return page.table([], [[key, ", ".join(values)] for key, values in made.items()])
+
+
+def _environment(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for group in ("device", "versions"):
+        for key, value in result.get(group, {}).items():
+            yield key, str(value)
+    yield "code", str(result.get("code"))
+
+
+def _config(point: Point) -> str:
+    text = OmegaConf.to_yaml(OmegaConf.structured(point.config))
+    return page.details(point.directory.name, f"<pre>{escape(text)}</pre>")

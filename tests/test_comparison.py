@@ -1,0 +1,202 @@
+"""The verdict on made-up seeds: each word of the rule, Holm's correction, tuning, what counts."""
+
+import numpy as np
+import pytest
+import run_files
+from scipy import stats
+
+from experiments.config import Contrast
+from experiments.errors import ConfigError
+from experiments.reports import comparison
+from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
+from experiments.reports.results import collect
+from experiments.reports.verdicts import Entry, judge
+
+NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2, 0.25, -0.25])  # points, of mean 0
+
+
+def contrast(**changes):
+    values = {"a": "norm=batch", "b": "norm=none", "metric": "test_accuracy"}
+    values |= {"direction": "greater", "delta": 0.5, "unit": "points"}
+    return Contrast(**(values | changes))
+
+
+def arm(output, norm, accuracies, rate=0.1, validation=None, **others):
+    """Write a run of a seed for each accuracy in percent, and give its configuration."""
+    optimizer = {"learning_rate": rate}
+    config = run_files.configuration(norm=norm, optimizer=optimizer, seeds=8, output=str(output))
+    validation = accuracies if validation is None else validation
+    for seed, (reached, validated) in enumerate(zip(accuracies, validation, strict=True)):
+        final = run_files.result(
+            seed, reached / 100, validation=validated / 100, config=config, **others
+        )
+        run_files.write_seed(config, final)
+    return config
+
+
+def compared(output, gain, noise=NOISE, **changes):
+    """Compare two arms of which a is better by `gain` points and its noise."""
+    shared = 90 + np.arange(8.0) / 2  # what a seed has in common is much larger than the gain
+    configs = [arm(output, "batch", shared + gain + noise), arm(output, "none", shared)]
+    return compare(contrast(**changes), collect(configs))
+
+
+def test_the_differences_are_paired_by_seed(tmp_path):
+    result = compared(tmp_path, 2.0)
+    np.testing.assert_allclose(result.d, 2 + NOISE)
+    np.testing.assert_allclose(result.mean, 2.0)
+    test = stats.ttest_1samp(2 + NOISE, 0)
+    np.testing.assert_allclose(result.interval95, test.confidence_interval(0.95))
+    np.testing.assert_allclose(result.interval90, test.confidence_interval(0.90))
+    np.testing.assert_allclose(result.p, stats.ttest_1samp(2 + NOISE, 0.5).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "word", "note"),
+    [
+        (2.0, 1, HOLDS, ""),
+        (0.7, 1, CANNOT_TELL, ""),  # above delta, but not surely
+        (0.0, 1, DOES_NOT_HOLD, "no difference"),
+        (-2.0, 1, DOES_NOT_HOLD, "reversed"),
+        (1.0, 10, CANNOT_TELL, ""),
+    ],
+)
+def test_the_words_of_a_claim_of_more(tmp_path, gain, spread, word, note):
+    result = compared(tmp_path, gain, spread * NOISE)
+    assert verdict(result, result.p) == word
+    assert comparison.note(result) == note
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "word"),
+    [(0.1, 1, HOLDS), (1.0, 1, DOES_NOT_HOLD), (-1.0, 1, DOES_NOT_HOLD), (0.1, 5, CANNOT_TELL)],
+)
+def test_the_words_of_a_claim_of_equality(tmp_path, gain, spread, word):
+    result = compared(tmp_path, gain, spread * NOISE, direction="equal")
+    assert verdict(result, result.p) == word
+
+
+def test_equality_is_two_one_sided_tests():
+    d = 0.1 + NOISE
+    above = stats.ttest_1samp(d, -0.5, alternative="greater").pvalue
+    below = stats.ttest_1samp(d, 0.5, alternative="less").pvalue
+    np.testing.assert_allclose(comparison.p_value(d, 0.5, "equal"), max(above, below))
+
+
+def test_a_correction_for_others_can_take_a_verdict_away(tmp_path):
+    result = compared(tmp_path, 0.73)
+    assert 0.025 < result.p < 0.05
+    assert verdict(result, result.p) == HOLDS
+    alone = Entry("one", None, None, None, None, "", result, None)
+    assert judge([alone])["one"].word == HOLDS
+    assert judge([alone])["one"].p == pytest.approx(result.p)
+    second = Entry("two", None, None, None, None, "", result, None)
+    judged = judge([alone, second])
+    assert judged["one"].p == pytest.approx(2 * result.p)
+    assert judged["one"].family == 2
+    assert judged["one"].word == CANNOT_TELL
+
+
+def test_the_correction_is_holms():
+    np.testing.assert_allclose(comparison.adjusted([0.01, 0.04, 0.02]), [0.03, 0.04, 0.04])
+    assert comparison.adjusted([]) == []
+
+
+def test_a_study_without_enough_seeds_is_open_and_not_of_the_family(tmp_path):
+    configs = [arm(tmp_path, "batch", [90.0]), arm(tmp_path, "none", [91.0])]
+    reason = compare(contrast(), collect(configs))
+    assert reason == "1 seeds of both arms are finished, and a comparison needs two"
+    waiting = Entry("waiting", None, None, None, None, "", None, reason)
+    nothing_claimed = Entry("plain", None, None, None, None, "", None, None)
+    assert judge([waiting, nothing_claimed]) == {"waiting": (CANNOT_TELL, None, 0)}
+
+
+def test_each_arm_is_tuned_on_validation_data(tmp_path):
+    seeds = np.ones(8)
+    configs = [
+        arm(tmp_path, "batch", 90 * seeds + NOISE, rate=0.1, validation=80 * seeds),
+        arm(tmp_path, "batch", 70 * seeds, rate=1.0, validation=85 * seeds),
+        arm(tmp_path, "none", 60 * seeds, rate=0.1, validation=65 * seeds),
+        arm(tmp_path, "none", 95 * seeds, rate=1.0, validation=55 * seeds),
+    ]
+    result = compare(contrast(), collect(configs))
+    np.testing.assert_allclose(result.mean, 10.0)  # 70 - 60, whatever the test data prefer
+    assert result.a.chosen == "batch, learning rate 1"
+    assert [score for _, score in result.a.trials] == pytest.approx([80, 85])
+    fixed = contrast(a="norm=batch optimizer.learning_rate=0.1")
+    result = compare(fixed, collect(configs))
+    np.testing.assert_allclose(result.mean, 30.0)
+    assert "The arms were tuned with unequal numbers of trials, 1 and 2." in result.remarks
+
+
+def test_divergence_counts_as_chance_and_is_counted(tmp_path):
+    seeds = np.ones(8)
+    configs = [
+        arm(tmp_path, "batch", 90 * seeds),
+        arm(tmp_path, "none", 10 * seeds, ended="diverged"),
+    ]
+    result = compare(contrast(), collect(configs))
+    assert result.d == pytest.approx([80.0] * 8)
+    assert result.remarks == ["norm=none: 8 of 8 seeds diverged."]
+    assert (result.p, verdict(result, result.p)) == (0.0, HOLDS)  # no spread at all
+
+
+def test_steps_are_compared_by_their_ratio_and_the_budget_counts(tmp_path):
+    configs = [
+        run_files.configuration(norm=norm, seeds=4, steps=1600, target=0.8, output=str(tmp_path))
+        for norm in ("none", "batch")
+    ]
+    reached = {"none": (800, 400, 1600, 800), "batch": (200, 100, 200, 200)}
+    for config in configs:
+        for seed, step in enumerate(reached[config.norm["name"]]):
+            ended = "done" if step == 1600 else "stopped"
+            final = run_files.result(seed, 0.8, ended=ended, step=step, config=config)
+            run_files.write_seed(config, final)
+    asked = contrast(
+        a="norm=none", b="norm=batch", metric="steps_to_target", unit="ratio", delta=1.5
+    )
+    result = compare(asked, collect(configs))
+    np.testing.assert_allclose(result.d, [2, 2, 3, 2])
+    np.testing.assert_allclose(result.delta, np.log2(1.5))
+    np.testing.assert_allclose(result.p, stats.ttest_1samp([2, 2, 3, 2], np.log2(1.5)).pvalue)
+    [remark] = result.remarks
+    assert remark == (
+        "norm=none: 1 of 4 seeds did not reach the target and count as the budget of 1600 steps."
+    )
+    assert result.shown(result.mean) == f"{2**2.25:.3g}x"
+
+
+def test_only_the_seeds_that_both_have_are_compared(tmp_path):
+    a, b = arm(tmp_path, "batch", [90.0, 91, 92]), arm(tmp_path, "none", [80.0, 82])
+    result = compare(contrast(), collect([a, b]))
+    assert result.seeds == [0, 1]
+    assert result.d == pytest.approx([10, 9])
+    assert "Preliminary: 2 of 8 seeds." in result.remarks
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a": "norm=layer"}, "study.contrast.a is 'norm=layer', which picks no run.*norm: batch"),
+        ({"a": "batch"}, "picks no run"),
+        ({"direction": "less"}, "study.contrast.direction is 'less'; the choices are greater"),
+        ({"unit": "ratio", "delta": 0.5}, "study.contrast.delta is 0.5; give 1 or more"),
+        ({"metric": "speed"}, "no result has the metric 'speed'; there are .*test_accuracy"),
+    ],
+)
+def test_a_contrast_that_cannot_be_right_is_told(tmp_path, changes, message):
+    points = collect([arm(tmp_path, "batch", [90.0, 91]), arm(tmp_path, "none", [80.0, 82])])
+    with pytest.raises(ConfigError, match=message):
+        compare(contrast(**changes), points)
+
+
+def test_overrides_pick_runs_by_value(tmp_path):
+    configs = [
+        run_files.configuration(model={"hidden": [10, 10]}, output=str(tmp_path)),
+        run_files.configuration(model={"hidden": [20]}, optimizer={"learning_rate": 1e-5}),
+    ]
+    points = collect(configs)
+    [found] = comparison.matching("model.hidden=[10,10]", points, "a")
+    assert found is points[0]
+    [found] = comparison.matching("optimizer.learning_rate=1e-5 model=mlp", points, "a")
+    assert found is points[1]
