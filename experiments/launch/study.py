@@ -125,6 +125,11 @@ def explain(error: Exception) -> str:
         return f"error: {error}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     match error, cause:
+        case MissingConfigException(missing_cfg_file="hydra/launcher/ray"), _:
+            return (
+                "error: launcher=ray needs packages that are not installed; "
+                "run pip install --editable '.[experiments,ray]', or give launcher=local"
+            )
         case MissingConfigException(options=[*options]), _:
             group, _, choice = str(error.missing_cfg_file).rpartition("/")
             if group == "hydra/launcher":
