@@ -32,7 +32,7 @@ test: $(VENV)/with-experiments,test
 test-fast: $(VENV)/with-experiments,test
 	$(PYTEST) -m 'not slow and not long' --first
 
-test-slow: $(VENV)/with-experiments,test
+test-slow: $(VENV)/with-experiments,ray,test
 	$(PYTEST) -m slow
 
 test-isa: export XLA_FLAGS := --xla_cpu_max_isa=$(ISA)
@@ -41,7 +41,7 @@ test-isa: $(VENV)/with-experiments,test
 	$(PYTEST) -m 'numerical and not slow'
 
 # The library's tests are all but those that import the experiments.
-EXPERIMENTS_TESTS := $(foreach name,config data hosts parallel report train training,tests/test_$(name).py)
+EXPERIMENTS_TESTS := $(foreach name,cluster config data hosts launch parallel progress report train training,tests/test_$(name).py)
 LIBRARY_TESTS := jaxnorm $(filter-out $(EXPERIMENTS_TESTS),$(sort $(wildcard tests/test_*.py)))
 TESTS ?= $(LIBRARY_TESTS)
 NEWEST := .venv-newest

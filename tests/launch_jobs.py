@@ -49,15 +49,25 @@ def traces(config, what):
     return [parts for parts in found if parts[1] == config["name"] and parts[2] == what]
 
 
-def main(files):
-    jobs = [Job(name, "p", {"name": name, "steps": 600, "files": files}) for name in "abc"]
+def main(files, where="here"):
+    jobs = [Job(name, "p", {"name": name, "steps": 50, "files": files}) for name in "abc"]
     display.start_study("sweep", len(jobs))
     try:
-        local.launch(jobs, run, display.show, 2)
+        if where == "ray":
+            from experiments.launch import cluster
+
+            failures = cluster.launch(
+                jobs, run, display.show, {}, {"num_cpus": 1, "max_retries": 3}
+            )
+        else:
+            failures = local.launch(jobs, run, display.show, 2)
+        print("failures:", failures)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    import launch_jobs  # by whose name the workers find the functions
+
+    launch_jobs.main(*sys.argv[1:])

@@ -6,6 +6,7 @@ together.
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,9 @@ def launch(
     Args:
         init, remote: the arguments of `ray.init` and `ray.remote`.
     """
-    start_ray(OmegaConf.create(dict(init)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\)")  # by Ray, which then execs
+        start_ray(OmegaConf.create(dict(init)))
     try:
         mailbox = _mailbox()
         task = ray.remote(**OmegaConf.to_container(OmegaConf.create(dict(remote))))(_task)
@@ -48,12 +51,20 @@ def _task(run: Run, config: Any, mailbox: Any, directory: str, *after: Any) -> s
 
     It begins when `after` is there, so that a run that a sweep has twice is not run by two tasks.
     """
+    told = None
+
+    def tell(event: Event) -> None:
+        nonlocal told
+        told = mailbox.put.remote(event)  # while a task waits for it, Ray gives its core to another
+
     try:
         os.chdir(directory)
-        run([config], lambda event: ray.get(mailbox.put.remote(event)))
+        run([config], tell)
+        return None
     except Exception as error:
         return error_line(error)
-    return None
+    finally:
+        ray.wait([told] if told else [])
 
 
 class _Mailbox:

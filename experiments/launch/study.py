@@ -121,8 +121,15 @@ def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
 
 def explain(error: Exception) -> str:
     """Return what is wrong with a configuration, with the keys or choices there are."""
+    if isinstance(error, ConfigError):
+        return f"error: {error}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     match error, cause:
+        case MissingConfigException(missing_cfg_file="hydra/launcher/ray"), _:
+            return (
+                "error: launcher=ray needs packages that are not installed; "
+                "run pip install --editable '.[experiments,ray]', or give launcher=local"
+            )
         case MissingConfigException(options=[*options]), _:
             group, _, choice = str(error.missing_cfg_file).rpartition("/")
             if group == "hydra/launcher":
