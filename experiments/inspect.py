@@ -10,10 +10,8 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import ConfigError
-from experiments.launch.study import explain
 from experiments.list import output_of
 from experiments.reports import activations, page
 from experiments.reports.network import SEED, Place, ScaledInputs, places, scaled_inputs
@@ -100,8 +98,8 @@ def main() -> None:
     given = parser.parse_args()
     try:
         path = inspect(find_run(given.run, output_of(given.arguments)))
-    except (OmegaConfBaseException, ConfigError) as error:
-        sys.exit(explain(error))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     print(f"page: {path.resolve()}")
 
 

@@ -9,6 +9,7 @@ from experiments.config import Contrast
 from experiments.errors import ConfigError
 from experiments.reports import arms, comparison
 from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
+from experiments.reports.metrics import metric, shown_metric
 from experiments.reports.results import collect
 from experiments.reports.verdicts import Entry, judge
 
@@ -121,7 +122,7 @@ def test_each_arm_is_tuned_on_validation_data(tmp_path):
     ]
     result = compare(contrast(), collect(configs))
     np.testing.assert_allclose(result.mean, 10.0)  # 70 - 60, whatever the test data prefer
-    assert result.a.chosen == "batch, learning rate 1"
+    assert result.a.chosen == "learning rate 1"
     assert [score for _, score in result.a.trials] == pytest.approx([80, 85])
     fixed = contrast(a="norm=batch optimizer.learning_rate=0.1")
     result = compare(fixed, collect(configs))
@@ -200,3 +201,37 @@ def test_overrides_pick_runs_by_value(tmp_path):
     assert found is points[0]
     [found] = arms.matching("optimizer.learning_rate=1e-5 model=mlp", points, "a")
     assert found is points[1]
+
+
+def test_the_same_contrast_elsewhere_is_secondary(tmp_path):
+    configs = []
+    for size, gain in ((2, 5), (16, 1)):
+        for norm, accuracy in (("batch", 90 + gain), ("none", 90)):
+            config = run_files.configuration(norm=norm, batch_size=size, output=str(tmp_path))
+            run_files.write_run(config, [accuracy / 100, (accuracy + 1) / 100, accuracy / 100])
+            configs.append(config)
+    points = collect(configs)
+    at_two = contrast(a="norm=batch batch_size=2", b="batch_size=2 norm=none")
+    rows = comparison.along(at_two, points, "batch_size")
+    assert [(name, round(each.mean)) for name, each in rows] == [
+        ("batch size 2", 5),
+        ("batch size 16", 1),
+    ]
+    assert comparison.along(contrast(), points, "batch_size") == []  # over all sizes already
+    assert comparison.along(at_two, points, None) == []
+
+
+def test_test_data_are_looked_at_once_where_arms_are_tuned(tmp_path):
+    seeds = np.ones(8)
+    configs = [
+        arm(tmp_path, "batch", 90 * seeds, rate=0.1, validation=80 * seeds),
+        arm(tmp_path, "batch", 70 * seeds, rate=1.0, validation=85 * seeds),
+        arm(tmp_path, "none", 60 * seeds, rate=0.1, validation=65 * seeds),
+    ]
+    points = collect(configs)
+    assert compare(contrast(), points).tuned
+    shown = shown_metric(metric("test_accuracy", points), tuned=True, points=points)
+    assert shown.label == "validation accuracy (%)"
+    assert shown.summary(points[0]).mean == pytest.approx(80)
+    one = contrast(a="norm=batch optimizer.learning_rate=0.1")
+    assert not compare(one, points).tuned

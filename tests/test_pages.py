@@ -96,3 +96,16 @@ def test_a_wide_table_scrolls_in_its_box(output, open_page):
 def test_text_of_a_study_is_text(output, open_page):
     page = open_page(output / "all_of_it.html", 1200)
     assert "<script>alert(1)</script>" in page.say("document.querySelector('h1').textContent")
+
+
+def test_the_legend_shows_and_hides_in_all_figures(output, open_page):
+    page = open_page(output / "all_of_it.html", 390)
+    shown = "document.querySelectorAll('.drawing')[0].querySelectorAll('.trace').length"
+    before = page.say(shown)
+    click = "document.querySelector('.legend button[data-name=layer]').click()"
+    page.say(click)
+    assert page.say(shown) == before - 2  # its seeds and its means
+    page.say(click)
+    assert page.say(shown) == before
+    names = "[...document.querySelectorAll('.legend')[0].children].map(e => e.textContent)"
+    assert page.say(names) == list(NORMS)

@@ -87,7 +87,7 @@ def running_against_batch(
         showlegend=False,
     )
     for name, (kept, of_batch), color, symbol in zip(
-        names, pairs, (AFTER, BEFORE), ("circle", "square"), strict=True
+        names, pairs, (style.GREEN, style.PURPLE), ("circle", "square"), strict=True
     ):
         every = -(-kept.size // MOST_POINTS)
         figure.add_scatter(

@@ -46,8 +46,8 @@ def tune(overrides: str, points: Sequence[Point], measured: Metric, where: str) 
     Raises:
         ConfigError: the overrides pick no run; `where` says whose they are.
     """
-    keys = swept_keys(points)
     asked = matching(overrides, points, where)
+    keys = swept_keys(asked) or swept_keys(points)
     there = [point for point in asked if point.seeds]
     scores = [_score(point, measured) for point in there]
     sign = -1 if measured.of_steps else 1

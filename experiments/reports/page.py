@@ -30,14 +30,40 @@ def write_page(path: Path, title: str, body: str, *, root: str = ".", column: st
 def figures(drawn: Iterable[go.Figure]) -> str:
     """Return the places of figures, side by side where there is room, with what they show.
 
-    The title of a figure stands above it as text, where nothing overlaps with it.
+    The title of a figure stands above it, and one legend above all, as text that has the room it
+    needs on any width.
     """
-    return f'<div class="figures">{"".join(_figure(figure) for figure in drawn)}</div>'
+    drawn = list(drawn)
+    places = "".join(_figure(figure) for figure in drawn)
+    return f'<div class="drawing">{_legend(drawn)}<div class="figures">{places}</div></div>'
+
+
+def _legend(drawn: Sequence[go.Figure]) -> str:
+    """Return a button for each name, which shows and hides its traces in all the figures."""
+    entries: dict[str, str] = {}
+    for figure in drawn:
+        for trace in figure.data:
+            if figure.layout.showlegend is not False and trace.showlegend is not False:
+                entries.setdefault(str(trace.name), _swatch(trace))
+    buttons = "".join(
+        f'<button type="button" data-name="{escape(name)}">{swatch}{escape(name)}</button>'
+        for name, swatch in entries.items()
+    )
+    return f'<div class="legend">{buttons}</div>' if len(entries) > 1 else ""
+
+
+def _swatch(trace: go.Scatter) -> str:
+    if trace.mode == "markers":
+        return f'<i class="dot" style="background: {trace.marker.color}"></i>'
+    dash = trace.line.dash if trace.mode == "lines" else None
+    kind = {"dash": "dashed", "dot": "dotted", "dashdot": "double"}.get(dash, "solid")
+    return f'<i style="border-top-style: {kind}; border-color: {trace.line.color}"></i>'
 
 
 def _figure(figure: go.Figure) -> str:
     shown = figure.to_plotly_json()
     shown["layout"].pop("template", None)
+    shown["layout"]["showlegend"] = False
     title = shown["layout"].pop("title", {}).get("text")
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     height = shown["layout"].get("height", 450)

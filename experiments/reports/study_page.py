@@ -33,6 +33,7 @@ def write_study_page(
         "<!--verdict--><!--/verdict-->",
         *(f'<p class="missing">{escape(text)}</p>' for text in shortfalls(points)),
         *_results(study, points, measured),
+        *_why_validation(measured, compared),
         *_contrast(compared),
         *_secondary(study, points),
         "<h2>Learning curves</h2>",
@@ -66,6 +67,14 @@ def _results(study: StudyConfig, points: Sequence[Point], measured: Metric) -> I
         "each column in bold. A seed that diverged counts with the accuracy of chance, one that "
         "did not reach its target with the budget."
     )
+
+
+def _why_validation(measured: Metric, compared: Comparison | None) -> Iterator[str]:
+    if compared is not None and compared.tuned and measured.key.startswith("validation_"):
+        yield page.caption(
+            "The arms of the contrast are tuned on these validation data. Test data are looked at "
+            "once, in the contrast of what won."
+        )
 
 
 def _contrast(compared: Comparison | None) -> Iterator[str]:

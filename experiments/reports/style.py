@@ -30,7 +30,7 @@ OF_NORMS = {
 CYCLE = [OF_NORMS[name] for name in ("batch", "layer", "group", "rms", "instance", "ghost batch")]
 CYCLE += [OF_NORMS["batch renorm"], OF_NORMS["none"]]
 DASHES = ("solid", "dash", "dot", "dashdot")
-BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#858585"
+BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#858585"
 
 # Accuracies lie between chance and nearly all: an axis by the logarithm of the error shows both.
 ACCURACY_TICKS = (0, 30, 50, 70, 80, 85, 90, 93, 95, 97, 98, 99, 99.5)
@@ -39,7 +39,6 @@ LAYOUT = {
     "font": {"family": "system-ui, sans-serif", "size": 13},
     "margin": {"l": 64, "r": 12, "t": 24, "b": 56},
     "hovermode": "closest",
-    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
 }
 WIDEST_LINEAR = 8  # ratio of the largest to the smallest number of a linear axis
 
