@@ -19,10 +19,10 @@ from rich.console import Console
 
 from experiments.config import Config, register_schemas
 from experiments.errors import ConfigError
-from experiments.launch.study import CONFIG_DIR, explain, grid
+from experiments.launch.study import CONFIG_DIR, composed, explain
 from experiments.reports.comparison import compare
 from experiments.reports.figures import choose_axes
-from experiments.reports.metrics import metric
+from experiments.reports.metrics import metric, shown_metric
 from experiments.reports.results import Point, collect, shortfalls
 from experiments.reports.study_page import write_study_page
 from experiments.reports.table import print_whole, study_table, to_rich
@@ -42,7 +42,7 @@ def report(overrides: Sequence[str], console: Console) -> None:
 def _report(overrides: Sequence[str], console: Console) -> bool:
     """Report a study if any seed of it is finished, and return whether one is."""
     with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        configs = grid(overrides)
+        configs = composed(overrides)
     if configs[0].study.name is None:
         raise ConfigError(f"a report needs a study; give study=NAME, one of {', '.join(studies())}")
     points = collect(configs)
@@ -60,10 +60,11 @@ def command(overrides: Sequence[str]) -> str:
 def write_report(config: Config, points: Sequence[Point], made_by: str, console: Console) -> None:
     """Print and write what a study's runs say; at least one seed is finished."""
     study, output = config.study, Path(config.output)
-    measured = metric(study.metric, points)
     compared = None if study.contrast is None else compare(study.contrast, points)
     reason = compared if isinstance(compared, str) else None
     comparison = None if isinstance(compared, str) else compared
+    tuned = comparison is not None and comparison.tuned
+    measured = shown_metric(metric(study.metric, points), tuned=tuned, points=points)
     name = str(study.name)
     entry = Entry(
         name=name,

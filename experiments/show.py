@@ -11,12 +11,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 
 from experiments.errors import ConfigError
 from experiments.list import output_of
 from experiments.reports.overview import RunState, find_run, read_run, seeds_text
+from experiments.reports.table import print_whole
 from experiments.runs import records
 
 LAST = 3  # evaluations of each seed
@@ -32,10 +32,10 @@ def show(directory: Path, console: Console) -> None:
     run = read_run(directory)
     console.print(f"{directory.name}: {seeds_text(run)}", markup=False, highlight=False)
     text = OmegaConf.to_yaml(OmegaConf.structured(run.config))
-    console.print(Syntax(text, "yaml", background_color="default"))
-    console.print(_seeds(run))
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    print_whole(_seeds(run), console)
     if any(_history(run, number) for number in _numbers(run)):
-        console.print(_last_evaluations(run))
+        print_whole(_last_evaluations(run), console)
     for line in _made_with(run):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
-from experiments.config import Config, GlobalSync, Jit, StudyConfig, Undistributed
+from experiments.config import Config, GlobalSync, Jit, Local, StudyConfig, Undistributed
 from experiments.reports.results import collect
 from experiments.runs.code import code_digest
 from experiments.runs.directory import run_directory
@@ -19,6 +19,7 @@ BASE = Config(
     parallel=Jit("jit"),
     sync=GlobalSync("global"),
     distributed=Undistributed("off"),
+    launcher=Local("local", None),
     batch_size=16,
     accumulate=1,
     dtype="float32",

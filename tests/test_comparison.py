@@ -7,7 +7,7 @@ from scipy import stats
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError
-from experiments.reports import comparison
+from experiments.reports import arms, comparison
 from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
 from experiments.reports.results import collect
 from experiments.reports.verdicts import Entry, judge
@@ -196,7 +196,7 @@ def test_overrides_pick_runs_by_value(tmp_path):
         run_files.configuration(model={"hidden": [20]}, optimizer={"learning_rate": 1e-5}),
     ]
     points = collect(configs)
-    [found] = comparison.matching("model.hidden=[10,10]", points, "a")
+    [found] = arms.matching("model.hidden=[10,10]", points, "a")
     assert found is points[0]
-    [found] = comparison.matching("optimizer.learning_rate=1e-5 model=mlp", points, "a")
+    [found] = arms.matching("optimizer.learning_rate=1e-5 model=mlp", points, "a")
     assert found is points[1]

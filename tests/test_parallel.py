@@ -6,19 +6,22 @@ import jax
 import numpy as np
 import pytest
 from environment import generator
-from hydra import initialize_config_dir
+from runs_of import composed as config_of
 
-from experiments import parallel
-from experiments.config import Single, register_schemas
-from experiments.data.batching import Batch, training_rows
-from experiments.data.loading import Dataset, Split
-from experiments.study import CONFIG_DIR, grid
-from experiments.training import compile_program, train
+from experiments.config import Single
+from experiments.data.batching import Batches, training_rows
+from experiments.data.source import Spec
+from experiments.data.splits import Dataset, Split
+from experiments.training import parallel
+from experiments.training.fit import Member, fit
+from experiments.training.program import compile_program
+from experiments.training.setup import setup
 
 WAYS = ["jit", "shard_map", "pmap"]
 # 44 examples in batches of 20 on eight devices: every batch is filled to 24, and in the last one of
 # an epoch, with 4 examples, six devices have nothing.
 RUN = ("model.channels=[4]", "batch_size=20", "epochs=2", "seeds=1")
+TRAIN = 44
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,27 +31,68 @@ def promotion():
         yield
 
 
+class Random:
+    """Random images, whose mean grows with their label, as a source of data."""
+
+    def __init__(self):
+        draws = generator()
+        labels = draws.integers(0, 10, 70).astype(np.int32)
+        noise = draws.standard_normal((70, 8, 8, 1))
+        images = (noise + 0.3 * labels[:, None, None, None]).astype(np.float32)
+        train, others = (Split(images[k], labels[k]) for k in (slice(TRAIN), slice(TRAIN, None)))
+        self.dataset = Dataset(train, others, others, 10)
+
+    def load(self, seed):
+        return self.dataset
+
+    def batches(self, dataset, batch_size, *, multiple, seed):
+        return Batches(dataset.train, batch_size, multiple=multiple, seed=seed)
+
+
 @pytest.fixture(scope="module")
 def data():
-    """Random images, whose mean grows with their label."""
-    draws = generator()
-    labels = draws.integers(0, 10, 70).astype(np.int32)
-    noise = draws.standard_normal((70, 8, 8, 1))
-    images = (noise + 0.3 * labels[:, None, None, None]).astype(np.float32)
-    return Dataset(Split(images[:44], labels[:44]), Split(images[44:], labels[44:]), 10)
+    return Random()
 
 
 def composed(*overrides):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        [config] = grid([*RUN, *overrides])
-    return config
+    return config_of(*RUN, *overrides)
+
+
+def made_of(config, data):
+    """The components of a run, on the random images."""
+    made = setup(config)._replace(source=data, spec=Spec((8, 8, 1), 10, TRAIN), epoch_steps=3)
+    return made._replace(total_steps=3 * config.epochs)
+
+
+class Notes:
+    """Keeps nothing of a seed but the losses and accuracies of its evaluations."""
+
+    def __init__(self):
+        self.curve = []
+
+    def saved_steps(self):
+        return []
+
+    def on_start(self, step):
+        pass
+
+    def on_sign(self, step, loss):
+        pass
+
+    def on_evaluation(self, record):
+        keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        self.curve.append([record[key] for key in keys])
+
+    def on_end(self, result, variables):
+        pass
 
 
 def curves(data, *overrides):
-    """Train, and return train loss, train accuracy, test loss and test accuracy of each epoch."""
-    [history] = train(composed(*overrides), data, lambda reached: None)
-    return np.array([epoch[3:] for epoch in history])
+    """Train, and return train loss and accuracy, validation loss and accuracy of each epoch."""
+    config, notes = composed(*overrides), Notes()
+    made = made_of(config, data)
+    fit(compile_program(config, made), made, [Member(config, 0)], [notes])
+    return np.array(notes.curve)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +156,13 @@ def test_jit_carries_steps_and_seeds_together(data, on_one_device):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_steps_of_several_cpu_devices_run_one_at_a_time(data, way):
-    program = compile_program(composed(f"parallel={way}"), data)
-    batch = training_rows(44, 20, multiple=8, seed=0, epoch=1).batches(0).of(data.train)
-    state = parallel.replicate(program.init(0), program.devices)
+    config = composed(f"parallel={way}")
+    program = compile_program(config, made_of(config, data))
+    batch = training_rows(TRAIN, 20, multiple=8, seed=0, epoch=1).batches(0).of(data.dataset.train)
+    state = parallel.replicate(program.init(config, 0), program.devices)
     for _ in range(3):
-        state, metrics = program.train(state, batch)
-        assert all(leaf.is_ready() for leaf in jax.tree.leaves((state, metrics)))
+        state = program.train(state, batch)
+        assert all(leaf.is_ready() for leaf in jax.tree.leaves(state))
 
 
 def test_every_device_has_its_part_of_a_batch():
@@ -125,13 +170,13 @@ def test_every_device_has_its_part_of_a_batch():
     assert part == slice(0, 24), "one process has all devices"
 
 
-def after_a_step(program, data, rows, filling):
-    """Take one step on a batch whose filling holds `filling`; return the new state, the sums."""
-    batch = rows.of(data.train)
-    images = np.where(batch.mask[:, None, None, None], batch.images, filling)
-    state = parallel.replicate(program.init(0), program.devices)
-    stepped = program.train(state, Batch(images.astype(np.float32), batch.labels, batch.mask))
-    return jax.device_get(stepped)
+def after_a_step(config, data, rows, filling):
+    """Take one step on a batch whose filling holds `filling`; return the new state."""
+    program = compile_program(config, made_of(config, data))
+    batch = rows.of(data.dataset.train)
+    inputs = np.where(batch.mask[:, None, None, None], batch.inputs, filling)
+    state = parallel.replicate(program.init(config, 0), program.devices)
+    return jax.device_get(program.train(state, batch._replace(inputs=inputs.astype(np.float32))))
 
 
 @pytest.mark.parametrize(
@@ -144,12 +189,11 @@ def after_a_step(program, data, rows, filling):
 )
 def test_what_fills_a_batch_changes_nothing(data, norm, way):
     config = composed(*norm.split(), f"parallel={way}", "optimizer.warmup=0")
-    last = training_rows(44, 20, multiple=16, seed=0, epoch=1).batches(2)
+    last = training_rows(TRAIN, 20, multiple=16, seed=0, epoch=1).batches(2)
     assert (last.mask.sum(), len(last.mask)) == (4, 32), "most devices have nothing"
-    program = compile_program(config, data)
-    filled, otherwise = (after_a_step(program, data, last, filling) for filling in (0.0, 1e4))
+    filled, otherwise = (after_a_step(config, data, last, filling) for filling in (0.0, 1e4))
     jax.tree.map(np.testing.assert_array_equal, otherwise, filled)
-    alone = compile_program(dataclasses.replace(config, parallel=Single("single")), data)
+    alone = dataclasses.replace(config, parallel=Single("single"))
     unfilled = after_a_step(alone, data, last.part(slice(0, 4)), 0.0)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), filled, unfilled

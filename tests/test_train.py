@@ -1,5 +1,7 @@
 """The command line: runs and studies, skipped and interrupted runs, errors before training."""
 
+import ast
+import errno
 import json
 import os
 import subprocess
@@ -7,18 +9,20 @@ import sys
 from pathlib import Path
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
-from hydra import initialize_config_dir
+from runs_of import composed, replaced, result
 
 from experiments import train
-from experiments.config import register_schemas
-from experiments.runs import is_finished, run_directory, write_result
-from experiments.study import CONFIG_DIR, grid
-from experiments.training import Epoch
+from experiments.launch import run as running
+from experiments.runs import code, records
+from experiments.runs.directory import run_directory
+from experiments.training.setup import setup
 
 ROOT = Path(__file__).parent.parent
 TINY = ("epochs=1", "seeds=2", "model.channels=[4]", "batch_size=256")
-FILES = {"config.yaml", "history.json", "result.json"}
+FILES = {"config.yaml", "log.txt", "seed-0", "seed-1"}
+OF_A_SEED = {"checkpoints", "code.txt", "history.jsonl", "result.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +50,6 @@ def call(monkeypatch):
     return main
 
 
-def composed(*overrides):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        [config] = grid(overrides)
-    return config
-
-
 def program(module, *arguments):
     """Run a program on a pipe, where warnings are errors."""
     return subprocess.run(
@@ -65,64 +62,253 @@ def program(module, *arguments):
     )
 
 
+def files(directory):
+    return {path.name for path in directory.iterdir()}
+
+
 def test_a_run_leaves_its_files_and_is_not_run_again(call, places, capsys):
     call(*TINY, *places)
-    directory = run_directory(composed(*TINY, *places))
-    assert {path.name for path in directory.iterdir()} == FILES
-    assert {path.name for path in directory.parent.iterdir()} == {directory.name}
-    written = (directory / "result.json").stat().st_mtime_ns
-    result = json.loads((directory / "result.json").read_text())
-    assert [seed["seed"] for seed in result["seeds"]] == [0, 1]
-    assert all(0 <= seed["test_accuracy"] <= 1 for seed in result["seeds"])
-    assert {"python", "jax", "flax", "jaxnorm"} <= set(result["versions"])
+    config = composed(*TINY, *places)
+    directory = run_directory(config)
+    assert files(directory) == FILES
+    assert files(directory.parent) == {directory.name}
+    for seed in (0, 1):
+        of_seed = files(records.seed_directory(directory, seed))
+        events = {name for name in of_seed if name.startswith("events.out.tfevents")}
+        assert len(events) == 1
+        assert of_seed - events == OF_A_SEED | ({"final"} if seed == 0 else set())
+        assert result(config, seed)["seed"] == seed
+        assert result(config, seed)["ended"] == "done"
+        assert 0 <= result(config, seed)["test_accuracy"] <= 1
+        assert {"python", "jax", "flax", "jaxnorm"} <= set(result(config, seed)["versions"])
+    written = (directory / "seed-1" / "result.json").stat().st_mtime_ns
     capsys.readouterr()
 
     call(*TINY, *places)
     assert capsys.readouterr().out == f"[1/1] {directory.name}: already done, see {directory}\n"
-    assert (directory / "result.json").stat().st_mtime_ns == written
+    assert (directory / "seed-1" / "result.json").stat().st_mtime_ns == written
 
 
-def test_an_interrupted_run_is_run_again(call, places, monkeypatch):
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    config = composed(*TINY, *places)
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "train", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(config)
-    assert {path.name for path in run_directory(config).iterdir()} == {"config.yaml"}
+def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     call(*TINY, *places)
-    assert is_finished(run_directory(config))
+    before = result(composed(*TINY, *places))
+    trained = []
+    monkeypatch.setattr(running, "fit", lambda p, m, members, k: trained.extend(members))
+    monkeypatch.setattr(running, "_outcome", lambda *arguments: "")
+    call(*TINY, *places, "seeds=4")
+    assert [member.seed for member in trained] == [2, 3]
+    assert result(composed(*TINY, *places)) == before
+
+
+def test_results_of_other_code_are_named_and_made_again(call, places, capsys, monkeypatch):
+    call(*TINY, *places)
+    config = composed(*TINY, *places)
+    before = [result(config, seed) for seed in (0, 1)]
+    for module in (running, records):
+        monkeypatch.setattr(module, "code_digest", lambda config: "other")
+    capsys.readouterr()
+    call(*TINY, *places, "keep_stale=true")
+    assert "seeds 0, 1 have results of other code, which are kept" in capsys.readouterr().out
+    assert [result(config, seed) for seed in (0, 1)] == before
+    call(*TINY, *places)
+    assert "seeds 0, 1 have results of other code, which are made again" in capsys.readouterr().out
+    for seed in (0, 1):
+        assert result(config, seed)["code"] == "other"
+        assert result(config, seed)["parameters"] == before[seed]["parameters"]
+
+
+def test_a_state_of_other_code_is_not_gone_on_from(call, places, monkeypatch):
+    config = composed(*TINY, *places, "checkpoint_every=1")
+    end_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        running.run([config], lambda event: None)
+    assert files(run_directory(config) / "seed-0" / "checkpoints") == {"2", "3"}
+    begun = begins(monkeypatch)
+    for module in (running, records):
+        monkeypatch.setattr(module, "code_digest", lambda config: "other")
+    running.run([config], lambda event: None)
+    assert begun == [0, 0]
+
+
+def end_after(monkeypatch, step):
+    """Interrupt training right after the checkpoint of a step."""
+    save = running._Keeper.save
+
+    def interrupted(keeper, at, saved):
+        save(keeper, at, saved)
+        if at == step:
+            monkeypatch.setattr(running._Keeper, "save", save)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(running._Keeper, "save", interrupted)
+
+
+def begins(monkeypatch):
+    """The steps from which seeds begin, as they do."""
+    steps, on_start = [], running._Keeper.on_start
+
+    def noted(keeper, step):
+        steps.append(step)
+        on_start(keeper, step)
+
+    monkeypatch.setattr(running._Keeper, "on_start", noted)
+    return steps
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "emptied", "half written"])
+def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
+    places, monkeypatch, tmp_path, damage
+):
+    config = composed(*TINY, *places, "checkpoint_every=1", "seeds=1")
+    end_after(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        running.run([config], lambda event: None)
+    newest = run_directory(config) / "seed-0" / "checkpoints" / "4"
+    if damage == "half written":
+        newest.rename(newest.with_name("4.orbax-checkpoint-tmp"))
+    elif damage != "none":
+        for path in newest.rglob("*"):
+            if path.is_file() and path.stat().st_size > 200:
+                content = path.read_bytes()
+                path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    begun = begins(monkeypatch)
+    running.run([config], lambda event: None)
+    assert begun == [4 if damage == "none" else 3]
+    whole = replaced(config, output=str(tmp_path / "whole"))
+    running.run([whole], lambda event: None)
+    assert result(config)["parameters"] == result(whole)["parameters"]
+    assert "passed over" in (run_directory(config) / "log.txt").read_text() or damage in (
+        "none",
+        "half written",
+    )
+
+
+def test_seeds_together_go_on_from_what_all_have(places, monkeypatch, tmp_path):
+    config = composed(*TINY, *places, "checkpoint_every=1", "seeds_together=true")
+    end_after(monkeypatch, 4)  # of the first seed, so that the second has no step 4
+    with pytest.raises(KeyboardInterrupt):
+        running.run([config], lambda event: None)
+    begun = begins(monkeypatch)
+    running.run([config], lambda event: None)
+    assert begun == [3, 3]
+    whole = replaced(config, output=str(tmp_path / "whole"))
+    running.run([whole], lambda event: None)
+    for seed in (0, 1):
+        assert result(config, seed)["parameters"] == result(whole, seed)["parameters"]
+
+
+def test_events_of_a_run_that_went_on_are_there_once(places, monkeypatch):
+    tensorboard = pytest.importorskip(
+        "tensorboardX.proto.event_pb2", reason="tensorboardX is of the experiments"
+    )
+    config = composed(*TINY, *places, "checkpoint_every=4", "seeds=1", "evaluate_every=1")
+    end_after(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        running.run([config], lambda event: None)
+    running.run([config], lambda event: None)
+    seen = []
+    [path] = (run_directory(config) / "seed-0").glob("events.out.tfevents.*")
+    for record in records_of(path):
+        event = tensorboard.Event.FromString(record)
+        seen += [(value.tag, event.step) for value in event.summary.value]
+    steps = range(1, setup(config).total_steps + 1)
+    assert sorted(step for tag, step in seen if tag == "validation_accuracy") == [*steps]
+    assert len(set(seen)) == len(seen)
+    tags = {tag for tag, _ in seen}
+    assert {"train_loss", "learning_rate", "gradient_norm/norm_0", "statistics/norm_0/mean"} <= tags
+
+
+def records_of(path):
+    """The records of a file of events: length, its checksum, the record, its checksum."""
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 8], "little")
+        yield content[at + 12 : at + 12 + length]
+        at += 16 + length
 
 
 def test_a_bug_is_not_taken_for_a_wrong_configuration(call, places, monkeypatch):
     def fail(*args):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(running, "fit", fail)
     with pytest.raises(ValueError, match="a bug"):
         call(*TINY, *places)
+    log = run_directory(composed(*TINY, *places)) / "log.txt"
+    assert "ValueError: a bug" in log.read_text(), "with its traceback"
+
+
+def test_a_full_disk_is_told_and_loses_nothing(call, places, monkeypatch):
+    config = composed(*TINY, *places, "checkpoint_every=1", "seeds=1")
+    full = ocp.CheckpointManager.save
+
+    def save(manager, step, **arguments):
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return full(manager, step, **arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.CheckpointManager, "save", save)
+        with pytest.raises(SystemExit) as stopped:
+            call(*TINY, *places, "checkpoint_every=1", "seeds=1")
+    assert "the disk is full" in stopped.value.code
+    assert "goes on from there" in stopped.value.code
+    begun = begins(monkeypatch)
+    running.run([config], lambda event: None)
+    assert begun == [2]
 
 
 def test_the_directory_follows_what_determines_the_result():
     base = composed()
-    for same in ("data.directory=elsewhere", "study.name=other", "distributed=auto"):
-        assert run_directory(composed(same)) == run_directory(base)
-    for other in ("epochs=3", "seeds=2", "norm.momentum=0.5", "optimizer=adam", "sync=local"):
-        assert run_directory(composed(other)) != run_directory(base)
+    for same in (
+        "data.directory=elsewhere",
+        "study.name=other",
+        "distributed=auto",
+        "seeds=2",
+        "steps_per_call=3",
+        "seeds_together=true",
+        "checkpoint_every=7",
+        "keep_checkpoints=1",
+        "keep_stale=true",
+        "launcher.workers=1",
+    ):
+        assert run_directory(composed(same)) == run_directory(base), same
+    for other in (
+        "epochs=3",
+        "norm.momentum=0.5",
+        "optimizer=adam",
+        "sync=local",
+        "dtype=bfloat16",
+    ):
+        assert run_directory(composed(other)) != run_directory(base), other
+    assert run_directory(composed("steps=5", "epochs=3")) == run_directory(composed("steps=5"))
     assert run_directory(base).name.startswith("digits-cnn-batch-batch16-")
     assert run_directory(composed("output=elsewhere")) == Path(
         "elsewhere", run_directory(base).name
     )
 
 
-def test_a_loss_that_is_not_finite_is_written_as_null(tmp_path):
-    epoch = Epoch(0, 1, 5, float("nan"), 0.1, float("inf"), 0.1)
-    write_result(tmp_path, [[epoch]], seconds=1.0)
-    [seed] = json.loads((tmp_path / "result.json").read_text())["seeds"]
-    assert seed["train_loss"] is seed["test_loss"] is None
-    assert seed["test_accuracy"] == 0.1
+def test_the_digest_of_the_code_is_of_what_trains_the_run(monkeypatch):
+    cnn, mlp = composed(), composed("model=mlp")
+    of_cnn, of_mlp = (code._imported((code.TRAINING, target(c))) for c in (cnn, mlp))
+    assert {"experiments.models.cnn", "jaxnorm.batch", "jaxnorm.kernels"} <= set(of_cnn)
+    assert "experiments.models.mlp" not in of_cnn
+    assert not any(name.startswith("experiments.reports") for name in of_cnn)
+    before = code.code_digest(cnn), code.code_digest(mlp)
+    tree = code._tree
+    other = of_mlp["experiments.models.mlp"]
+    monkeypatch.setattr(
+        code, "_tree", lambda path: ast.parse("x = 1") if path == other else tree(path)
+    )
+    code._digest.cache_clear()
+    after = code.code_digest(cnn), code.code_digest(mlp)
+    code._digest.cache_clear()
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def target(config):
+    return config.model["_target_"].rpartition(".")[0]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +318,7 @@ def test_a_loss_that_is_not_finite_is_written_as_null(tmp_path):
         (["norm=grup"], ["no choice 'grup'", "group"]),
         (["norm=ghost_batch", "norm.ghost_size=5"], ["norm.ghost_size is 5", "1, 2, 4, 8, 16"]),
         (["norm=batch,layer"], ["norm=batch,layer", "--multirun"]),
-        (["study=norms", "batch_size=16,2000"], ["batch_size is 2000", "1437"]),
+        (["study=norms", "batch_size=16,2000"], ["batch_size is 2000", "1293"]),
         (["study=norms", "norm=batch,grup"], ["no choice 'grup'", "group"]),
         (["study=norms", "norm.epsilon=1"], ["no key 'epsilon' in norm"]),
         (["--multirun", "epochs=1,0"], ["epochs is 0"]),
@@ -156,7 +342,7 @@ def test_a_wrong_command_ends_without_a_traceback(places, tmp_path):
     ended = program("train", "--multirun", "study=norms", "epoch=3", *places)
     assert ended.returncode == 1
     assert ended.stdout == ""
-    assert ended.stderr.startswith("error: there is no key 'epoch'; the keys are batch_size")
+    assert ended.stderr.startswith("error: there is no key 'epoch'; the keys are accumulate")
     assert len(ended.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -169,10 +355,11 @@ def test_a_study_from_its_command_to_its_page(places, tmp_path):
     lines = ended.stdout.splitlines()
     assert all(line.isprintable() for line in lines), "no control characters"
     assert len(lines) == 4, "each run starts and ends"
-    assert lines[0].startswith("[1/2] digits-cnn-none-batch256-")
-    assert lines[0].endswith(": training")
-    assert lines[-1].startswith("[2/2] digits-cnn-group-batch256-")
-    assert "test accuracy" in lines[-1]
+    for number, norm in ((1, "none"), (2, "group")):  # by two processes, in any order
+        start, end = (line for line in lines if line.startswith(f"[{number}/2] "))
+        assert start.startswith(f"[{number}/2] digits-cnn-{norm}-batch256-")
+        assert start.endswith(": training")
+        assert "test accuracy" in end
     directories = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert len(directories) == 2
     assert all({path.name for path in each.iterdir()} == FILES for each in directories)
@@ -183,7 +370,7 @@ def test_a_study_from_its_command_to_its_page(places, tmp_path):
     assert ended.stdout.splitlines()[-1] == f"report: {page}"
     html = page.read_text()
     for directory in directories:
-        result = json.loads((directory / "result.json").read_text())
-        mean = sum(100 * seed["test_accuracy"] for seed in result["seeds"]) / 2
+        results = [json.loads(path.read_text()) for path in directory.glob("seed-*/result.json")]
+        mean = sum(100 * result["test_accuracy"] for result in results) / 2
         assert f"{mean:.1f} ± " in ended.stdout
         assert f"{mean:.1f} ± " in html

@@ -12,7 +12,6 @@ class Inputs(Protocol):
     """An array (examples, ...), or what reads the examples as they are asked for."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype
 
     def __len__(self) -> int: ...
 

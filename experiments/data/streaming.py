@@ -30,8 +30,6 @@ def read_ahead(read: Callable[[int], "Batch"], step: int) -> Iterator["Batch"]:
 class LaidOut:
     """Inputs in their layout, from what has them as they are in the source."""
 
-    dtype = np.dtype(np.float32)
-
     def __init__(
         self,
         raw: Inputs,

@@ -129,6 +129,7 @@ class _Keeper:
 
     def on_start(self, step: int) -> None:
         log.info("seed %d begins at step %d of %d", self.seed, step, self.total_steps)
+        self.checkpoints.drop_after(step)
         if hosts.is_first():
             history = records.cut_history(self.run, self.seed, step)
             self.events = Events(self.directory, history)

@@ -36,6 +36,19 @@ def grid(overrides: Sequence[str]) -> list[Config]:
         HydraException: an override that does not fit the configuration.
         ConfigError: a configuration that cannot be right.
     """
+    configs = composed(overrides)
+    for config in configs:
+        validate(config)
+    return configs
+
+
+def composed(overrides: Sequence[str]) -> list[Config]:
+    """Return what `grid` does without checking values: a report needs no data, for example.
+
+    Raises:
+        HydraException: an override that does not fit the configuration.
+        ConfigError: an override that adds or deletes a key, a value that is missing.
+    """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides(list(overrides))
     _check_keys_are_fixed(parsed)
@@ -45,10 +58,7 @@ def grid(overrides: Sequence[str]) -> list[Config]:
     [jobs] = BasicSweeper.split_arguments(
         parser.parse_overrides([*swept, *overrides]), max_batch_size=None
     )
-    configs = [to_config(compose(CONFIG_NAME, job)) for job in jobs]
-    for config in configs:
-        validate(config)
-    return configs
+    return [to_config(compose(CONFIG_NAME, job)) for job in jobs]
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -111,6 +121,8 @@ def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
 
 def explain(error: Exception) -> str:
     """Return what is wrong with a configuration, with the keys or choices there are."""
+    if isinstance(error, ConfigError):
+        return f"error: {error}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     match error, cause:
         case MissingConfigException(missing_cfg_file="hydra/launcher/ray"), _:

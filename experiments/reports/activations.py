@@ -1,7 +1,6 @@
 """Figures of what normalization does inside a network, from plain arrays."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,8 +22,8 @@ def distribution(before: np.ndarray, after: np.ndarray, title: str) -> go.Figure
     for name, values, color in (("before", before, BEFORE), ("after", after, AFTER)):
         counts, _ = np.histogram(values, bins)
         figure.add_scatter(
-            x=_short((bins[1:] + bins[:-1]) / 2),
-            y=_short(counts / max(counts.max(), 1)),
+            x=style.short((bins[1:] + bins[:-1]) / 2),
+            y=style.short(counts / max(counts.max(), 1)),
             name=name,
             mode="lines",
             line={"color": color, "width": 1.5, "shape": "hvh"},
@@ -56,7 +55,7 @@ def quantiles(
         for index, line in enumerate(lines):
             figure.add_scatter(
                 x=list(steps),
-                y=_short(line),
+                y=style.short(line),
                 name=name,
                 legendgroup=name,
                 showlegend=index == middle,
@@ -80,8 +79,8 @@ def running_against_batch(
     pairs[1] = tuple(np.sqrt(values) for values in pairs[1])
     ends = [min(np.min(pair) for pair in pairs), max(np.max(pair) for pair in pairs)]
     figure.add_scatter(
-        x=_short(ends),
-        y=_short(ends),
+        x=style.short(ends),
+        y=style.short(ends),
         mode="lines",
         line={"color": style.GREY, "width": 1, "dash": "dash"},
         hoverinfo="skip",
@@ -92,8 +91,8 @@ def running_against_batch(
     ):
         every = -(-kept.size // MOST_POINTS)
         figure.add_scatter(
-            x=_short(kept.ravel()[::every]),
-            y=_short(of_batch.ravel()[::every]),
+            x=style.short(kept.ravel()[::every]),
+            y=style.short(of_batch.ravel()[::every]),
             name=name,
             mode="markers",
             marker={"size": 6, "color": color, "symbol": symbol, "opacity": 0.6},
@@ -110,8 +109,8 @@ def inputs(features: np.ndarray, names: Sequence[str], labels: np.ndarray, title
     figure = go.Figure()
     palette = [mark.color for mark in style.CYCLE]
     figure.add_scatter(
-        x=_short(features[::every, 0]),
-        y=_short(features[::every, 1]),
+        x=style.short(features[::every, 0]),
+        y=style.short(features[::every, 1]),
         mode="markers",
         marker={
             "size": 5,
@@ -134,8 +133,3 @@ def widest_and_narrowest(values: np.ndarray) -> tuple[int, int]:
     if widest == narrowest and len(spread) > 1:
         narrowest = int(np.argsort(narrow)[1])
     return widest, narrowest
-
-
-def _short(numbers: Any) -> list[float | None]:
-    """Return numbers with the digits that a figure can show."""
-    return [None if not np.isfinite(n) else float(f"{n:.4g}") for n in map(float, numbers)]

@@ -5,21 +5,22 @@ two-sided t-test of d against delta for "greater"; two one-sided tests at -delta
 "equal" (Schuirmann 1987); Holm's correction (1979) over the primary contrasts of all studies.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError, choice
+from experiments.reports.arms import Arm, Tuned, overridden, tune
 from experiments.reports.metrics import Metric, mean_interval, metric
-from experiments.reports.results import Point, key_label, label, swept_keys, value_label
+from experiments.reports.results import Point, distinct, key_label, value_label
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
@@ -27,20 +28,6 @@ CANNOT_TELL = "cannot tell here"
 SIGNIFICANCE = 0.05
 DIRECTIONS = ("greater", "equal")
 UNITS = ("points", "ratio")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """The runs that one side of a contrast may choose from, and what it chose.
-
-    Attributes:
-        trials: label and score of every run there is, by which the best was chosen.
-        chosen: the label of the best.
-    """
-
-    overrides: str
-    trials: list[tuple[str, float]]
-    chosen: str
 
 
 @dataclass(frozen=True)
@@ -61,14 +48,16 @@ class Comparison:
     p: float
     remarks: list[str]
 
+    @property
+    def tuned(self) -> bool:
+        """Whether an arm chose among several runs."""
+        return max(len(self.a.trials), len(self.b.trials)) > 1
+
     def shown(self, value: float, *, sign: bool = True) -> str:
         """Return a difference with its unit."""
         if self.unit == "ratio":
             return f"{2**value:.3g}x"
         return f"{value:+.2f} points" if sign else f"{value:g} points"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Comparison":
@@ -83,27 +72,22 @@ def compare(contrast: Contrast, points: Sequence[Point]) -> Comparison | str:
     """
     _check(contrast)
     measured = metric(contrast.metric, points)
-    keys = swept_keys(points)
-    arms, chosen = [], []
-    for side, overrides in (("a", contrast.a), ("b", contrast.b)):
-        candidates = matching(overrides, points, f"study.contrast.{side}")
-        there = [point for point in candidates if measured.values(point)]
-        if not there:
-            return f"no seed of {overrides} is finished"
-        scores = [_score(point, measured) for point in there]
-        best = there[int(np.argmax(scores))]
-        shown = [abs(score) for score in scores]
-        labels = [label(point, keys) for point in there]
-        arms.append(Arm(overrides, list(zip(labels, shown, strict=True)), label(best, keys)))
-        chosen.append((best, candidates, there))
-    (a, *_), (b, *_) = chosen
-    seeds = sorted(measured.values(a).keys() & measured.values(b).keys())
+    a, b = (
+        tune(overrides, points, measured, f"study.contrast.{side}")
+        for side, overrides in (("a", contrast.a), ("b", contrast.b))
+    )
+    for tuned in (a, b):
+        if tuned.best is None:
+            return f"no seed of {tuned.arm.overrides} is finished"
+    of_a, of_b = measured.values(a.best), measured.values(b.best)
+    seeds = sorted(of_a.keys() & of_b.keys())
     if len(seeds) < 2:
         return f"{len(seeds)} seeds of both arms are finished, and a comparison needs two"
-    d = _differences(contrast, measured, a, b, seeds)
+    d = _differences(contrast, [of_a[seed] for seed in seeds], [of_b[seed] for seed in seeds])
     delta = math.log2(contrast.delta) if contrast.unit == "ratio" else contrast.delta
     return Comparison(
-        *arms,
+        a.arm,
+        b.arm,
         metric=measured.label,
         direction=contrast.direction,
         unit=contrast.unit,
@@ -114,7 +98,7 @@ def compare(contrast: Contrast, points: Sequence[Point]) -> Comparison | str:
         interval95=mean_interval(d)[1:],
         interval90=mean_interval(d, 0.90)[1:],
         p=p_value(d, delta, contrast.direction),
-        remarks=_remarks(measured, contrast, chosen, seeds),
+        remarks=_remarks(measured, (a, b), seeds),
     )
 
 
@@ -130,50 +114,32 @@ def _check(contrast: Contrast) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def matching(overrides: str, points: Sequence[Point], where: str) -> list[Point]:
-    """Return the runs that overrides such as "norm=batch optimizer.learning_rate=0.1" pick.
+def along(
+    contrast: Contrast, points: Sequence[Point], x: str | None
+) -> list[tuple[str, Comparison]]:
+    """Return the contrast at every value of a key at which its arms have the same one.
 
-    Raises:
-        ConfigError: they pick none.
+    These are secondary contrasts (but for the one that the study names), which get no verdict.
     """
-    wanted = dict(override.split("=", 1) for override in overrides.split() if "=" in override)
-    values = {key: _parsed(value) for key, value in wanted.items()}
-    found = [p for p in points if all(_same(p.values.get(k), v) for k, v in values.items())]
-    if not found or len(wanted) < len(overrides.split()):
-        there = "; ".join(
-            f"{key}: {', '.join(dict.fromkeys(value_label(p.values.get(key)) for p in points))}"
-            for key in swept_keys(points)
-        )
-        raise ConfigError(f"{where} is {overrides!r}, which picks no run of the study; {there}")
-    return found
+    arms = [overridden(contrast.a), overridden(contrast.b)]
+    if x is None or any(x not in arm for arm in arms) or arms[0][x] != arms[1][x]:
+        return []
+    left = [
+        " ".join(override for override in arm.split() if not override.startswith(f"{x}="))
+        for arm in (contrast.a, contrast.b)
+    ]
+    everywhere = replace(contrast, a=left[0], b=left[1])
+    compared = []
+    for (value,) in distinct(points, [x]):
+        here = [point for point in points if point.values.get(x) == value]
+        with contextlib.suppress(ConfigError):  # an arm has no run there
+            compared.append((f"{key_label(x)} {value_label(value)}", compare(everywhere, here)))
+    return [(name, each) for name, each in compared if isinstance(each, Comparison)]
 
 
-def _parsed(value: str) -> Any:
-    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-    return tuple(parsed) if isinstance(parsed, list) else parsed
-
-
-def _same(value: Any, wanted: Any) -> bool:
-    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-
-
-def _score(point: Point, measured: Metric) -> float:
-    """Return how good a run is on validation data, the higher the better.
-
-    The target is one of validation accuracy, so steps to it are chosen by themselves.
-    """
-    if measured.of_steps:
-        return -(2 ** float(np.mean(np.log2(list(measured.values(point).values())))))
-    return 100 * float(
-        np.mean([seed.result["validation_accuracy"] for seed in point.seeds.values()])
-    )
-
-
-def _differences(
-    contrast: Contrast, measured: Metric, a: Point, b: Point, seeds: Sequence[int]
-) -> np.ndarray:
-    of_a, of_b = (np.array([measured.values(arm)[s] for s in seeds]) for arm in (a, b))
-    return np.log2(of_a / of_b) if contrast.unit == "ratio" else of_a - of_b
+def _differences(contrast: Contrast, of_a: Sequence[float], of_b: Sequence[float]) -> np.ndarray:
+    a, b = np.array(of_a), np.array(of_b)
+    return np.log2(a / b) if contrast.unit == "ratio" else a - b
 
 
 def p_value(d: np.ndarray, delta: float, direction: str) -> float:
@@ -213,11 +179,10 @@ def note(compared: Comparison) -> str:
     return "reversed" if compared.direction == "greater" and high < 0 else ""
 
 
-def _remarks(
-    measured: Metric, contrast: Contrast, chosen: Sequence[tuple], seeds: Sequence[int]
-) -> list[str]:
+def _remarks(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> list[str]:
     remarks = []
-    for overrides, (best, candidates, there) in zip((contrast.a, contrast.b), chosen, strict=True):
+    for tuned in arms:
+        best, overrides = tuned.best, tuned.arm.overrides
         used = [best.seeds[seed] for seed in seeds]
         lost = sum(not seed.reached_target for seed in used)
         if measured.of_steps and lost:
@@ -228,23 +193,13 @@ def _remarks(
         diverged = sum(seed.diverged for seed in used)
         if diverged:
             remarks.append(f"{overrides}: {diverged} of {len(used)} seeds diverged.")
-        if len(there) < len(candidates):
-            remarks.append(f"{overrides}: {len(there)} of {len(candidates)} trials are finished.")
-    trials = [len(candidates) for _, candidates, _ in chosen]
-    if trials[0] != trials[1]:
-        remarks.append(
-            f"The arms were tuned with unequal numbers of trials, {trials[0]} and {trials[1]}."
-        )
-    expected = chosen[0][0].config.seeds
+        if len(tuned.arm.trials) < tuned.asked:
+            done = f"{len(tuned.arm.trials)} of {tuned.asked}"
+            remarks.append(f"{overrides}: {done} trials are finished.")
+    a, b = (tuned.asked for tuned in arms)
+    if a != b:
+        remarks.append(f"The arms were tuned with unequal numbers of trials, {a} and {b}.")
+    expected = arms[0].best.config.seeds
     if len(seeds) < expected:
         remarks.append(f"Preliminary: {len(seeds)} of {expected} seeds.")
     return remarks
-
-
-def trials_text(arm: Arm, measured: str) -> str:
-    """Return the grid of an arm with its scores, and what won."""
-    if len(arm.trials) == 1:
-        return f"{arm.chosen} (one trial)"
-    scores = "; ".join(f"{name}: {score:.4g}" for name, score in arm.trials)
-    by = key_label(measured) if measured.startswith("steps") else "validation accuracy in %"
-    return f"{arm.chosen}, the best of {len(arm.trials)} trials by {by} ({scores})"

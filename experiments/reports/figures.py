@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 
 from experiments.config import StudyConfig
 from experiments.reports import style
-from experiments.reports.comparison import Comparison
 from experiments.reports.metrics import Metric
 from experiments.reports.results import (
     Point,
@@ -120,8 +119,8 @@ def _series(
         for number, value in measured.values(point).items()
     ]
     seeds = go.Scatter(
-        x=_short(x for x, *_ in every),
-        y=_short(style.on_metric_axis(measured, [value for _, _, value, _ in every])),
+        x=style.short(x for x, *_ in every),
+        y=style.short(style.on_metric_axis(measured, [value for _, _, value, _ in every])),
         text=[f"{name}, seed {n}: {measured.text(value)}" for _, n, value, _ in every],
         hovertemplate="%{text}<extra></extra>",
         mode="markers",
@@ -130,11 +129,11 @@ def _series(
         showlegend=False,
     )
     mean = go.Scatter(
-        x=_short(at),
-        y=_short(means),
+        x=style.short(at),
+        y=style.short(means),
         error_y={
-            "array": _short(highs - means),
-            "arrayminus": _short(means - lows),
+            "array": style.short(highs - means),
+            "arrayminus": style.short(means - lows),
             "thickness": 1.5,
             "width": 4,
         },
@@ -200,7 +199,7 @@ def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scat
     y: list[float | None] = []
     for curve in shown:
         x += [*curve, None]
-        y += [*_short(curve.values()), None]
+        y += [*style.short(curve.values()), None]
     common = {"legendgroup": name, "mode": "lines"}
     line = {"color": mark.color, "dash": mark.dash}
     seeds = go.Scatter(
@@ -217,7 +216,7 @@ def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scat
     accuracy = key.endswith("accuracy")
     mean = go.Scatter(
         x=steps,
-        y=_short(style.error(100 * means) if accuracy else means),
+        y=style.short(style.error(100 * means) if accuracy else means),
         name=name,
         text=[f"{100 * value:.1f} %" if accuracy else f"{value:.3g}" for value in means],
         hovertemplate=f"{name}, step %{{x}}: %{{text}}<extra></extra>",
@@ -239,70 +238,9 @@ def _curve(history: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
     return curve
 
 
-def difference_figure(compared: Comparison) -> go.Figure:
-    """The paired difference of every seed, its mean with the 95 % interval, and delta."""
-    low, high = compared.interval95
-    figure = go.Figure()
-    figure.add_scatter(
-        x=_short(compared.d),
-        y=["seeds"] * len(compared.d),
-        text=[
-            f"seed {n}: {compared.shown(v)}"
-            for n, v in zip(compared.seeds, compared.d, strict=True)
-        ],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
-        marker={"size": 9, "color": style.BLUE, "opacity": 0.5},
-    )
-    figure.add_scatter(
-        x=[compared.mean],
-        y=["mean"],
-        error_x={
-            "array": [high - compared.mean],
-            "arrayminus": [compared.mean - low],
-            "thickness": 2,
-            "width": 6,
-        },
-        text=[f"{compared.shown(compared.mean)}"],
-        hovertemplate="mean: %{text}<extra></extra>",
-        mode="markers",
-        marker={"size": 11, "symbol": "diamond", "color": style.VERMILION},
-    )
-    bounds = [compared.delta]
-    if compared.direction == "equal":
-        bounds.append(-compared.delta)
-    figure.add_vline(x=0, line={"color": style.GREY, "width": 1})
-    for bound in bounds:
-        figure.add_vline(
-            x=bound,
-            line={"color": style.GREEN, "dash": "dash"},
-            annotation={"text": f"delta {compared.shown(bound)}", "font": {"size": 12}},
-        )
-    figure.update_xaxes(_difference_axis(compared))
-    figure.update_yaxes(range=[-0.6, 1.6])
-    figure.update_layout(style.LAYOUT, height=240, showlegend=False)
-    return figure
-
-
-def _difference_axis(compared: Comparison) -> dict[str, Any]:
-    names = f"a - b ({compared.unit})" if compared.unit == "points" else "a / b"
-    axis: dict[str, Any] = {"title": {"text": f"{compared.metric}: {names}"}, "zeroline": False}
-    if compared.unit == "ratio":
-        everything = [*compared.d, *compared.interval95, compared.delta, -compared.delta, 0.0]
-        low, high = int(np.floor(min(everything))), int(np.ceil(max(everything)))
-        ticks = list(range(low, high + 1, max(1, (high - low) // 8)))
-        axis |= {"tickvals": ticks, "ticktext": [f"{2.0**tick:.3g}x" for tick in ticks]}
-    return axis
-
-
 def _name(values: Sequence[Any], keys: Sequence[str]) -> str:
     words = []
     for key, value in zip(keys, values, strict=True):
         plain = key == "norm" or (isinstance(value, str) and len(keys) > 1)
         words.append(value_label(value) if plain else f"{key_label(key)} {value_label(value)}")
     return ", ".join(words)
-
-
-def _short(numbers: Any) -> list[float | None]:
-    """Return numbers with the digits that a figure can show."""
-    return [None if not np.isfinite(n) else float(f"{n:.5g}") for n in map(float, numbers)]

@@ -98,6 +98,16 @@ def metric(name: str, points: Sequence[Point]) -> Metric:
     return Metric(name, words + unit)
 
 
+def shown_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> Metric:
+    """Return what a report shows of every run: validation data where runs were chosen by them.
+
+    Test data are then looked at once, in the contrast of what won.
+    """
+    if tuned and measured.key.startswith("test_"):
+        return metric(measured.key.replace("test_", "validation_", 1), points)
+    return measured
+
+
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """Return the mean, and the bounds of its interval by Student's t distribution."""
     mean, n = float(np.mean(values)), len(values)

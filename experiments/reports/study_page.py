@@ -9,13 +9,9 @@ from omegaconf import OmegaConf
 
 from experiments.config import StudyConfig
 from experiments.reports import page
-from experiments.reports.comparison import Comparison
-from experiments.reports.figures import (
-    choose_axes,
-    difference_figure,
-    learning_curves,
-    metric_figures,
-)
+from experiments.reports.comparison import Comparison, along
+from experiments.reports.differences import difference_figure
+from experiments.reports.figures import choose_axes, learning_curves, metric_figures
 from experiments.reports.metrics import Metric
 from experiments.reports.results import Point, label, shortfalls, swept_keys
 from experiments.reports.table import study_table
@@ -38,6 +34,7 @@ def write_study_page(
         *(f'<p class="missing">{escape(text)}</p>' for text in shortfalls(points)),
         *_results(study, points, measured),
         *_contrast(compared),
+        *_secondary(study, points),
         "<h2>Learning curves</h2>",
         page.figures(learning_curves(there, study)),
         page.caption(
@@ -75,7 +72,7 @@ def _contrast(compared: Comparison | None) -> Iterator[str]:
     if compared is None:
         return
     yield "<h2>Primary contrast, seed by seed</h2>"
-    yield page.figures([difference_figure(compared)])
+    yield page.figures([difference_figure([("", compared)])])
     yield page.caption(
         f"a: {compared.a.overrides} ({compared.a.chosen}); b: {compared.b.overrides} "
         f"({compared.b.chosen}). Each seed draws the split, the order and the weights for both."
@@ -84,6 +81,16 @@ def _contrast(compared: Comparison | None) -> Iterator[str]:
         [str(seed), compared.shown(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
     ]
     yield page.details("The differences as numbers", page.table(["seed", "a against b"], rows))
+
+
+def _secondary(study: StudyConfig, points: Sequence[Point]) -> Iterator[str]:
+    if study.contrast is None:
+        return
+    rows = along(study.contrast, points, choose_axes(points, study).x)
+    if len(rows) > 1:
+        yield "<h2>The same contrast elsewhere</h2>"
+        yield page.figures([difference_figure(rows)])
+        yield page.caption("Secondary contrasts, uncorrected: they get no verdict.")
 
 
 def _all_seeds(points: Sequence[Point], measured: Metric) -> str:

@@ -1,6 +1,6 @@
 """Colors, symbols and axes that all figures share. The page's script adds light or dark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -130,3 +130,8 @@ def positions(values: Sequence[Any], title: str) -> Positions:
         **ticks,
     }
     return Positions(places, axis, logarithmic)
+
+
+def short(numbers: Iterable[Any], digits: int = 5) -> list[float | None]:
+    """Return numbers with the digits that a figure can show; None for what is not finite."""
+    return [float(f"{n:.{digits}g}") if np.isfinite(n) else None for n in map(float, numbers)]

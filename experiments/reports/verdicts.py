@@ -12,12 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.reports.arms import trials_text
 from experiments.reports.comparison import (
     CANNOT_TELL,
     Comparison,
     adjusted,
     note,
-    trials_text,
     verdict,
 )
 from experiments.reports.page import caption, terms, write_page
@@ -134,8 +134,8 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
         compared = entry.compared
         arms = terms(
             [
-                ("a", f"{compared.a.overrides} - {trials_text(compared.a, compared.metric)}"),
-                ("b", f"{compared.b.overrides} - {trials_text(compared.b, compared.metric)}"),
+                ("a", f"{compared.a.overrides} - {trials_text(compared.a)}"),
+                ("b", f"{compared.b.overrides} - {trials_text(compared.b)}"),
                 ("counted", " ".join(compared.remarks)),
             ]
         )

@@ -50,6 +50,11 @@ class Checkpoints:
             log.warning("checkpoint %s/%d is passed over: %s", self._directory, step, reason)
             return None
 
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints that were passed over, which will be written again."""
+        for later in (other for other in self.steps() if other > step):
+            self._manager.delete(later)
+
     def close(self) -> None:
         self._manager.close()
 
