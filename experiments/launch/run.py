@@ -31,7 +31,7 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
     the first one writes.
     """
     made = setup(configs[0])
-    with contextlib.ExitStack() as logs:
+    with telling_of_a_full_disk(Path(configs[0].output)), contextlib.ExitStack() as logs:
         for config in configs:
             directory = run_directory(config)
             hosts.check_alike(directory.name)
@@ -75,8 +75,7 @@ def _train(made: Setup, members: Sequence[Member], watch: Watch) -> None:
     for group in groups:
         keepers = [_Keeper(member, made, watch) for member in group]
         try:
-            with telling_of_a_full_disk(Path(members[0].config.output)):
-                fit(program, made, group, keepers)
+            fit(program, made, group, keepers)
         finally:
             for keeper in keepers:
                 keeper.close()
@@ -216,4 +215,5 @@ def _log_file(directory: Path) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()

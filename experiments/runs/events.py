@@ -1,5 +1,6 @@
 """TensorBoard events of a seed: its history, scalar by scalar."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,31 @@ class Events:
     """
 
     def __init__(self, directory: Path, history: Sequence[dict[str, Any]]) -> None:
-        from tensorboardX import SummaryWriter  # which imports torch where it is installed
+        # Imported here, as it imports torch where that is installed. It writes when it is told to,
+        # where SummaryWriter has a thread.
+        from tensorboardX.event_file_writer import EventsWriter
 
         for old in directory.glob("events.out.tfevents.*"):
             old.unlink()
-        self._writer = SummaryWriter(str(directory), flush_secs=10)
+        self._writer = EventsWriter(str(directory / "events"))
         for record in history:
             self.add(record)
 
     def add(self, record: dict[str, Any]) -> None:
         """Write the events of an evaluation."""
-        for tag, value in _scalars(record):
-            self._writer.add_scalar(tag, value, record["step"], walltime=record["time"])
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record)]
+        summary = Summary(value=values)
+        self._writer.write_event(
+            Event(wall_time=record["time"], step=record["step"], summary=summary)
+        )
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):  # of a full disk, which was told
+            self._writer.close()
 
 
 def _scalars(record: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from experiments.errors import ConfigError
 
 FINAL = "final"
+ROOM = 1_000_000  # bytes beside the arrays; orbax, stopped amid a checkpoint, fills the terminal
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +35,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Write a checkpoint, and then remove those that are too many."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self._directory).free < size + ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
         self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def restore(self, step: int, like: Any) -> Any | None:

@@ -97,7 +97,7 @@ def seeds_together(config: Config) -> bool:
 
 def model_of(config: Config, made: Setup, scope: Scope, norm: Norm | None = None) -> nn.Module:
     """Return the run's model, with another normalization where one is given."""
-    context = Context(scope, made.total_steps, config.dtype)
+    context = Context(scope, made.total_steps, config.dtype, step=0)  # a step gives its own
     return made.model(
         norm=Placement(norm or made.norm, context),
         num_classes=made.spec.num_classes,
@@ -136,7 +136,7 @@ def compile_program(config: Config, made: Setup) -> Program:
         compiled(evaluate, batch_axis=int(together), donate=False),
         jax.jit(watch),
         devices,
-        len(devices) * config.accumulate * getattr(made.norm, "ghost_size", 1),
+        len(devices) * config.accumulate * made.norm.batch_multiple,
         per_call,
         together,
     )
