@@ -1,4 +1,5 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
+# make fashion-mnist   install Debian's copy of Fashion-MNIST, where there is apt
 # make test    the tests (make test-fast: one case of each that is quick; make test-slow: those that
 #              take long, of several processes)
 # make test-isa   the numerical tests as on a processor of fewer instructions (ISA=AVX2), with another
@@ -18,11 +19,21 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
+.PHONY: study fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
 
-study: $(VENV)/with-experiments
+study: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
 	$(BIN)/python -m experiments.report study=$(STUDY)
+
+FASHION_MNIST := /usr/share/datasets/fashion-mnist
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --non-interactive)
+
+fashion-mnist:
+	@test -d $(FASHION_MNIST) || { command -v apt-get >/dev/null && echo "Installing Fashion-MNIST ..." && \
+	{ $(AS_ROOT) apt-get install --quiet=2 dataset-fashion-mnist >/dev/null 2>&1 || { $(AS_ROOT) apt-get update \
+	--quiet=2 && $(AS_ROOT) apt-get install --quiet=2 dataset-fashion-mnist; } >/dev/null 2>&1; }; } || \
+	echo "Fashion-MNIST is not installed, and what needs it says so: install Debian's package" \
+	"dataset-fashion-mnist, or give data=idx_images data.folder=a folder with its four idx files" >&2
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
@@ -41,7 +52,8 @@ test-isa: $(VENV)/with-experiments,test
 	$(PYTEST) -m 'numerical and not slow'
 
 # The library's tests are all but those that import the experiments.
-EXPERIMENTS_TESTS := $(foreach name,cluster config data hosts launch parallel progress report train training,tests/test_$(name).py)
+EXPERIMENTS_TESTS := $(shell grep -lE '^(from|import) (experiments|runs_of|components|data_sources|browser|launch_jobs|ray_cluster|hydra)' \
+	tests/test_*.py)
 LIBRARY_TESTS := jaxnorm $(filter-out $(EXPERIMENTS_TESTS),$(sort $(wildcard tests/test_*.py)))
 TESTS ?= $(LIBRARY_TESTS)
 NEWEST := .venv-newest

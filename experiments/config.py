@@ -222,8 +222,8 @@ def component(group: str, values: dict[str, Any]) -> partial[Any]:
             _set(schema, group, key, value)
     if missing := sorted(OmegaConf.missing_keys(schema)):
         raise ConfigError(
-            f"{values['_target_']} needs {', '.join(missing)}; the file of {group}={values['name']} "
-            "has to give them"
+            f"{values['_target_']} needs {', '.join(missing)}; the file of "
+            f"{group}={values['name']} has to give them"
         )
     return instantiate(schema, _partial_=True, _convert_="all")
 

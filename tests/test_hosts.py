@@ -14,12 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hydra import initialize_config_dir
+from runs_of import composed, curves, trained
 
-from experiments import train
-from experiments.config import register_schemas
-from experiments.data.loading import load
-from experiments.study import CONFIG_DIR, grid
+from experiments.training.setup import setup
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,7 +28,7 @@ LIMIT = 120  # seconds, in which nothing here may fail to end
 @pytest.fixture
 def places(tmp_path):
     """Overrides that keep runs and data out of the working tree, and a free port."""
-    load("digits", str(tmp_path / "data"))
+    setup(composed(f"data.directory={tmp_path}/data")).source.load(0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,20 +77,20 @@ def manual(index, *arguments):
     )
 
 
+KEYS = ("train_loss", "validation_loss", "validation_accuracy")
+
+
 def history(places):
-    [path] = Path(places[1].removeprefix("output=")).glob("*/history.json")
-    [epochs] = json.loads(path.read_text())
-    return np.array([[e[k] for k in ("train_loss", "test_loss", "test_accuracy")] for e in epochs])
+    [path] = Path(places[1].removeprefix("output=")).glob("*/seed-0/history.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return np.array([[record[key] for key in KEYS] for record in records])
 
 
 def in_one_process(places, *arguments):
-    register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        [config] = grid([*SHORT, *arguments, places[2]])
-    dataset = load(config.data.name, config.data.directory)
+    config = composed(*SHORT, *arguments, places[2], f"{places[1]}/alone")
     with jax.numpy_dtype_promotion("standard"):
-        [epochs] = train.train(config, dataset, lambda reached: None)
-    return np.array([[e.train_loss, e.test_loss, e.test_accuracy] for e in epochs])
+        trained(config)
+    return np.array(curves(config))[:, [0, 2, 3]]
 
 
 def until(condition, what):
@@ -155,7 +152,31 @@ def test_a_process_that_dies_or_hangs_ends_the_other(places, start, victim, how,
     assert other.wait(timeout=60) not in (0, None)
     text = start.text(other)
     assert "another process has ended" in text or "another task died" in text
-    assert not list(Path(places[1].removeprefix("output=")).glob("*/result.json"))
+    assert not list(Path(places[1].removeprefix("output=")).glob("*/seed-0/result.json"))
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_go_on_together(places, start, tmp_path):
+    run = Path(places[1].removeprefix("output="))
+    options = ("steps=400", "evaluate_every=200", "checkpoint_every=20", *places)
+    first = [start(manual(index, *options)) for index in (0, 1)]
+    until(lambda: list(run.glob("*/seed-0/checkpoints/60")), "third checkpoint")
+    for process in first:
+        process.kill()
+    for process in first:
+        process.wait()
+    second = [start(manual(index, *options)) for index in (0, 1)]
+    for process in second:
+        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+    [log] = run.glob("*/log.txt")
+    begun = [line for line in log.read_text().splitlines() if "begins at step" in line]
+    assert len(begun) == 2
+    assert "begins at step 0 " not in begun[1]
+    whole = [start(manual(index, *options, f"{places[1]}/whole")) for index in (0, 1)]
+    for process in whole:
+        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+    results = [json.loads(path.read_text()) for path in run.rglob("result.json")]
+    assert len({result["parameters"] for result in results}) == 1 == len(results) - 1
 
 
 @pytest.mark.slow

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import launch_jobs
 import pytest
+from hydra import initialize_config_dir
 
+from experiments.config import register_schemas
 from experiments.launch import local
 from experiments.launch.jobs import Job, by_program, in_turn
+from experiments.launch.study import CONFIG_DIR, grid
+from experiments.runs.directory import run_directory
 from experiments.training.watch import RunEnded, RunFailed, RunLost, RunStarted
 
 ROOT = Path(__file__).parent.parent
@@ -160,3 +164,35 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "in vain"
         time.sleep(0.05)
+
+
+@several_cores
+@pytest.mark.slow
+def test_a_sweep_of_which_a_run_fails(tmp_path):
+    arguments = (
+        *("norm=none,layer", "batch_size=128,256", "seeds=1", "epochs=1", "model.channels=[4]"),
+        *(f"output={tmp_path}/runs", f"data.directory={tmp_path}/data"),
+    )
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        directories = [run_directory(config) for config in grid(arguments)]
+    directories[0].parent.mkdir()
+    directories[2].touch()  # a file where a run is to have its directory
+    sweep = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "experiments.train", "--multirun", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert sweep.returncode == 1
+    told = sweep.stderr.splitlines()
+    assert told[0] == "error: 1 of 4 runs failed"
+    assert told[1].startswith(f"  {directories[2].name}: FileExistsError")
+    assert len(told) == 2
+    lines = sweep.stdout.splitlines()
+    assert all(line.isprintable() for line in lines), "no control characters"
+    assert sum(": test accuracy" in line for line in lines) == 3
+    assert sum(f"{directories[2].name}: failed: FileExistsError" in line for line in lines) == 1
+    results = [directory / "seed-0" / "result.json" for directory in directories]
+    assert [result.exists() for result in results] == [True, True, False, True]

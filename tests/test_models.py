@@ -175,9 +175,9 @@ def test_the_gates_have_one_bias(name):
     net = model(name, placement("layer"))
     params = jax.eval_shape(lambda: net.init(KEY, IMAGES, train=False))["params"]
     gates = {"lstm": 4, "gru": 3}[name] * 4
-    assert "bias" not in params["input"]
-    assert "bias" not in params["recurrence"]["state"]
-    assert params["recurrence"]["bias"].shape == (gates,)
+    assert "bias" not in params["of_input"]
+    assert "bias" not in params["recurrence"]["of_state"]
+    assert params["recurrence"]["gates"]["bias"].shape == (gates,)
     for place in ("norm_input", "norm_hidden"):
         assert set(params["recurrence"][place]) == {"scale"}
     assert ("norm_cell" in params["recurrence"]) == (name == "lstm")
@@ -233,7 +233,7 @@ def test_a_sequence_is_what_it_is_alone_and_cut(name):
     together = applied(net, variables, IMAGES, LENGTHS, train=False)
     params = dict(variables["params"])
     if name == "transformer":
-        params["positions"] = params["positions"][:2]
+        params["positions"] = {"embedding": params["positions"]["embedding"][:2]}
     alone = applied(net, {"params": params}, IMAGES[3:4, :2], train=False)
     np.testing.assert_allclose(together[3:4], alone, rtol=1e-4, atol=1e-5)
 
@@ -253,7 +253,7 @@ def sigmoid(x):
 def numpy_recurrence(name, params, x, lengths, normalize):
     """Loop over the rows of sequences (batch, rows, width); `normalize(place, x, row, valid)`."""
     own = params["recurrence"]
-    w, u, b = params["input"]["kernel"], own["state"]["kernel"], own["bias"]
+    w, u, b = params["of_input"]["kernel"], own["of_state"]["kernel"], own["gates"]["bias"]
     h = c = np.zeros((len(x), len(u)), np.float64)
     for row in range(x.shape[1]):
         valid = row < lengths
@@ -357,7 +357,7 @@ def test_a_transformer_normalizes_before_its_layers_or_after_its_sums(order):
     variables = started(net, IMAGES)
     kept = captured(net, variables, IMAGES)
     flat = (BATCH * IMAGE[0], 8)
-    x = (of(kept, "tokens") + variables["params"]["positions"]).reshape(flat)
+    x = (of(kept, "tokens") + variables["params"]["positions"]["embedding"]).reshape(flat)
     attention = of(kept, "MultiHeadDotProductAttention_0").reshape(flat)
     connected = of(kept, "Dense_1").reshape(flat)
     places = [put(kept, place) for place in ("norm_0", "norm_1")]
@@ -380,7 +380,10 @@ def test_the_statistics_of_a_transformer_are_those_of_the_tokens_that_count():
     net = model("transformer", placement("batch", momentum=0.0), order="pre")
     variables = started(net, IMAGES)
     _, new = applied(net, variables, IMAGES, LENGTHS, MASK, train=True)
-    tokens = of(captured(net, variables, IMAGES), "tokens") + variables["params"]["positions"]
+    tokens = (
+        of(captured(net, variables, IMAGES), "tokens")
+        + variables["params"]["positions"]["embedding"]
+    )
     counted = tokens[(np.arange(4) < LENGTHS[:, None]) & MASK[:, None]]
     stats = new["batch_stats"]["norm_0"]
     np.testing.assert_allclose(stats["mean"], counted.mean(0), rtol=1e-4, atol=1e-6)

@@ -129,8 +129,9 @@ def test_the_ways_agree_in_group_scope(data, on_one_device):
     jit, *others = (curves(data, f"parallel={way}", "sync=group") for way in WAYS)
     alike(others[1], others[0])
     alike(others[0][:, :2], jit[:, :2])  # the training
-    # Each group's running statistics, merged, have a little smaller variance than all examples.
-    np.testing.assert_allclose(others[0][:, 2], jit[:, 2], rtol=0.02)
+    # Each group's running statistics, merged, have a smaller variance than all examples: of what
+    # is between the groups' means a tenth counts (one minus the momentum).
+    np.testing.assert_allclose(others[0][:, 2], jit[:, 2], rtol=0.05)
     assert np.abs(jit - on_one_device)[:, 0].max() > 1e-4, "group is not global"
 
 

@@ -130,7 +130,7 @@ def test_bars_show_every_seed_the_rate_and_the_time_left(plain, clock):
     assert a.endswith("62%     20 steps/s 0:08 left")
     assert seeds.split("   ") == ["  seed 0: diverged 25.0%", "seed 1: 1.750 12.5%"]
     assert b.split()[0] == "b"
-    assert b.endswith("0%")
+    assert b.endswith("0%      compiling")
     assert len({line.index("%") for line in (study, a, b)}) == 1, "columns stand below each other"
 
 

@@ -220,7 +220,7 @@ class Display:
 
 def _run_bar(name: str, run: _Run, width: int) -> RenderableType:
     rate = run.steps_per_second
-    count = f"{_rate(rate)} steps/s" if rate else ""
+    count = f"{_rate(rate)} steps/s" if rate else "" if run.seeds else "compiling"
     return _bar(name, run.fraction, count, run.seconds_left, width)
 
 

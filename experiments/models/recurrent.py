@@ -69,7 +69,7 @@ class Step(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=self._orthogonal,
-            name="state",
+            name="of_state",
         )(output)
         return (
             self.normalized("norm_input", x, valid, use_bias=False),
@@ -78,8 +78,7 @@ class Step(nn.Module):
 
     def bias(self, *values: float) -> jax.Array:
         """Return the bias of the gates, which starts with a value for each."""
-        first = jnp.repeat(jnp.array(values, jnp.float32), self.hidden)
-        return self.param("bias", lambda _: first).astype(self.dtype)
+        return _Bias(jnp.repeat(jnp.array(values), self.hidden), name="gates")().astype(self.dtype)
 
     def _orthogonal(self, key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
         """Return an orthogonal matrix for each gate."""
@@ -87,6 +86,16 @@ class Step(nn.Module):
         keys = jax.random.split(key, self.gates)
         matrices = [nn.initializers.orthogonal()(key, square, dtype) for key in keys]
         return jnp.concatenate(matrices, axis=1)
+
+
+class _Bias(nn.Module):
+    """A bias by itself."""
+
+    first: jax.Array
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("bias", lambda _: self.first.astype(jnp.float32))
 
 
 class LSTMStep(Step):
@@ -162,7 +171,7 @@ class Recurrent(Model, kw_only=True):
         """
         x, valid = sequences(inputs, lengths, mask)
         width = self.step.gates * self.hidden
-        x = nn.Dense(width, use_bias=False, dtype=self.dtype, name="input")(x)
+        x = nn.Dense(width, use_bias=False, dtype=self.dtype, name="of_input")(x)
         step = nn.scan(
             self.step,
             variable_broadcast="params",

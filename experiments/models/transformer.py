@@ -53,8 +53,7 @@ class Transformer(Model, kw_only=True):
         """
         x, valid = sequences(inputs, lengths, mask)
         x = nn.Dense(self.width, dtype=self.dtype, name="tokens")(x)
-        places = nn.initializers.normal(0.02)
-        x += self.param("positions", places, x.shape[1:], jnp.float32).astype(x.dtype)
+        x += self._positions(x.shape[1])
         for layer in range(self.layers):
             x = self._around(2 * layer, self._attention, x, valid, train)
             x = self._around(2 * layer + 1, self._connected, x, valid, train)
@@ -63,6 +62,14 @@ class Transformer(Model, kw_only=True):
         count = valid.sum(axis=1, keepdims=True, dtype=jnp.float32)
         mean = x.astype(jnp.float32).sum(axis=1, where=valid[..., None]) / jnp.maximum(count, 1)
         return self.logits(mean)
+
+    def _positions(self, rows: int) -> jax.Array:
+        """Return what is learned of every row."""
+        first = nn.initializers.normal(0.02)
+        embedding = nn.Embed(
+            rows, self.width, dtype=self.dtype, embedding_init=first, name="positions"
+        )
+        return embedding(jnp.arange(rows))
 
     def _around(
         self, place: int, layer: Any, x: jax.Array, valid: jax.Array, train: bool

@@ -24,6 +24,7 @@ OF_NO_RESULT = (
     "distributed",
     "launcher",
 )
+OF_NO_BATCH = ("directory", "stream", "memory")  # of the data
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def identity(config: Config) -> dict[str, Any]:
     The number of devices does where each measures its own examples.
     """
     determining = {key: value for key, value in asdict(config).items() if key not in OF_NO_RESULT}
-    determining["data"] = {k: v for k, v in config.data.items() if k not in ("directory", "memory")}
+    determining["data"] = {k: v for k, v in config.data.items() if k not in OF_NO_BATCH}
     if config.steps is not None:
         del determining["epochs"]
     if isinstance(config.sync, LocalSync):

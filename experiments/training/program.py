@@ -133,7 +133,7 @@ def compile_program(config: Config, made: Setup) -> Program:
     return Program(
         _first_state(model, made),
         compiled(train, batch_axis=(per_call > 1) + together, donate=True),
-        compiled(evaluate, batch_axis=together, donate=False),
+        compiled(evaluate, batch_axis=int(together), donate=False),
         jax.jit(watch),
         devices,
         len(devices) * config.accumulate * getattr(made.norm, "ghost_size", 1),
