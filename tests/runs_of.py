@@ -1,6 +1,7 @@
 """Small runs for tests: configurations, and what watching them told."""
 
 import dataclasses
+from pathlib import Path
 
 from hydra import initialize_config_dir
 
@@ -9,6 +10,8 @@ from experiments.launch.run import run
 from experiments.launch.study import CONFIG_DIR, grid
 from experiments.runs import records
 from experiments.runs.directory import run_directory
+
+ROOT = Path(__file__).parent.parent
 
 
 def composed(*overrides):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from environment import SEED
+from runs_of import ROOT
 
-ROOT = Path(__file__).parent.parent
 RUN = (
     "model=mlp",
     "model.hidden=[32,32]",

@@ -15,7 +15,7 @@ from experiments.runs.code import code_digest
 from experiments.runs.directory import program_key, run_directory
 from experiments.runs.events import Events
 from experiments.training import hosts
-from experiments.training.checkpoints import Checkpoints, save_final
+from experiments.training.checkpoints import Checkpoints, save_final, telling_of_a_full_disk
 from experiments.training.fit import Member, Saved, fit
 from experiments.training.program import Program, compile_program
 from experiments.training.setup import Setup, setup
@@ -75,7 +75,8 @@ def _train(made: Setup, members: Sequence[Member], watch: Watch) -> None:
     for group in groups:
         keepers = [_Keeper(member, made, watch) for member in group]
         try:
-            fit(program, made, group, keepers)
+            with telling_of_a_full_disk(Path(members[0].config.output)):
+                fit(program, made, group, keepers)
         finally:
             for keeper in keepers:
                 keeper.close()
@@ -190,19 +191,29 @@ def _outcome(config: Config, trained: bool) -> str:
     return f"test accuracy {accuracy:.1%}{note} in {seconds:.1f} s"
 
 
+class _LogFile(logging.FileHandler):
+    """What cannot be written to it, as the disk is full, is told by what fails next."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def _log_file(directory: Path) -> Iterator[None]:
-    """Write what is logged to the run's file too."""
-    handler = logging.FileHandler(directory / "log.txt")
+    """Write to the run's file what is logged, by orbax too (as "absl"), and not to the terminal."""
+    handler = _LogFile(directory / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
+    loggers = [log, logging.getLogger("absl")]
     log.setLevel(logging.INFO)
-    log.propagate = False  # the terminal has the display
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False  # the terminal has the display
     try:
         yield
     except Exception:
         log.exception("the run failed")
         raise
     finally:
-        log.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
         handler.close()

@@ -32,13 +32,8 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
-        """Write a checkpoint, and remove those that are too many.
-
-        Raises:
-            ConfigError: the disk is full. The checkpoints before stay.
-        """
-        with _telling_of_a_full_disk(self._directory):
-            self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        """Write a checkpoint, and then remove those that are too many."""
+        self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def restore(self, step: int, like: Any) -> Any | None:
         """Return the state of a checkpoint, as `like` in structure; None where it is damaged."""
@@ -60,14 +55,10 @@ class Checkpoints:
 
 
 def save_final(directory: Path, variables: Any) -> None:
-    """Write what a model needs for evaluation.
-
-    Raises:
-        ConfigError: the disk is full.
-    """
+    """Write what a model needs for evaluation."""
     target = (directory / FINAL).absolute()
     shutil.rmtree(target, ignore_errors=True)
-    with _telling_of_a_full_disk(target), ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(target, variables)
 
 
@@ -78,10 +69,11 @@ def restore_final(directory: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _telling_of_a_full_disk(directory: Path) -> Iterator[None]:
+def telling_of_a_full_disk(directory: Path) -> Iterator[None]:
+    """Raise `ConfigError` where something could not be written for want of room."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # TensorStore raises a ValueError with the system's words
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or "quota exceeded" in str(error):
             raise ConfigError(
