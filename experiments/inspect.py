@@ -26,10 +26,10 @@ SCALING_NAMES = {
 SIDES = ("input", "output")
 NO_RUNNING = "This normalization keeps no running statistics."
 HOW_TO_READ = (
-    "Before (vermilion) and after (blue) each normalization, on validation data in evaluation. "
-    "Left: the distribution, each against its peak. Middle: the quantiles 5, 15, 50, 85 and 95 % "
-    "over training. Right: mean and standard deviation of each channel, of one batch against the "
-    "running ones; on the dashed line they agree."
+    "What goes into each normalization and what comes out, on validation data in evaluation: the "
+    "distribution, each against its peak; the quantiles 5, 15, 50, 85 and 95 % over training; and "
+    "mean and standard deviation of each channel, of one batch against the running ones, which "
+    "agree on the dashed line."
 )
 
 
@@ -58,12 +58,14 @@ def inspect(directory: Path) -> Path:
         page.caption(HOW_TO_READ),
     ]
     found = places(config, directory)
-    body += [page.figures(_of_place(place, history)) for place in found]
-    if all(place.running is None for place in found):
+    body.append(page.figures(figure for place in found for figure in _of_place(place, history)))
+    running = any(place.running is not None for place in found)
+    if not running:
         body.append(page.caption(NO_RUNNING))
     path = directory / "inspect.html"
     title = f"jaxnorm: inside {directory.name}"
-    page.write_page(path, title, "\n".join(body), root="..", column=page.NARROW)
+    column = page.NARROW if running else page.WIDE  # three figures a layer, or two
+    page.write_page(path, title, "\n".join(body), root="..", column=column)
     return path
 
 

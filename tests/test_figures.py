@@ -82,3 +82,11 @@ def test_many_lines_are_split_into_figures(tmp_path):
     drawn = figures.learning_curves(found, StudyConfig())
     assert [f.layout.title.text for f in drawn] == ["batch size 16"] * 2 + ["batch size 256"] * 2
     assert [len(figure.data) for figure in drawn] == [10] * 4
+
+
+def test_an_interval_stays_between_no_and_all(tmp_path, accuracy):
+    found = run_files.points(tmp_path, {}, seeds=[0.5, 0.999])  # of two seeds, wider than 100
+    [figure] = figures.metric_figures(found, accuracy, StudyConfig())
+    [_, mean] = figure.data
+    assert mean.y[0] + mean.error_y.array[0] == pytest.approx(100)
+    assert mean.y[0] - mean.error_y.arrayminus[0] == pytest.approx(style.LEAST_ERROR)

@@ -126,10 +126,14 @@ def inputs(features: np.ndarray, names: Sequence[str], labels: np.ndarray, title
 
 
 def widest_and_narrowest(values: np.ndarray) -> tuple[int, int]:
-    """Return which of (examples, features) spread most, and which least but above 0."""
+    """Return which of (examples, features) spread most, and which least.
+
+    Features that are mostly the same, as pixels at a border are, come last.
+    """
     spread = np.std(values, axis=0)
-    narrow = np.where(spread > 0, spread, np.inf)
-    widest, narrowest = int(np.argmax(spread)), int(np.argmin(narrow))
+    mostly_the_same = np.mean(values == np.median(values, axis=0), axis=0) > 0.5
+    order = np.lexsort((spread, mostly_the_same))
+    widest, narrowest = int(np.argmax(spread)), int(order[0])
     if widest == narrowest and len(spread) > 1:
-        narrowest = int(np.argsort(narrow)[1])
+        narrowest = int(order[1])
     return widest, narrowest

@@ -56,8 +56,8 @@ def marks(labels: Sequence[str]) -> dict[str, Mark]:
 
 
 def error(accuracy: Any) -> Any:
-    """Return the error in percent, bounded away from 0 for the logarithm."""
-    return np.maximum(100 - np.asarray(accuracy, dtype=float), LEAST_ERROR)
+    """Return the error in percent, at most 100 and bounded away from 0 for the logarithm."""
+    return np.clip(100 - np.asarray(accuracy, dtype=float), LEAST_ERROR, 100)
 
 
 def accuracy_axis(title: str | None) -> dict[str, Any]:
