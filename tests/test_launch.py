@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import launch_jobs
 import pytest
 from hydra import initialize_config_dir
+from hydra.errors import HydraException
 
 from experiments.config import register_schemas
 from experiments.launch import local
 from experiments.launch.jobs import Job, by_program, in_turn
-from experiments.launch.study import CONFIG_DIR, grid
+from experiments.launch.study import CONFIG_DIR, explain, grid
 from experiments.runs.directory import run_directory
 from experiments.training.watch import RunEnded, RunFailed, RunLost, RunStarted
 
@@ -164,6 +166,17 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "in vain"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_command_says_what_to_install():
+    register_schemas()
+    with (
+        initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR),
+        pytest.raises(HydraException) as error,
+    ):
+        grid(["launcher=ray"])
+    assert "pip install --editable '.[experiments,ray]'" in explain(error.value)
 
 
 @several_cores

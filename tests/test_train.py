@@ -324,6 +324,8 @@ def target(config):
         (["--multirun", "epochs=1,0"], ["epochs is 0"]),
         (["sync=group", "sync.num_groups=3"], ["sync.num_groups is 3", "8 devices"]),
         (["--multirun", "distributed=off,auto"], ["distributed differs"]),
+        (["--multirun", "launcher.workers=1,2"], ["launcher differs"]),
+        (["launcher.workers=0"], ["launcher.workers is 0", "1 or more"]),
         (["distributed=auto"], ["distributed=auto failed", "else manual with"]),
     ],
     ids=" ".join,

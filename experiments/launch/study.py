@@ -103,8 +103,9 @@ def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
     """Return the configurations of `grid`. Any failure exits: Hydra only warns of what we raise."""
     try:
         configs = grid(overrides)
-        if any(config.distributed != configs[0].distributed for config in configs):
-            raise ConfigError("distributed differs between the runs of a sweep; give one choice")
+        for key in ("distributed", "launcher"):
+            if any(getattr(config, key) != getattr(configs[0], key) for config in configs):
+                raise ConfigError(f"{key} differs between the runs of a sweep; give one choice")
         hosts.join(configs[0].distributed)
         for config in configs:
             num_devices = len(parallel.devices(config.parallel))

@@ -14,6 +14,7 @@ from experiments.config import (
     DistributedConfig,
     GlobalSync,
     GroupSync,
+    Local,
     Manual,
     Single,
 )
@@ -81,6 +82,8 @@ def _training(config: Config) -> Iterator[str]:
     for key in ("steps", "checkpoint_every", "steps_per_call"):
         if getattr(config, key) is not None:
             yield from at_least(key, getattr(config, key), 1)
+    if isinstance(config.launcher, Local) and config.launcher.workers is not None:
+        yield from at_least("launcher.workers", config.launcher.workers, 1)
     every = config.evaluate_every
     if not (every in (None, "epoch") or (isinstance(every, int) and every >= 1)):
         yield f"evaluate_every is {every!r}; give a number of steps, epoch, or null for never"
