@@ -49,9 +49,7 @@ def places(tmp_path_factory):
 def tiny(places, tmp_path_factory):
     """A run of two epochs of four steps each, with all that a state can hold."""
     output = tmp_path_factory.mktemp("plain")
-    return composed(
-        *TINY, *places, "norm=batch_renorm", "model.dropout=0.1", f"output={output}"
-    )
+    return composed(*TINY, *places, "norm=batch_renorm", "model.dropout=0.1", f"output={output}")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from experiments.config import Config
 from experiments.data.batching import Batch, evaluation_batches
 from experiments.data.splits import Split
 from experiments.training import parallel
-from experiments.training.program import Program, State, Sums
+from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
+from experiments.training.state import State, Sums
 
 EVALUATION_BATCH = 512
 WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken

@@ -1,0 +1,102 @@
+"""What a training step changes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from experiments.config import Config
+from experiments.data.batching import Batch
+from experiments.training.diagnostics import distance_to_running, gradient_norms
+from experiments.training.optimizers import BATCH
+from experiments.training.setup import Setup
+
+
+class Sums(NamedTuple):
+    """Sums over examples: the loss (cross-entropy in nats), how many are right, and how many."""
+
+    loss: jax.Array
+    right: jax.Array
+    examples: jax.Array
+
+
+def no_sums() -> Sums:
+    """Return the sums over no example."""
+    return Sums(*(jnp.zeros(()) for _ in Sums._fields))
+
+
+def sums_of(logits: jax.Array, batch: Batch) -> Sums:
+    """Return the sums over the examples of a batch that count."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    right = (logits.argmax(axis=-1) == batch.labels).astype(jnp.float32)
+    values = (loss, right, jnp.ones_like(right))
+    return Sums(*(jnp.sum(value, where=batch.mask) for value in values))
+
+
+class State(NamedTuple):
+    """All that a training step changes, and what makes one run of a program another.
+
+    Attributes:
+        step: the number of steps taken, which is also the position in the data.
+        key: the data of a random key, from which each step draws its own.
+        numbers: those of the optimizer.
+        sums: of the steps since the last evaluation.
+        watched: what the last step showed of gradients and statistics.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    step: jax.Array
+    key: jax.Array
+    numbers: dict[str, jax.Array]
+    sums: Sums
+    watched: dict[str, Any]
+
+
+def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config, int], State]:
+    """Return a function to the state of a run and seed before the first step.
+
+    `batch` is of the shapes of one.
+    """
+
+    @jax.jit
+    def state(key: jax.Array, numbers: dict[str, Any], scale: float) -> State:
+        for_params, for_steps = jax.random.split(key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
+        variables = model.init({"params": for_params}, zeros.inputs, zeros.lengths, train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        params = _scaled(params, scale)
+        optimizer = made.optimizer.with_numbers(numbers)
+        nothing = {
+            "gradient_norm": gradient_norms(params),
+            "statistics": distance_to_running(batch_stats, batch_stats, 0.0),
+        }
+        return State(
+            params,
+            batch_stats,
+            optimizer.transformation(BATCH, made.total_steps).init(params),
+            jnp.zeros((), jnp.int32),
+            jax.random.key_data(for_steps),
+            jax.tree.map(jnp.float32, numbers),
+            no_sums(),
+            jax.tree.map(jnp.zeros_like, nothing),
+        )
+
+    def of_seed(config: Config, seed: int) -> State:
+        numbers = {name: config.optimizer[name] for name in made.optimizer.NUMBERS}
+        return state(jax.random.key(seed), numbers, config.model["init_scale"])
+
+    return of_seed
+
+
+def _scaled(params: Any, scale: jax.Array) -> Any:
+    """All weights times a scale, which is one more number that runs of a program differ in."""
+
+    def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf * scale if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, params)

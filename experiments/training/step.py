@@ -1,0 +1,133 @@
+"""A step of training: gradients, statistics, update."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+import jaxnorm as jn
+from experiments.data.batching import Batch
+from experiments.norms.base import Scope
+from experiments.training.accumulation import decayed, micro_batches, nothing_seen
+from experiments.training.diagnostics import distance_to_running, gradient_norms
+from experiments.training.setup import Setup
+from experiments.training.state import State, Sums, no_sums, sums_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """A step of training.
+
+    Every example weighs the same, so that a smaller last batch makes a smaller step.
+
+    Attributes:
+        model: whose normalization is placed.
+        cumulating: the same model, whose running statistics merge all that they see; for
+            micro-batches of a normalization that has some.
+        accumulate: micro-batches of a step.
+    """
+
+    model: nn.Module
+    cumulating: nn.Module | None
+    made: Setup
+    batch_size: int
+    accumulate: int
+    scope: Scope
+
+    def __call__(self, state: State, batch: Batch) -> State:
+        grads, batch_stats, sums = self._gradients(state, batch)
+        grads, sums = of_all_devices((grads, sums), self.scope)
+        batch_stats = _of_all_groups(batch_stats, self.scope)
+        grads = jax.tree.map(lambda grad: grad / self.batch_size, grads)
+        updates, opt_state = self._optimizer(state).update(grads, state.opt_state, state.params)
+        momentum = getattr(self.made.norm, "momentum", None)
+        return State(
+            optax.apply_updates(state.params, updates),
+            batch_stats,
+            opt_state,
+            state.step + 1,
+            state.key,
+            state.numbers,
+            jax.tree.map(jnp.add, state.sums, sums),
+            {
+                "gradient_norm": gradient_norms(grads),
+                "statistics": distance_to_running(state.batch_stats, batch_stats, momentum),
+            },
+        )
+
+    def _optimizer(self, state: State) -> optax.GradientTransformation:
+        optimizer = self.made.optimizer.with_numbers(state.numbers)
+        return optimizer.transformation(self.batch_size, self.made.total_steps)
+
+    def _gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        if self.accumulate > 1:
+            return self._accumulated(state, batch, key)
+        model = self.model
+        if self.made.norm.frozen_from is not None:
+            context = model.norm.context._replace(step=state.step)
+            model = model.clone(norm=dataclasses.replace(model.norm, context=context))
+        return self._of_batch(model, state.params, state.batch_stats, batch, key)
+
+    def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
+        """Of micro-batches one after the other, as ghosts of one batch would give."""
+        model = self.cumulating or self.model
+
+        def micro_step(carried: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            grads, seen, sums = carried
+            of_micro = self._of_batch(model, state.params, seen, *micro)
+            added = jax.tree.map(jnp.add, (grads, sums), (of_micro[0], of_micro[2]))
+            return (added[0], of_micro[1], added[1]), None
+
+        none = (
+            jax.tree.map(jnp.zeros_like, state.params),
+            nothing_seen(state.batch_stats),
+            no_sums(),
+        )
+        keys = jax.random.split(key, self.accumulate)
+        micros = jax.tree.map(partial(micro_batches, number=self.accumulate), batch)
+        (grads, seen, sums), _ = jax.lax.scan(micro_step, none, (micros, keys))
+        if self.cumulating:
+            seen = decayed(state.batch_stats, seen, self.made.norm.momentum)
+        return grads, seen, sums
+
+    def _of_batch(
+        self, model: nn.Module, params: Any, batch_stats: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Sums]:
+        """Return the gradient of the sum of the losses, the new statistics, and the sums."""
+
+        for_dropout, for_noise = jax.random.split(key)
+        if self.scope.axis_name is not None:  # other examples, and the same channels
+            for_dropout = jax.random.fold_in(for_dropout, jax.lax.axis_index(self.scope.axis_name))
+
+        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch.inputs,
+                batch.lengths,
+                batch.mask,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": for_dropout, "noise": for_noise},
+            )
+            sums = sums_of(logits, batch)
+            return sums.loss, (updated.get("batch_stats", {}), sums)
+
+        grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params)
+        return grads, batch_stats, sums
+
+
+def of_all_devices(sums: Any, scope: Scope) -> Any:
+    """Add up what each device has of its part of the batch."""
+    return sums if scope.axis_name is None else jax.lax.psum(sums, scope.axis_name)
+
+
+def _of_all_groups(batch_stats: Any, scope: Scope) -> Any:
+    """Merge the running statistics, which groups of devices update each by its examples."""
+    if scope.axis_index_groups is None:
+        return batch_stats
+    return jn.sync_batch_stats(batch_stats, scope.axis_name)
