@@ -118,8 +118,13 @@ def _device() -> dict[str, Any]:
         "kind": device.device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "cores": os.cpu_count(),
+        "cores": _cores(),
     }
+
+
+def _cores() -> int | None:
+    """Return how many cores this process may use: XLA shares a sum among as many threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _versions() -> dict[str, str]:
