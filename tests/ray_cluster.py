@@ -2,9 +2,9 @@
 
 import sys
 
-from ray.cluster_utils import Cluster
-
 if __name__ == "__main__":
+    from ray.cluster_utils import Cluster
+
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()

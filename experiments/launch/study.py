@@ -133,11 +133,6 @@ def explain(error: Exception) -> str:
             )
         case MissingConfigException(options=[*options]), _:
             group, _, choice = str(error.missing_cfg_file).rpartition("/")
-            if group == "hydra/launcher":
-                return (
-                    f"error: launcher={choice} needs an extra: "
-                    f"pip install --editable '.[experiments,{choice}]'"
-                )
             return f"error: {group} has no choice {choice!r}; the choices are {', '.join(options)}"
         case _, ConfigKeyError(full_key=key, parent_node=parent) | ConfigAttributeError(
             full_key=key, parent_node=parent
