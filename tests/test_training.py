@@ -82,7 +82,8 @@ def test_events_and_histories_number_seeds_epochs_and_steps(tiny, plain):
         history = records.read_history(run_directory(tiny), seed)
         assert [(record["step"], record["epoch"]) for record in history] == [(4, 1.0), (8, 2.0)]
     updates = [e for e in plain if isinstance(e, Update) and e.accuracy is not None]
-    assert {(e.seed, e.step) for e in updates} == {(0, 4), (0, 8), (1, 4), (1, 8)}
+    evaluated = {(0, 4), (0, 8), (1, 4), (1, 8)}
+    assert evaluated <= {(e.seed, e.step) for e in updates}, "and signs of life between them"
     assert [(e.seed, e.ended) for e in plain if isinstance(e, Ended)] == [(0, "done"), (1, "done")]
 
 
