@@ -1,5 +1,7 @@
 """Configurations compose to checked types; what cannot be right is told with the choices."""
 
+import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,10 +11,13 @@ from hydra.errors import HydraException
 
 from experiments.config import COMPONENTS, GROUPS, component, register_schemas
 from experiments.errors import ConfigError
+from experiments.launch import study
 from experiments.launch.study import CONFIG_DIR, CONFIG_NAME, explain, grid, to_config
 from experiments.launch.validation import validate_devices
 from experiments.runs.directory import run_directory
 from experiments.training.parallel import devices
+
+README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,6 +82,23 @@ def test_the_study_is_a_grid_of_different_runs():
     assert len({config.batch_size for config in configs}) == 2
     assert len({run_directory(config) for config in configs}) == len(configs) == 16
     assert {config.seeds for config in configs} == {5}
+
+
+DOCUMENTS = (README, README.parent / "docs" / "experiments.md")
+COMMANDS = [
+    command
+    for document in DOCUMENTS
+    for command in re.findall(
+        r"^    python -m experiments\.train\b(.*?)(?: +#.*| &)?$", document.read_text(), re.M
+    )
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_documentation_compose(command):
+    arguments = [argument for argument in shlex.split(command) if argument != "--multirun"]
+    configs = study.composed(arguments)
+    assert (len(configs) > 1) == ("--multirun" in command)
 
 
 def test_a_sweep_is_narrowed_on_the_command_line():

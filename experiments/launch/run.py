@@ -21,9 +21,6 @@ from experiments.training.program import Program, compile_program
 from experiments.training.setup import Setup, setup
 from experiments.training.watch import Ended, RunEnded, RunStarted, Update, Watch
 
-log = logging.getLogger("experiments")
-
-
 def run(configs: Sequence[Config], watch: Watch) -> None:
     """Train the missing seeds of runs that share a program; each is saved when it ends.
 
@@ -45,6 +42,10 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
             watch(RunEnded(directory.name, _outcome(config, bool(members[directory]))))
 
 
+def _log(directory: Path) -> logging.Logger:
+    return logging.getLogger(f"experiments.runs.{directory.name}")
+
+
 def _begin(config: Config, watch: Watch) -> list[Member]:
     """Tell of a run, and return the seeds that are to be trained."""
     directory = run_directory(config)
@@ -61,7 +62,7 @@ def _begin(config: Config, watch: Watch) -> list[Member]:
     if stale:
         what = "kept" if config.keep_stale else "made again"
         note = f"seeds {', '.join(map(str, stale))} have results of other code, which are {what}"
-        log.info(note)
+        _log(directory).info(note)
     if trained or note:
         watch(RunStarted(directory.name, len(trained), note))
     return [Member(config, seed) for seed in trained]
@@ -100,6 +101,7 @@ class _Keeper:
         self.run = run_directory(self.config)
         self.directory = records.seed_directory(self.run, self.seed)
         self.total_steps, self.watch = made.total_steps, watch
+        self.log = _log(self.run)
         self.accuracy: float | None = None
         self.events: Events | None = None
         if hosts.is_first():
@@ -128,7 +130,7 @@ class _Keeper:
         self.checkpoints.save(step, saved)
 
     def on_start(self, step: int) -> None:
-        log.info("seed %d begins at step %d of %d", self.seed, step, self.total_steps)
+        self.log.info("seed %d begins at step %d of %d", self.seed, step, self.total_steps)
         self.checkpoints.drop_after(step)
         if hosts.is_first():
             history = records.cut_history(self.run, self.seed, step)
@@ -142,7 +144,7 @@ class _Keeper:
     def on_evaluation(self, record: dict[str, Any]) -> None:
         self.accuracy = record["validation_accuracy"]
         self._tell(record["step"], record["train_loss"])
-        log.info(
+        self.log.info(
             "seed %d, step %d: train loss %.4f, validation loss %.4f, accuracy %.4f",
             self.seed,
             record["step"],
@@ -165,7 +167,7 @@ class _Keeper:
             records.write_result(self.run, self.seed, self.config, result)
         text = f"{result['ended']} at step {result['step']}, test accuracy "
         text += f"{result['test_accuracy']:.1%} in {result['seconds']:.1f} s"
-        log.info("seed %d %s", self.seed, text)
+        self.log.info("seed %d %s", self.seed, text)
         self.watch(Ended(self.run.name, self.seed, result["ended"], text))
 
     def close(self) -> None:
@@ -199,18 +201,22 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def _log_file(directory: Path) -> Iterator[None]:
-    """Write to the run's file what is logged, by orbax too (as "absl"), and not to the terminal."""
+    """Write to the run's file what is logged of it, and what training and orbax ("absl") log.
+
+    None of it goes to the terminal, which has the display.
+    """
     handler = _LogFile(directory / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [log, logging.getLogger("absl")]
-    log.setLevel(logging.INFO)
+    own = _log(directory)
+    loggers = [own, logging.getLogger("experiments.training"), logging.getLogger("absl")]
+    own.setLevel(logging.INFO)
     for logger in loggers:
         logger.addHandler(handler)
-        logger.propagate = False  # the terminal has the display
+        logger.propagate = False
     try:
         yield
     except Exception:
-        log.exception("the run failed")
+        own.exception("the run failed")
         raise
     finally:
         for logger in loggers:
