@@ -21,6 +21,7 @@ from experiments.training.program import Program, compile_program
 from experiments.training.setup import Setup, setup
 from experiments.training.watch import Ended, RunEnded, RunStarted, Update, Watch
 
+
 def run(configs: Sequence[Config], watch: Watch) -> None:
     """Train the missing seeds of runs that share a program; each is saved when it ends.
 
