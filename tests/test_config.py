@@ -143,6 +143,11 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["optimizer.clip_norm=0"], ["optimizer.clip_norm is 0", "positive"]),
         (["optimizer.weight_decay=-1"], ["optimizer.weight_decay is -1", "0 or more"]),
         (["norm=batch_renorm", "accumulate=2"], ["accumulate is 2", "norm=batch_renorm"]),
+        (["norm.momentum=null", "accumulate=2"], ["accumulate is 2", "norm.momentum a number"]),
+        (
+            ["norm=ghost_batch", "accumulate=4"],
+            ["accumulate is 4", "multiple of 8", "batch_size that 32 divides"],
+        ),
         (["norm=instance", "model=mlp"], ["instance", "mlp"]),
         (["data.lengths=inked"], ["data.lengths", "model=cnn", "lstm"]),
         (["model.dropout=1"], ["model.dropout is 1", "below 1"]),

@@ -21,7 +21,7 @@ from experiments.training.setup import setup
 
 ROOT = Path(__file__).parent.parent
 TINY = ("epochs=1", "seeds=2", "model.channels=[4]", "batch_size=256")
-FILES = {"config.yaml", "log.txt", "seed-0", "seed-1"}
+FILES = {"config.yaml", "lock", "log.txt", "seed-0", "seed-1"}
 OF_A_SEED = {"checkpoints", "code.txt", "history.jsonl", "result.json"}
 
 
@@ -130,13 +130,13 @@ def test_a_state_of_other_code_is_not_gone_on_from(call, places, monkeypatch):
     assert begun == [0, 0]
 
 
-def end_after(monkeypatch, step):
-    """Interrupt training right after the checkpoint of a step."""
+def end_after(monkeypatch, step, seed=0):
+    """Interrupt training right after a seed's checkpoint of a step."""
     save = running._Keeper.save
 
     def interrupted(keeper, at, saved):
         save(keeper, at, saved)
-        if at == step:
+        if (at, keeper.seed) == (step, seed):
             monkeypatch.setattr(running._Keeper, "save", save)
             raise KeyboardInterrupt
 
@@ -183,18 +183,40 @@ def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
     )
 
 
-def test_seeds_together_go_on_from_what_all_have(places, monkeypatch, tmp_path):
+def test_seeds_together_go_on_each_from_its_newest_checkpoint(places, monkeypatch):
     config = composed(*TINY, *places, "checkpoint_every=1", "seeds_together=true")
     end_after(monkeypatch, 4)  # of the first seed, so that the second has no step 4
     with pytest.raises(KeyboardInterrupt):
         running.run([config], lambda event: None)
     begun = begins(monkeypatch)
+    running.run([replaced(config, seeds=3)], lambda event: None)
+    assert begun == [4, 3, 0]
+    for seed in (0, 1, 2):
+        assert result(config, seed)["ended"] == "done"
+
+
+def test_seeds_together_go_on_to_the_same_bits(places, monkeypatch, tmp_path):
+    config = composed(*TINY, *places, "checkpoint_every=1", "seeds_together=true")
+    end_after(monkeypatch, 4, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        running.run([config], lambda event: None)
+    begun = begins(monkeypatch)
     running.run([config], lambda event: None)
-    assert begun == [3, 3]
+    assert begun == [4, 4]
     whole = replaced(config, output=str(tmp_path / "whole"))
     running.run([whole], lambda event: None)
     for seed in (0, 1):
         assert result(config, seed)["parameters"] == result(whole, seed)["parameters"]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(call, places):
+    config = composed(*TINY, *places)
+    directory = run_directory(config)
+    directory.mkdir(parents=True)
+    with running._lock(directory), pytest.raises(SystemExit) as stopped:
+        call(*TINY, *places)
+    assert f"another process trains {directory}" in stopped.value.code
+    assert files(directory) == {"lock"}
 
 
 def test_events_of_a_run_that_went_on_are_there_once(places, monkeypatch):

@@ -80,7 +80,8 @@ class _Run:
     @property
     def reached(self) -> int:
         """A seed that has ended has no step left, whichever it ended at."""
-        steps = (self._steps_of_seed if seed.ended else seed.step for seed in self.seeds.values())
+        seeds = list(self.seeds.values())  # another thread draws
+        steps = (self._steps_of_seed if seed.ended else seed.step for seed in seeds)
         return sum(steps)
 
     @property

@@ -1,6 +1,7 @@
 """One run, or several that share a compiled program: what is missing of them is trained."""
 
 import contextlib
+import fcntl
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import Config
+from experiments.errors import ConfigError
 from experiments.runs import records
 from experiments.runs.code import code_digest
 from experiments.runs.directory import program_key, run_directory
@@ -29,13 +31,15 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
     the first one writes.
     """
     made = setup(configs[0])
-    with telling_of_a_full_disk(Path(configs[0].output)), contextlib.ExitStack() as logs:
+    with telling_of_a_full_disk(Path(configs[0].output)), contextlib.ExitStack() as held:
         for config in configs:
             directory = run_directory(config)
-            hosts.check_alike(directory.name)
+            hosts.check_alike(config, directory.name)
             if hosts.is_first():
+                directory.mkdir(parents=True, exist_ok=True)
+                held.enter_context(_lock(directory))
                 records.write_config(directory, config)
-                logs.enter_context(_log_file(directory))
+                held.enter_context(_log_file(directory))
         members = {run_directory(config): _begin(config, watch) for config in configs}
         _train(made, [member for of_run in members.values() for member in of_run], watch)
         for config in configs:
@@ -77,10 +81,19 @@ def _train(made: Setup, members: Sequence[Member], watch: Watch) -> None:
     for group in groups:
         keepers = [_Keeper(member, made, watch) for member in group]
         try:
-            fit(program, made, group, keepers)
+            for alike in _by_step(keepers):
+                fit(program, made, [keeper.member for keeper in alike], alike)
         finally:
             for keeper in keepers:
                 keeper.close()
+
+
+def _by_step(keepers: Sequence["_Keeper"]) -> list[list["_Keeper"]]:
+    """Group seeds by the step from which they go on: those trained together are at the same."""
+    by_step: dict[int, list[_Keeper]] = {}
+    for keeper in keepers:
+        by_step.setdefault(max(keeper.saved_steps(), default=0), []).append(keeper)
+    return list(by_step.values())
 
 
 _compiled: dict[str, Program] = {}
@@ -98,6 +111,7 @@ class _Keeper:
     """The files and the signs of one seed."""
 
     def __init__(self, member: Member, made: Setup, watch: Watch) -> None:
+        self.member = member
         self.config, self.seed = member
         self.run = run_directory(self.config)
         self.directory = records.seed_directory(self.run, self.seed)
@@ -111,18 +125,17 @@ class _Keeper:
         self.checkpoints = Checkpoints(self.directory / "checkpoints", self.config.keep_checkpoints)
 
     def _clear_what_is_of_other_code(self) -> None:
-        """A result without need of it is made anew, and no state of other code goes on."""
+        """No state of other code is gone on from, and a result that is made again is removed."""
         made_by = self.directory / "code.txt"
         code = code_digest(self.config)
-        begun = made_by.read_text() if made_by.exists() else None
-        if begun != code and not (begun and self.config.keep_stale):
+        if not made_by.exists() or made_by.read_text() != code:
             shutil.rmtree(self.directory, ignore_errors=True)
         (self.directory / records.RESULT).unlink(missing_ok=True)
         self.directory.mkdir(parents=True, exist_ok=True)
         made_by.write_text(code)
 
     def saved_steps(self) -> list[int]:
-        return self.checkpoints.steps()
+        return hosts.of_the_first(self.checkpoints.steps())
 
     def restore(self, step: int, like: Saved) -> Saved | None:
         return self.checkpoints.restore(step, like)
@@ -191,6 +204,23 @@ def _outcome(config: Config, trained: bool) -> str:
     seconds = sum(result["seconds"] for result in there)
     note = f", {diverged} of {len(there)} seeds diverged" if diverged else ""
     return f"test accuracy {accuracy:.1%}{note} in {seconds:.1f} s"
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Hold a run; the system lets go of it even if the process dies.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process trains {directory}; wait for its end, or give another output"
+            ) from error
+        yield
 
 
 class _LogFile(logging.FileHandler):

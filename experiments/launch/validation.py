@@ -118,11 +118,25 @@ def _statistics(config: Config, made: Setup) -> Iterator[str]:
         )
     if isinstance(config.sync, GroupSync):
         yield from at_least("sync.num_groups", config.sync.num_groups, 1)
-    of_running = made.norm.of_running or made.norm.frozen_from is not None
-    if config.accumulate > 1 and of_running:
+    if config.accumulate > 1:
+        yield from _accumulated(config, made)
+
+
+def _accumulated(config: Config, made: Setup) -> Iterator[str]:
+    """What micro-batches cannot have."""
+    said = f"accumulate is {config.accumulate}, but norm={config.norm['name']}"
+    if made.norm.of_running or made.norm.frozen_from is not None:
         yield (
-            f"accumulate is {config.accumulate}, but norm={name} normalizes by its running "
-            "statistics too, which change at the end of a step alone; give accumulate=1"
+            f"{said} normalizes by its running statistics too, which change at the end of a step "
+            "alone; give accumulate=1"
+        )
+    if made.norm.of_the_batch and made.norm.momentum is None:
+        yield f"{said} has no momentum, and a step updates once; give norm.momentum a number"
+    if config.batch_size % (config.accumulate * made.norm.batch_multiple):
+        yield (
+            f"{said} needs batches of whole micro-batches, each of a multiple of "
+            f"{made.norm.batch_multiple}; give a batch_size that "
+            f"{config.accumulate * made.norm.batch_multiple} divides"
         )
 
 

@@ -12,12 +12,14 @@ from experiments.config import COMPONENTS, Config
 TRAINING = "experiments.training.fit"
 PACKAGES = ("experiments", "jaxnorm")
 KERNELS = "jaxnorm.kernels"
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_digest(config: Config) -> str:
     """Return a digest of what trains a run: training, its components, and all that they import.
 
-    A new model or data set, a report or a comment changes nothing for the runs that are there.
+    A new model or data set, a report, a docstring or a comment changes
+    nothing for the runs that are there.
     """
     targets = [getattr(config, group)["_target_"].rpartition(".")[0] for group in COMPONENTS]
     return _digest((TRAINING, *targets))
@@ -59,7 +61,12 @@ def _imports(path: Path) -> Iterator[str]:
 
 @functools.cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    """Return the code of a file without its docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def _cores() -> int | None:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "python": platform.python_version(),
         "jaxnorm": jaxnorm.__version__,

@@ -19,13 +19,15 @@ def gradient_norms(grads: Any) -> dict[str, jax.Array]:
 def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str, Any]:
     """Return how far the batch of a step was from the running statistics, by normalization.
 
-    From what the step changed: batch - old = (new - old) / (1 - momentum). `mean` is the average
-    over channels of |mean_B - mean| / sqrt(var), `var` that of |var_B - var| / var.
+    From what the step changed: batch - old = (new - old) / share, where the batch's share is
+    1 - momentum, or that of its count where all batches are merged (of the variance that leaves
+    out what is between them). `mean` is the average over channels of |mean_B - mean| / sqrt(var),
+    `var` that of |var_B - var| / var. Statistics that are frozen do not change: 0.
     """
-    share = 1.0 if momentum is None else max(1 - momentum, 1e-6)
     after = dict(_layers(new, _is_statistics))
 
     def distance(name: str, stats: Any) -> dict[str, jax.Array]:
+        share = jnp.maximum(_share(stats, after[name], momentum), 1e-6)
         mean, var = ((after[name][key] - stats[key]) / share for key in ("mean", "var"))
         tiny = jnp.finfo(stats["var"].dtype).tiny
         scale = jnp.maximum(stats["var"], tiny)
@@ -35,6 +37,12 @@ def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str,
         }
 
     return {name: distance(name, stats) for name, stats in _layers(old, _is_statistics)}
+
+
+def _share(old: Any, new: Any, momentum: float | None) -> Any:
+    if momentum is not None:
+        return 1 - momentum
+    return jnp.mean(1 - old["count"] / jnp.maximum(new["count"], 1))
 
 
 def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.config import Config
 from experiments.data.batching import Batch, evaluation_batches
 from experiments.data.splits import Split
-from experiments.training import parallel
+from experiments.training import hosts, parallel
 from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
 from experiments.training.state import State, Sums
@@ -117,7 +117,7 @@ class _Training:
         for step in sorted(common, reverse=True):
             like = [Saved(self._of(first, i), np.zeros(())) for i in range(len(members))]
             restored = [k.restore(step, saved) for k, saved in zip(self.keepers, like, strict=True)]
-            if all(saved is not None for saved in restored):
+            if hosts.all_agree(all(saved is not None for saved in restored)):
                 self.seconds = float(restored[0].seconds)
                 states = [jax.device_get(saved.state) for saved in restored]
                 return parallel.replicate(self._together(states), self.program.devices)
@@ -156,8 +156,9 @@ class _Training:
         if now - self.sign < SECONDS_BETWEEN_SIGNS:
             return
         self.sign = now
+        sums_of_all = jax.device_get(state.sums)
         for i, keeper in enumerate(self.keepers):
-            sums = jax.device_get(self._of(state.sums, i))
+            sums = self._of(sums_of_all, i)
             keeper.on_sign(step, float(sums.loss) / max(float(sums.examples), 1.0))
 
     def evaluate(self, state: State, step: int) -> State:

@@ -1,9 +1,12 @@
 """Several processes, on one machine or many, that train a run together."""
 
 import hashlib
+import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import NoReturn
 
 import jax
@@ -11,8 +14,10 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
-from experiments.config import Auto, DistributedConfig, Manual
+from experiments.config import Auto, Config, DistributedConfig, Manual
 from experiments.errors import ConfigError
+
+MOST_NUMBERS = 1000  # that one process tells the others
 
 
 def join(config: DistributedConfig) -> None:
@@ -70,13 +75,31 @@ def meet(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
-def check_alike(name: str) -> None:
+def of_the_first(numbers: Sequence[int]) -> list[int]:
+    """Return the numbers, none negative, that the first process was given."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    room = np.full(MOST_NUMBERS, -1)
+    room[: len(numbers)] = numbers[:MOST_NUMBERS]
+    return [int(number) for number in multihost_utils.broadcast_one_to_all(room) if number >= 0]
+
+
+def all_agree(value: bool) -> bool:
+    """Whether the value is true in every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def check_alike(config: Config, name: str) -> None:
     """Raise `ConfigError` in a process whose run is not that of the first: they would not meet."""
-    digest = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint8)
+    values = asdict(config)
+    values["distributed"].pop("index", None)
+    digest = np.frombuffer(hashlib.sha256(json.dumps(values).encode()).digest(), np.uint8)
     if not np.array_equal(multihost_utils.broadcast_one_to_all(digest), digest):
         raise ConfigError(
-            f"process {jax.process_index()} was to train {name}, and process 0 another run; give "
-            "all processes the same configuration, distributed.index apart"
+            f"process {jax.process_index()} was to train {name}, and process 0 another run, or the "
+            "same otherwise; give all processes the same configuration, distributed.index apart"
         )
 
 

@@ -70,7 +70,7 @@ class Optimizer:
 
     def _course(self, total_steps: int) -> optax.Schedule:
         """Return the schedule of a rate whose peak is 1."""
-        warmup = round(self.warmup * total_steps)
+        warmup = min(round(self.warmup * total_steps), total_steps - 1)
         if self.schedule == "cosine":
             return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, total_steps)
         drops = STEP_DROPS if self.schedule == "step" else ()
