@@ -103,7 +103,8 @@ class Norm:
 class Normalization(nn.Module):
     """One place in a model where its normalization stands, whose variables are the place's own.
 
-    Where the collection "intermediates" is mutable, it keeps what goes in and what comes out.
+    Where the collection "intermediates" is mutable, it keeps what goes in, what comes out and,
+    where one is given, the mask.
 
     Attributes:
         norm: the normalization.
@@ -122,6 +123,8 @@ class Normalization(nn.Module):
         Examples at which `mask` (batch,) is False change nothing of the others.
         """
         self.sow("intermediates", "input", x)
+        if mask is not None:
+            self.sow("intermediates", "mask", mask)
         training = train and not self.is_initializing()
         y = self._normalized(x, mask, training)
         if training:
