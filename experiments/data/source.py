@@ -58,6 +58,14 @@ class DataSource:
         """What tells apart several sources under one name."""
         return ""
 
+    def fingerprint(self) -> str:
+        """Return a digest of what the source's files hold; "" where a version determines it.
+
+        Raises:
+            ConfigError: a file is missing or cannot be read.
+        """
+        return ""
+
     def source(self) -> Source:
         """Return what the source holds, without reading its examples.
 
