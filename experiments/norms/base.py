@@ -87,8 +87,11 @@ class Norm:
         """
         raise NotImplementedError
 
-    def perturbed(self, y: jax.Array, key: Callable[[], jax.Array]) -> jax.Array:
-        """Return what training continues with; `key()` gives keys of the collection "noise"."""
+    def perturbed(self, y: jax.Array, key: Callable[[], jax.Array], scope: Scope) -> jax.Array:
+        """Return what training continues with.
+
+        `key()` gives keys of the collection "noise", the same on every device.
+        """
         return y
 
     def problems(self, batch_size: int) -> Iterator[str]:
@@ -128,7 +131,7 @@ class Normalization(nn.Module):
         training = train and not self.is_initializing()
         y = self._normalized(x, mask, training)
         if training:
-            y = self.norm.perturbed(y, lambda: self.make_rng("noise"))
+            y = self.norm.perturbed(y, lambda: self.make_rng("noise"), self.context.scope)
         self.sow("intermediates", "output", y)
         return y
 
