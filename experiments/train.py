@@ -53,7 +53,7 @@ def main() -> None:
 def _exit_interrupted() -> NoReturn:
     """Exit at once: XLA crashes when the interpreter takes it apart amid a compilation."""
     display.stop()
-    message = "interrupted; the same command goes on where it was"
+    message = "interrupted; the same command goes on from the newest checkpoints"
     print(message, file=sys.stderr, flush=True)
     os._exit(130)  # as shells tell SIGINT
 

@@ -1,11 +1,15 @@
 """What is watched of a network is what its definitions say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import KEY, normals
+from components import model, placement
 from environment import generator
 
 from experiments.training.diagnostics import (
+    MOST_VALUES,
     QUANTILES,
     distance_to_running,
     gradient_norms,
@@ -53,3 +57,78 @@ def test_quantiles_are_those_of_what_goes_in_and_out():
     [place] = quantiles(captured).values()
     np.testing.assert_allclose(place["input"], np.quantile(values, QUANTILES), rtol=1e-5)
     np.testing.assert_allclose(place["output"], 2 * np.quantile(values, QUANTILES), rtol=1e-5)
+
+
+ROWS, SHORTER = normals(6, 4, 3), 2
+
+
+def watched(name, inputs, lengths=None, mask=None, **changes):
+    """Give the quantiles of a tiny model in evaluation."""
+    net = model(name, placement("layer"), **changes)
+    variables = net.init({"params": KEY}, inputs, train=False)
+    _, captured = net.apply(
+        variables, inputs, lengths, mask, train=False, mutable=["intermediates"]
+    )
+    return quantiles(captured["intermediates"])
+
+
+def near(actual, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
+    )
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_steps_beyond_the_lengths_are_left_out(name, position):
+    lengths = np.full(len(ROWS), SHORTER, np.int32)
+    padded = watched(name, ROWS, lengths, position=position)
+    assert padded
+    near(padded, watched(name, ROWS[:, :SHORTER], position=position))
+
+
+def test_tokens_beyond_the_lengths_are_left_out():
+    captured = {}
+    for rows in (ROWS, ROWS[:, :SHORTER]):
+        x, valid = rows.reshape(-1, 3), np.tile(np.arange(rows.shape[1]) < SHORTER, len(rows))
+        place = placement("layer")(name="norm_0", rows=rows.shape[1])
+        variables = place.init(KEY, x, train=False)
+        _, kept = place.apply(variables, x, valid, train=False, mutable=["intermediates"])
+        captured[f"norm_{rows.shape[1]}"] = kept["intermediates"]
+    padded, cut = quantiles(captured).values()
+    near(padded, cut)
+
+
+@pytest.mark.parametrize("name", ["cnn", "gru"])
+def test_examples_that_fill_a_batch_are_left_out(name):
+    inputs = normals(6, 4, 4, 1)
+    masked = watched(name, inputs, mask=np.arange(6) < 4)
+    near(masked, watched(name, inputs[:4]))
+
+
+def sown(values, mask=None):
+    place = {"input": (values,), "output": (values,)}
+    return {"norm": place if mask is None else {**place, "mask": (mask,)}}
+
+
+@pytest.mark.parametrize("mask", [None, np.ones(8, bool)])
+def test_they_are_numpys_and_nan_where_one_that_counts_is(mask):
+    values = normals(8, 3)
+    near(quantiles(sown(values, mask))["norm"]["input"], np.quantile(values, QUANTILES))
+    values[3, 1] = np.nan
+    assert np.isnan(quantiles(sown(values, mask))["norm"]["output"]).all()
+
+
+def test_what_does_not_count_may_be_nan_and_of_nothing_they_are():
+    values, mask = normals(8, 3), np.arange(8) < 5
+    expected = np.quantile(values[:5], QUANTILES)
+    values[5:] = np.nan
+    near(quantiles(sown(values, mask))["norm"]["input"], expected)
+    assert np.isnan(quantiles(sown(values, mask & False))["norm"]["input"]).all()
+
+
+def test_of_many_values_a_few_are_taken_with_their_masks():
+    values = normals(2 * MOST_VALUES, 2)
+    mask = np.arange(len(values)) % 2 == 0
+    few, counted = values.ravel()[::4], np.repeat(mask, 2)[::4]
+    near(quantiles(sown(values, mask))["norm"]["input"], np.quantile(few[counted], QUANTILES))

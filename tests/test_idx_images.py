@@ -58,6 +58,65 @@ def test_another_folder_of_equal_files_is_another_set(tmp_path):
     assert idx_images(tmp_path).key != idx_images(tmp_path, folder=str(tmp_path / "copy")).key
 
 
+def test_the_fingerprint_is_of_what_the_files_hold(tmp_path):
+    folder = write_idx_folder(tmp_path / "images")
+    chosen = idx_images(tmp_path)
+    first = chosen.fingerprint()
+    shutil.copytree(folder, tmp_path / "copy")
+    assert idx_images(tmp_path, folder=str(tmp_path / "copy")).fingerprint() == first
+    for path in folder.iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    assert chosen.fingerprint() == first
+    for number, path in enumerate(sorted(folder.iterdir()), start=1):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, ns=(10**18 + number, 10**18 + number))
+        assert chosen.fingerprint() != first, path
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+    images, labels = (folder / name for name in (IMAGES, LABELS))
+    content = images.read_bytes()
+    images.write_bytes(labels.read_bytes())
+    labels.write_bytes(content)
+    assert chosen.fingerprint() != first
+
+
+def test_a_fingerprint_reads_a_file_once_while_it_is_the_same(tmp_path, monkeypatch):
+    folder = write_idx_folder(tmp_path / "images")
+    read, digest_of = [], idx.hashlib.file_digest
+
+    def digest(file, name):
+        read.append(Path(file.name).name)
+        return digest_of(file, name)
+
+    monkeypatch.setattr(idx.hashlib, "file_digest", digest)
+    chosen = idx_images(tmp_path)
+    assert chosen.fingerprint() == chosen.fingerprint()
+    assert len(read) == 4
+    os.utime(folder / LABELS, ns=(10**18, 10**18))
+    chosen.fingerprint()
+    assert read[4:] == [LABELS]
+
+
+def test_a_fingerprint_of_a_missing_or_unreadable_file_is_one_error(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="is not there, and not with"):
+        idx_images(tmp_path).fingerprint()
+    write_idx_folder(tmp_path / "images")
+
+    def refuse(file, name):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(idx.hashlib, "file_digest", refuse)
+    with pytest.raises(ConfigError, match=f"{IMAGES} cannot be read: Permission denied"):
+        idx_images(tmp_path).fingerprint()
+
+
+@pytest.mark.parametrize("name", ["digits", "wine", "cifar10"])
+def test_what_a_version_determines_needs_no_fingerprint(name, tmp_path):
+    assert source(name, tmp_path).fingerprint() == ""
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_gzips_in_a_file_are_one(tmp_path):
     folder = write_idx_folder(tmp_path / "images")
     content = (folder / IMAGES).read_bytes()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import KEY, normals
 from components import names, norm, placement
+from devices import over_devices
 
 from experiments.norms.base import Context, Normalization, Placement, Places, Scope
 
@@ -229,6 +230,30 @@ def test_noise_of_a_step_is_common_to_examples_where_they_have_none_of_their_own
     y, _ = run(place, IMAGES)
     slope = (y - y.mean((0, 1, 2))) / EXPECTED["batch"](np.asarray(IMAGES))
     np.testing.assert_allclose(slope, np.broadcast_to(slope.mean((0, 1, 2)), y.shape), rtol=1e-2)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map", "unchecked"])
+def test_devices_share_the_noise_of_channels_and_draw_that_of_their_examples(way):
+    rows = np.broadcast_to(ROWS[:4], (8, 4, CHANNELS))  # the same on every device
+
+    def made(**noise):
+        place = placement("noisy_batch", scope=Scope(axis_name="i"), **noise)
+        layer = place(name="norm_0")
+        variables = layer.init(KEY, ROWS, train=False)
+
+        def apply(x):
+            return layer.apply(
+                variables, x, train=True, mutable=["batch_stats"], rngs={"noise": KEY}
+            )[0]
+
+        return np.asarray(over_devices(way, apply, rows))
+
+    of_channels = made(example_noise=0.0)
+    np.testing.assert_array_equal(of_channels, np.broadcast_to(of_channels[:1], rows.shape))
+    assert (abs(of_channels - made(**QUIET)).max((0, 1)) > 1e-3).all()
+    own = made(**{**QUIET, "example_noise": 0.1}) - made(**QUIET)
+    distinct = np.unique(own.reshape(-1, CHANNELS).round(5), axis=0)
+    assert len(distinct) == 8 * 4
 
 
 def test_noise_changes_no_statistics_and_no_evaluation():

@@ -1,5 +1,6 @@
 """What is streamed is what would be held, read from its files as it is needed."""
 
+import inspect
 from itertools import islice
 
 import numpy as np
@@ -8,6 +9,7 @@ from data_sources import source, write_idx_folder
 
 from experiments.data.batching import evaluation_batches
 from experiments.data.prepared import Records
+from experiments.data.source import _code, _load, _parts
 from experiments.errors import ConfigError
 
 
@@ -95,7 +97,7 @@ def test_every_example_of_an_epoch_is_streamed_once(directory):
 def test_the_pass_that_measures_is_made_once(tmp_path, monkeypatch):
     chosen = source("wine", tmp_path, stream=True)
     first = chosen.load(0)
-    [kept] = tmp_path.rglob("measured-*-seed-0.npz")
+    [kept] = tmp_path.rglob("measured-*-seed-0-*.npz")
     changed = kept.stat().st_mtime_ns
     monkeypatch.setattr("experiments.data.source.measure", None)
     again = source("wine", tmp_path, stream=True, scaling="min_max").load(0)
@@ -103,6 +105,33 @@ def test_the_pass_that_measures_is_made_once(tmp_path, monkeypatch):
     assert again.train.inputs[:].min() == 0
     assert first.train.inputs[:].min() < 0
     assert not list(tmp_path.rglob("train.npz")), "what is streamed is not kept twice"
+
+
+def loaded_by_other_code(monkeypatch, directory, module, added):
+    """Load as a process would in which a module ended with other lines; give what is kept."""
+    getsource = inspect.getsource
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "inspect.getsource",
+            lambda of: getsource(of) + (added if of.__name__ == module else ""),
+        )
+        for cached in (_code, _load, _parts):
+            cached.cache_clear()
+        source("digits", directory, stream=True, lengths="inked").load(0)
+        _code.cache_clear()
+    return {path.name for path in directory.rglob("arrays/*.npz")}
+
+
+def test_what_other_code_measured_or_laid_out_is_not_taken(tmp_path, monkeypatch):
+    kept = loaded_by_other_code(monkeypatch, tmp_path, "", "")
+    assert len(kept) == 3
+    makers = [f"experiments.data.{name}" for name in ("scaling", "images", "source", "splits")]
+    for module in [*makers, "jaxnorm.statistics"]:
+        assert loaded_by_other_code(monkeypatch, tmp_path, module, "\n# a comment\n") == kept
+        more = loaded_by_other_code(monkeypatch, tmp_path, module, "\nOTHER = 1\n")
+        assert len(more - kept) == 3, module
+        kept = more
+    assert loaded_by_other_code(monkeypatch, tmp_path, "experiments.train", "\nOTHER = 1\n") == kept
 
 
 @pytest.mark.parametrize(("memory", "streams"), [(4 * 178 * 13, False), (4 * 178 * 13 - 1, True)])

@@ -104,14 +104,18 @@ def test_results_of_other_code_are_named_and_made_again(call, places, capsys, mo
     call(*TINY, *places)
     config = composed(*TINY, *places)
     before = [result(config, seed) for seed in (0, 1)]
-    for module in (running, records):
-        monkeypatch.setattr(module, "code_digest", lambda config: "other")
+    monkeypatch.setattr(code, "code_digest", lambda config: "other")
     capsys.readouterr()
     call(*TINY, *places, "keep_stale=true")
-    assert "seeds 0, 1 have results of other code, which are kept" in capsys.readouterr().out
+    assert (
+        "seeds 0, 1 have results of other code or data, which are kept" in capsys.readouterr().out
+    )
     assert [result(config, seed) for seed in (0, 1)] == before
     call(*TINY, *places)
-    assert "seeds 0, 1 have results of other code, which are made again" in capsys.readouterr().out
+    assert (
+        "seeds 0, 1 have results of other code or data, which are made again"
+        in capsys.readouterr().out
+    )
     for seed in (0, 1):
         assert result(config, seed)["code"] == "other"
         assert result(config, seed)["parameters"] == before[seed]["parameters"]
@@ -124,8 +128,7 @@ def test_a_state_of_other_code_is_not_gone_on_from(call, places, monkeypatch):
         running.run([config], lambda event: None)
     assert files(run_directory(config) / "seed-0" / "checkpoints") == {"2", "3"}
     begun = begins(monkeypatch)
-    for module in (running, records):
-        monkeypatch.setattr(module, "code_digest", lambda config: "other")
+    monkeypatch.setattr(code, "code_digest", lambda config: "other")
     running.run([config], lambda event: None)
     assert begun == [0, 0]
 
@@ -338,9 +341,17 @@ def target(config):
     [
         (["batchsize=8"], ["no key 'batchsize'", "batch_size"]),
         (["norm=grup"], ["no choice 'grup'", "group"]),
+        (["output=pyproject.toml/runs"], ["output is 'pyproject.toml/runs'", "is a file"]),
         (["norm=ghost_batch", "norm.ghost_size=5"], ["norm.ghost_size is 5", "1, 2, 4, 8, 16"]),
         (["norm=batch,layer"], ["norm=batch,layer", "--multirun"]),
         (["study=norms", "batch_size=16,2000"], ["batch_size is 2000", "1293"]),
+        (
+            ["--multirun", "norm=batch,instance,layer", "model=mlp", "batch_size=16,5000"],
+            [
+                "norm=batch batch_size=5000: batch_size is 5000",
+                "norm=instance batch_size=16: norm=",
+            ],
+        ),
         (["study=norms", "norm=batch,grup"], ["no choice 'grup'", "group"]),
         (["study=norms", "norm.epsilon=1"], ["no key 'epsilon' in norm"]),
         (["--multirun", "epochs=1,0"], ["epochs is 0"]),
@@ -382,7 +393,7 @@ def test_a_study_from_its_command_to_its_page(places, tmp_path):
     for norm in ("none", "group"):  # by two processes, in any order
         start, end = (line for line in lines if f" digits-cnn-{norm}-batch256-" in line)
         assert start[:6] == end[:6] in ("[1/2] ", "[2/2] ")
-        assert start.endswith(": training")
+        assert start.endswith(f" norm={norm}: training")
         assert "test accuracy" in end
     directories = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert len(directories) == 2

@@ -5,7 +5,9 @@ References:
 """
 
 import contextlib
+import functools
 import gzip
+import hashlib
 import math
 import struct
 import zlib
@@ -74,6 +76,24 @@ def read(header: Header) -> np.ndarray:
         raise _truncated(header.path, len(content), header.num_bytes)
     offset = 4 + 4 * len(header.shape)
     return np.frombuffer(content, np.uint8, offset=offset).reshape(header.shape)
+
+
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a file as it is, read once in a process while it stays the same.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    with _told(path):
+        stat = path.stat()
+        return _content_digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _content_digest(path: Path, size: int, time: int) -> str:
+    del size, time  # another file
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open(path: Path) -> BinaryIO:

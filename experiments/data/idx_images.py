@@ -66,10 +66,15 @@ the test set.
 
     @property
     def key(self) -> str:
-        paths = [self._file(name) for names in FILES.values() for name in names]
-        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        files = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._files()
+        ]
         content = repr((str(self._folder.resolve()), files, self.classes))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        digests = [idx.content_digest(path) for path in self._files()]
+        return hashlib.sha256(repr(digests).encode()).hexdigest()[:16]
 
     @property
     def _folder(self) -> Path:
@@ -118,6 +123,10 @@ the test set.
     def _examples(self, split: str) -> Examples:
         headers = self._headers(split)
         return Examples(idx.read(headers.images)[..., None], idx.read(headers.labels))
+
+    def _files(self) -> list[Path]:
+        """Return the four files."""
+        return [self._file(name) for names in FILES.values() for name in names]
 
     def _file(self, name: str) -> Path:
         """Return the file of a name, compressed or not."""

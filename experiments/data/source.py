@@ -1,7 +1,11 @@
 """A data set as a configuration chooses it."""
 
+import ast
 import functools
+import hashlib
+import inspect
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +60,14 @@ class DataSource:
     @property
     def key(self) -> str:
         """What tells apart several sources under one name."""
+        return ""
+
+    def fingerprint(self) -> str:
+        """Return a digest of what the source's files hold; "" where a version determines it.
+
+        Raises:
+            ConfigError: a file is missing or cannot be read.
+        """
         return ""
 
     def source(self) -> Source:
@@ -232,7 +244,7 @@ def _streamed_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
         index = {"labels": labels} if max_length is None else {"labels": labels, "lengths": lengths}
         return {name: np.concatenate(parts) for name, parts in index.items()}
 
-    index = prepared.arrays(f"{split}-{source.layout}-index", passed)
+    index = prepared.arrays(f"{split}-{source.layout}-index-{_code(type(source))}", passed)
     inputs = LaidOut(records, shape, source.lay_out)
     return _Part(inputs, index["labels"], index.get("lengths"))
 
@@ -247,5 +259,17 @@ def _measured(
 
     if not stream:
         return Measured(**measured())
-    name = f"measured-{source.layout}-validation-{source.validation}-seed-{seed}"
+    drawn = f"validation-{source.validation}-seed-{seed}"
+    name = f"measured-{source.layout}-{drawn}-{_code(type(source))}"
     return Measured(**source.prepared().arrays(name, measured))
+
+
+@functools.cache
+def _code(kind: type[DataSource]) -> str:
+    """Return a digest of the modules that lay out, draw and measure what a kind of source holds."""
+    import jaxnorm as jn  # takes most of a second
+
+    makers = (*kind.__mro__[:-1], Prepared, LaidOut, Split, Measured, jn.Moments)
+    modules = sorted({maker.__module__ for maker in makers})
+    trees = [ast.dump(ast.parse(inspect.getsource(sys.modules[name]))) for name in modules]
+    return hashlib.sha256("".join(trees).encode()).hexdigest()[:16]

@@ -43,5 +43,7 @@ def in_turn(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[Run
 
 
 def error_line(error: Exception) -> str:
-    """Return an error in one line."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    """Return an error in one line: its last one where XLA gives a traceback for a message."""
+    lines = str(error).strip().splitlines() or [""]
+    said = lines[-1] if lines[0].endswith("(most recent call last):") else lines[0]
+    return f"{type(error).__name__}: {said}"

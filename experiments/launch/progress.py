@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +13,7 @@ from rich.text import Text
 from experiments.training.watch import (
     Ended,
     Event,
+    Resumed,
     RunEnded,
     RunFailed,
     RunLost,
@@ -108,6 +109,7 @@ class Display:
 
     def _begin_anew(self) -> None:
         self._study, self._num_runs = "", 1
+        self._labels: Mapping[str, str] = {}
         self._numbers: dict[str, int] = {}
         self._running: dict[str, _Run] = {}
         self._ended: set[str] = set()
@@ -118,8 +120,11 @@ class Display:
         """Show nothing from now on: another process does."""
         self._console.quiet = True
 
-    def start_study(self, name: str, num_runs: int) -> None:
-        """Announce a study; without it there is one run."""
+    def start_study(
+        self, name: str, num_runs: int, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Announce a study, and what tells its runs apart; without it there is one run."""
+        self._labels = labels or {}
         self._study, self._num_runs, self._start = name, num_runs, self._clock()
         self._start_live()
 
@@ -133,6 +138,8 @@ class Display:
                 if note or not self._console.is_interactive:
                     self._line(run, f"training{note}")
                 self._start_live()
+            case Resumed(run, seed, step):
+                self._line(run, f"seed {seed} goes on from step {step}")
             case Update(run=run) if run in self._running:
                 self._running[run].update(event, now)
                 self._give_sign_of_life(event, now)
@@ -185,20 +192,21 @@ class Display:
     def _line(self, run: str, text: str) -> None:
         """Print a line of a run; the runs are numbered as they come."""
         number = self._numbers.setdefault(run, len(self._numbers) + 1)
-        line = f"[{number}/{self._num_runs}] {run}: {text}"
+        label = f" {self._labels[run]}" if self._labels.get(run) else ""
+        line = f"[{number}/{self._num_runs}] {run}{label}: {text}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _bars(self) -> RenderableType:
         """Return the bar of the study, and the bars and seeds of the runs that are trained."""
         running = dict(self._running)  # another thread draws
-        names = [f"study {self._study}", *running]
+        names = [f"study {self._study}", *(self._labels.get(name) or name for name in running)]
         width = min(max(map(len, names)), max(20, self._console.width - 52))
         rows: list[RenderableType] = []
         if self._study:
             rows.append(self._study_bar(running, width))
         with_seeds = 2 * len(running) + 2 <= self._console.height
         for name, run in running.items():
-            rows.append(_run_bar(name, run, width))
+            rows.append(_run_bar(self._labels.get(name) or name, run, width))
             if with_seeds and run.seeds:
                 rows.append(_seeds(run))
         return Group(*rows)

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.config import Config
 from experiments.errors import ConfigError
 from experiments.runs import records
-from experiments.runs.code import code_digest
+from experiments.runs.code import made_from
 from experiments.runs.directory import program_key, run_directory
 from experiments.runs.events import Events
 from experiments.training import hosts
@@ -21,7 +21,7 @@ from experiments.training.checkpoints import Checkpoints, save_final, telling_of
 from experiments.training.fit import Member, Saved, fit
 from experiments.training.program import Program, compile_program
 from experiments.training.setup import Setup, setup
-from experiments.training.watch import Ended, RunEnded, RunStarted, Update, Watch
+from experiments.training.watch import Ended, Resumed, RunEnded, RunStarted, Update, Watch
 
 
 def run(configs: Sequence[Config], watch: Watch) -> None:
@@ -66,7 +66,8 @@ def _begin(config: Config, watch: Watch) -> list[Member]:
     note = ""
     if stale:
         what = "kept" if config.keep_stale else "made again"
-        note = f"seeds {', '.join(map(str, stale))} have results of other code, which are {what}"
+        which = ", ".join(map(str, stale))
+        note = f"seeds {which} have results of other code or data, which are {what}"
         _log(directory).info(note)
     if trained or note:
         watch(RunStarted(directory.name, len(trained), note))
@@ -120,14 +121,14 @@ class _Keeper:
         self.accuracy: float | None = None
         self.events: Events | None = None
         if hosts.is_first():
-            self._clear_what_is_of_other_code()
+            self._clear()
         hosts.meet("seed")
         self.checkpoints = Checkpoints(self.directory / "checkpoints", self.config.keep_checkpoints)
 
-    def _clear_what_is_of_other_code(self) -> None:
-        """No state of other code is gone on from, and a result that is made again is removed."""
+    def _clear(self) -> None:
+        """Remove what other code or data made, and a result that is made again."""
         made_by = self.directory / "code.txt"
-        code = code_digest(self.config)
+        code = "".join(f"{key} {value}\n" for key, value in made_from(self.config).items())
         if not made_by.exists() or made_by.read_text() != code:
             shutil.rmtree(self.directory, ignore_errors=True)
         (self.directory / records.RESULT).unlink(missing_ok=True)
@@ -145,6 +146,8 @@ class _Keeper:
 
     def on_start(self, step: int) -> None:
         self.log.info("seed %d begins at step %d of %d", self.seed, step, self.total_steps)
+        if step:
+            self.watch(Resumed(self.run.name, self.seed, step))
         self.checkpoints.drop_after(step)
         if hosts.is_first():
             history = records.cut_history(self.run, self.seed, step)
@@ -201,8 +204,13 @@ def _outcome(config: Config, trained: bool) -> str:
     there = [result for result in results if result is not None]
     accuracy = np.mean([result["test_accuracy"] for result in there])
     diverged = sum(result["ended"] == "diverged" for result in there)
+    stopped = sum(result["ended"] == "stopped" for result in there)
     seconds = sum(result["seconds"] for result in there)
-    note = f", {diverged} of {len(there)} seeds diverged" if diverged else ""
+    note = "".join(
+        f", {number} of {len(there)} seeds {how}"
+        for how, number in (("diverged", diverged), ("stopped at the target", stopped))
+        if number
+    )
     return f"test accuracy {accuracy:.1%}{note} in {seconds:.1f} s"
 
 

@@ -19,8 +19,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config import Config
 from experiments.errors import ConfigError
+from experiments.launch.labels import labels
 from experiments.launch.progress import display
 from experiments.launch.validation import validate, validate_devices
+from experiments.runs.directory import run_directory
 from experiments.training import hosts, parallel
 
 CONFIG_DIR = str(Path(__file__).parent.parent.parent / "configs")
@@ -37,8 +39,14 @@ def grid(overrides: Sequence[str]) -> list[Config]:
         ConfigError: a configuration that cannot be right.
     """
     configs = composed(overrides)
-    for config in configs:
-        validate(config)
+    problems: dict[str, str] = {}  # and the first run that has each
+    for config, label in zip(configs, labels(configs), strict=True):
+        try:
+            validate(config)
+        except ConfigError as error:
+            problems.setdefault(str(error), f"{label}: " if label else "")
+    if problems:
+        raise ConfigError("\n".join(f"{label}{problem}" for problem, label in problems.items()))
     return configs
 
 
@@ -96,7 +104,9 @@ class CheckBeforeTraining(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         configs = _start_or_exit(config.hydra.overrides.task)
-        display.start_study(configs[0].study.name or "sweep", len(configs))
+        names = [run_directory(config).name for config in configs]
+        told = dict(zip(names, labels(configs), strict=True))
+        display.start_study(configs[0].study.name or "sweep", len(configs), told)
 
 
 def _start_or_exit(overrides: Sequence[str]) -> list[Config]:

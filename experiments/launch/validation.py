@@ -1,5 +1,6 @@
 """What the values of a configuration must satisfy before anything is trained."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,8 @@ DTYPES = ("float32", "bfloat16")
 
 def validate(config: Config) -> None:
     """Raise `ConfigError` that tells all that cannot be right in a configuration."""
-    problems = [*_names(config), *_training(config), *_distributed(config.distributed)]
-    _raise(problems)  # the others need what these are about
+    _raise([*_names(config)])  # the others need what these are about
+    _raise([*_training(config), *_distributed(config.distributed)])
     made = setup(config)
     problems = [
         *made.source.problems(config.batch_size),
@@ -59,6 +60,9 @@ def _names(config: Config) -> Iterator[str]:
     """The name of a component is that of its file, and what is in the file is of its class."""
     for group in COMPONENTS:
         given = getattr(config, group)
+        if not (isinstance(given, dict) and {"name", "_target_"} <= set(given)):
+            yield f"{group} is {given!r}; choose a file of configs/{group} with {group}=NAME"
+            continue
         files = {path.stem: path for path in sorted((CONFIG_DIR / group).glob("*.yaml"))}
         target = OmegaConf.load(files[given["name"]])._target_ if given["name"] in files else None
         if given["_target_"] != target:
@@ -86,14 +90,26 @@ def _training(config: Config) -> Iterator[str]:
         yield from at_least("launcher.workers", config.launcher.workers, 1)
     every = config.evaluate_every
     if not (every in (None, "epoch") or (isinstance(every, int) and every >= 1)):
-        yield f"evaluate_every is {every!r}; give a number of steps, epoch, or null for never"
+        yield (
+            f"evaluate_every is {every!r}; give a number of steps, epoch, or null for the end alone"
+        )
     if config.target is not None and not 0 < config.target <= 1:
         yield f"target is {config.target}; give an accuracy above 0, at most 1, or null"
     yield from choice("dtype", config.dtype, DTYPES)
     yield from positive("model.init_scale", config.model["init_scale"])
     for key, directory in (("output", config.output), ("data.directory", config.data["directory"])):
-        if not directory.strip():
-            yield f"{key} is empty; give a directory"
+        yield from _directory(key, directory)
+
+
+def _directory(key: str, given: str) -> Iterator[str]:
+    if not given.strip():
+        yield f"{key} is empty; give a directory"
+        return
+    there = next(path for path in (Path(given), *Path(given).absolute().parents) if path.exists())
+    if not there.is_dir():
+        yield f"{key} is {given!r}, but {there} is a file; give a directory"
+    elif not os.access(there, os.W_OK):
+        yield f"{key} is {given!r}, but {there} cannot be written; give another directory"
 
 
 def _model(config: Config, made: Setup) -> Iterator[str]:

@@ -87,8 +87,11 @@ class Norm:
         """
         raise NotImplementedError
 
-    def perturbed(self, y: jax.Array, key: Callable[[], jax.Array]) -> jax.Array:
-        """Return what training continues with; `key()` gives keys of the collection "noise"."""
+    def perturbed(self, y: jax.Array, key: Callable[[], jax.Array], scope: Scope) -> jax.Array:
+        """Return what training continues with.
+
+        `key()` gives keys of the collection "noise", the same on every device.
+        """
         return y
 
     def problems(self, batch_size: int) -> Iterator[str]:
@@ -103,7 +106,8 @@ class Norm:
 class Normalization(nn.Module):
     """One place in a model where its normalization stands, whose variables are the place's own.
 
-    Where the collection "intermediates" is mutable, it keeps what goes in and what comes out.
+    Where the collection "intermediates" is mutable, it keeps what goes in, what comes out and,
+    where one is given, the mask.
 
     Attributes:
         norm: the normalization.
@@ -122,10 +126,12 @@ class Normalization(nn.Module):
         Examples at which `mask` (batch,) is False change nothing of the others.
         """
         self.sow("intermediates", "input", x)
+        if mask is not None:
+            self.sow("intermediates", "mask", mask)
         training = train and not self.is_initializing()
         y = self._normalized(x, mask, training)
         if training:
-            y = self.norm.perturbed(y, lambda: self.make_rng("noise"))
+            y = self.norm.perturbed(y, lambda: self.make_rng("noise"), self.context.scope)
         self.sow("intermediates", "output", y)
         return y
 

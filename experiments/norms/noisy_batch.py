@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.errors import at_least
+from experiments.norms.base import Scope
 from experiments.norms.batch import BatchNorm
 
 
@@ -16,7 +17,8 @@ class NoisyBatchNorm(BatchNorm):
 
     Every step draws for each channel a mean from U(-mean_noise, mean_noise) and a scale from
     U(1, scale_noise), and for each example of it a mean and a scale within `example_noise` of
-    these, by U; y becomes scale * y + mean.
+    these, by U; y becomes scale * y + mean. What is drawn for a channel is common to all devices;
+    with `accumulate` every micro-batch draws its own.
 
     Attributes:
         mean_noise: the largest mean of a step; 0 for none.
@@ -28,14 +30,15 @@ class NoisyBatchNorm(BatchNorm):
     scale_noise: float
     example_noise: float
 
-    def perturbed(self, y: jax.Array, key: Callable[[], jax.Array]) -> jax.Array:
+    def perturbed(self, y: jax.Array, key: Callable[[], jax.Array], scope: Scope) -> jax.Array:
         channels = (1,) * (y.ndim - 1) + (y.shape[-1],)
         examples = (len(y), *channels[1:])
         keys = jax.random.split(key(), 4)
         mean = _uniform(keys[0], channels, -self.mean_noise, self.mean_noise)
         scale = _uniform(keys[1], channels, 1.0, self.scale_noise)
-        mean += _uniform(keys[2], examples, -self.example_noise, self.example_noise)
-        scale += _uniform(keys[3], examples, -self.example_noise, self.example_noise)
+        own = [_of_device(drawn, scope) for drawn in keys[2:]]
+        mean += _uniform(own[0], examples, -self.example_noise, self.example_noise)
+        scale += _uniform(own[1], examples, -self.example_noise, self.example_noise)
         return (y.astype(jnp.float32) * scale + mean).astype(y.dtype)
 
     def problems(self, batch_size: int) -> Iterator[str]:
@@ -47,3 +50,10 @@ class NoisyBatchNorm(BatchNorm):
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], low: float, high: float) -> jax.Array:
     return jax.random.uniform(key, shape, jnp.float32, low, high)
+
+
+def _of_device(key: jax.Array, scope: Scope) -> jax.Array:
+    """Return a key of each device's own, as its examples are."""
+    if scope.axis_name is None:
+        return key
+    return jax.random.fold_in(key, jax.lax.axis_index(scope.axis_name))

@@ -1,18 +1,31 @@
-"""A digest of the code that makes a run's result."""
+"""Digests of the code and the data that make a run's result."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.config import COMPONENTS, Config
+from experiments.config import COMPONENTS, Config, component
+from experiments.errors import ConfigError
 
 TRAINING = "experiments.training.fit"
 PACKAGES = ("experiments", "jaxnorm")
 KERNELS = "jaxnorm.kernels"
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def made_from(config: Config) -> dict[str, str]:
+    """Return digests of the code that trains a run and of the files of its data.
+
+    Where these are not to be had there is none of the data.
+    """
+    digests = {"code": code_digest(config)}
+    with contextlib.suppress(ConfigError):
+        digests["data"] = component("data", config.data)().fingerprint()
+    return digests
 
 
 def code_digest(config: Config) -> str:

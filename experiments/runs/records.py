@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 import jaxnorm
 from experiments.config import GROUPS, Config
-from experiments.runs.code import code_digest
+from experiments.errors import ConfigError
+from experiments.runs.code import made_from
 
 CONFIG = "config.yaml"
 HISTORY = "history.jsonl"
@@ -36,8 +37,8 @@ def finished(directory: Path, seed: int) -> bool:
 
 
 def is_stale(config: Config, result: dict[str, Any]) -> bool:
-    """Whether a result was made by other code than is there now."""
-    return result["code"] != code_digest(config)
+    """Whether a result was made by other code, or of other data, than is there now."""
+    return any(result.get(key) != digest for key, digest in made_from(config).items())
 
 
 def write_config(directory: Path, config: Config) -> None:
@@ -82,15 +83,26 @@ def add_to_history(directory: Path, seed: int, record: dict[str, Any]) -> None:
 
 def write_result(directory: Path, seed: int, config: Config, result: dict[str, Any]) -> None:
     """Write what a seed reached, with what made it."""
-    made_by = {"device": _device(), "versions": _versions(), "code": code_digest(config)}
+    made_by = {"device": _device(), "versions": _versions(), **made_from(config)}
     text = json.dumps(finite(result) | made_by, indent=1, allow_nan=False)
     _write(seed_directory(directory, seed) / RESULT, text)
 
 
 def read_result(directory: Path, seed: int) -> dict[str, Any] | None:
-    """Return what a seed reached, the device, the versions and the code; None if it has not."""
+    """Return what a seed reached, the device, the versions and the code; None if it has not.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     path = seed_directory(directory, seed) / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); delete it, and the seed is trained again"
+        ) from error
 
 
 def finite(values: Any) -> Any:

@@ -46,16 +46,31 @@ def _share(old: Any, new: Any, momentum: float | None) -> Any:
 
 
 def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
-    """Return `QUANTILES` of what went into each normalization and of what came out."""
+    """Return `QUANTILES` of what went into each normalization and of what came out.
+
+    What a place's mask leaves out, padding, is left out.
+    """
     return {
-        name: {side: _quantiles(jnp.ravel(place[side][0])) for side in ("input", "output")}
+        name: {
+            side: _quantiles(place[side][0], *place.get("mask", ())) for side in ("input", "output")
+        }
         for name, place in _layers(captured, lambda tree: "input" in tree)
     }
 
 
-def _quantiles(values: jax.Array) -> jax.Array:
-    few = values[:: -(-values.size // MOST_VALUES)]
-    return jnp.quantile(few.astype(jnp.float32), jnp.array(QUANTILES))
+def _quantiles(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Return the quantiles of values, where `mask`, of their first axes; nan if one of them is."""
+    few = _few(values).astype(jnp.float32)
+    if mask is None:
+        return jnp.quantile(few, jnp.array(QUANTILES))
+    mask = mask.reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
+    counted = _few(jnp.broadcast_to(mask, values.shape))
+    found = jnp.nanquantile(jnp.where(counted, few, jnp.nan), jnp.array(QUANTILES))
+    return jnp.where(jnp.any(counted & jnp.isnan(few)), jnp.nan, found)
+
+
+def _few(values: jax.Array) -> jax.Array:
+    return jnp.ravel(values)[:: -(-values.size // MOST_VALUES)]
 
 
 def _is_layer(tree: Any) -> bool:

@@ -21,6 +21,7 @@ from experiments.training.state import State, Sums
 EVALUATION_BATCH = 512
 WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
 SECONDS_BETWEEN_SIGNS = 1.0
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 DONE, DIVERGED, STOPPED = "done", "diverged", "stopped"
 
@@ -82,8 +83,7 @@ def fit(
             state = training.evaluate(state, step)
         if training.all_ended:
             break
-        save_every = members[0].config.checkpoint_every
-        if save_every is not None and step // save_every > before // save_every:
+        if training.is_to_be_saved(before, step):
             training.save(state, step)
 
 
@@ -103,7 +103,7 @@ class _Training:
         self.every = evaluation_steps(self.config, made)
         self.ended = [False] * len(members)
         self.seconds = 0.0
-        self.clock = self.sign = time.perf_counter()
+        self.clock = self.sign = self.saved = time.perf_counter()
 
     @property
     def all_ended(self) -> bool:
@@ -227,10 +227,19 @@ class _Training:
             variables,
         )
 
+    def is_to_be_saved(self, before: int, step: int) -> bool:
+        """Every so many steps, and every minute where no other process would have to agree."""
+        every = self.config.checkpoint_every
+        if every is None:
+            return False
+        late = time.perf_counter() - self.saved > SECONDS_BETWEEN_CHECKPOINTS
+        return step // every > before // every or (late and jax.process_count() == 1)
+
     def save(self, state: State, step: int) -> None:
         for i, keeper in enumerate(self.keepers):
             if not self.ended[i]:
                 keeper.save(step, Saved(self._of(state, i), np.asarray(self._elapsed())))
+        self.saved = time.perf_counter()
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.clock

@@ -12,6 +12,14 @@ class RunStarted(NamedTuple):
     note: str = ""
 
 
+class Resumed(NamedTuple):
+    """A seed goes on from a checkpoint."""
+
+    run: str
+    seed: int
+    step: int
+
+
 class Update(NamedTuple):
     """Where a seed is. The validation accuracy is None before the first evaluation."""
 
@@ -53,5 +61,5 @@ class RunFailed(NamedTuple):
     error: str
 
 
-Event = RunStarted | Update | Ended | RunEnded | RunLost | RunFailed
+Event = RunStarted | Resumed | Update | Ended | RunEnded | RunLost | RunFailed
 Watch = Callable[[Event], None]
