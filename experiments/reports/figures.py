@@ -14,7 +14,6 @@ from experiments.reports.results import (
     distinct,
     is_numeric,
     key_label,
-    label,
     swept_keys,
     value_label,
     values_at,
@@ -106,6 +105,35 @@ def _series(
     *,
     connected: bool,
 ) -> list[go.Scatter]:
+    mean = _means(name, points, at, measured, mark)
+    mean.mode = "lines+markers" if connected else "markers"
+    return [_every_seed(name, points, at, measured, mark), mean]
+
+
+def _every_seed(
+    name: str, points: Sequence[Point], at: Sequence[float], measured: Metric, mark: style.Mark
+) -> go.Scatter:
+    every = [
+        (x, number, value)
+        for x, point in zip(at, points, strict=True)
+        for number, value in measured.values(point).items()
+    ]
+    return go.Scatter(
+        x=style.short(x for x, *_ in every),
+        y=style.short(style.on_metric_axis(measured, [value for *_, value in every])),
+        text=[f"{name}, seed {n}: {measured.text(value)}" for _, n, value in every],
+        hovertemplate="%{text}<extra></extra>",
+        mode="markers",
+        marker={"size": 5, "color": mark.color, "opacity": 0.35},
+        legendgroup=name,
+        showlegend=False,
+    )
+
+
+def _means(
+    name: str, points: Sequence[Point], at: Sequence[float], measured: Metric, mark: style.Mark
+) -> go.Scatter:
+    """The means of the runs with their intervals."""
     summaries = [measured.summary(point) for point in points]
     means, lows, highs = (
         style.on_metric_axis(measured, [getattr(s, field) for s in summaries])
@@ -113,22 +141,7 @@ def _series(
     )
     if measured.in_percent:
         lows, highs = highs, lows  # the axis is of the error
-    every = [
-        (x, number, value, label(point, swept_keys(points)))
-        for x, point in zip(at, points, strict=True)
-        for number, value in measured.values(point).items()
-    ]
-    seeds = go.Scatter(
-        x=style.short(x for x, *_ in every),
-        y=style.short(style.on_metric_axis(measured, [value for _, _, value, _ in every])),
-        text=[f"{name}, seed {n}: {measured.text(value)}" for _, n, value, _ in every],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
-        marker={"size": 5, "color": mark.color, "opacity": 0.35},
-        legendgroup=name,
-        showlegend=False,
-    )
-    mean = go.Scatter(
+    return go.Scatter(
         x=style.short(at),
         y=style.short(means),
         error_y={
@@ -140,12 +153,10 @@ def _series(
         name=name,
         text=[f"{name}: {measured.summary_text(point)}" for point in points],
         hovertemplate="%{text}<extra></extra>",
-        mode="lines+markers" if connected else "markers",
         line={"color": mark.color, "width": 1.5, "dash": "dot"},
         marker={"size": 9, "symbol": mark.symbol, "color": mark.color},
         legendgroup=name,
     )
-    return [seeds, mean]
 
 
 def learning_curves(points: Sequence[Point], study: StudyConfig) -> list[go.Figure]:

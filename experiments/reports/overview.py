@@ -15,8 +15,8 @@ from rich.table import Table
 from experiments.config import Config
 from experiments.errors import ConfigError
 from experiments.runs import records
+from experiments.runs.records import CONFIG
 
-CONFIG = "config.yaml"
 ENDS = ("done", "diverged", "stopped")
 
 
