@@ -8,12 +8,14 @@ from environment import generator
 from hydra import initialize_config_dir
 
 from experiments.config import register_schemas
+from experiments.data.splits import Split
 from experiments.errors import ConfigError
 from experiments.inspect import inspect
 from experiments.launch.run import run
 from experiments.launch.study import CONFIG_DIR, grid
 from experiments.reports import activations, network
 from experiments.runs.directory import run_directory
+from experiments.training.setup import setup
 
 RUN = ("data=wine", "model=mlp", "norm=batch", "epochs=3", "seeds=1", "parallel=single")
 
@@ -57,6 +59,14 @@ def test_running_statistics_stand_against_those_of_a_batch():
     assert diagonal.x == diagonal.y == (0, 4)
 
 
+def test_a_step_without_statistics_takes_no_diagonal_away():
+    running = np.array([0.0, 1.0]), np.array([4.0, 9.0])
+    batch = np.array([0.5, np.nan]), np.array([16.0, np.nan])
+    diagonal, mean, _ = activations.running_against_batch(running, batch, "norm_0").data
+    assert mean.y == (0.5, None)
+    assert diagonal.x == diagonal.y == (0, 4)
+
+
 def test_the_widest_and_the_narrowest_feature_are_chosen():
     scale = np.array([3.0, 0.0, 100.0, 0.5])  # a constant feature shows nothing
     values = generator(3).normal(size=(200, 4)) * scale
@@ -64,10 +74,27 @@ def test_the_widest_and_the_narrowest_feature_are_chosen():
     assert activations.widest_and_narrowest(np.ones((5, 1))) == (0, 0)
 
 
-def test_steps_beyond_a_sequence_are_left_out():
+def test_what_the_mask_leaves_out_is_not_shown():
     values = np.arange(12.0).reshape(3, 4, 1)  # (time, examples, channels)
-    kept = network._within(values, np.array([3, 1, 0, 2]))
-    assert kept.ravel().tolist() == [0, 1, 3, 4, 7, 8]
+    mask = np.arange(3)[:, None] < np.array([3, 1, 0, 2])
+    assert network._within(values, mask).ravel().tolist() == [0, 1, 3, 4, 7, 8]
+    assert network._within(values.reshape(12, 1), mask.ravel()).ravel().tolist() == [
+        *(0, 1, 3, 4, 7, 8)
+    ]
+    assert network._within(values, None) is values
+
+
+def test_the_statistics_of_a_batch_are_of_what_the_mask_leaves():
+    rows = np.array([[1.0], [3.0], [100.0]])
+    stats = {"norm_0": {"mean": np.zeros(1), "var": np.ones(1)}}
+    sown = {"input": rows, "mask": np.array([True, True, False])}
+    _, (mean, var) = network._statistics(stats, "norm_0", sown)
+    assert (mean.tolist(), var.tolist()) == ([2], [1])
+    by_step = {"norm_0": {"mean": np.zeros((2, 1)), "var": np.ones((2, 1))}}
+    sown = {"input": np.stack([rows, rows]), "mask": np.array([[1, 1, 0], [0, 0, 0]], bool)}
+    _, (mean, var) = network._statistics(by_step, "norm_0", sown)
+    np.testing.assert_array_equal(mean, [[2], [np.nan]])  # a step that no example has
+    np.testing.assert_array_equal(var, [[1], [np.nan]])
 
 
 # ---- a trained run
@@ -139,3 +166,18 @@ def test_a_run_without_its_parameters_is_told(tmp_path):
     config = composed(*RUN, f"output={tmp_path}")
     with pytest.raises(ConfigError, match="seed-0/final is not there; train the run"):
         network.places(config, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["transformer", "lstm"])
+def test_rows_beyond_the_lengths_are_not_shown(model):
+    rows = generator(4).normal(size=(8, 5, 3)).astype(np.float32)
+    lengths = np.array([5, 1, 2, 3, 4, 5, 2, 1], np.int32)
+    split = Split(rows, np.zeros(8, np.int32), lengths)
+    config = composed("data=digits", "data.lengths=inked", f"model={model}", "norm=batch")
+    made = setup(config)
+    variables = network.model_of(config, made, network.Scope()).init(
+        jax.random.key(0), rows, lengths, train=False
+    )
+    for sown in network._captured(config, made, variables, split, 8).values():
+        assert len(network._within(sown["input"], sown["mask"])) == lengths.sum()

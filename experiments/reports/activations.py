@@ -77,7 +77,7 @@ def running_against_batch(
     names = ("mean", "standard deviation")
     pairs = list(zip(running, batch, strict=True))
     pairs[1] = tuple(np.sqrt(values) for values in pairs[1])
-    ends = [min(np.min(pair) for pair in pairs), max(np.max(pair) for pair in pairs)]
+    ends = [min(map(np.nanmin, pairs)), max(map(np.nanmax, pairs))]
     figure.add_scatter(
         x=style.short(ends),
         y=style.short(ends),

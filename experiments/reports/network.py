@@ -51,13 +51,12 @@ def places(config: Config, directory: Path) -> list[Place]:
     split = made.source.load(SEED).validation
     seen = _captured(config, made, variables, split, EXAMPLES)
     of_batch = _captured(config, made, variables, split, config.batch_size)
-    lengths = None if split.lengths is None else split.lengths[:EXAMPLES]
     return [
         Place(
             name,
-            _within(sown["input"], lengths),
-            _within(sown["output"], lengths),
-            *_statistics(variables.get("batch_stats") or {}, name, of_batch[name]["input"]),
+            _within(sown["input"], sown.get("mask")),
+            _within(sown["output"], sown.get("mask")),
+            *_statistics(variables.get("batch_stats") or {}, name, of_batch[name]),
         )
         for name, sown in seen.items()
     ]
@@ -66,14 +65,18 @@ def places(config: Config, directory: Path) -> list[Place]:
 def _captured(
     config: Config, made: Setup, variables: Any, split: Split, examples: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return by place what goes in and out in evaluation."""
+    """Return by place what goes in and out in evaluation, and which of it the mask leaves."""
     inputs = split.inputs[:examples]
     lengths = None if split.lengths is None else split.lengths[:examples]
     model = model_of(config, made, Scope())
     _, captured = model.apply(variables, inputs, lengths, train=False, mutable=["intermediates"])
     sown = captured.get("intermediates", {})
     return {
-        name: {side: np.asarray(place[side][0], np.float32) for side in ("input", "output")}
+        name: {
+            key: np.asarray(place[key][0], bool if key == "mask" else np.float32)
+            for key in ("input", "output", "mask")
+            if key in place
+        }
         for name, place in _sown_places(sown)
     }
 
@@ -87,25 +90,34 @@ def _sown_places(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, A
             yield from _sown_places(branch, (*path, name))
 
 
-def _within(values: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
-    """Leave out the steps in time (time, examples, channels) beyond the lengths."""
-    if lengths is None or values.ndim != 3 or values.shape[1] != len(lengths):
-        return values
-    return values[np.arange(len(values))[:, None] < lengths]
+def _within(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Leave out what the mask, of the first axes, leaves out."""
+    return values if mask is None else values[mask]
 
 
 def _statistics(
-    batch_stats: Any, name: str, values: np.ndarray
+    batch_stats: Any, name: str, sown: dict[str, np.ndarray]
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[np.ndarray, np.ndarray] | None]:
-    """Return the running and the batch's mean and variance; of each step in time by itself."""
+    """Return the running and the batch's mean and variance; of each step in time by itself.
+
+    Those of a step in time that no example has are NaN.
+    """
     stats = batch_stats
     for part in name.split("/"):
         stats = stats.get(part, {})
     if "mean" not in stats:
         return None, None
     running = tuple(np.asarray(stats[key], np.float32) for key in ("mean", "var"))
+    values = _masked(sown["input"], sown.get("mask"))
     axes = tuple(range(running[0].ndim - 1, values.ndim - 1))
-    return running, (values.mean(axes), values.var(axes))
+    return running, (values.mean(axes).filled(np.nan), values.var(axes).filled(np.nan))
+
+
+def _masked(values: np.ndarray, mask: np.ndarray | None) -> np.ma.MaskedArray:
+    left = np.ones_like(values, bool)
+    if mask is not None:
+        left &= mask.reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
+    return np.ma.array(values, mask=~left)
 
 
 class ScaledInputs(NamedTuple):
