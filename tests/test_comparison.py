@@ -175,6 +175,25 @@ def test_only_the_seeds_that_both_have_are_compared(tmp_path):
     assert "Preliminary: 2 of 8 seeds." in result.remarks
 
 
+def test_steps_need_a_target(tmp_path):
+    points = collect([arm(tmp_path, "batch", [90.0, 91]), arm(tmp_path, "none", [80.0, 82])])
+    with pytest.raises(ConfigError, match="'steps_to_target' needs a target, and target is null"):
+        compare(contrast(metric="steps_to_target", unit="ratio", delta=1.5), points)
+
+
+def test_a_loss_that_diverged_counts_as_that_of_chance(tmp_path):
+    configs = [
+        arm(tmp_path, "batch", 90 * np.ones(8)),
+        arm(tmp_path, "none", 10 * np.ones(8), ended="diverged"),
+    ]
+    points = collect(configs)
+    assert metric("validation_loss", points).values(points[0]) == dict.fromkeys(range(8), 0.5)
+    loss = pytest.approx({n: np.log(10) for n in range(8)})
+    assert metric("validation_loss", points).values(points[1]) == loss
+    result = compare(contrast(metric="test_loss"), points)
+    assert result.d == pytest.approx([0.5 - np.log(10)] * 8)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,5 +1,6 @@
 """What a study measures of every seed, and its mean over seeds with an interval."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,9 +31,14 @@ class Metric:
     of_steps: bool = False
 
     def of(self, point: Point, seed: Seed) -> float | None:
-        """Return the number of one seed; a target not reached counts as the budget."""
+        """Return the number of one seed.
+
+        A target not reached counts as the budget, a loss that diverged as that of chance.
+        """
         if self.of_steps:
             return float(seed.result["step"] if seed.reached_target else point.budget)
+        if seed.diverged and self.key.endswith("loss"):
+            return -math.log(seed.result["test_accuracy"])  # which is 1 / classes, by definition
         value = seed.result[self.key]
         return None if value is None else float(value) * (100 if self.in_percent else 1)
 
@@ -81,9 +87,14 @@ def metric(name: str, points: Sequence[Point]) -> Metric:
     """Return the metric of that name.
 
     Raises:
-        ConfigError: no result has such a number.
+        ConfigError: no result has such a number, or steps are to a target that is not given.
     """
     if name in STEPS:
+        if any(point.config.target is None for point in points):
+            raise ConfigError(
+                f"the metric {name!r} needs a target, and target is null; give the validation "
+                "accuracy at which a seed stops, such as target=0.8"
+            )
         return Metric("step", "steps to the target", of_steps=True)
     results = [seed.result for point in points for seed in point.seeds.values()]
     if results and not any(isinstance(result.get(name), int | float) for result in results):

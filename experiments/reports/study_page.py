@@ -64,8 +64,8 @@ def _results(study: StudyConfig, points: Sequence[Point], measured: Metric) -> I
     mean = "Geometric mean" if measured.of_steps else "Mean"
     yield page.caption(
         f"{mean} over seeds with its 95 % interval (Student's t) and every seed; the best mean of "
-        "each column in bold. A seed that diverged counts with the accuracy of chance, one that "
-        "did not reach its target with the budget."
+        "each column in bold. A seed that diverged counts with the accuracy or the loss of chance, "
+        "one that did not reach its target with the budget."
     )
 
 
