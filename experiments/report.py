@@ -3,30 +3,37 @@
     python -m experiments.report                      # every study of which a run is there
     python -m experiments.report study=norms seeds=2  # with the overrides the study was run with
 
-The page is runs/NAME.html; runs/index.html shows all studies with their verdicts.
+The page is runs/NAME.html; runs/index.html shows all studies with their verdicts. Overrides that
+change what a study asks or what its runs reach, such as epochs=2, make it another study: where it
+has a primary contrast its page is then runs/NAME-changed.html, and its verdict stays as it was.
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from experiments.config import Config, register_schemas
+from experiments.config import Config, StudyConfig, register_schemas
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR, composed, explain
-from experiments.reports.comparison import compare
+from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric, shown_metric
 from experiments.reports.results import Point, collect, shortfalls
 from experiments.reports.study_page import write_study_page
 from experiments.reports.table import print_whole, study_table, to_rich
-from experiments.reports.verdicts import Entry, refresh, verdict_text, write_entry
+from experiments.reports.verdicts import Entry, fill, refresh, verdict_text, write_entry
+from experiments.runs.directory import OF_NO_BATCH, OF_NO_RESULT
+
+MAKES_ANOTHER = "makes another study, and the verdict of the study itself stays as it was"
 
 
 def report(overrides: Sequence[str], console: Console) -> None:
@@ -48,8 +55,18 @@ def _report(overrides: Sequence[str], console: Console) -> bool:
     points = collect(configs)
     if not any(point.seeds for point in points):
         return False
-    write_report(configs[0], points, command(overrides), console)
+    write_report(configs[0], points, command(overrides), console, changes(overrides))
     return True
+
+
+def changes(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that make another study of a study."""
+    return [override for override in overrides if not _same_study(override.partition("=")[0])]
+
+
+def _same_study(key: str) -> bool:
+    of_the_machine = key.partition(".")[0] in ("launcher", "distributed")
+    return of_the_machine or key in (*OF_NO_RESULT, *(f"data.{name}" for name in OF_NO_BATCH))
 
 
 def command(overrides: Sequence[str]) -> str:
@@ -57,39 +74,59 @@ def command(overrides: Sequence[str]) -> str:
     return f"python -m experiments.train --multirun {shlex.join(overrides)}"
 
 
-def write_report(config: Config, points: Sequence[Point], made_by: str, console: Console) -> None:
-    """Print and write what a study's runs say; at least one seed is finished."""
+def write_report(
+    config: Config,
+    points: Sequence[Point],
+    made_by: str,
+    console: Console,
+    changed: Sequence[str] = (),
+) -> None:
+    """Print and write what a study's runs say; at least one seed is finished.
+
+    Where overrides `changed` a study that has a verdict, its page and entry are left alone.
+    """
     study, output = config.study, Path(config.output)
     compared = None if study.contrast is None else compare(study.contrast, points)
-    reason = compared if isinstance(compared, str) else None
     comparison = None if isinstance(compared, str) else compared
     tuned = comparison is not None and comparison.tuned
     measured = shown_metric(metric(study.metric, points), tuned=tuned, points=points)
-    name = str(study.name)
-    entry = Entry(
-        name=name,
-        question=study.question,
-        claim=study.claim,
-        source=study.source,
-        expectation=study.expectation,
-        done=_done(points),
-        compared=comparison,
-        open_because=reason,
-    )
-    path = output / f"{name}.html"
+    entry = _entry(study, points, compared)
+    name, claimed = entry.name, family()
+    another = bool(changed) and name in claimed
+    path = output / f"{name}{'-changed' if another else ''}.html"
     write_study_page(path, study, points, measured, comparison, made_by)
-    write_entry(output, entry)
-    verdicts = refresh(output)
+    if another:
+        entry = replace(entry, open_because=f"{' '.join(changed)} {MAKES_ANOTHER}")
+        fill(path, entry, None)
+    else:
+        write_entry(output, entry)
+    judged = refresh(output, claimed).get(name)
 
     axes = choose_axes(points, study)
     named = [key for key in (axes.x, *axes.series) if key]
     table = to_rich(study_table(points, measured, named), f"{name}: {measured.label}")
     print_whole(table, console)
-    lines = [*shortfalls(points), f"verdict: {verdict_text(entry, verdicts.get(name))}"]
+    said = verdict_text(entry, None if another else judged)
+    lines = [*shortfalls(points), f"verdict: {said}"]
     if any(point.missing or point.stale for point in points):
         lines.insert(-1, f"make what is missing with: {made_by}")
     for line in [*lines, f"report: {path.resolve()}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _entry(study: StudyConfig, points: Sequence[Point], compared: Comparison | str | None) -> Entry:
+    """Return what a study found, for the verdicts; `compared` is why where nothing is."""
+    found = isinstance(compared, Comparison)
+    return Entry(
+        name=str(study.name),
+        question=study.question,
+        claim=study.claim,
+        source=study.source,
+        expectation=study.expectation,
+        done=_done(points),
+        compared=compared if found else None,
+        open_because=compared.open_because if found else compared,
+    )
 
 
 def _done(points: Sequence[Point]) -> str:
@@ -122,6 +159,13 @@ def _report_if_there(overrides: Sequence[str], console: Console) -> bool:
 def studies() -> list[str]:
     """Return the names of the studies there are."""
     return sorted(path.stem for path in Path(CONFIG_DIR, "study").glob("*.yaml"))
+
+
+def family() -> list[str]:
+    """Return the names of the studies that have a primary contrast, reported or not."""
+    loaded = [OmegaConf.load(path) for path in sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))]
+    asked = [config.study for config in loaded if "study" in config]
+    return [study.name for study in asked if study.get("contrast") is not None]
 
 
 def main() -> None:

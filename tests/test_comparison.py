@@ -11,7 +11,8 @@ from experiments.reports import arms, comparison
 from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
 from experiments.reports.metrics import metric, shown_metric
 from experiments.reports.results import collect
-from experiments.reports.verdicts import Entry, judge
+from experiments.reports.verdicts import Entry, Verdict, judge, verdict_text
+from experiments.runs.directory import run_directory
 
 NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2, 0.25, -0.25])  # points, of mean 0
 
@@ -33,6 +34,11 @@ def arm(output, norm, accuracies, rate=0.1, validation=None, **others):
         )
         run_files.write_seed(config, final)
     return config
+
+
+def reported(name, result, open_because=None):
+    """Give the entry of a study."""
+    return Entry(name, None, None, None, None, "", result, open_because)
 
 
 def compared(output, gain, noise=NOISE, **changes):
@@ -88,14 +94,42 @@ def test_a_correction_for_others_can_take_a_verdict_away(tmp_path):
     result = compared(tmp_path, 0.73)
     assert 0.025 < result.p < 0.05
     assert verdict(result, result.p) == HOLDS
-    alone = Entry("one", None, None, None, None, "", result, None)
-    assert judge([alone])["one"].word == HOLDS
-    assert judge([alone])["one"].p == pytest.approx(result.p)
-    second = Entry("two", None, None, None, None, "", result, None)
-    judged = judge([alone, second])
+    alone = reported("one", result)
+    assert judge([alone], ["one"])["one"].word == HOLDS
+    assert judge([alone], ["one"])["one"].p == pytest.approx(result.p)
+    judged = judge([alone, reported("two", result)], ["one", "two"])
     assert judged["one"].p == pytest.approx(2 * result.p)
     assert judged["one"].family == 2
     assert judged["one"].word == CANNOT_TELL
+
+
+def test_the_family_is_of_all_studies_reported_or_not(tmp_path):
+    result = compared(tmp_path, 2.0)
+    waiting = reported("waiting", None, "no seed is finished")
+    judged = judge([reported("one", result), waiting], ["one", "waiting", "unreported"])
+    assert judged["one"].p == pytest.approx(3 * result.p)
+    assert judged["one"].family == 3
+    assert set(judged) == {"one", "waiting"}
+
+
+def test_a_study_that_is_no_longer_there_corrects_nothing(tmp_path):
+    result = compared(tmp_path, 2.0)
+    gone = reported("gone", result)
+    judged = judge([reported("one", result), gone], ["one"])
+    assert list(judged) == ["one"]
+    assert judged["one"].p == pytest.approx(result.p)
+    assert verdict_text(gone, None).startswith("no verdict: configs/study has no study")
+
+
+@pytest.mark.parametrize("direction", comparison.DIRECTIONS)
+def test_an_open_comparison_gets_no_verdict_but_its_numbers(tmp_path, direction):
+    result = compared(tmp_path, 2.0, direction=direction)
+    entry = reported("one", result, "open, as a seed is missing")
+    judged = judge([entry, reported("two", result)], ["one", "two"])
+    assert judged["one"] == (CANNOT_TELL, None, 2)
+    assert judged["two"].p == pytest.approx(min(1, 2 * result.p))  # the open one counts with 1
+    text = verdict_text(entry, judged["one"])
+    assert text.startswith("cannot tell here: open, as a seed is missing; so far mean +2.00 points")
 
 
 def test_the_correction_is_holms():
@@ -103,13 +137,12 @@ def test_the_correction_is_holms():
     assert comparison.adjusted([]) == []
 
 
-def test_a_study_without_enough_seeds_is_open_and_not_of_the_family(tmp_path):
+def test_a_study_without_enough_seeds_is_open(tmp_path):
     configs = [arm(tmp_path, "batch", [90.0]), arm(tmp_path, "none", [91.0])]
     reason = compare(contrast(), collect(configs))
     assert reason == "1 seeds of both arms are finished, and a comparison needs two"
-    waiting = Entry("waiting", None, None, None, None, "", None, reason)
-    nothing_claimed = Entry("plain", None, None, None, None, "", None, None)
-    assert judge([waiting, nothing_claimed]) == {"waiting": (CANNOT_TELL, None, 0)}
+    entries = [reported("waiting", None, reason), reported("plain", None)]
+    assert judge(entries, ["waiting"]) == {"waiting": (CANNOT_TELL, None, 1)}
 
 
 def test_each_arm_is_tuned_on_validation_data(tmp_path):
@@ -127,7 +160,9 @@ def test_each_arm_is_tuned_on_validation_data(tmp_path):
     fixed = contrast(a="norm=batch optimizer.learning_rate=0.1")
     result = compare(fixed, collect(configs))
     np.testing.assert_allclose(result.mean, 30.0)
-    assert "The arms were tuned with unequal numbers of trials, 1 and 2." in result.remarks
+    assert result.open_because == (
+        "open, as the arms have unequal numbers of trials, 1 and 2 (give both arms as many)"
+    )
 
 
 def test_divergence_counts_as_chance_and_is_counted(tmp_path):
@@ -172,7 +207,71 @@ def test_only_the_seeds_that_both_have_are_compared(tmp_path):
     result = compare(contrast(), collect([a, b]))
     assert result.seeds == [0, 1]
     assert result.d == pytest.approx([10, 9])
-    assert "Preliminary: 2 of 8 seeds." in result.remarks
+    assert result.open_because == (
+        "open, as 2 of 8 seeds of both arms are there; norm=batch: 0 of 1 trials are finished; "
+        "norm=none: 0 of 1 trials are finished "
+        "(train with: python -m experiments.train --multirun study=made_up seeds=8)"
+    )
+
+
+def test_eight_seeds_of_trials_alike_are_judged(tmp_path):
+    assert compared(tmp_path, 2.0).open_because is None
+
+
+def test_fewer_than_eight_seeds_are_open_though_no_more_were_asked_for(tmp_path):
+    configs = [
+        run_files.configuration(norm=norm, seeds=5, output=str(tmp_path))
+        for norm in ("batch", "none")
+    ]
+    for config, accuracy in zip(configs, (0.9, 0.8), strict=True):
+        run_files.write_run(config, accuracy + NOISE[:5] / 100)
+    result = compare(contrast(), collect(configs))
+    assert result.open_because.startswith("open, as 5 of 8 seeds of both arms are there (train")
+    assert result.mean == pytest.approx(10)
+
+
+def test_an_unfinished_trial_leaves_the_verdict_open(tmp_path):
+    seeds = np.ones(8)
+    configs = [
+        arm(tmp_path, norm, accuracy * seeds + NOISE, rate)
+        for norm, accuracy in (("batch", 90), ("none", 80))
+        for rate in (0.1, 1.0)
+    ]
+    (run_directory(configs[3]) / "seed-4" / "result.json").unlink()
+    result = compare(contrast(), collect(configs))
+    assert result.open_because.startswith("open, as norm=none: 1 of 2 trials are finished (train")
+
+
+def test_a_stale_trial_leaves_the_verdict_open(tmp_path):
+    shared = 80 + NOISE
+    configs = [arm(tmp_path, "batch", 90 + NOISE), arm(tmp_path, "none", shared, code="other")]
+    result = compare(contrast(), collect(configs))
+    assert "norm=none: 1 of 1 trials are stale, made by other code" in result.open_because
+
+
+@pytest.mark.parametrize("direction", comparison.DIRECTIONS)
+def test_seeds_that_all_diverged_tell_nothing(tmp_path, direction):
+    chance = 10 * np.ones(8)
+    configs = [arm(tmp_path, norm, chance, ended="diverged") for norm in ("batch", "none")]
+    result = compare(contrast(direction=direction), collect(configs))
+    assert (result.p, result.open_because) == (1.0, comparison.NOTHING_TOLD)
+    assert verdict(result, result.p) == CANNOT_TELL
+
+
+@pytest.mark.parametrize("direction", comparison.DIRECTIONS)
+def test_a_target_that_no_seed_reached_tells_nothing(tmp_path, direction):
+    configs = [
+        run_files.configuration(norm=norm, seeds=8, steps=200, target=0.99, output=str(tmp_path))
+        for norm in ("batch", "none")
+    ]
+    for config, ended in zip(configs, ("done", "diverged"), strict=True):
+        run_files.write_run(config, [0.5] * 8, ended=ended)
+    asked = contrast(metric="steps_to_target", unit="ratio", delta=1.5, direction=direction)
+    result = compare(asked, collect(configs))
+    assert (result.p, result.open_because) == (1.0, comparison.NOTHING_TOLD)
+    entry = reported("one", result, result.open_because)
+    text = verdict_text(entry, Verdict(CANNOT_TELL, None, 1))
+    assert "no difference" not in text
 
 
 def test_steps_need_a_target(tmp_path):

@@ -38,9 +38,11 @@ def output(tmp_path_factory):
     for index, config in enumerate(configs[:-1]):
         gain = index / 500
         run_files.write_run(config, [0.90 + gain, 0.91 + gain, 0.925 + gain])
-    write_report(
-        configs[0], collect(configs), "python -m experiments.train", Console(file=io.StringIO())
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.report.family", lambda: ["all_of_it"])
+        write_report(
+            configs[0], collect(configs), "python -m experiments.train", Console(file=io.StringIO())
+        )
     return output
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 from experiments.config import Contrast, StudyConfig, register_schemas
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR, grid
-from experiments.report import report, report_all, write_report
+from experiments.report import changes, family, report, report_all, write_report
 from experiments.reports import page
 from experiments.reports.metrics import metric
 from experiments.reports.results import collect, label, shortfalls, swept_keys, value_label
@@ -212,28 +212,72 @@ def test_missing_runs_are_told_and_the_others_reported(overrides, tmp_path):
     assert "python -m experiments.train --multirun study=norms" in text
 
 
-def test_verdicts_correct_each_other_on_every_page(finished, overrides, tmp_path):
-    """A second study makes the p-value of the first larger, on its page too."""
-    contrast = Contrast("norm=batch", "norm=none", "test_accuracy", "greater", 0.5, "points")
+CONTRAST = Contrast("norm=batch", "norm=none", "test_accuracy", "greater", 0.5, "points")
+
+
+def written(name, output, **others):
+    """Report a made-up study of two runs of eight seeds."""
+    study = StudyConfig(name=name, contrast=CONTRAST)
     configs = [
-        run_files.configuration(
-            norm=norm, output=str(tmp_path), study=StudyConfig(name="first", contrast=contrast)
-        )
+        run_files.configuration(norm=norm, output=str(output), seeds=8, study=study)
         for norm in ("batch", "none")
     ]
-    for config, values in zip(configs, ([0.93, 0.94, 0.92], [0.90, 0.90, 0.90]), strict=True):
-        run_files.write_run(config, values)
+    run_files.write_run(configs[0], np.linspace(0.91, 0.94, 8), **others)
+    run_files.write_run(configs[1], [0.90] * 8)
     console = Console(file=io.StringIO())
     write_report(configs[0], collect(configs), "command", console)
+    return console.file.getvalue()
+
+
+def test_verdicts_correct_each_other_on_every_page(tmp_path, monkeypatch):
+    """A second study makes the p-value of the first larger, on its page too."""
+    monkeypatch.setattr("experiments.report.family", lambda: ["first"])
+    written("first", tmp_path)
     p = json.loads((tmp_path / "first.study.json").read_text())["compared"]["p"]
     assert f"adjusted p = {p:.2g} (Holm, 1 contrast)" in (tmp_path / "first.html").read_text()
-    for config in configs:
-        config.study.name = "second"
-    write_report(configs[0], collect(configs), "command", console)
+    monkeypatch.setattr("experiments.report.family", lambda: ["first", "second"])
+    written("second", tmp_path)
     for name in ("first", "second", "index"):
         html = (tmp_path / f"{name}.html").read_text()
         assert f"adjusted p = {2 * p:.2g} (Holm, 2 contrasts)" in html
         assert "Holm, 1 contrast)" not in html
+
+
+def test_the_family_is_read_from_the_studies(tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "claimed.yaml").write_text("study:\n  name: claimed\n  contrast: {a: norm=batch}\n")
+    (folder / "plain.yaml").write_text("study:\n  name: plain\n")
+    monkeypatch.setattr("experiments.report.CONFIG_DIR", str(tmp_path))
+    assert family() == ["claimed"]
+
+
+def test_what_makes_another_study_is_found():
+    same = ["study=norms", "seeds=2", "output=elsewhere", "data.directory=d", "launcher.workers=1"]
+    assert changes([*same, "launcher=ray"]) == []
+    others = ["epochs=2", "norm=none,batch", "data=wine", "study.contrast.delta=0"]
+    assert changes([*same, *others]) == others
+
+
+def test_a_changed_study_leaves_the_verdict_as_it_was(finished, overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.report.family", lambda: ["norms"])
+    text = printed(overrides)
+    assert not (tmp_path / "norms.html").exists()
+    assert not (tmp_path / "norms.study.json").exists()
+    told = "norm=none,batch epochs=2 makes another study, and the verdict of the study itself stays"
+    assert f"verdict: no verdict: {told}" in text
+    assert told in (tmp_path / "norms-changed.html").read_text()
+
+
+def test_a_page_says_near_its_verdict_what_is_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.report.family", lambda: ["first"])
+    text = written("first", tmp_path, code="other")
+    html = (tmp_path / "first.html").read_text()
+    box = html[html.index("<!--verdict-->") : html.index("<h2>")]
+    for shown in (text, box):
+        assert "norm=batch: 1 of 1 trials are stale, made by other code than today" in shown
+        assert "Stale, made by other code than today" in shown
+    assert "so far mean +2.50 points" in box
 
 
 def test_without_a_study_all_that_have_runs_are_reported(finished, overrides, tmp_path):

@@ -14,6 +14,8 @@ from experiments.errors import ConfigError
 from experiments.reports.metrics import Metric
 from experiments.reports.results import Point, label, swept_keys, value_label
 
+GEOMETRIC = "geometric mean of the steps to the target"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -33,11 +35,11 @@ class Arm:
 
 
 class Tuned(NamedTuple):
-    """An arm, the run it chose (None if none has a finished seed), and how many were asked for."""
+    """An arm, the run it chose (None if none has a finished seed), and all that it asks for."""
 
     arm: Arm
     best: Point | None
-    asked: int
+    asked: list[Point]
 
 
 def tune(overrides: str, points: Sequence[Point], measured: Metric, where: str) -> Tuned:
@@ -56,9 +58,9 @@ def tune(overrides: str, points: Sequence[Point], measured: Metric, where: str) 
         overrides,
         [(label(point, keys), score) for point, score in zip(there, scores, strict=True)],
         label(best, keys) if best else "",
-        "mean steps to the target" if measured.of_steps else "validation accuracy in %",
+        GEOMETRIC if measured.of_steps else "validation accuracy in %",
     )
-    return Tuned(arm, best, len(asked))
+    return Tuned(arm, best, asked)
 
 
 def _score(point: Point, measured: Metric) -> float:

@@ -2,12 +2,13 @@
 
 Per seed d = a - b, in points of accuracy, or log2(a / b) where the unit is a ratio. The rule: a
 two-sided t-test of d against delta for "greater"; two one-sided tests at -delta and delta for
-"equal" (Schuirmann 1987); Holm's correction (1979) over the primary contrasts of all studies.
+"equal" (Schuirmann 1987); Holm's correction (1979) over the primary contrasts of all studies. It
+wants eight seeds of both arms, and the arms tuned alike; until then the verdict is open.
 """
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +27,19 @@ HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell here"
 SIGNIFICANCE = 0.05
+SEEDS = 8  # of both arms, at least
+NOTHING_TOLD = "every seed of both arms diverged or missed its target, which says nothing of it"
 DIRECTIONS = ("greater", "equal")
 UNITS = ("points", "ratio")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the seeds say of a contrast. d, delta, mean and the intervals are log2 for a ratio."""
+    """What the seeds say of a contrast. d, delta, mean and the intervals are log2 for a ratio.
+
+    Attributes:
+        open_because: what keeps the rule from a verdict on it; None where there is nothing.
+    """
 
     a: Arm
     b: Arm
@@ -47,6 +54,7 @@ class Comparison:
     interval90: tuple[float, float]
     p: float
     remarks: list[str]
+    open_because: str | None
 
     @property
     def tuned(self) -> bool:
@@ -85,6 +93,7 @@ def compare(contrast: Contrast, points: Sequence[Point]) -> Comparison | str:
         return f"{len(seeds)} seeds of both arms are finished, and a comparison needs two"
     d = _differences(contrast, [of_a[seed] for seed in seeds], [of_b[seed] for seed in seeds])
     delta = math.log2(contrast.delta) if contrast.unit == "ratio" else contrast.delta
+    told = _told(measured, (a, b), seeds)
     return Comparison(
         a.arm,
         b.arm,
@@ -97,8 +106,9 @@ def compare(contrast: Contrast, points: Sequence[Point]) -> Comparison | str:
         mean=float(np.mean(d)),
         interval95=mean_interval(d)[1:],
         interval90=mean_interval(d, 0.90)[1:],
-        p=p_value(d, delta, contrast.direction),
+        p=p_value(d, delta, contrast.direction) if told else 1.0,
         remarks=_remarks(measured, (a, b), seeds),
+        open_because=_open_because((a, b), seeds) if told else NOTHING_TOLD,
     )
 
 
@@ -179,6 +189,42 @@ def note(compared: Comparison) -> str:
     return "reversed" if compared.direction == "greater" and high < 0 else ""
 
 
+def _told(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
+    """Whether any of the seeds measured something: a budget or chance alone is no measurement."""
+    used = [tuned.best.seeds[seed] for tuned in arms for seed in seeds]
+    return any(seed.reached_target if measured.of_steps else not seed.diverged for seed in used)
+
+
+def _open_because(arms: Sequence[Tuned], seeds: Sequence[int]) -> str | None:
+    """Return what the rule wants and is not there, with what makes it."""
+    lacking = [lack for tuned in arms for lack in _lacking(tuned)]
+    if len(seeds) < SEEDS:
+        lacking.insert(0, f"{len(seeds)} of {SEEDS} seeds of both arms are there")
+    cures = [_training(arms[0].best)] if lacking else []
+    a, b = (len(tuned.asked) for tuned in arms)
+    if a != b:
+        lacking.append(f"the arms have unequal numbers of trials, {a} and {b}")
+        cures.append("give both arms as many")
+    return f"open, as {'; '.join(lacking)} ({', and '.join(cures)})" if lacking else None
+
+
+def _lacking(tuned: Tuned) -> Iterator[str]:
+    """Yield what an arm lacks of its trials."""
+    overrides, asked = tuned.arm.overrides, len(tuned.asked)
+    finished = sum(not point.missing for point in tuned.asked)
+    if finished < asked:
+        yield f"{overrides}: {finished} of {asked} trials are finished"
+    stale = sum(bool(point.stale) for point in tuned.asked)
+    if stale:
+        yield f"{overrides}: {stale} of {asked} trials are stale, made by other code than today's"
+
+
+def _training(point: Point) -> str:
+    """Return what trains what is missing or stale of a study."""
+    study, seeds = point.config.study.name, max(SEEDS, point.config.seeds)
+    return f"train with: python -m experiments.train --multirun study={study} seeds={seeds}"
+
+
 def _remarks(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> list[str]:
     remarks = []
     for tuned in arms:
@@ -193,13 +239,4 @@ def _remarks(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> l
         diverged = sum(seed.diverged for seed in used)
         if diverged:
             remarks.append(f"{overrides}: {diverged} of {len(used)} seeds diverged.")
-        if len(tuned.arm.trials) < tuned.asked:
-            done = f"{len(tuned.arm.trials)} of {tuned.asked}"
-            remarks.append(f"{overrides}: {done} trials are finished.")
-    a, b = (tuned.asked for tuned in arms)
-    if a != b:
-        remarks.append(f"The arms were tuned with unequal numbers of trials, {a} and {b}.")
-    expected = arms[0].best.config.seeds
-    if len(seeds) < expected:
-        remarks.append(f"Preliminary: {len(seeds)} of {expected} seeds.")
     return remarks

@@ -1,7 +1,8 @@
 """The verdicts of all studies that were reported, which correct each other's p-values.
 
 A report leaves NAME.study.json beside its page. Whenever one is added, the verdicts of all pages
-and the index are written anew.
+and the index are written anew. The family that is corrected for are the primary contrasts that
+`configs/study` has, reported or not: which are reported first changes nothing.
 """
 
 import json
@@ -23,6 +24,7 @@ from experiments.reports.comparison import (
 from experiments.reports.page import caption, terms, write_page
 
 SUFFIX = ".study.json"
+NOT_IN_CONFIGS = "configs/study has no study of this name that has a primary contrast"
 PLACE = re.compile(r"<!--verdict-->.*?<!--/verdict-->", re.DOTALL)
 
 
@@ -31,8 +33,8 @@ class Entry:
     """A reported study.
 
     Attributes:
-        open_because: why there is no comparison; empty where there is one, None where the study
-            has no contrast.
+        compared: what the seeds say; None where there are too few, or the study has no contrast.
+        open_because: why there is no verdict yet; None where there is one, or no contrast.
     """
 
     name: str
@@ -43,6 +45,11 @@ class Entry:
     done: str
     compared: Comparison | None
     open_because: str | None
+
+    @property
+    def claims(self) -> bool:
+        """Whether the study has a primary contrast."""
+        return self.compared is not None or self.open_because is not None
 
 
 class Verdict(NamedTuple):
@@ -68,49 +75,68 @@ def _entry(values: dict[str, Any]) -> Entry:
     return Entry(**{**values, "compared": compared and Comparison.from_dict(compared)})
 
 
-def judge(entries: Sequence[Entry]) -> dict[str, Verdict]:
-    """Return the verdict on every claim that has a contrast, by the name of its study."""
-    there = [entry for entry in entries if entry.compared is not None]
-    corrected = adjusted([entry.compared.p for entry in there])
-    verdicts = {
-        entry.name: Verdict(verdict(entry.compared, p), p, len(there))
-        for entry, p in zip(there, corrected, strict=True)
-    }
-    still_open = {
-        entry.name: Verdict(CANNOT_TELL, None, len(there))
-        for entry in entries
-        if entry.compared is None and entry.open_because is not None
-    }
-    return verdicts | still_open
+def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]:
+    """Return the verdicts of the entries that are of the family, by the name of the study.
+
+    Args:
+        entries: what was reported; those of other studies get no verdict and correct nothing.
+        family: the names of all studies that have a primary contrast. Those that are open or not
+            reported count with p = 1.
+    """
+    by_name = {entry.name: entry for entry in entries if entry.name in family and entry.claims}
+    closed = [name for name, entry in by_name.items() if entry.open_because is None]
+    p_values = [by_name[name].compared.p for name in closed]
+    corrected = adjusted([*p_values, *[1.0] * (len(family) - len(closed))])
+    verdicts = {name: Verdict(CANNOT_TELL, None, len(family)) for name in by_name}
+    for name, p in zip(closed, corrected, strict=False):
+        verdicts[name] = Verdict(verdict(by_name[name].compared, p), p, len(family))
+    return verdicts
 
 
-def refresh(output: Path) -> dict[str, Verdict]:
+def refresh(output: Path, family: Sequence[str]) -> dict[str, Verdict]:
     """Write the verdicts of all pages and the index anew, and return the verdicts."""
     entries = read_entries(output)
-    verdicts = judge(entries)
+    verdicts = judge(entries, family)
     for entry in entries:
-        page = output / f"{entry.name}.html"
-        if page.exists():
-            shown = f"<!--verdict-->{verdict_box(entry, verdicts.get(entry.name))}<!--/verdict-->"
-            page.write_text(PLACE.sub(lambda _, shown=shown: shown, page.read_text()))
+        fill(output / f"{entry.name}.html", entry, verdicts.get(entry.name))
     _write_index(output, entries, verdicts)
     return verdicts
+
+
+def fill(path: Path, entry: Entry, judged: Verdict | None) -> None:
+    """Write the verdict of a page, if it is there."""
+    if path.exists():
+        shown = f"<!--verdict-->{verdict_box(entry, judged)}<!--/verdict-->"
+        path.write_text(PLACE.sub(lambda _: shown, path.read_text()))
 
 
 def verdict_text(entry: Entry, judged: Verdict | None) -> str:
     """Return the verdict in a sentence, with the numbers it rests on."""
     if judged is None:
-        return "no primary contrast: nothing is claimed, so there is no verdict"
-    if entry.compared is None:
-        return f"{judged.word}: {entry.open_because}"
+        return _no_verdict(entry)
+    if entry.open_because is not None:
+        numbers = f"; so far {_numbers(entry.compared)}" if entry.compared else ""
+        return f"{judged.word}: {entry.open_because}{numbers}"
     compared = entry.compared
     beside = f", {note(compared)}" if note(compared) else ""
+    return (
+        f"{judged.word}{beside}: {_numbers(compared)}, adjusted p = {judged.p:.2g} "
+        f"(Holm, {judged.family} contrast{'s' * (judged.family != 1)})"
+    )
+
+
+def _no_verdict(entry: Entry) -> str:
+    if not entry.claims:
+        return "no primary contrast: nothing is claimed, so there is no verdict"
+    numbers = f"; {_numbers(entry.compared)}" if entry.compared else ""
+    return f"no verdict: {entry.open_because or NOT_IN_CONFIGS}{numbers}"
+
+
+def _numbers(compared: Comparison) -> str:
     low, high = (compared.shown(bound) for bound in compared.interval95)
     return (
-        f"{judged.word}{beside}: mean {compared.shown(compared.mean)}, 95 % interval "
-        f"{low} to {high}, {_wanted(compared)}; adjusted p = {judged.p:.2g} "
-        f"(Holm, {judged.family} contrast{'s' * (judged.family != 1)}), "
-        f"{len(compared.seeds)} seeds"
+        f"mean {compared.shown(compared.mean)}, 95 % interval {low} to {high}, "
+        f"{_wanted(compared)}, {len(compared.seeds)} seeds"
     )
 
 
