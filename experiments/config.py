@@ -233,7 +233,7 @@ def _set(schema: Any, group: str, key: str, value: Any) -> None:
         schema[key] = value
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        if key not in schema:
+        if key not in set(schema):  # where a missing value counts, as it does not in schema
             keys = [name for name in schema if not name.startswith("_")]
             reason = f"{schema['_target_']} takes {', '.join(keys)}"
         raise ConfigError(f"{group}.{key} is {value!r}: {reason}") from error

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
-from experiments.config import COMPONENTS, GROUPS, component, register_schemas
+from experiments.config import (
+    COMPONENTS,
+    GROUPS,
+    StudyConfig,
+    component,
+    register_schemas,
+)
 from experiments.errors import ConfigError
 from experiments.launch import study
 from experiments.launch.study import CONFIG_DIR, CONFIG_NAME, explain, grid, to_config
@@ -101,6 +108,13 @@ def test_the_commands_of_the_documentation_compose(command):
     assert (len(configs) > 1) == ("--multirun" in command)
 
 
+def test_the_study_of_the_documentation_has_the_keys_there_are():
+    [text] = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTS[1].read_text(), re.M | re.S)
+    written = OmegaConf.create(text)
+    OmegaConf.merge(OmegaConf.structured(StudyConfig), written.study)
+    assert set(written.hydra.sweeper.params) == {written.study.x, written.study.series}
+
+
 def test_a_sweep_is_narrowed_on_the_command_line():
     configs = grid(["study=norms", "norm=layer,rms", "batch_size=32", "seeds=2"])
     assert [(c.norm["name"], c.batch_size, c.seeds) for c in configs] == [
@@ -158,6 +172,7 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["steps_per_call=0"], ["steps_per_call is 0", "1 or more"]),
         (["batch_size=1294"], ["batch_size is 1294", "digits has 1293", "1 to 1293"]),
         (["output=''"], ["output is empty"]),
+        ([f"output={__file__}/runs"], ["output is ", f"but {__file__} is a file"]),
         (["model.channels=[]"], ["model.channels is empty"]),
         (["model.channels=[8,0]"], ["model.channels", "is 0"]),
         (

@@ -155,7 +155,8 @@ def test_a_step_of_every_model_with_every_norm_is_finite(name, norm_name, dtype)
 @pytest.mark.parametrize("norm_name", ["batch", "rms", "none"])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
 def test_a_layer_has_one_bias(name, norm_name, all_stages):
-    for position in ("before", "after") if name != "resnet" else ("before",):
+    before_sums = {"Conv_2", "Conv_4", "Conv_5", "Conv_7", "Conv_8"} if name == "resnet" else set()
+    for position in ("before", "after"):
         net = model(name, placement(norm_name), position=position)
         params = jax.eval_shape(lambda net=net: net.init(KEY, normals(1, 8, 8, 1), train=False))[
             "params"
@@ -163,7 +164,8 @@ def test_a_layer_has_one_bias(name, norm_name, all_stages):
         layers = [layer for layer in params if layer.startswith(("Dense", "Conv"))]
         assert len(layers) == {"mlp": 2, "cnn": 2, "resnet": 9}[name]
         for layer in layers:
-            assert ("bias" in params[layer]) == (norm_name != "batch" or position == "after")
+            last = position == "before" or layer in before_sums
+            assert ("bias" in params[layer]) == (norm_name != "batch" or not last)
         places = [place for place in params if place.startswith("norm_")]
         assert len(places) == (0 if norm_name == "none" else len(layers))
         for place in places:
@@ -349,6 +351,44 @@ def test_the_normalization_stands_before_or_after_the_activation(name):
         linear = of(kept, f"{layer}_0")
         expected = linear if position == "before" else activation(linear)
         np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_a_resnet_is_its_convolutions_normalized_before_or_after_the_rectifier(
+    position, monkeypatch
+):
+    monkeypatch.setattr("experiments.models.resnet.STAGES", 2)
+    net = model("resnet", placement("layer"), position=position, depth=6)
+    x = inputs_of("resnet")
+    variables = started(net, x)
+    params = variables["params"]
+
+    def convolved(x, number, stride=1):
+        own = params[f"Conv_{number}"]
+        y = jax.lax.conv_general_dilated(
+            x, own["kernel"], (stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return np.asarray(y) + own.get("bias", 0)
+
+    def normalized(x, number):
+        own, axes = params[f"norm_{number}"], {"axis": (1, 2, 3), "keepdims": True}
+        return (x - x.mean(**axes)) / np.sqrt(x.var(**axes) + 1e-6) * own["scale"] + own["bias"]
+
+    def rectified(x):
+        return np.maximum(x, 0)
+
+    def activated(x, number):
+        if position == "before":
+            return rectified(normalized(x, number))
+        return normalized(rectified(x), number)
+
+    x = activated(convolved(x, 0), 0)
+    x = rectified(x + normalized(convolved(activated(convolved(x, 1), 1), 2), 2))
+    y = normalized(convolved(activated(convolved(x, 3, stride=2), 3), 4), 4)
+    x = rectified(normalized(convolved(x, 5, stride=2), 5) + y)
+    expected = x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
+    logits = applied(net, variables, inputs_of("resnet"), train=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
@@ -555,8 +595,8 @@ def test_the_files_have_no_problems(name):
         (
             "resnet",
             "batch",
-            {"position": "after"},
-            "model.position is 'after', but a ResNet's is before; give before",
+            {"position": "between"},
+            "model.position is 'between'; the choices are before, after",
         ),
         ("gru", "batch", {"hidden": 0}, "model.hidden is 0; give 1 or more"),
         (

@@ -341,7 +341,6 @@ def target(config):
     [
         (["batchsize=8"], ["no key 'batchsize'", "batch_size"]),
         (["norm=grup"], ["no choice 'grup'", "group"]),
-        (["output=pyproject.toml/runs"], ["output is 'pyproject.toml/runs'", "is a file"]),
         (["norm=ghost_batch", "norm.ghost_size=5"], ["norm.ghost_size is 5", "1, 2, 4, 8, 16"]),
         (["norm=batch,layer"], ["norm=batch,layer", "--multirun"]),
         (["study=norms", "batch_size=16,2000"], ["batch_size is 2000", "1293"]),

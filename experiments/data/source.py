@@ -78,6 +78,10 @@ class DataSource:
         """
         raise NotImplementedError
 
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Return what the features of an input are called; None where they have no names."""
+        return None
+
     def examples(self) -> Mapping[str, Examples]:
         """Return the examples of the source, `train` and `test`.
 

@@ -10,7 +10,7 @@ from experiments.config import Config
 def labels(configs: Sequence[Config]) -> list[str]:
     """Return for each configuration what it has another value of than the others, as overrides."""
     values = [dict(_flat(asdict(config))) for config in configs]
-    keys = [key for key in dict.fromkeys(key for each in values for key in each)]
+    keys = list(dict.fromkeys(key for each in values for key in each))
     differing = [key for key in keys if len({repr(each.get(key)) for each in values}) > 1]
     named = {key.removesuffix(".name") for key in differing if key.endswith(".name")}
     shown = [key for key in differing if key.partition(".")[0] not in named or _is_name(key)]

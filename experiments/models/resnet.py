@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 
 from experiments.errors import at_least
-from experiments.models.base import Model, images, present
+from experiments.models.base import Model, images, position, present
 from experiments.norms.base import Places
 
 STAGES = 3
@@ -19,13 +19,16 @@ class ResNet(Model, kw_only=True):
     """A residual network of 6 n + 2 layers (He et al. 2015, section 4.2): n = 3 makes ResNet-20.
 
     The last scale of a block starts from zero (Goyal et al. 2017), so that the block is the
-    identity.
+    identity. What is added up in a block, the second convolution and the projection, has no
+    rectifier of its own: it is normalized as it is, and the rectified sum is not, in both
+    positions.
 
     Attributes:
         depth: the number of layers, 6 n + 2.
         width: the channels of the first of three stages. The others halve height and width and
             double the channels.
-        position: of the normalizations: before the rectifier.
+        position: of the normalizations of the first convolution and of the first of each block,
+            before or after the rectifier.
     """
 
     depth: int
@@ -50,37 +53,45 @@ class ResNet(Model, kw_only=True):
         def normalized(x: jax.Array, **options: Any) -> jax.Array:
             return self.norm(name=f"norm_{next(places)}", **options)(x, mask, train=train)
 
-        x = nn.relu(normalized(self._convolution(self.width, 1)(present(inputs, mask))))
+        def activated(x: jax.Array) -> jax.Array:
+            return self.placed(f"norm_{next(places)}", x, mask, nn.relu, train=train)
+
+        first = self._convolution(self.width, 1, use_bias=self.has_bias)
+        x = activated(first(present(inputs, mask)))
         for stage in range(STAGES):
             for block in range((self.depth - 2) // (2 * STAGES)):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = self._block(x, normalized, self.width * 2**stage, stride)
+                x = self._block(x, activated, normalized, self.width * 2**stage, stride)
         return self.logits(self.dropped(x.mean((1, 2)), train))
 
-    def _block(self, x: jax.Array, normalized: Any, channels: int, stride: int) -> jax.Array:
+    def _block(
+        self, x: jax.Array, activated: Any, normalized: Any, channels: int, stride: int
+    ) -> jax.Array:
         """Two convolutions beside the identity, or a projection where the shape changes."""
-        y = nn.relu(normalized(self._convolution(channels, stride)(x)))
+        y = activated(self._convolution(channels, stride, use_bias=self.has_bias)(x))
         y = normalized(self._convolution(channels, 1)(y), scale_init=nn.initializers.zeros)
         if x.shape != y.shape:
             x = normalized(self._convolution(channels, stride, kernel=1)(x))
         return nn.relu(x + y)
 
-    def _convolution(self, channels: int, stride: int, kernel: int = 3) -> nn.Conv:
+    def _convolution(
+        self, channels: int, stride: int, kernel: int = 3, use_bias: bool | None = None
+    ) -> nn.Conv:
+        """Return a convolution, by default for a normalization right after."""
         return nn.Conv(
             channels,
             (kernel, kernel),
             stride,
-            use_bias=not self.norm.adds_bias,
+            use_bias=not self.norm.adds_bias if use_bias is None else use_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.he_normal(),
         )
 
     def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
+        yield from position(self.position)
         if self.depth < 8 or self.depth % 6 != 2:
             yield f"model.depth is {self.depth}; give 6 n + 2, such as 8, 14, 20, 32 or 56"
         yield from at_least("model.width", self.width, 1)
-        if self.position != "before":
-            yield f"model.position is {self.position!r}, but a ResNet's is before; give before"
         yield from images(self.title, input_shape)
 
     def places(self, input_shape: tuple[int, ...]) -> Places:
