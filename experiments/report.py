@@ -175,9 +175,14 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="as given to the study (study=norms seeds=2)")
     overrides = parser.parse_args().overrides
-    one = any(override.startswith("study=") for override in overrides)
+    one = any(override.startswith(("study=", "study.name=")) for override in overrides)
     register_schemas()
     try:
+        if not one and any(not override.startswith("output=") for override in overrides):
+            raise ConfigError(
+                "of which study? Give study=NAME, or study.name=NAME as to the sweep, or nothing "
+                f"but output= for all; the studies are {', '.join(studies())}"
+            )
         (report if one else report_all)(overrides, Console())
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         sys.exit(explain(error))

@@ -50,7 +50,9 @@ def test_list_shows_every_run(runs, tmp_path):
     row = next(line for line in text.splitlines() if runs.name in line)
     for told in ("2 done, 1 diverged, 1 stopped, 1 missing", "65.0 %", "6.0", "1 stale", "2001-09"):
         assert told in row
-    assert "written by other code" in next(line for line in text.splitlines() if "│ old " in line)
+    assert "config.yaml does not fit this code" in next(
+        line for line in text.splitlines() if "│ old " in line
+    )
     assert runs_table(tmp_path).row_count == 2
 
 

@@ -197,7 +197,7 @@ def test_the_index_links_every_study(finished, overrides, tmp_path):
     html = (tmp_path / "index.html").read_text()
     assert 'href="norms.html"' in html
     assert "12 of 12 seeds of 4 runs" in html
-    assert "no primary contrast" in html
+    assert "none, as the study claims nothing" in html
 
 
 def test_missing_runs_are_told_and_the_others_reported(overrides, tmp_path):

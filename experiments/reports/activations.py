@@ -59,7 +59,7 @@ def quantiles(
                 name=name,
                 legendgroup=name,
                 showlegend=index == middle,
-                mode="lines",
+                mode="lines+markers",
                 line={"color": color, "width": 2.5 if index == middle else 1},
                 opacity=1 if index == middle else 0.6,
                 hovertemplate=f"{name}, step %{{x}}: %{{y:.3g}}<extra></extra>",

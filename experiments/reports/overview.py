@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.config import Config
 from experiments.errors import ConfigError
+from experiments.launch.labels import labels
 from experiments.runs import records
 from experiments.runs.records import CONFIG
 
@@ -89,18 +90,26 @@ def find_run(name: str, output: Path) -> Path:
 def runs_table(output: Path) -> Table:
     """Return a table of all runs."""
     table = Table(title=f"runs in {output}")
-    for name in ("run", "seeds", "test accuracy", "seconds", "code", "last change"):
+    for name in ("run", "differing in", "seeds", "test accuracy", "seconds", "code", "last change"):
         table.add_column(name, justify="right" if name in ("test accuracy", "seconds") else "left")
+    readable, unreadable = [], []
     for directory in run_directories(output):
         try:
-            table.add_row(*_row(read_run(directory)))
-        except ConfigError:
-            table.add_row(directory.name, "written by other code", "", "", "", "")
+            readable.append(read_run(directory))
+        except ConfigError as error:
+            unreadable.append((directory.name, str(error).replace(f"{directory}/", "")))
+    for _, alike in itertools.groupby(readable, lambda run: run.directory.name.rpartition("-")[0]):
+        runs = list(alike)
+        for run, label in zip(runs, labels([run.config for run in runs]), strict=True):
+            table.add_row(*_row(run, label))
+    for name, error in unreadable:
+        table.add_row(name, "", error)
     return table
 
 
-def _row(run: RunState) -> Iterator[str]:
+def _row(run: RunState, label: str) -> Iterator[str]:
     yield run.directory.name
+    yield label
     yield seeds_text(run)
     accuracies = [100 * result["test_accuracy"] for result in run.results.values()]
     yield f"{np.mean(accuracies):.1f} %" if accuracies else ""
@@ -110,10 +119,13 @@ def _row(run: RunState) -> Iterator[str]:
 
 
 def seeds_text(run: RunState) -> str:
-    """Return how many seeds ended how, such as "3 done, 1 diverged, 1 missing"."""
+    """Return how many seeds ended how, such as "3 done, 1 diverged, 1 at step 200, 1 missing"."""
     ended = [result["ended"] for result in run.results.values()]
     counts = [f"{ended.count(end)} {end}" for end in ENDS if end in ended]
-    return ", ".join([*counts, *([f"{len(run.missing)} missing"] if run.missing else [])])
+    histories = [records.read_history(run.directory, seed) for seed in run.missing]
+    begun = [f"1 at step {history[-1]['step']}" for history in histories if history]
+    missing = len(histories) - len(begun)
+    return ", ".join([*counts, *begun, *([f"{missing} missing"] if missing else [])])
 
 
 def choices(configs: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -127,7 +127,7 @@ def verdict_text(entry: Entry, judged: Verdict | None) -> str:
 
 def _no_verdict(entry: Entry) -> str:
     if not entry.claims:
-        return "no primary contrast: nothing is claimed, so there is no verdict"
+        return "none, as the study claims nothing"
     numbers = f"; {_numbers(entry.compared)}" if entry.compared else ""
     return f"no verdict: {entry.open_because or NOT_IN_CONFIGS}{numbers}"
 
