@@ -127,7 +127,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "norm_name", "dtype"),
     COMBINATIONS,
