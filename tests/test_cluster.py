@@ -95,8 +95,8 @@ def test_a_sweep_ends_right_though_a_process_is_killed(cluster, sweep, tmp_path)
     process_of(first).send_signal(signal.SIGKILL)
     lines = process.stdout.read().splitlines()
     assert process.wait() == 1, "a run has failed"
-    assert line_with(lines, f"{first}: its process or machine was lost")
-    assert line_with(lines, f"{directories[-1].name}: failed: FileExistsError")
+    assert first in line_with(lines, "its process or machine was lost")
+    assert directories[-1].name in line_with(lines, "failed: FileExistsError")
     told = (tmp_path / "sweep.log").read_text().splitlines()
     assert told[-2] == "error: 1 of 4 runs failed"
     assert told[-1].startswith(f"  {directories[-1].name}: FileExistsError")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from runs_of import composed, curves, trained
 
+from experiments.runs.directory import run_directory
 from experiments.training.setup import setup
 
 ROOT = Path(__file__).parent.parent
@@ -180,8 +181,10 @@ def test_processes_that_are_killed_go_on_together(places, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_other(places, start, tmp_path):
-    (tmp_path / "runs").write_text("a file where process 0 wants a directory")
+def test_a_process_that_fails_ends_the_other(places, start):
+    directory = run_directory(composed(*SHORT, *places[1:]))
+    directory.parent.mkdir()
+    directory.write_text("a file where process 0 wants a directory")
     processes = [start(manual(index, *places)) for index in (0, 1)]
     for process in processes:
         assert process.wait(timeout=LIMIT) not in (0, None)
@@ -193,7 +196,7 @@ def test_processes_of_different_runs_are_told(places, start):
     processes = [start(manual(index, f"epochs={2 + index}", *places)) for index in (0, 1)]
     for process in processes:
         assert process.wait(timeout=LIMIT) not in (0, None)
-    assert "and process 0 another run; give all processes the same" in start.text(processes[1])
+    assert "give all processes the same configuration" in start.text(processes[1])
 
 
 @pytest.mark.slow
