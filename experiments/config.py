@@ -4,6 +4,7 @@ The groups `data`, `model`, `norm` and `optimizer` are open: a file of theirs na
 signature of the class is its schema. The other groups have their types here.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -202,6 +203,17 @@ def register_schemas() -> None:
     for group, types in GROUPS.items():
         for name, node in types.items():
             store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values by dotted key; the name of a component stands under its group."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif key == "name" and prefix:
+            yield prefix.rstrip("."), value
+        elif key != "_target_":
+            yield prefix + key, value
 
 
 def component(group: str, values: dict[str, Any]) -> partial[Any]:

@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -34,7 +33,7 @@ def show(directory: Path, console: Console) -> None:
     text = OmegaConf.to_yaml(OmegaConf.structured(run.config))
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     print_whole(_seeds(run), console)
-    if any(_history(run, number) for number in _numbers(run)):
+    if any(records.read_history(run.directory, number) for number in _numbers(run)):
         print_whole(_last_evaluations(run), console)
     for line in _made_with(run):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -42,11 +41,6 @@ def show(directory: Path, console: Console) -> None:
 
 def _numbers(run: RunState) -> list[int]:
     return sorted({*range(run.config.seeds), *records.seeds_there(run.directory)})
-
-
-def _history(run: RunState, number: int) -> list[dict[str, Any]]:
-    path = run.directory / f"seed-{number}" / "history.jsonl"
-    return records.read_history(run.directory, number) if path.exists() else []
 
 
 def _seeds(run: RunState) -> Table:
@@ -61,7 +55,7 @@ def _seeds(run: RunState) -> Table:
 def _seed(run: RunState, number: int) -> Iterator[str]:
     result = run.results.get(number)
     if result is None:
-        history = _history(run, number)
+        history = records.read_history(run.directory, number)
         yield "not ended" if history else "missing"
         yield str(history[-1]["step"]) if history else ""
         return
@@ -77,7 +71,7 @@ def _last_evaluations(run: RunState) -> Table:
     for name in ("seed", *COLUMNS):
         table.add_column(name.replace("_", " "), justify="right")
     for number in _numbers(run):
-        for line in _history(run, number)[-LAST:]:
+        for line in records.read_history(run.directory, number)[-LAST:]:
             values = (line.get(column) for column in COLUMNS)
             table.add_row(str(number), *("-" if v is None else f"{v:.6g}" for v in values))
     return table

@@ -43,7 +43,7 @@ def validate(config: Config) -> None:
         *_statistics(config, made),
     ]
     _raise(problems)
-    _check_shapes(program_key(config), config)
+    _check_shapes(program_key(config), config, made)
 
 
 def validate_devices(config: Config, num_devices: int, num_processes: int) -> None:
@@ -159,11 +159,10 @@ def _accumulated(config: Config, made: Setup) -> Iterator[str]:
 _fitting: set[str] = set()  # the programs whose shapes were found to fit
 
 
-def _check_shapes(key: str, config: Config) -> None:
+def _check_shapes(key: str, config: Config, made: Setup) -> None:
     """Trace the model on shapes alone: what does not fit is told by what would fail."""
     if key in _fitting:
         return
-    made = setup(config)
     model = model_of(config, made, Scope())
     batch = example(made, config.batch_size)
 

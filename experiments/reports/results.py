@@ -1,11 +1,11 @@
 """The runs of a study, what their seeds reached, and which keys tell them apart."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import Config
+from experiments.config import Config, flat
 from experiments.runs import records
 from experiments.runs.directory import identity, run_directory
 
@@ -87,17 +87,8 @@ def _point(config: Config, directory: Path) -> Point:
 
 def values_of(config: Config) -> dict[str, Any]:
     """Return what determines a result by dotted key, such as norm, norm.epsilon, batch_size."""
-    return dict(_flat(identity(config)))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif key == "name" and prefix:
-            yield prefix.rstrip("."), value
-        elif key != "_target_":
-            yield prefix + key, tuple(value) if isinstance(value, list) else value
+    values = flat(identity(config))
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values}
 
 
 def swept_keys(points: Sequence[Point], first: Sequence[str] = ()) -> list[str]:

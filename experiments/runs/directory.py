@@ -1,6 +1,5 @@
 """Where a run lies: a readable name and a digest of what determines its result."""
 
-import copy
 import hashlib
 import json
 from dataclasses import asdict
@@ -51,7 +50,7 @@ def run_directory(config: Config) -> Path:
 
 def program_key(config: Config) -> str:
     """Return a digest of what determines a run's compiled program: all but its numbers."""
-    shared = copy.deepcopy(identity(config))
+    shared = identity(config)
     for name in component("optimizer", config.optimizer).func.NUMBERS:
         del shared["optimizer"][name]
     del shared["model"]["init_scale"]

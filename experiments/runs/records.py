@@ -43,7 +43,6 @@ def is_stale(config: Config, result: dict[str, Any]) -> bool:
 
 def write_config(directory: Path, config: Config) -> None:
     """Write the resolved configuration."""
-    directory.mkdir(parents=True, exist_ok=True)
     _write(directory / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 

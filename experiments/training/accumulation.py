@@ -15,7 +15,8 @@ def micro_batches(array: jax.Array, number: int) -> jax.Array:
     return jnp.moveaxis(array.reshape(-1, number, *array.shape[1:]), 1, 0)
 
 
-def _is_statistics(tree: Any) -> bool:
+def is_statistics(tree: Any) -> bool:
+    """Whether this is the dict of one normalization's running statistics."""
     return isinstance(tree, dict) and "mean" in tree
 
 
@@ -25,7 +26,7 @@ def nothing_seen(batch_stats: Any) -> Any:
     def empty(stats: Any) -> Any:
         return {**jax.tree.map(jnp.zeros_like, stats), "count": jnp.zeros(stats["mean"].shape[:-1])}
 
-    return jax.tree.map(empty, batch_stats, is_leaf=_is_statistics)
+    return jax.tree.map(empty, batch_stats, is_leaf=is_statistics)
 
 
 def decayed(old: Any, seen: Any, momentum: float) -> Any:
@@ -36,4 +37,4 @@ def decayed(old: Any, seen: Any, momentum: float) -> Any:
         counted = seen["count"][..., None] > 0
         return {**old, **{key: jnp.where(counted, new[key], old[key]) for key in new}}
 
-    return jax.tree.map(of_place, old, seen, is_leaf=_is_statistics)
+    return jax.tree.map(of_place, old, seen, is_leaf=is_statistics)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.training.accumulation import is_statistics
+
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, draw three of them
 MOST_VALUES = 16_384  # of a layer, from which its quantiles are taken: a sort is slow on a CPU
 
@@ -24,7 +26,7 @@ def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str,
     out what is between them). `mean` is the average over channels of |mean_B - mean| / sqrt(var),
     `var` that of |var_B - var| / var. Statistics that are frozen do not change: 0.
     """
-    after = dict(_layers(new, _is_statistics))
+    after = dict(_layers(new, is_statistics))
 
     def distance(name: str, stats: Any) -> dict[str, jax.Array]:
         share = jnp.maximum(_share(stats, after[name], momentum), 1e-6)
@@ -36,7 +38,7 @@ def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str,
             "var": jnp.mean(jnp.abs(var) / scale),
         }
 
-    return {name: distance(name, stats) for name, stats in _layers(old, _is_statistics)}
+    return {name: distance(name, stats) for name, stats in _layers(old, is_statistics)}
 
 
 def _share(old: Any, new: Any, momentum: float | None) -> Any:
@@ -75,10 +77,6 @@ def _few(values: jax.Array) -> jax.Array:
 
 def _is_layer(tree: Any) -> bool:
     return any(not isinstance(value, dict) for value in tree.values())
-
-
-def _is_statistics(tree: Any) -> bool:
-    return "mean" in tree
 
 
 def _layers(tree: Any, is_one: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
