@@ -117,7 +117,9 @@ class Contrast:
     """The primary contrast of a study: `metric` of the runs `a` against that of the runs `b`.
 
     `a` and `b` are overrides, as on the command line, that pick runs of the study. `delta` is what
-    would matter in practice, in points of accuracy or as a ratio.
+    would matter in practice, in points of accuracy, as a ratio, or in decades. Where `each` names
+    keys, the arms are tuned and compared at every combination of their values, and a seed counts
+    with its mean over them.
     """
 
     a: str
@@ -126,11 +128,15 @@ class Contrast:
     direction: str
     delta: float
     unit: str
+    each: list[str] = field(default_factory=list)
 
 
 @dataclass
 class StudyConfig:
-    """What a study asks and who claims what. `x` and `series` are keys that it sweeps."""
+    """What a study asks and who claims what.
+
+    `x` and `series` are keys that it sweeps, `without` overrides that pick runs it leaves out.
+    """
 
     name: str | None = None
     question: str | None = None
@@ -140,6 +146,7 @@ class StudyConfig:
     metric: str = "test_accuracy"
     x: str | None = None
     series: str | None = None
+    without: list[str] = field(default_factory=list)
     contrast: Contrast | None = None
 
 

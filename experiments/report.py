@@ -86,10 +86,10 @@ def write_report(
     Where overrides `changed` a study that has a verdict, its page and entry are left alone.
     """
     study, output = config.study, Path(config.output)
-    compared = None if study.contrast is None else compare(study.contrast, points)
+    compared = None if study.contrast is None else compare(study.contrast, points, study.x)
     comparison = None if isinstance(compared, str) else compared
     tuned = comparison is not None and comparison.tuned
-    measured = shown_metric(metric(study.metric, points), tuned=tuned, points=points)
+    measured = shown_metric(metric(study.metric, points, study.x), tuned=tuned, points=points)
     entry = _entry(study, points, compared)
     name, claimed = entry.name, family()
     another = bool(changed) and name in claimed

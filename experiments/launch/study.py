@@ -1,13 +1,16 @@
 """The runs of a study, composed and checked before the first of them is trained."""
 
+import copy
+import functools
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,6 +24,7 @@ from experiments.config import Config
 from experiments.errors import ConfigError
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
+from experiments.launch.selection import kept
 from experiments.launch.validation import validate, validate_devices
 from experiments.runs.directory import run_directory
 from experiments.training import hosts, parallel
@@ -55,7 +59,7 @@ def composed(overrides: Sequence[str]) -> list[Config]:
 
     Raises:
         HydraException: an override that does not fit the configuration.
-        ConfigError: an override that adds or deletes a key, a value that is missing.
+        ConfigError: an override that adds or deletes a key, a value that is missing, no run left.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides(list(overrides))
@@ -66,7 +70,25 @@ def composed(overrides: Sequence[str]) -> list[Config]:
     [jobs] = BasicSweeper.split_arguments(
         parser.parse_overrides([*swept, *overrides]), max_batch_size=None
     )
-    return [to_config(compose(CONFIG_NAME, job)) for job in jobs]
+    configs = kept([to_config(config) for config in _compose(jobs)])
+    if not configs:
+        raise ConfigError("study.without leaves out every run of the study")
+    return configs
+
+
+def _compose(jobs: Sequence[Sequence[str]]) -> Iterator[DictConfig]:
+    """Compose the jobs of a sweep: each choice of files once, in copies of which values are set."""
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    is_group = functools.cache(lambda key: bool(loader.get_group_options(key)))
+    of_files = functools.cache(lambda chosen: compose(CONFIG_NAME, list(chosen)))
+    for job in jobs:
+        parsed = parser.parse_overrides(list(job))
+        chosen = tuple(each.input_line for each in parsed if is_group(each.key_or_group))
+        config = copy.deepcopy(of_files(chosen))
+        values = [each for each in parsed if not is_group(each.key_or_group)]
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        yield config
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -93,6 +115,9 @@ def _check_keys_are_fixed(overrides: Sequence[Override]) -> None:
             )
 
 
+checked: list[Config] = []  # the runs of a sweep, which the launcher trains
+
+
 class CheckBeforeTraining(Callback):
     """Ends the program before anything is trained if any run of it cannot be right.
 
@@ -104,6 +129,7 @@ class CheckBeforeTraining(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         configs = _start_or_exit(config.hydra.overrides.task)
+        checked[:] = configs
         names = [run_directory(config).name for config in configs]
         told = dict(zip(names, labels(configs), strict=True))
         display.start_study(configs[0].study.name or "sweep", len(configs), told)

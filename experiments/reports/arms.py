@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from experiments.errors import ConfigError
+from experiments.launch.selection import overridden, picks
 from experiments.reports.metrics import Metric
-from experiments.reports.results import Point, label, swept_keys, value_label
+from experiments.reports.results import Point, label, swept_keys, value_label, values_at
 
 GEOMETRIC = "geometric mean of the steps to the target"
 
@@ -23,8 +23,8 @@ class Arm:
 
     Attributes:
         overrides: that pick its runs.
-        trials: label and score of every run that has a finished seed.
-        chosen: the label of the best.
+        trials: label and score of every trial that has a finished seed.
+        chosen: the label of the best, or of the best at every place that is compared.
         scored_by: what the scores are.
     """
 
@@ -35,40 +35,75 @@ class Arm:
 
 
 class Tuned(NamedTuple):
-    """An arm, the run it chose (None if none has a finished seed), and all that it asks for."""
+    """An arm, and all that it asks for.
+
+    Attributes:
+        best: the trial it chose; none of its runs has a finished seed where it is empty.
+        values: the number of every seed of that trial.
+        asked: all its trials, finished or not: a run each, or all runs along the key of a metric
+            that is over one.
+    """
 
     arm: Arm
-    best: Point | None
-    asked: list[Point]
+    best: list[Point]
+    values: dict[int, float]
+    asked: list[list[Point]]
 
 
 def tune(overrides: str, points: Sequence[Point], measured: Metric, where: str) -> Tuned:
-    """Return an arm with the run that has the best mean over seeds on validation data.
+    """Return an arm with the trial that has the best mean over seeds on validation data.
 
     Raises:
         ConfigError: the overrides pick no run; `where` says whose they are.
     """
-    asked = matching(overrides, points, where)
-    keys = swept_keys(asked) or swept_keys(points)
-    there = [point for point in asked if point.seeds]
-    scores = [_score(point, measured) for point in there]
+    found = matching(overrides, points, where)
+    asked = _trials(found, measured)
+    keys = [key for key in swept_keys(found) or swept_keys(points) if key != measured.over]
+    there = [trial for trial in asked if any(point.seeds for point in trial)]
+    scores = [_score(trial, measured) for trial in there]
     sign = -1 if measured.of_steps else 1
-    best = there[int(np.argmax(sign * np.array(scores)))] if there else None
+    best = there[int(np.argmax(sign * np.array(scores)))] if there else []
     arm = Arm(
         overrides,
-        [(label(point, keys), score) for point, score in zip(there, scores, strict=True)],
-        label(best, keys) if best else "",
-        GEOMETRIC if measured.of_steps else "validation accuracy in %",
+        [(_label(trial, keys), score) for trial, score in zip(there, scores, strict=True)],
+        _label(best, keys) if best else "",
+        _scored_by(measured),
     )
-    return Tuned(arm, best, asked)
+    return Tuned(arm, best, _values(best, measured) if best else {}, asked)
 
 
-def _score(point: Point, measured: Metric) -> float:
-    """The target is one of validation accuracy, so steps to it are chosen by themselves."""
+def _trials(points: Sequence[Point], measured: Metric) -> list[list[Point]]:
+    if measured.over is None:
+        return [[point] for point in points]
+    keys = [key for key in swept_keys(points) if key != measured.over]
+    by_values: dict[tuple[Any, ...], list[Point]] = {}
+    for point in points:
+        by_values.setdefault(values_at(point, keys), []).append(point)
+    return list(by_values.values())
+
+
+def _values(trial: Sequence[Point], measured: Metric) -> dict[int, float]:
+    return measured.values(trial[0]) if measured.over is None else measured.values_over(trial)
+
+
+def _label(trial: Sequence[Point], keys: Sequence[str]) -> str:
+    return label(trial[0], keys) if keys else "all"
+
+
+def _score(trial: Sequence[Point], measured: Metric) -> float:
+    """The target is one of validation accuracy, so what rests on it is chosen by itself."""
     if measured.of_steps:
-        return measured.summary(point).mean
-    reached = [seed.result["validation_accuracy"] for seed in point.seeds.values()]
+        return measured.summary(trial[0]).mean
+    if measured.over is not None:
+        return float(np.mean([*_values(trial, measured).values()] or [-np.inf]))
+    reached = [seed.result["validation_accuracy"] for seed in trial[0].seeds.values()]
     return 100 * float(np.mean(reached))
+
+
+def _scored_by(measured: Metric) -> str:
+    if measured.of_steps:
+        return GEOMETRIC
+    return "validation accuracy in %" if measured.over is None else measured.label
 
 
 def matching(overrides: str, points: Sequence[Point], where: str) -> list[Point]:
@@ -78,7 +113,7 @@ def matching(overrides: str, points: Sequence[Point], where: str) -> list[Point]
         ConfigError: they pick none.
     """
     wanted = overridden(overrides)
-    found = [p for p in points if all(_same(p.values.get(k), v) for k, v in wanted.items())]
+    found = [point for point in points if picks(overrides, point.values)]
     if not found or len(wanted) < len(overrides.split()):
         there = "; ".join(
             f"{key}: {', '.join(dict.fromkeys(value_label(p.values.get(key)) for p in points))}"
@@ -86,21 +121,6 @@ def matching(overrides: str, points: Sequence[Point], where: str) -> list[Point]
         )
         raise ConfigError(f"{where} is {overrides!r}, which picks no run of the study; {there}")
     return found
-
-
-def overridden(overrides: str) -> dict[str, Any]:
-    """Return the values that overrides give, by key."""
-    pairs = (override.split("=", 1) for override in overrides.split() if "=" in override)
-    return {key: _parsed(value) for key, value in pairs}
-
-
-def _parsed(value: str) -> Any:
-    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-    return tuple(parsed) if isinstance(parsed, list) else parsed
-
-
-def _same(value: Any, wanted: Any) -> bool:
-    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def trials_text(arm: Arm) -> str:

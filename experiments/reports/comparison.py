@@ -1,6 +1,7 @@
 """The primary contrast of a study, compared by seed, and the verdict on its claim.
 
-Per seed d = a - b, in points of accuracy, or log2(a / b) where the unit is a ratio. The rule: a
+Per seed d = a - b, in points of accuracy or in decades, or log2(a / b) where the unit is a ratio;
+where a study compares at several places, such as models, d is the mean over them. The rule: a
 two-sided t-test of d against delta for "greater"; two one-sided tests at -delta and delta for
 "equal" (Schuirmann 1987); Holm's correction (1979) over the primary contrasts of all studies. It
 wants eight seeds of both arms, and the arms tuned alike; until then the verdict is open.
@@ -10,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -19,9 +20,10 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError, choice
-from experiments.reports.arms import Arm, Tuned, overridden, tune
+from experiments.launch.selection import overridden, picks
+from experiments.reports.arms import Arm, Tuned, tune
 from experiments.reports.metrics import Metric, mean_interval, metric
-from experiments.reports.results import Point, distinct, key_label, value_label
+from experiments.reports.results import Point, distinct, key_label, value_label, values_at
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
@@ -30,7 +32,7 @@ SIGNIFICANCE = 0.05
 SEEDS = 8  # of both arms, at least
 NOTHING_TOLD = "every seed of both arms diverged or missed its target, which says nothing of it"
 DIRECTIONS = ("greater", "equal")
-UNITS = ("points", "ratio")
+UNITS = ("points", "ratio", "decades")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Comparison:
 
     Attributes:
         open_because: what keeps the rule from a verdict on it; None where there is nothing.
+        places: at how many places the arms are tuned and compared.
     """
 
     a: Arm
@@ -55,48 +58,58 @@ class Comparison:
     p: float
     remarks: list[str]
     open_because: str | None
+    places: int = 1
 
     @property
     def tuned(self) -> bool:
-        """Whether an arm chose among several runs."""
-        return max(len(self.a.trials), len(self.b.trials)) > 1
+        """Whether an arm chose among several trials."""
+        return max(len(self.a.trials), len(self.b.trials)) > self.places
 
     def shown(self, value: float, *, sign: bool = True) -> str:
         """Return a difference with its unit."""
         if self.unit == "ratio":
             return f"{2**value:.3g}x"
-        return f"{value:+.2f} points" if sign else f"{value:g} points"
+        return f"{value:+.2f} {self.unit}" if sign else f"{value:g} {self.unit}"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Comparison":
         return cls(**{**values, "a": Arm(**values["a"]), "b": Arm(**values["b"])})
 
 
-def compare(contrast: Contrast, points: Sequence[Point]) -> Comparison | str:
+class _Place(NamedTuple):
+    """Where the arms are tuned and compared: both, and the difference of every seed of both."""
+
+    name: str
+    arms: tuple[Tuned, Tuned]
+    d: dict[int, float]
+
+
+def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -> Comparison | str:
     """Return the comparison of a study's runs, or why there is none yet.
+
+    Args:
+        x: the key along which the study sweeps.
 
     Raises:
         ConfigError: the contrast is not one, or picks no run of the study.
     """
     _check(contrast)
-    measured = metric(contrast.metric, points)
-    a, b = (
-        tune(overrides, points, measured, f"study.contrast.{side}")
-        for side, overrides in (("a", contrast.a), ("b", contrast.b))
-    )
-    for tuned in (a, b):
-        if tuned.best is None:
-            return f"no seed of {tuned.arm.overrides} is finished"
-    of_a, of_b = measured.values(a.best), measured.values(b.best)
-    seeds = sorted(of_a.keys() & of_b.keys())
+    measured = metric(contrast.metric, points, x)
+    places = [_place(contrast, own, measured, where) for where, own in _places(contrast, points)]
+    tuned = [each for place in places for each in place.arms]
+    for each in tuned:
+        if not each.best:
+            return f"no seed of {each.arm.overrides} is finished"
+    seeds = sorted(set.intersection(*(set(place.d) for place in places)))
     if len(seeds) < 2:
         return f"{len(seeds)} seeds of both arms are finished, and a comparison needs two"
-    d = _differences(contrast, [of_a[seed] for seed in seeds], [of_b[seed] for seed in seeds])
+    d = np.mean([[place.d[seed] for seed in seeds] for place in places], axis=0)
     delta = math.log2(contrast.delta) if contrast.unit == "ratio" else contrast.delta
-    told = _told(measured, (a, b), seeds)
+    told = _told(measured, tuned, seeds)
+    a, b = (_merged([place.arms[side].arm for place in places]) for side in (0, 1))
     return Comparison(
-        a.arm,
-        b.arm,
+        a,
+        b,
         metric=measured.label,
         direction=contrast.direction,
         unit=contrast.unit,
@@ -107,9 +120,44 @@ def compare(contrast: Contrast, points: Sequence[Point]) -> Comparison | str:
         interval95=mean_interval(d)[1:],
         interval90=mean_interval(d, 0.90)[1:],
         p=p_value(d, delta, contrast.direction) if told else 1.0,
-        remarks=_remarks(measured, (a, b), seeds),
-        open_because=_open_because((a, b), seeds) if told else NOTHING_TOLD,
+        remarks=[remark for place in places for remark in _remarks(measured, place, seeds)],
+        open_because=_open_because(places, seeds) if told else NOTHING_TOLD,
+        places=len(places),
     )
+
+
+def _places(contrast: Contrast, points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """Return the runs of every place that both arms have, and what it is called."""
+    places = []
+    for values in distinct(points, contrast.each):
+        own = [point for point in points if values_at(point, contrast.each) == values]
+        if all(any(picks(arm, p.values) for p in own) for arm in (contrast.a, contrast.b)):
+            places.append((", ".join(map(value_label, values)), own))
+    return places or [("", list(points))]
+
+
+def _place(contrast: Contrast, points: Sequence[Point], measured: Metric, where: str) -> _Place:
+    a, b = (
+        tune(overrides, points, measured, f"study.contrast.{side}")
+        for side, overrides in (("a", contrast.a), ("b", contrast.b))
+    )
+    seeds = sorted(a.values.keys() & b.values.keys())
+    d = _differences(contrast, [a.values[s] for s in seeds], [b.values[s] for s in seeds])
+    named = tuple(each._replace(arm=_named(each.arm, where)) for each in (a, b))
+    return _Place(where, named, dict(zip(seeds, d.tolist(), strict=True)))
+
+
+def _named(arm: Arm, where: str) -> Arm:
+    """Say with every trial at which place it is."""
+    if not where:
+        return arm
+    trials = [(f"{where}: {name}", score) for name, score in arm.trials]
+    return replace(arm, trials=trials, chosen=f"{where}: {arm.chosen}")
+
+
+def _merged(arms: Sequence[Arm]) -> Arm:
+    trials = [trial for arm in arms for trial in arm.trials]
+    return replace(arms[0], trials=trials, chosen="; ".join(arm.chosen for arm in arms))
 
 
 def _check(contrast: Contrast) -> None:
@@ -127,24 +175,42 @@ def _check(contrast: Contrast) -> None:
 def along(
     contrast: Contrast, points: Sequence[Point], x: str | None
 ) -> list[tuple[str, Comparison]]:
-    """Return the contrast at every value of a key at which its arms have the same one.
+    """Return the contrast at each of its places, and at every value of a key that its arms share.
 
     These are secondary contrasts (but for the one that the study names), which get no verdict.
     """
+    compared = []
+    for name, contrast_there, own in [*_at_places(contrast, points), *_at(contrast, points, x)]:
+        with contextlib.suppress(ConfigError):  # an arm has no run there
+            compared.append((name, compare(contrast_there, own, x)))
+    return [(name, each) for name, each in compared if isinstance(each, Comparison)]
+
+
+def _at_places(
+    contrast: Contrast, points: Sequence[Point]
+) -> Iterator[tuple[str, Contrast, list[Point]]]:
+    if contrast.each:
+        for name, own in _places(contrast, points):
+            yield name, replace(contrast, each=[]), own
+
+
+def _at(
+    contrast: Contrast, points: Sequence[Point], x: str | None
+) -> Iterator[tuple[str, Contrast, list[Point]]]:
     arms = [overridden(contrast.a), overridden(contrast.b)]
     if x is None or any(x not in arm for arm in arms) or arms[0][x] != arms[1][x]:
-        return []
+        return
     left = [
         " ".join(override for override in arm.split() if not override.startswith(f"{x}="))
         for arm in (contrast.a, contrast.b)
     ]
-    everywhere = replace(contrast, a=left[0], b=left[1])
-    compared = []
     for (value,) in distinct(points, [x]):
         here = [point for point in points if point.values.get(x) == value]
-        with contextlib.suppress(ConfigError):  # an arm has no run there
-            compared.append((f"{key_label(x)} {value_label(value)}", compare(everywhere, here)))
-    return [(name, each) for name, each in compared if isinstance(each, Comparison)]
+        yield (
+            f"{key_label(x)} {value_label(value)}",
+            replace(contrast, a=left[0], b=left[1]),
+            here,
+        )
 
 
 def _differences(contrast: Contrast, of_a: Sequence[float], of_b: Sequence[float]) -> np.ndarray:
@@ -191,30 +257,33 @@ def note(compared: Comparison) -> str:
 
 def _told(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
     """Whether any of the seeds measured something: a budget or chance alone is no measurement."""
-    used = [tuned.best.seeds[seed] for tuned in arms for seed in seeds]
-    return any(seed.reached_target if measured.of_steps else not seed.diverged for seed in used)
+    used = [point.seeds[seed] for tuned in arms for point in tuned.best for seed in seeds]
+    rests_on_target = measured.of_steps or measured.over is not None
+    return any(seed.reached_target if rests_on_target else not seed.diverged for seed in used)
 
 
-def _open_because(arms: Sequence[Tuned], seeds: Sequence[int]) -> str | None:
+def _open_because(places: Sequence[_Place], seeds: Sequence[int]) -> str | None:
     """Return what the rule wants and is not there, with what makes it."""
-    lacking = [lack for tuned in arms for lack in _lacking(tuned)]
+    tuned = [each for place in places for each in place.arms]
+    lacking = [lack for each in tuned for lack in _lacking(each)]
     if len(seeds) < SEEDS:
         lacking.insert(0, f"{len(seeds)} of {SEEDS} seeds of both arms are there")
-    cures = [_training(arms[0].best)] if lacking else []
-    a, b = (len(tuned.asked) for tuned in arms)
-    if a != b:
-        lacking.append(f"the arms have unequal numbers of trials, {a} and {b}")
-        cures.append("give both arms as many")
+    cures = [_training(tuned[0].best[0])] if lacking else []
+    for place in places:
+        a, b = (len(each.asked) for each in place.arms)
+        if a != b:
+            lacking.append(f"the arms have unequal numbers of trials, {a} and {b}")
+            cures.append("give both arms as many")
     return f"open, as {'; '.join(lacking)} ({', and '.join(cures)})" if lacking else None
 
 
 def _lacking(tuned: Tuned) -> Iterator[str]:
     """Yield what an arm lacks of its trials."""
     overrides, asked = tuned.arm.overrides, len(tuned.asked)
-    finished = sum(not point.missing for point in tuned.asked)
+    finished = sum(not any(point.missing for point in trial) for trial in tuned.asked)
     if finished < asked:
         yield f"{overrides}: {finished} of {asked} trials are finished"
-    stale = sum(bool(point.stale) for point in tuned.asked)
+    stale = sum(any(point.stale for point in trial) for trial in tuned.asked)
     if stale:
         yield f"{overrides}: {stale} of {asked} trials are stale, made by other code than today's"
 
@@ -225,18 +294,39 @@ def _training(point: Point) -> str:
     return f"train with: python -m experiments.train --multirun study={study} seeds={seeds}"
 
 
-def _remarks(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> list[str]:
-    remarks = []
-    for tuned in arms:
-        best, overrides = tuned.best, tuned.arm.overrides
-        used = [best.seeds[seed] for seed in seeds]
-        lost = sum(not seed.reached_target for seed in used)
-        if measured.of_steps and lost:
-            remarks.append(
-                f"{overrides}: {lost} of {len(used)} seeds did not reach the target and count "
-                f"as the budget of {best.budget} steps."
+def _remarks(measured: Metric, place: _Place, seeds: Sequence[int]) -> Iterator[str]:
+    for tuned in place.arms:
+        said = tuned.arm.overrides + (f" ({place.name})" if place.name else "")
+        yield from _remarks_on(measured, tuned, said, seeds)
+
+
+def _remarks_on(
+    measured: Metric, tuned: Tuned, overrides: str, seeds: Sequence[int]
+) -> Iterator[str]:
+    if measured.over is not None:
+        yield from _ends(measured.over, tuned.best, overrides, seeds)
+        return
+    [best] = tuned.best
+    used = [best.seeds[seed] for seed in seeds]
+    lost = sum(not seed.reached_target for seed in used)
+    if measured.of_steps and lost:
+        yield (
+            f"{overrides}: {lost} of {len(used)} seeds did not reach the target and count "
+            f"as the budget of {best.budget} steps."
+        )
+    diverged = sum(seed.diverged for seed in used)
+    if diverged:
+        yield f"{overrides}: {diverged} of {len(used)} seeds diverged."
+
+
+def _ends(over: str, trial: Sequence[Point], overrides: str, seeds: Sequence[int]) -> Iterator[str]:
+    """Yield at which end of the grid seeds train, whose ranges may go further."""
+    ordered = sorted(trial, key=lambda point: point.values[over])
+    for end, point in (("smallest", ordered[0]), ("largest", ordered[-1])):
+        training = sum(point.seeds[seed].reached_target for seed in seeds)
+        if training:
+            value = value_label(point.values[over])
+            yield (
+                f"{overrides}: {training} of {len(seeds)} seeds train at the {end} "
+                f"{key_label(over)} of the grid, {value}, and may do so beyond it."
             )
-        diverged = sum(seed.diverged for seed in used)
-        if diverged:
-            remarks.append(f"{overrides}: {diverged} of {len(used)} seeds diverged.")
-    return remarks

@@ -69,7 +69,7 @@ def _mean(row: int, name: str, compared: Comparison) -> go.Scatter:
 
 def _axis(compared: Sequence[Comparison]) -> dict[str, Any]:
     first = compared[0]
-    words = "a / b" if first.unit == "ratio" else "a - b (points)"
+    words = "a / b" if first.unit == "ratio" else f"a - b ({first.unit})"
     axis: dict[str, Any] = {"title": {"text": f"{first.metric}: {words}"}, "zeroline": False}
     if first.unit == "ratio":
         every = [value for each in compared for value in (*each.d, *each.interval95)]

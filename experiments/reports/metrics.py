@@ -3,32 +3,37 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from experiments.errors import ConfigError
-from experiments.reports.results import Point, Seed
+from experiments.reports.results import Point, Seed, is_numeric, key_label
 
 STEPS = ("steps_to_target", "steps", "step")
+DECADES, HIGHEST = "decades_that_train", "highest_that_trains"
+SHIFT = "input_shift"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a seed's result.
+    """A number of a seed's result, or the difference "a - b" of two.
 
     Attributes:
         key: in the result.
         label: with its unit.
         in_percent: whether it is an accuracy.
         of_steps: whether it is the number of steps to the target, compared by ratios.
+        over: the key along which the runs of a seed make one number together, `DECADES` or
+            `HIGHEST`; None for a number of each run.
     """
 
     key: str
     label: str
     in_percent: bool = False
     of_steps: bool = False
+    over: str | None = None
 
     def of(self, point: Point, seed: Seed) -> float | None:
         """Return the number of one seed.
@@ -37,15 +42,34 @@ class Metric:
         """
         if self.of_steps:
             return float(seed.result["step"] if seed.reached_target else point.budget)
-        if seed.diverged and self.key.endswith("loss"):
-            return -math.log(seed.result["test_accuracy"])  # which is 1 / classes, by definition
-        value = seed.result[self.key]
-        return None if value is None else float(value) * (100 if self.in_percent else 1)
+        if self.key == SHIFT:
+            return input_shift(seed.history)
+        values = [_of_result(seed, key) for key in self.key.split(" - ")]
+        return None if None in values else float(values[0] - sum(values[1:]))
 
     def values(self, point: Point) -> dict[int, float]:
         """Return the number of every finished seed that has one."""
         values = {number: self.of(point, seed) for number, seed in point.seeds.items()}
         return {number: value for number, value in values.items() if value is not None}
+
+    def values_over(self, points: Sequence[Point]) -> dict[int, float]:
+        """Return the number of every seed that all runs along `over` have finished.
+
+        A run trains where it reached its target. Over a grid that is even in the logarithm
+        `DECADES` is how many of its values train times their distance, and `HIGHEST` the
+        logarithm of the largest; where none does, of one step below the grid.
+        """
+        seeds = set.intersection(*(set(point.seeds) for point in points))
+        grid = np.log10(sorted(float(point.values[self.over]) for point in points))
+        apart = (grid[-1] - grid[0]) / max(len(grid) - 1, 1)
+
+        def number(seed: int) -> float:
+            training = [p.values[self.over] for p in points if p.seeds[seed].reached_target]
+            if self.key == DECADES:
+                return apart * len(training)
+            return float(np.log10(max(training))) if training else grid[0] - apart
+
+        return {seed: number(seed) for seed in sorted(seeds)}
 
     def text(self, value: float) -> str:
         """Return a number as it is shown."""
@@ -83,30 +107,83 @@ class Summary(NamedTuple):
     high: float
 
 
-def metric(name: str, points: Sequence[Point]) -> Metric:
-    """Return the metric of that name.
+def metric(name: str, points: Sequence[Point], over: str | None = None) -> Metric:
+    """Return the metric of that name; `over` is the key along which a study sweeps.
 
     Raises:
-        ConfigError: no result has such a number, or steps are to a target that is not given.
+        ConfigError: no result has such a number, or a target or a key is needed and not given.
     """
     if name in STEPS:
-        if any(point.config.target is None for point in points):
-            raise ConfigError(
-                f"the metric {name!r} needs a target, and target is null; give the validation "
-                "accuracy at which a seed stops, such as target=0.8"
-            )
+        _needs_target(name, points)
         return Metric("step", "steps to the target", of_steps=True)
+    if name in (DECADES, HIGHEST):
+        return _of_a_range(name, points, over)
+    if name == SHIFT:
+        return Metric(SHIFT, "shift of a layer's inputs (of their spread)")
     results = [seed.result for point in points for seed in point.seeds.values()]
-    if results and not any(isinstance(result.get(name), int | float) for result in results):
-        keys = [key for key, value in results[0].items() if isinstance(value, int | float)]
-        raise ConfigError(
-            f"no result has the metric {name!r}; there are {', '.join(keys)} and steps_to_target"
-        )
+    for key in name.split(" - "):
+        _check_results_have(key, results)
     words = name.replace("_", " ")
+    if " - " in name:
+        return Metric(name, words + (" (points)" if name.endswith("accuracy") else ""))
     if name.endswith("accuracy"):
         return Metric(name, f"{words} (%)", in_percent=True)
-    unit = {"loss": " (nats)", "seconds": " of training"}.get(name.rpartition("_")[2], "")
-    return Metric(name, words + unit)
+    units = {"loss": " (nats)", "seconds": " of training", "ms": " (milliseconds)"}
+    return Metric(name, words + units.get(name.rpartition("_")[2], ""))
+
+
+def _needs_target(name: str, points: Sequence[Point]) -> None:
+    if any(point.config.target is None for point in points):
+        raise ConfigError(
+            f"the metric {name!r} needs a target, and target is null; give the validation "
+            "accuracy at which a seed stops, such as target=0.8"
+        )
+
+
+def _of_a_range(name: str, points: Sequence[Point], over: str | None) -> Metric:
+    _needs_target(name, points)
+    values = [point.values.get(over) for point in points]
+    if not (is_numeric(values) and len(set(values)) > 1 and min(values) > 0):
+        raise ConfigError(
+            f"the metric {name!r} needs a key that is swept over positive numbers, and study.x is "
+            f"{over!r}; give one such as study.x=optimizer.learning_rate"
+        )
+    words = {
+        DECADES: f"decades of {key_label(over)} that train",
+        HIGHEST: f"log10 of the highest {key_label(over)} that trains",
+    }
+    return Metric(name, words[name], over=over)
+
+
+def _check_results_have(key: str, results: Sequence[dict[str, Any]]) -> None:
+    if results and not any(isinstance(result.get(key), int | float) for result in results):
+        keys = [name for name, value in results[0].items() if isinstance(value, int | float)]
+        raise ConfigError(
+            f"no result has the metric {key!r}; there are {', '.join(keys)}, steps_to_target, "
+            f"{DECADES}, {HIGHEST} and {SHIFT}"
+        )
+
+
+def _of_result(seed: Seed, key: str) -> float | None:
+    if seed.diverged and key.endswith("loss"):
+        return -math.log(seed.result["test_accuracy"])  # which is 1 / classes, by definition
+    value = seed.result.get(key)
+    return None if value is None else float(value) * (100 if key.endswith("accuracy") else 1)
+
+
+def input_shift(history: Sequence[dict[str, Any]]) -> float | None:
+    """Return how far the values after the last normalization move between evaluations.
+
+    The mean distance of the 15, 50 and 85 % quantiles of one evaluation from those of the one
+    before, in units of the mean distance of the outer two of them. None where they are not finite.
+    """
+    places = [[*line["quantiles"].values()] for line in history if line.get("quantiles")]
+    if len(places) < 2:
+        return None
+    quantiles = np.array([of_step[-1]["output"] for of_step in places], dtype=float)[:, 1:4]
+    spread = np.mean(quantiles[:, -1] - quantiles[:, 0])
+    shift = float(np.mean(np.abs(np.diff(quantiles, axis=0))) / spread) if spread > 0 else np.nan
+    return shift if np.isfinite(shift) else None
 
 
 def shown_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> Metric:
@@ -114,8 +191,8 @@ def shown_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> M
 
     Test data are then looked at once, in the contrast of what won.
     """
-    if tuned and measured.key.startswith("test_"):
-        return metric(measured.key.replace("test_", "validation_", 1), points)
+    if tuned and "test_" in measured.key:
+        return metric(measured.key.replace("test_", "validation_"), points)
     return measured
 
 

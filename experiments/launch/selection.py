@@ -1,0 +1,39 @@
+"""Which runs of a study overrides such as "norm=batch optimizer.learning_rate=0.1" pick."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.config import Config, flat
+
+
+def overridden(overrides: str) -> dict[str, Any]:
+    """Return the values that overrides give, by key."""
+    pairs = (override.split("=", 1) for override in overrides.split() if "=" in override)
+    return {key: _parsed(value) for key, value in pairs}
+
+
+def _parsed(value: str) -> Any:
+    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+    return tuple(parsed) if isinstance(parsed, list) else parsed
+
+
+def picks(overrides: str, values: Mapping[str, Any]) -> bool:
+    """Whether a run has the values that overrides give."""
+    return all(_same(values.get(key), wanted) for key, wanted in overridden(overrides).items())
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
+
+
+def kept(configs: Sequence[Config]) -> list[Config]:
+    """Return the runs of a sweep but for those that its study leaves out."""
+    return [config for config in configs if not _left_out(config)]
+
+
+def _left_out(config: Config) -> bool:
+    values = dict(flat(asdict(config)))
+    return any(picks(overrides, values) for overrides in config.study.without)
