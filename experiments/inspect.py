@@ -26,10 +26,10 @@ SCALING_NAMES = {
 SIDES = ("input", "output")
 NO_RUNNING = "This normalization keeps no running statistics."
 HOW_TO_READ = (
-    "What goes into each normalization and what comes out, on validation data in evaluation: the "
-    "distribution, each against its peak; the quantiles 5, 15, 50, 85 and 95 % over training; and "
-    "mean and standard deviation of each channel, of one batch against the running ones, which "
-    "agree on the dashed line."
+    "What goes into each normalization and what comes out, on validation data: the distribution in "
+    "evaluation, each against its peak; the quantiles 5, 15, 50, 85 and 95 % over training, as "
+    "training sees them; and mean and standard deviation of each channel, of one batch against the "
+    "running ones, which agree on the dashed line."
 )
 
 

@@ -86,7 +86,11 @@ def history(final, steps=(100, 200)):
             "gradient_norm": {"Dense_0": 0.5},
             "statistics": {"norm_0": {"mean": 0.1, "var": 0.2}},
             "quantiles": {
-                "norm_0": {"input": [-4, -1, 1, 3, 6], "output": [-2, -1, 0, 1, step / 100]}
+                "norm_0": {
+                    "input": [-4, -1, 1, 3, 6],
+                    "output": [-2, -1, 0, 1, step / 100],
+                    "unit": [-2, -1, step / 100, 1, 2],
+                }
             },
         }
         for step in steps

@@ -57,6 +57,7 @@ def test_quantiles_are_those_of_what_goes_in_and_out():
     [place] = quantiles(captured).values()
     np.testing.assert_allclose(place["input"], np.quantile(values, QUANTILES), rtol=1e-5)
     np.testing.assert_allclose(place["output"], 2 * np.quantile(values, QUANTILES), rtol=1e-5)
+    np.testing.assert_allclose(place["unit"], 2 * np.quantile(values[:, 0], QUANTILES), rtol=1e-5)
 
 
 ROWS, SHORTER = normals(6, 4, 3), 2

@@ -119,7 +119,7 @@ def metric(name: str, points: Sequence[Point], over: str | None = None) -> Metri
     if name in (DECADES, HIGHEST):
         return _of_a_range(name, points, over)
     if name == SHIFT:
-        return Metric(SHIFT, "shift of a layer's inputs (of their spread)")
+        return Metric(SHIFT, "shift of a unit between evaluations (of its spread)")
     results = [seed.result for point in points for seed in point.seeds.values()]
     for key in name.split(" - "):
         _check_results_have(key, results)
@@ -172,7 +172,7 @@ def _of_result(seed: Seed, key: str) -> float | None:
 
 
 def input_shift(history: Sequence[dict[str, Any]]) -> float | None:
-    """Return how far the values after the last normalization move between evaluations.
+    """Return how far one unit after the last normalization moves between evaluations.
 
     The mean distance of the 15, 50 and 85 % quantiles of one evaluation from those of the one
     before, in units of the mean distance of the outer two of them. None where they are not finite.
@@ -180,7 +180,7 @@ def input_shift(history: Sequence[dict[str, Any]]) -> float | None:
     places = [[*line["quantiles"].values()] for line in history if line.get("quantiles")]
     if len(places) < 2:
         return None
-    quantiles = np.array([of_step[-1]["output"] for of_step in places], dtype=float)[:, 1:4]
+    quantiles = np.array([of_step[-1]["unit"] for of_step in places], dtype=float)[:, 1:4]
     spread = np.mean(quantiles[:, -1] - quantiles[:, 0])
     shift = float(np.mean(np.abs(np.diff(quantiles, axis=0))) / spread) if spread > 0 else np.nan
     return shift if np.isfinite(shift) else None

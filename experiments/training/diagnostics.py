@@ -48,13 +48,19 @@ def _share(old: Any, new: Any, momentum: float | None) -> Any:
 
 
 def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
-    """Return `QUANTILES` of what went into each normalization and of what came out.
+    """Return `QUANTILES` of what went into each normalization, of what came out, and of one unit.
 
-    What a place's mask leaves out, padding, is left out.
+    The unit is the first channel of what came out. What a place's mask leaves out, padding, is left
+    out.
     """
     return {
         name: {
-            side: _quantiles(place[side][0], *place.get("mask", ())) for side in ("input", "output")
+            side: _quantiles(values, *place.get("mask", ()))
+            for side, values in (
+                ("input", place["input"][0]),
+                ("output", place["output"][0]),
+                ("unit", place["output"][0][..., :1]),
+            )
         }
         for name, place in _layers(captured, lambda tree: "input" in tree)
     }

@@ -265,7 +265,7 @@ class _Training:
             evaluation_batches(
                 jax.tree.map(lambda array: array[:WATCHED_EXAMPLES], dataset.validation),
                 WATCHED_EXAMPLES,
-                multiple=1,
+                multiple=self.made.norm.batch_multiple,
             )[0]
             for dataset in self.datasets
         ]

@@ -16,7 +16,7 @@ from experiments.training import parallel
 from experiments.training.diagnostics import quantiles
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, first_state, sums_of
-from experiments.training.step import TrainStep, of_all_devices
+from experiments.training.step import TrainStep, at_step, of_all_devices
 
 ACCELERATOR_STEPS_PER_CALL = 50
 
@@ -25,8 +25,8 @@ class Program(NamedTuple):
     """The compiled functions of a run and their devices; its seeds share them.
 
     `train` takes the batches of several steps, `evaluate` and `quantiles` one batch; of each batch
-    what belongs to this process. A batch is filled to a multiple of `batch_multiple`. Where several
-    seeds are `together` all arrays have a first axis for them.
+    what belongs to this process, but `quantiles` a whole one. A batch is filled to a multiple of
+    `batch_multiple`. Where several seeds are `together` all arrays have a first axis for them.
     """
 
     init: Callable[[Config, int], State]
@@ -89,7 +89,8 @@ def compile_program(config: Config, made: Setup) -> Program:
 
     step = TrainStep(model, cumulating, made, config.batch_size, config.accumulate, scope)
     train = _scanned(step) if per_call > 1 else step
-    evaluate, watch = partial(_evaluate, model, scope), partial(_quantiles, model)
+    evaluate = partial(_evaluate, model, scope)
+    watch = partial(_quantiles, model_of(config, made, Scope()))
     if together:
         train, evaluate, watch = (jax.vmap(function) for function in (train, evaluate, watch))
     compiled = partial(parallel.compile_step, config.parallel, devices=devices)
@@ -112,15 +113,17 @@ def _evaluate(model: nn.Module, scope: Scope, state: State, batch: Batch) -> Sum
 
 
 def _quantiles(model: nn.Module, state: State, batch: Batch) -> dict[str, Any]:
-    """Return the quantiles of what goes in and out of every normalization, in evaluation."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    _, captured = model.apply(
-        variables,
+    """Return the quantiles of what goes in and out of every normalization, as training sees it."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    for_dropout, for_noise = jax.random.split(key)
+    _, captured = at_step(model, state.step).apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
         batch.inputs,
         batch.lengths,
         batch.mask,
-        train=False,
-        mutable=["intermediates"],
+        train=True,
+        mutable=["intermediates", "batch_stats"],
+        rngs={"dropout": for_dropout, "noise": for_noise},
     )
     return quantiles(captured.get("intermediates", {}))
 

@@ -67,10 +67,7 @@ class TrainStep:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if self.accumulate > 1:
             return self._accumulated(state, batch, key)
-        model = self.model
-        if self.made.norm.frozen_from is not None:
-            context = model.norm.context._replace(step=state.step)
-            model = model.clone(norm=dataclasses.replace(model.norm, context=context))
+        model = at_step(self.model, state.step)
         return self._of_batch(model, state.params, state.batch_stats, batch, key)
 
     def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
@@ -119,6 +116,14 @@ class TrainStep:
 
         grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params)
         return grads, batch_stats, sums
+
+
+def at_step(model: nn.Module, step: jax.Array) -> nn.Module:
+    """Return the model whose normalizations know the step, where they ask for it."""
+    if model.norm.norm.frozen_from is None:
+        return model
+    context = model.norm.context._replace(step=step)
+    return model.clone(norm=dataclasses.replace(model.norm, context=context))
 
 
 def of_all_devices(sums: Any, scope: Scope) -> Any:
