@@ -188,7 +188,8 @@ class _Training:
         """Return the state whose statistics evaluation normalizes by.
 
         Recomputed ones are the moments of the first batches of training, each normalized by itself
-        as a step normalizes its micro-batches, and merged by their counts.
+        as a step normalizes its micro-batches, and merged by their counts. They are saved with the
+        final model, and training goes on without them.
         """
         if self.program.measure is None:
             return state
