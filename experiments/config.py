@@ -72,6 +72,28 @@ class GlobalSync(SyncConfig):
 
 
 @dataclass
+class InferenceConfig:
+    """By which statistics what normalizes by the batch evaluates, in validation and test alike."""
+
+    name: str
+
+
+@dataclass
+class RunningInference(InferenceConfig):
+    pass
+
+
+@dataclass
+class BatchInference(InferenceConfig):
+    batch_size: int
+
+
+@dataclass
+class RecomputedInference(InferenceConfig):
+    examples: int
+
+
+@dataclass
 class DistributedConfig:
     """How the processes of a run find each other."""
 
@@ -163,6 +185,7 @@ class Config:
     optimizer: Any
     parallel: ParallelConfig
     sync: SyncConfig
+    inference: InferenceConfig
     distributed: DistributedConfig
     launcher: LauncherConfig
     batch_size: int
@@ -189,6 +212,11 @@ PARALLEL: dict[str, type[ParallelConfig]] = {
     "shard_map": ShardMap,
 }
 SYNC: dict[str, type[SyncConfig]] = {"local": LocalSync, "group": GroupSync, "global": GlobalSync}
+INFERENCE: dict[str, type[InferenceConfig]] = {
+    "running": RunningInference,
+    "batch": BatchInference,
+    "recomputed": RecomputedInference,
+}
 DISTRIBUTED: dict[str, type[DistributedConfig]] = {
     "off": Undistributed,
     "auto": Auto,
@@ -198,6 +226,7 @@ LAUNCHERS: dict[str, type[LauncherConfig]] = {"local": Local, "ray": Ray}
 GROUPS: dict[str, dict[str, type]] = {
     "parallel": PARALLEL,
     "sync": SYNC,
+    "inference": INFERENCE,
     "distributed": DISTRIBUTED,
     "launcher": LAUNCHERS,
 }

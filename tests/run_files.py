@@ -5,7 +5,15 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
-from experiments.config import Config, GlobalSync, Jit, Local, StudyConfig, Undistributed
+from experiments.config import (
+    Config,
+    GlobalSync,
+    Jit,
+    Local,
+    RunningInference,
+    StudyConfig,
+    Undistributed,
+)
 from experiments.reports.results import collect
 from experiments.runs.code import code_digest
 from experiments.runs.directory import run_directory
@@ -18,6 +26,7 @@ BASE = Config(
     | {"learning_rate": 0.1, "momentum": 0.9},
     parallel=Jit("jit"),
     sync=GlobalSync("global"),
+    inference=RunningInference("running"),
     distributed=Undistributed("off"),
     launcher=Local("local", None),
     batch_size=16,
@@ -62,6 +71,8 @@ def result(seed, accuracy, *, validation=None, ended="done", step=200, code=None
         "validation_loss": None if lost else 0.5,
         "train_loss": None if lost else 0.25,
         "train_accuracy": accuracy,
+        "fitted_loss": None if lost else 0.2,
+        "fitted_accuracy": accuracy,
         "parameters": "0" * 64,
         "seconds": 1.5,
         "device": {"platform": "cpu", "kind": "made up"},

@@ -142,6 +142,24 @@ def test_validation_is_drawn_by_the_seed_from_the_training_examples(directory):
         np.testing.assert_allclose(shares, expected, atol=1)
 
 
+def test_some_training_examples_are_kept_of_every_class_its_share(directory):
+    of_all = source("digits", directory, scaling="raw").load(1)
+    data = source("digits", directory, scaling="raw", examples=100)
+    assert data.spec().num_train == 100
+    kept = data.load(1)
+    assert len(kept.train.labels) == len(kept.train.inputs) == 100
+    shares = 100 * np.bincount(of_all.train.labels) / len(of_all.train.labels)
+    np.testing.assert_allclose(np.bincount(kept.train.labels), shares, atol=1)
+    rows = {row.tobytes() for row in of_all.train.inputs}
+    assert {row.tobytes() for row in kept.train.inputs} <= rows
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(getattr(kept, name).inputs, getattr(of_all, name).inputs)
+    other = data.load(2).train.inputs
+    assert (other != kept.train.inputs).any()
+    scaled = source("digits", directory, examples=100).load(1).train.inputs
+    np.testing.assert_allclose((scaled.mean(), scaled.std()), (0, 1), atol=1e-5)
+
+
 def test_standard_scaling_is_by_the_training_examples_of_the_seed(directory):
     raw = source("wine", directory, scaling="raw").load(2)
     data = source("wine", directory, scaling="standard").load(2)
@@ -243,6 +261,12 @@ def test_the_files_as_they_are_have_no_problem(name, tmp_path):
         ({"validation": float("nan")}, ["data.validation is nan", "such as 0.1"]),
         ({"classes_per_batch": 11}, ["data.classes_per_batch is 11", "10 classes", "1 to 10"]),
         ({"classes_per_batch": 0}, ["data.classes_per_batch is 0", "1 to 10"]),
+        ({"examples": 1294}, ["data.examples is 1294", "digits has 1293", "1 to 1293, or null"]),
+        ({"examples": 0}, ["data.examples is 0", "1 to 1293"]),
+        ({"examples": 15}, ["batch_size is 16", "with data.examples has 15", "1 to 15"]),
+        ({"test_brightness": 1.5}, ["data.test_brightness is 1.5", "-1 to 1"]),
+        ({"test_noise": -0.1}, ["data.test_noise is -0.1", "0 or more"]),
+        ({"test_noise": 0.1, "lengths": "inked"}, ["data.test_noise", "give data.lengths=full"]),
         ({"memory": 0}, ["data.memory is 0", "1 or more"]),
         ({"directory": " "}, ["data.directory is empty", "give a directory"]),
     ],

@@ -24,7 +24,8 @@ CASES = [
     ("digits", {}),
     ("digits", {"half": True, "lengths": "inked", "scaling": "min_max"}),
     ("digits", {"classes_per_batch": 2, "lengths": "inked"}),
-    ("wine", {}),
+    ("digits", {"examples": 50, "half": True, "test_brightness": 0.2, "test_noise": 0.3}),
+    ("wine", {"examples": 40}),
     ("idx_images", {"lengths": "inked", "classes": 4}),
 ]
 

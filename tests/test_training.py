@@ -102,8 +102,9 @@ def test_evaluation_counts_every_test_example(tiny, plain):
     variables = restore_final(records.seed_directory(run_directory(tiny), 0))
     dataset = made.source.load(0)
     assert len(dataset.test.labels) < EVALUATION_BATCH
-    for split, labels in (("test", 360), ("validation", len(dataset.validation.labels))):
-        examples = getattr(dataset, split)
+    splits = {"test": dataset.test, "validation": dataset.validation, "fitted": dataset.train}
+    for split, labels in (("test", 360), ("validation", 144), ("fitted", 1293)):
+        examples = splits[split]
         assert len(examples.labels) == labels
         logits = np.asarray(model.apply(variables, examples.inputs, train=False))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels).mean()
@@ -143,8 +144,9 @@ def test_a_loss_that_is_not_finite_counts_as_chance(tiny, tmp_path):
     reached = result(config)
     assert reached["ended"] == "diverged"
     assert reached["step"] == 4, "it is not trained on"
-    assert reached["test_accuracy"] == reached["validation_accuracy"] == 0.1
-    assert reached["test_loss"] is reached["train_loss"] is None
+    accuracies = [reached[f"{name}_accuracy"] for name in ("test", "validation", "fitted")]
+    assert accuracies == [0.1] * 3
+    assert reached["test_loss"] is reached["train_loss"] is reached["fitted_loss"] is None
     assert records.read_history(run_directory(config), 0)[-1]["train_loss"] is None
 
 

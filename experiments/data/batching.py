@@ -8,6 +8,8 @@ import numpy as np
 
 from experiments.data.splits import Split, draw_classes
 
+_MIXED = 0  # a seed
+
 
 class Batch(NamedTuple):
     """Some examples, and a mask that is False where one only fills the batch."""
@@ -118,10 +120,22 @@ class EvaluationBatches(Sequence[Batch]):
 
 
 def evaluation_batches(
-    split: Split, batch_size: int, *, multiple: int, part: slice = slice(None)
+    split: Split,
+    batch_size: int,
+    *,
+    multiple: int,
+    part: slice = slice(None),
+    most: int | None = None,
+    mixed: bool = False,
 ) -> EvaluationBatches:
-    """Return batches that hold every example once; `part` of the examples of each."""
-    rows = evaluation_rows(len(split.labels), batch_size, multiple=multiple)
+    """Return batches that hold every example once; `part` of the examples of each.
+
+    Args:
+        most: hold so many examples, the first ones.
+        mixed: in a fixed random order, since their own may be by class.
+    """
+    number = min(most or len(split.labels), len(split.labels))
+    rows = evaluation_rows(number, batch_size, multiple=multiple, mixed=mixed)
     return EvaluationBatches(split, rows.part(part))
 
 
@@ -133,9 +147,14 @@ def training_rows(
     return _filled(order, batch_size, multiple)
 
 
-def evaluation_rows(num_examples: int, batch_size: int, *, multiple: int) -> Rows:
+def evaluation_rows(
+    num_examples: int, batch_size: int, *, multiple: int, mixed: bool = False
+) -> Rows:
     """Return every example once."""
-    return _filled(np.arange(num_examples), min(batch_size, num_examples), multiple)
+    order = np.arange(num_examples)
+    if mixed:
+        order = np.random.default_rng(_MIXED).permutation(order)
+    return _filled(order, min(batch_size, num_examples), multiple)
 
 
 def _filled(order: np.ndarray, batch_size: int, multiple: int) -> Rows:

@@ -39,10 +39,12 @@ split is easier, because the test set then holds hands that were trained on.
 """,
     )
 
+    pixel_range: ClassVar[int] = 16
+
     def source(self) -> Source:
         return Source((8, 8, 1), 10, NUM_TRAIN, 360)
 
-    def examples(self) -> dict[str, Examples]:
+    def read(self) -> dict[str, Examples]:
         from sklearn.datasets import load_digits  # takes seconds
 
         data = load_digits()

@@ -94,7 +94,7 @@ the test set.
         shape = (*train.images.shape[1:], 1)
         return Source(shape, self.classes, train.images.shape[0], test.images.shape[0])
 
-    def examples(self) -> dict[str, Examples]:
+    def read(self) -> dict[str, Examples]:
         return {split: self._examples(split) for split in FILES}
 
     def _headers(self, split: str) -> _Headers:

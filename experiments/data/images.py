@@ -1,7 +1,8 @@
-"""Images: halved, or read row by row as sequences of unequal length."""
+"""Images: halved, or read row by row as sequences of unequal length; those of the test shifted."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from experiments.data.card import Source
 from experiments.data.source import DataSource
 
 LENGTHS = ("full", "inked")
+_NOISE = 0  # what is drawn, beside the example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +22,45 @@ class ImageSource(DataSource):
         half: take the mean of 2x2 pixels for one.
         lengths: full, or inked: the rows from the first to the last with ink (a pixel that is not
             0) come first, and the example is as long as they are many.
+        test_brightness: added to the test images alone, as a fraction of `pixel_range`.
+        test_noise: the deviation, a fraction too, of the normal noise that is added to the test
+            images alone; it depends on the example alone. Both together are cut to the range.
+        pixel_range: the largest value that a pixel of the source can have; the least is 0.
     """
 
     half: bool
     lengths: str
+    test_brightness: float
+    test_noise: float
+
+    pixel_range: ClassVar[int] = 255
 
     def problems(self, batch_size: int) -> Iterator[str]:
         yield from errors.choice("data.lengths", self.lengths, LENGTHS)
+        if not -1 <= self.test_brightness <= 1:
+            yield f"data.test_brightness is {self.test_brightness}; give a number from -1 to 1"
+        yield from errors.at_least("data.test_noise", self.test_noise, 0)
+        if self._shifts and self.lengths == "inked":
+            yield (
+                "data.test_brightness and data.test_noise change what is ink, by which "
+                "data.lengths=inked measures; give data.lengths=full, or 0 for both"
+            )
         yield from super().problems(batch_size)
+
+    @property
+    def _shifts(self) -> bool:
+        return bool(self.test_brightness or self.test_noise)
+
+    def shifted(self, inputs: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        if not self._shifts:
+            return inputs
+        shifted = inputs + np.float32(self.test_brightness * self.pixel_range)
+        if self.test_noise:
+            deviation = np.float32(self.test_noise * self.pixel_range)
+            for image, example in zip(shifted, examples, strict=True):
+                rng = np.random.default_rng((example, _NOISE))
+                image += deviation * rng.standard_normal(image.shape, np.float32)
+        return np.clip(shifted, 0, self.pixel_range)
 
     def layout_problems(self, source: Source) -> Iterator[str]:
         height, width, _ = source.input_shape

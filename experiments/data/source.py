@@ -18,8 +18,15 @@ from experiments.data.batching import Batches
 from experiments.data.card import Card, Examples, Source, Spec
 from experiments.data.prepared import Prepared
 from experiments.data.scaling import SCALINGS, Measured, Scaling, measure, scaling
-from experiments.data.splits import Dataset, Inputs, Split, draw_validation, num_validation
-from experiments.data.streaming import LaidOut, Scaled
+from experiments.data.splits import (
+    Dataset,
+    Inputs,
+    Split,
+    draw_examples,
+    draw_validation,
+    num_validation,
+)
+from experiments.data.streaming import LaidOut, Scaled, Shifted
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +42,9 @@ class DataSource:
     Attributes:
         directory: where it is prepared.
         validation: the fraction of the source's training examples that is drawn for validation.
-        scaling: raw, standard or min_max, by the training examples that are left.
+        examples: keep so many of the training examples that are left, drawn by the seed, of every
+            class its share; None: all.
+        scaling: raw, standard or min_max, by the training examples that are kept.
         classes_per_batch: draw this many classes for a batch and its examples from them; None:
             every example once an epoch.
         stream: read the examples from their files as they are needed; None: where they take more
@@ -45,6 +54,7 @@ class DataSource:
 
     directory: str
     validation: float
+    examples: Optional[int]
     scaling: str
     classes_per_batch: Optional[int]
     stream: Optional[bool]
@@ -82,7 +92,7 @@ class DataSource:
         """Return what the features of an input are called; None where they have no names."""
         return None
 
-    def examples(self) -> Mapping[str, Examples]:
+    def read(self) -> Mapping[str, Examples]:
         """Return the examples of the source, `train` and `test`.
 
         Raises:
@@ -95,7 +105,7 @@ class DataSource:
         from experiments.data.builder import make_builder
 
         return make_builder(
-            self.card, self.key, self.source(), self.examples, Path(self.directory).expanduser()
+            self.card, self.key, self.source(), self.read, Path(self.directory).expanduser()
         )
 
     def laid_out(self, source: Source) -> tuple[tuple[int, ...], int | None]:
@@ -105,6 +115,10 @@ class DataSource:
     def lay_out(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return inputs of the source as training sees them but for the scaling; their lengths."""
         return inputs, None
+
+    def shifted(self, inputs: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """Return the test inputs of some examples of the source, before they are laid out."""
+        return inputs
 
     def layout_problems(self, source: Source) -> Iterator[str]:
         """Yield what hinders `lay_out`."""
@@ -123,7 +137,8 @@ class DataSource:
         """
         source = self.source()
         shape, max_length = self.laid_out(source)
-        num_train = source.num_train - num_validation(source.num_train, self.validation)
+        left = source.num_train - num_validation(source.num_train, self.validation)
+        num_train = left if self.examples is None else self.examples
         return Spec(shape, source.num_classes, num_train, max_length)
 
     def problems(self, batch_size: int) -> Iterator[str]:
@@ -147,16 +162,27 @@ class DataSource:
                 f"data.validation is {self.validation}; give the fraction of the "
                 f"{source.num_train} examples of {self.title} that is for validation, such as 0.1"
             )
-        elif batch_size > (num_train := source.num_train - round(held)):
-            yield (
-                f"batch_size is {batch_size}, but {self.title} has {num_train} training "
-                f"examples; give 1 to {num_train}"
-            )
+        else:
+            yield from self._train_problems(source.num_train - round(held), batch_size)
         classes = self.classes_per_batch
         if classes is not None and not 1 <= classes <= source.num_classes:
             yield (
                 f"data.classes_per_batch is {classes}, but {self.title} has "
                 f"{source.num_classes} classes; give 1 to {source.num_classes}, or null"
+            )
+
+    def _train_problems(self, left: int, batch_size: int) -> Iterator[str]:
+        num_train = left if self.examples is None else self.examples
+        if not 1 <= num_train <= left:
+            yield (
+                f"data.examples is {num_train}, but {self.title} has {left} training examples; "
+                f"give 1 to {left}, or null"
+            )
+        elif batch_size > num_train:
+            whose = self.title if self.examples is None else f"{self.title} with data.examples"
+            yield (
+                f"batch_size is {batch_size}, but {whose} has {num_train} training "
+                f"examples; give 1 to {num_train}"
             )
 
     def load(self, seed: int) -> Dataset:
@@ -210,6 +236,8 @@ def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
     stream = source.streams()
     drawn = draw_validation(train.labels, source.validation, seed)
     chosen, held = np.flatnonzero(~drawn), np.flatnonzero(drawn)
+    if source.examples is not None:
+        chosen = chosen[draw_examples(train.labels[chosen], source.examples, seed)]
     scale = scaling(source.scaling, _measured(source, train, chosen, seed, stream=stream))
     return Dataset(
         train.split(chosen, scale, stream=stream),
@@ -232,7 +260,10 @@ def _held_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     arrays = prepared.arrays(split, decoded)
-    inputs, lengths = source.lay_out(arrays["inputs"])
+    inputs = arrays["inputs"]
+    if split == "test":
+        inputs = source.shifted(inputs, np.arange(len(inputs)))
+    inputs, lengths = source.lay_out(inputs)
     return _Part(inputs, arrays["labels"], lengths)
 
 
@@ -249,7 +280,8 @@ def _streamed_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
         return {name: np.concatenate(parts) for name, parts in index.items()}
 
     index = prepared.arrays(f"{split}-{source.layout}-index-{_code(type(source))}", passed)
-    inputs = LaidOut(records, shape, source.lay_out)
+    raw = Shifted(records, source.shifted) if split == "test" else records
+    inputs = LaidOut(raw, shape, source.lay_out)
     return _Part(inputs, index["labels"], index.get("lengths"))
 
 
@@ -263,7 +295,8 @@ def _measured(
 
     if not stream:
         return Measured(**measured())
-    drawn = f"validation-{source.validation}-seed-{seed}"
+    kept = "all" if source.examples is None else source.examples
+    drawn = f"validation-{source.validation}-seed-{seed}-examples-{kept}"
     name = f"measured-{source.layout}-{drawn}-{_code(type(source))}"
     return Measured(**source.prepared().arrays(name, measured))
 

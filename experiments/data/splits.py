@@ -6,6 +6,7 @@ import numpy as np
 
 _VALIDATION = 1  # what is drawn, beside the seed
 _CLASSES = 2
+_EXAMPLES = 3
 
 
 class Inputs(Protocol):
@@ -50,6 +51,11 @@ def draw_validation(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     """Return a mask of `num_validation` examples, of every class its share up to rounding."""
     rng = np.random.default_rng((seed, _VALIDATION))
     return draw_stratified(labels, num_validation(len(labels), fraction), rng)
+
+
+def draw_examples(labels: np.ndarray, drawn: int, seed: int) -> np.ndarray:
+    """Return a mask of the training examples that are kept, of every class its share."""
+    return draw_stratified(labels, drawn, np.random.default_rng((seed, _EXAMPLES)))
 
 
 def draw_stratified(labels: np.ndarray, drawn: int, rng: np.random.Generator) -> np.ndarray:

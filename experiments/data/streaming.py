@@ -27,6 +27,22 @@ def read_ahead(read: Callable[[int], "Batch"], step: int) -> Iterator["Batch"]:
     yield from grain.MapDataset.range(step, END).map(read).to_iter_dataset(options)
 
 
+class Shifted:
+    """Inputs as `shifted` makes them, which is told which examples they are."""
+
+    def __init__(
+        self, raw: Inputs, shifted: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> None:
+        self.shape = raw.shape
+        self._raw, self._shifted = raw, shifted
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, examples: np.ndarray) -> np.ndarray:
+        return self._shifted(self._raw[examples], examples)
+
+
 class LaidOut:
     """Inputs in their layout, from what has them as they are in the source."""
 

@@ -33,7 +33,7 @@ class TabularSource(DataSource):
         num_train = self.num_examples - num_test
         return Source((self.num_features,), self.num_classes, num_train, num_test, np.float32)
 
-    def examples(self) -> dict[str, Examples]:
+    def read(self) -> dict[str, Examples]:
         features, labels = (np.asarray(array) for array in self.table())
         rng = np.random.default_rng(SPLIT_SEED)
         test = draw_stratified(labels, self.source().num_test, rng)

@@ -5,25 +5,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from flax import linen as nn
 from omegaconf import OmegaConf
 
 from experiments.config import (
     COMPONENTS,
     GROUPS,
     Auto,
+    BatchInference,
     Config,
     DistributedConfig,
     GlobalSync,
     GroupSync,
     Local,
     Manual,
+    RecomputedInference,
+    RunningInference,
     Single,
 )
 from experiments.data.batching import Batch
 from experiments.errors import ConfigError, at_least, choice, positive
 from experiments.norms.base import Scope
 from experiments.runs.directory import program_key
-from experiments.training.program import example, model_of
+from experiments.training.parallel import axis_name
+from experiments.training.program import evaluation_group, example, model_of
 from experiments.training.setup import Setup, setup
 
 CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
@@ -41,6 +46,7 @@ def validate(config: Config) -> None:
         *made.optimizer.problems(),
         *_model(config, made),
         *_statistics(config, made),
+        *_inference(config, made),
     ]
     _raise(problems)
     _check_shapes(program_key(config), config, made)
@@ -156,6 +162,26 @@ def _accumulated(config: Config, made: Setup) -> Iterator[str]:
         )
 
 
+def _inference(config: Config, made: Setup) -> Iterator[str]:
+    """What evaluation cannot normalize by."""
+    name = config.inference.name
+    if isinstance(config.inference, BatchInference):
+        yield from at_least("inference.batch_size", config.inference.batch_size, 1)
+    if isinstance(config.inference, RecomputedInference):
+        yield from at_least("inference.examples", config.inference.examples, 1)
+        if isinstance(config.sync, GroupSync) and axis_name(config.parallel):
+            yield (
+                "inference=recomputed merges what all devices see, but with sync=group and "
+                f"parallel={config.parallel.name} each group keeps its own; give sync=global or "
+                "local, or parallel=jit"
+            )
+    if made.norm.of_running and not isinstance(config.inference, RunningInference):
+        yield (
+            f"inference={name} normalizes by the batch alone, but norm={config.norm['name']} "
+            "learned to by its running statistics too; give inference=running, or norm=batch"
+        )
+
+
 _fitting: set[str] = set()  # the programs whose shapes were found to fit
 
 
@@ -163,9 +189,31 @@ def _check_shapes(key: str, config: Config, made: Setup) -> None:
     """Trace the model on shapes alone: what does not fit is told by what would fail."""
     if key in _fitting:
         return
-    model = model_of(config, made, Scope())
-    batch = example(made, config.batch_size)
+    try:
+        _trace(model_of(config, made, Scope()), example(made, config.batch_size), train=True)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"norm={config.norm['name']} and model={config.model['name']} do not fit "
+            f"data={config.data['name']}: {error}"
+        ) from error
+    if evaluation_group(config, made) == 1:
+        _check_single_examples(config, made)
+    _fitting.add(key)
 
+
+def _check_single_examples(config: Config, made: Setup) -> None:
+    """What fits in training can fail in evaluation where a group has one value of a channel."""
+    model = model_of(config, made, Scope(num_ghosts=1), measures=True)
+    try:
+        _trace(model, example(made), train=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"inference.batch_size is 1, but model={config.model['name']} has one value of a "
+            f"channel in an example, whose variance is 0; give 2 or more, or model=cnn ({error})"
+        ) from error
+
+
+def _trace(model: nn.Module, batch: Batch, *, train: bool) -> None:
     def forward(batch: Batch) -> jax.Array:
         rngs = {name: jax.random.key(0) for name in ("params", "dropout", "noise")}
         variables = model.init(rngs, batch.inputs, batch.lengths, batch.mask, train=False)
@@ -174,19 +222,12 @@ def _check_shapes(key: str, config: Config, made: Setup) -> None:
             batch.inputs,
             batch.lengths,
             batch.mask,
-            train=True,
+            train=train,
             mutable=["batch_stats"],
             rngs=rngs,
         )[0]
 
-    try:
-        jax.eval_shape(forward, batch)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"norm={config.norm['name']} and model={config.model['name']} do not fit "
-            f"data={config.data['name']}: {error}"
-        ) from error
-    _fitting.add(key)
+    jax.eval_shape(forward, batch)
 
 
 def _distributed(config: DistributedConfig) -> Iterator[str]:

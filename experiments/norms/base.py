@@ -27,6 +27,7 @@ class Context(NamedTuple):
         step: how many training steps were taken, possibly traced; needed in training where
             statistics freeze.
         rows: of an input that one example has: its tokens in a transformer.
+        measures: whether evaluation too measures the batch and normalizes by that.
     """
 
     scope: Scope
@@ -34,6 +35,7 @@ class Context(NamedTuple):
     dtype: Any
     step: Any = None
     rows: int = 1
+    measures: bool = False
 
 
 class Places(NamedTuple):
@@ -146,7 +148,8 @@ class Normalization(nn.Module):
             mask = mask.reshape(-1, *(1,) * (x.ndim - 1))
         if training and self.norm.frozen_from is not None:
             return self._freezing(layer, x, mask)
-        return layer(x, use_running_average=not training, mask=mask)
+        measuring = training or self.context.measures
+        return layer(x, use_running_average=not measuring, mask=mask)
 
     def _freezing(self, layer: nn.Module, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Measure the batch, or from `frozen_from` on use and keep the running statistics.

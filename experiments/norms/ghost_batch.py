@@ -16,6 +16,8 @@ from jaxnorm import linen
 class GhostBatchNorm(RunningNorm):
     """Ghost batch normalization (Hoffer et al. 2017).
 
+    A scope with a number of ghosts, as evaluation by batches has, takes the place of their size.
+
     Attributes:
         ghost_size: examples that share their statistics.
     """
@@ -27,8 +29,11 @@ class GhostBatchNorm(RunningNorm):
         return self.ghost_size
 
     def module(self, context: Context, ndim: int, **options: Any) -> nn.Module:
-        size = self.ghost_size * context.rows
-        return linen.GhostBatchNorm(ghost_size=size, **self.common(context), **options)
+        if context.scope.num_ghosts is not None:
+            ghosts = {"num_ghosts": context.scope.num_ghosts}
+        else:
+            ghosts = {"ghost_size": self.ghost_size * context.rows}
+        return linen.GhostBatchNorm(**ghosts, **self.common(context), **options)
 
     def problems(self, batch_size: int) -> Iterator[str]:
         yield from super().problems(batch_size)

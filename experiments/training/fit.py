@@ -14,11 +14,13 @@ from experiments.config import Config
 from experiments.data.batching import Batch, evaluation_batches
 from experiments.data.splits import Split
 from experiments.training import hosts, parallel
+from experiments.training.accumulation import decayed, nothing_seen
 from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
 from experiments.training.state import State, Sums
 
 EVALUATION_BATCH = 512
+FITTED_EXAMPLES = 10_000  # of the training set, on which the final model is evaluated
 WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -125,17 +127,7 @@ class _Training:
 
     def calls(self, step: int) -> Iterator[tuple[int, Batch]]:
         """Yield the batches of each call of the program, and for how many steps they are."""
-        size = -(-self.config.batch_size // self.program.batch_multiple)
-        part = parallel.own_part(self.program.devices, size * self.program.batch_multiple)
-        of_members = [
-            self.made.source.batches(
-                dataset,
-                self.config.batch_size,
-                multiple=self.program.batch_multiple,
-                seed=member.seed,
-            ).from_step(step, part)
-            for member, dataset in zip(self.members, self.datasets, strict=True)
-        ]
+        of_members = self._batches(self.config.batch_size, self.program.batch_multiple, step)
         while step < self.made.total_steps:
             length = self._call_length(step)
             if self.program.steps_per_call > 1:
@@ -144,6 +136,16 @@ class _Training:
                 batches = [next(batches) for batches in of_members]
             yield length, self._together(batches)
             step += length
+
+    def _batches(self, size: int, multiple: int, step: int) -> list[Iterator[Batch]]:
+        """Return each member's batches of training from a step on; of each what is here."""
+        part = parallel.own_part(self.program.devices, -(-size // multiple) * multiple)
+        return [
+            self.made.source.batches(dataset, size, multiple=multiple, seed=member.seed).from_step(
+                step, part
+            )
+            for member, dataset in zip(self.members, self.datasets, strict=True)
+        ]
 
     def _call_length(self, step: int) -> int:
         """As many steps as a call takes, but never over an evaluation or the end."""
@@ -163,9 +165,11 @@ class _Training:
 
     def evaluate(self, state: State, step: int) -> State:
         """Record what was reached since the last evaluation, and end what ends here."""
-        validated = self._evaluated(state, [dataset.validation for dataset in self.datasets])
-        watched = [self._quantiles(state), state.watched]
+        deployed = self._deployed(state)
+        validated = self._evaluated(deployed, [dataset.validation for dataset in self.datasets])
+        watched = [self._quantiles(deployed), state.watched]
         read = jax.device_get((state.sums, *watched))
+        tested: list[dict[str, float]] = []
         for i, member in enumerate(self.members):
             if self.ended[i]:
                 continue
@@ -175,9 +179,31 @@ class _Training:
             self.keepers[i].on_evaluation(record)
             ended = self._how_it_ends(record, step)
             if ended:
-                self._end(state, i, ended, record)
+                tested = tested or self._tested(deployed)
+                self._end(deployed, i, ended, record, tested[i])
         nothing = jax.tree.map(np.zeros_like, read[0])
         return state._replace(sums=parallel.replicate(nothing, self.program.devices))
+
+    def _deployed(self, state: State) -> State:
+        """Return the state whose statistics evaluation normalizes by.
+
+        Recomputed ones are the moments of the first batches of training, each normalized by itself
+        as a step normalizes its micro-batches, and merged by their counts. They are saved with the
+        final model, and training goes on without them.
+        """
+        if self.program.measure is None:
+            return state
+        size = self.config.batch_size // self.config.accumulate
+        multiple = self.program.batch_multiple // self.config.accumulate
+        examples = min(self.config.inference.examples, len(self.datasets[0].train.labels))
+        kept = jax.device_get(state.batch_stats)
+        seen = parallel.replicate(nothing_seen(kept), self.program.devices)
+        batches = zip(*self._batches(size, multiple, 0), strict=True)
+        for of_members in islice(batches, -(-examples // size)):
+            measuring = state._replace(batch_stats=seen)
+            seen = self.program.measure(measuring, self._together(of_members))
+        recomputed = decayed(kept, jax.device_get(seen), momentum=0.0)
+        return state._replace(batch_stats=parallel.replicate(recomputed, self.program.devices))
 
     def _record(self, member: Member, step: int, *means: dict[str, Any]) -> dict[str, Any]:
         trained, validated, layers = means
@@ -203,12 +229,35 @@ class _Training:
             return STOPPED
         return DONE if step == self.made.total_steps else None
 
-    def _end(self, state: State, i: int, ended: str, record: dict[str, Any]) -> None:
-        """Look at the test data, this once."""
-        tested = self._evaluated(state, [dataset.test for dataset in self.datasets])[i]
+    def _tested(self, state: State) -> list[dict[str, float]]:
+        """Return of each member what a seed ends with: on the test data, and on training examples.
+
+        The test data are looked at this once.
+        """
+        tested = self._evaluated(state, [dataset.test for dataset in self.datasets])
+        fitted = self._evaluated(
+            state,
+            [dataset.train for dataset in self.datasets],
+            most=FITTED_EXAMPLES,
+            batch=len(self.datasets[0].test.labels),  # is compiled
+        )
+        return [
+            {f"test_{key}": value for key, value in of_test.items()}
+            | {f"fitted_{key}": value for key, value in of_train.items()}
+            for of_test, of_train in zip(tested, fitted, strict=True)
+        ]
+
+    def _end(
+        self,
+        state: State,
+        i: int,
+        ended: str,
+        record: dict[str, Any],
+        tested: dict[str, float],
+    ) -> None:
+        """Hand over what a seed reached."""
         keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-        result = {key: record[key] for key in keys}
-        result |= {f"test_{key}": value for key, value in tested.items()}
+        result = {key: record[key] for key in keys} | tested
         if ended == DIVERGED:
             chance = 1 / self.made.spec.num_classes
             result |= {key: chance if "accuracy" in key else math.nan for key in result}
@@ -244,13 +293,33 @@ class _Training:
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.clock
 
-    def _evaluated(self, state: State, splits: Sequence[Split]) -> list[dict[str, float]]:
-        """Return the mean loss and the accuracy of each member on its split."""
-        devices = self.program.devices
-        size = -(-min(EVALUATION_BATCH, len(splits[0].labels)) // len(devices)) * len(devices)
-        part = parallel.own_part(devices, size)
+    def _evaluated(
+        self,
+        state: State,
+        splits: Sequence[Split],
+        *,
+        most: int | None = None,
+        batch: int = EVALUATION_BATCH,
+    ) -> list[dict[str, float]]:
+        """Return the mean loss and the accuracy of each member on its split, or `most` of it.
+
+        Where groups of examples are normalized by their own statistics, each has its place on one
+        device, and the examples are mixed, since it matters which come together.
+        """
+        devices, group = self.program.devices, self.program.group or 1
+        multiple = len(devices) * group
+        size = -(-min(batch, EVALUATION_BATCH) // group) * group
+        filled = -(-min(size, most or size, len(splits[0].labels)) // multiple) * multiple
+        part = parallel.own_part(devices, filled)
         batches = [
-            evaluation_batches(split, EVALUATION_BATCH, multiple=len(devices), part=part)
+            evaluation_batches(
+                split,
+                size,
+                multiple=multiple,
+                part=part,
+                most=most,
+                mixed=self.program.group is not None,
+            )
             for split in splits
         ]
         sums = [

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.config import Config
+from experiments.config import BatchInference, Config, RecomputedInference
 from experiments.data.batching import Batch
 from experiments.norms.base import Context, Norm, Placement, Scope
 from experiments.training import parallel
@@ -24,17 +24,25 @@ ACCELERATOR_STEPS_PER_CALL = 50
 class Program(NamedTuple):
     """The compiled functions of a run and their devices; its seeds share them.
 
-    `train` takes the batches of several steps, `evaluate` and `quantiles` one batch; of each batch
-    what belongs to this process, but `quantiles` a whole one. A batch is filled to a multiple of
-    `batch_multiple`. Where several seeds are `together` all arrays have a first axis for them.
+    `train` takes the batches of several steps, the others one batch; of each batch what belongs to
+    this process, but `quantiles` a whole one. A batch is filled to a multiple of `batch_multiple`.
+    Where several seeds are `together` all arrays have a first axis for them.
+
+    Attributes:
+        measure: returns the running statistics of a state merged with those of a batch; None where
+            they are not recomputed for an evaluation.
+        group: how many examples, one after the other, `evaluate` normalizes by their own
+            statistics; None where by running ones.
     """
 
     init: Callable[[Config, int], State]
     train: Callable[[State, Batch], State]
     evaluate: Callable[[State, Batch], Sums]
     quantiles: Callable[[State, Batch], dict[str, Any]]
+    measure: Callable[[State, Batch], Any] | None
     devices: Sequence[jax.Device]
     batch_multiple: int
+    group: int | None
     steps_per_call: int
     together: bool
 
@@ -58,9 +66,28 @@ def seeds_together(config: Config) -> bool:
     return jax.default_backend() != "cpu"
 
 
-def model_of(config: Config, made: Setup, scope: Scope, norm: Norm | None = None) -> nn.Module:
-    """Return the run's model, with another normalization where one is given."""
-    context = Context(scope, made.total_steps, config.dtype, step=0)  # a step gives its own
+def evaluation_group(config: Config, made: Setup) -> int | None:
+    """Return how many examples evaluation normalizes by their own statistics."""
+    by_batches = made.norm.of_the_batch and isinstance(config.inference, BatchInference)
+    return config.inference.batch_size if by_batches else None
+
+
+def model_of(
+    config: Config,
+    made: Setup,
+    scope: Scope,
+    norm: Norm | None = None,
+    *,
+    measures: bool = False,
+) -> nn.Module:
+    """Return the run's model, with another normalization where one is given.
+
+    Args:
+        measures: whether evaluation measures the batch.
+    """
+    context = Context(  # a step of training gives its own
+        scope, made.total_steps, config.dtype, step=0, measures=measures
+    )
     return made.model(
         norm=Placement(norm or made.norm, context),
         num_classes=made.spec.num_classes,
@@ -82,25 +109,35 @@ def compile_program(config: Config, made: Setup) -> Program:
     devices = parallel.devices(config.parallel)
     scope = parallel.scope(config.parallel, config.sync, len(devices))
     model = model_of(config, made, scope)
-    cumulating = None
-    if config.accumulate > 1 and made.norm.of_the_batch:
-        cumulating = model_of(config, made, scope, dataclasses.replace(made.norm, momentum=None))
+    cumulating = measuring = None
+    if made.norm.of_the_batch:
+        merging = dataclasses.replace(made.norm, momentum=None)
+        if config.accumulate > 1:
+            cumulating = model_of(config, made, scope, merging)
+        if isinstance(config.inference, RecomputedInference):
+            measuring = model_of(config, made, scope, merging, measures=True)
     per_call, together = steps_per_call(config, made), seeds_together(config)
 
     step = TrainStep(model, cumulating, made, config.batch_size, config.accumulate, scope)
     train = _scanned(step) if per_call > 1 else step
-    evaluate = partial(_evaluate, model, scope)
+    if evaluation_group(config, made) is None:
+        evaluate = partial(_evaluate, model, scope)
+    else:
+        evaluate = partial(_evaluate_groups, config, made, scope)
+    measure = partial(_measure, measuring)
     watch = partial(_quantiles, model_of(config, made, Scope()))
     if together:
-        train, evaluate, watch = (jax.vmap(function) for function in (train, evaluate, watch))
+        train, evaluate, measure, watch = map(jax.vmap, (train, evaluate, measure, watch))
     compiled = partial(parallel.compile_step, config.parallel, devices=devices)
     return Program(
         first_state(model, made, example(made)),
         compiled(train, batch_axis=(per_call > 1) + together, donate=True),
         compiled(evaluate, batch_axis=int(together), donate=False),
         jax.jit(watch),
+        compiled(measure, batch_axis=int(together), donate=False) if measuring else None,
         devices,
         len(devices) * config.accumulate * made.norm.batch_multiple,
+        evaluation_group(config, made),
         per_call,
         together,
     )
@@ -110,6 +147,31 @@ def _evaluate(model: nn.Module, scope: Scope, state: State, batch: Batch) -> Sum
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = model.apply(variables, batch.inputs, batch.lengths, batch.mask, train=False)
     return of_all_devices(sums_of(logits, batch), scope)
+
+
+def _evaluate_groups(config: Config, made: Setup, scope: Scope, state: State, batch: Batch) -> Sums:
+    """Normalize each group of the batch by its own statistics: as a ghost, of one device alone."""
+    groups = len(batch.labels) // config.inference.batch_size
+    model = model_of(config, made, Scope(num_ghosts=groups), measures=True)
+    logits, _ = _measured(model, state, batch)
+    return of_all_devices(sums_of(logits, batch), scope)
+
+
+def _measure(model: nn.Module, state: State, batch: Batch) -> Any:
+    return _measured(model, state, batch)[1]["batch_stats"]
+
+
+def _measured(model: nn.Module, state: State, batch: Batch) -> tuple[jax.Array, Any]:
+    """Return the logits of a model that measures, and what it measured."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return model.apply(
+        variables,
+        batch.inputs,
+        batch.lengths,
+        batch.mask,
+        train=False,
+        mutable=["batch_stats"],
+    )
 
 
 def _quantiles(model: nn.Module, state: State, batch: Batch) -> dict[str, Any]:
