@@ -17,6 +17,7 @@ from experiments.training import hosts, parallel
 from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
 from experiments.training.state import State, Sums
+from experiments.training.timing import step_times
 
 EVALUATION_BATCH = 512
 WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
@@ -223,9 +224,17 @@ class _Training:
                 **result,
                 "parameters": digest(variables),
                 "seconds": self._elapsed() / len(self.members),
+                **self._timed(i),
             },
             variables,
         )
+
+    def _timed(self, i: int) -> dict[str, float]:
+        """Time the step of a seed on its first batches, where that is asked for."""
+        if self.config.timed_steps is None:
+            return {}
+        length, batches = next(self.calls(0))
+        return step_times(self.program, *self.members[i], batches, length)
 
     def is_to_be_saved(self, before: int, step: int) -> bool:
         """Every so many steps, and every minute where no other process would have to agree."""

@@ -12,6 +12,7 @@ from flax import linen as nn
 from experiments.config import Config
 from experiments.data.batching import Batch
 from experiments.norms.base import Context, Norm, Placement, Scope
+from experiments.norms.none import NoNorm
 from experiments.training import parallel
 from experiments.training.diagnostics import quantiles
 from experiments.training.setup import Setup
@@ -26,7 +27,8 @@ class Program(NamedTuple):
 
     `train` takes the batches of several steps, `evaluate` and `quantiles` one batch; of each batch
     what belongs to this process. A batch is filled to a multiple of `batch_multiple`. Where several
-    seeds are `together` all arrays have a first axis for them.
+    seeds are `together` all arrays have a first axis for them. `plain` is the same program without
+    normalization, where steps are timed beside its.
     """
 
     init: Callable[[Config, int], State]
@@ -37,6 +39,7 @@ class Program(NamedTuple):
     batch_multiple: int
     steps_per_call: int
     together: bool
+    plain: "Program | None" = None
 
 
 def steps_per_call(config: Config, made: Setup) -> int:
@@ -52,10 +55,13 @@ def steps_per_call(config: Config, made: Setup) -> int:
 
 
 def seeds_together(config: Config) -> bool:
-    """Whether one program holds all seeds. No model gains from vmap on a CPU."""
+    """Whether one program holds all seeds: not where its steps are timed.
+
+    No model gains from vmap on a CPU.
+    """
     if config.seeds_together is not None:
         return config.seeds_together
-    return jax.default_backend() != "cpu"
+    return config.timed_steps is None and jax.default_backend() != "cpu"
 
 
 def model_of(config: Config, made: Setup, scope: Scope, norm: Norm | None = None) -> nn.Module:
@@ -79,6 +85,13 @@ def example(made: Setup, batch_size: int = 1) -> Batch:
 
 def compile_program(config: Config, made: Setup) -> Program:
     """Return the functions of a run, compiled as its devices and configuration ask."""
+    program = _compile(config, made)
+    if config.timed_steps is None:
+        return program
+    return program._replace(plain=_compile(config, made._replace(norm=NoNorm())))
+
+
+def _compile(config: Config, made: Setup) -> Program:
     devices = parallel.devices(config.parallel)
     scope = parallel.scope(config.parallel, config.sync, len(devices))
     model = model_of(config, made, scope)
