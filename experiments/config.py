@@ -24,9 +24,10 @@ OF_NO_CLASS = ("name", "init_scale")  # what a file gives besides
 
 @dataclass
 class ParallelConfig:
-    """How a step runs on the devices."""
+    """How a step runs on the devices, which are those there are, or of the CPU so many virtual."""
 
     name: str
+    virtual_devices: int | None = None
 
 
 @dataclass
@@ -202,6 +203,7 @@ class Config:
     seeds_together: bool | None
     keep_stale: bool
     output: str
+    timed_steps: int | None = None
     study: StudyConfig = field(default_factory=StudyConfig)
 
 

@@ -25,6 +25,10 @@ def names(group):
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
+PEERS = [name for name in names("norm") if name.startswith("flax_")]  # of another library
+NORMS = [name for name in names("norm") if name not in PEERS]
+
+
 def make(group, name, **changes):
     """Give the class of a file with its values and changes, as a run does."""
     values = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))

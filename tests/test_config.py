@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from components import PEERS
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -85,7 +86,7 @@ def test_every_choice_composes(group, choice):
 
 def test_the_study_is_a_grid_of_different_runs():
     configs = grid(["study=norms"])
-    assert {config.norm["name"] for config in configs} == set(NORMS) - {"noisy_batch"}
+    assert {config.norm["name"] for config in configs} == set(NORMS) - {"noisy_batch", *PEERS}
     assert len({config.batch_size for config in configs}) == 2
     assert len({run_directory(config) for config in configs}) == len(configs) == 16
     assert {config.seeds for config in configs} == {5}
@@ -132,7 +133,7 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["batchsize=8"], ["no key 'batchsize'", "accumulate, batch_size, checkpoint_every, data"]),
         (["norm.groups=4", "norm=group"], ["no key 'groups' in norm", "epsilon, name, num_groups"]),
         (["norm=layer", "norm.momentum=0.9"], ["no key 'momentum' in norm", "epsilon, name"]),
-        (["norm=grup"], ["norm has no choice 'grup'", "batch, batch_renorm, ghost_batch, group"]),
+        (["norm=grup"], ["norm has no choice 'grup'", "flax_rms, ghost_batch, group"]),
         (["study=norm"], ["study has no choice 'norm'", "norms"]),
         (["epochs=many"], ["epochs", "'many'", "Integer"]),
         (["epochs=2.5"], ["epochs", "'2.5'", "Integer"]),
@@ -162,6 +163,10 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
             ["norm=ghost_batch", "accumulate=4"],
             ["accumulate is 4", "multiple of 8", "batch_size that 32 divides"],
         ),
+        (["norm=flax_batch", "accumulate=2"], ["accumulate is 2", "norm=flax_batch"]),
+        (["norm=flax_batch", "parallel=pmap"], ["parallel=pmap", "parallel=jit or single"]),
+        (["norm=flax_batch", "sync=local"], ["sync=local", "norm=flax_batch", "sync=global"]),
+        (["norm=flax_batch", "norm.momentum=2"], ["norm.momentum is 2", "from 0 to 1"]),
         (["norm=instance", "model=mlp"], ["instance", "mlp"]),
         (["data.lengths=inked"], ["data.lengths", "model=cnn", "lstm"]),
         (["model.dropout=1"], ["model.dropout is 1", "below 1"]),
@@ -170,6 +175,11 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["epochs=0"], ["epochs is 0", "1 or more"]),
         (["seeds=0"], ["seeds is 0", "1 or more"]),
         (["steps_per_call=0"], ["steps_per_call is 0", "1 or more"]),
+        (["timed_steps=0"], ["timed_steps is 0", "1 or more"]),
+        (["timed_steps=9", "seeds_together=true"], ["timed_steps", "seeds_together is true"]),
+        (["parallel.virtual_devices=0"], ["parallel.virtual_devices is 0", "1 or more"]),
+        (["parallel.virtual_devices=4"], ["virtual_devices is 4", "started with 8", "or null"]),
+        ([*MANUAL, "parallel.virtual_devices=8"], ["virtual_devices is 8", "distributed=off"]),
         (["batch_size=1294"], ["batch_size is 1294", "digits has 1293", "1 to 1293"]),
         (["output=''"], ["output is empty"]),
         ([f"output={__file__}/runs"], ["output is ", f"but {__file__} is a file"]),

@@ -6,12 +6,11 @@ import numpy as np
 import optax
 import pytest
 from cases import KEY, normals
-from components import CLASSES, IMAGE, TINY, make, model, names, norm, placement
+from components import CLASSES, IMAGE, NORMS, TINY, make, model, names, norm, placement
 
 from experiments.norms.base import Scope
 
 MODELS = names("model")
-NORMS = names("norm")
 SEQUENCES = ("lstm", "gru", "transformer")
 BATCH = 8
 IMAGES = normals(BATCH, *IMAGE)
@@ -583,7 +582,7 @@ def test_the_files_have_no_problems(name):
             "mlp",
             "instance",
             {},
-            "norm=instance needs positions, and model=mlp has none; "
+            "instance normalization needs positions, and model=mlp has none; "
             "give norm=layer, or model=cnn or resnet",
         ),
         (

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import KEY, normals
-from components import names, norm, placement
+from components import NORMS, PEERS, norm, placement
 from devices import over_devices
 
 from experiments.norms.base import Context, Normalization, Placement, Places, Scope
 
-NORMS = names("norm")
 RUNNING = [name for name in NORMS if norm(name).of_the_batch]
 CHANNELS = 8
 IMAGES = normals(16, 3, 3, CHANNELS, mean=1.0)
@@ -70,6 +69,44 @@ def test_a_norm_is_what_numpy_says(name, shape):
         pytest.skip("has no positions")
     y, _ = run(placement(name), x)
     np.testing.assert_allclose(y, EXPECTED[name](np.asarray(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_is_what_ours_is(name):
+    weights = np.cos(np.arange(IMAGES.size, dtype=np.float32)).reshape(IMAGES.shape)
+
+    def of(name):
+        place = placement(name)
+        variables = place(name="norm_0").init(KEY, IMAGES, train=False)
+
+        def loss(params, x):
+            y, after = run(place, x, variables={**variables, "params": params})
+            return (y * weights).sum(), (y, after.get("batch_stats", {}))
+
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+        return gradients(variables["params"], IMAGES)
+
+    theirs, ours = of(name), of(name.removeprefix("flax_"))
+
+    def near(one, other):
+        ulp = np.finfo(np.float32).eps * abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=8 * ulp)
+
+    jax.tree.map(near, theirs, ours)
+
+
+def test_peers_have_the_values_of_ours_and_a_mask():
+    for name in PEERS:
+        peer, ours = dataclasses.asdict(norm(name)), norm(name.removeprefix("flax_"))
+        assert peer == {key: getattr(ours, key) for key in peer}
+        assert not [*norm(name).problems(16), *norm(name).problems_in(PLACES)]
+    mask = np.arange(16) < 12
+    (y, masked), (z, removed) = (
+        run(placement("flax_batch"), ROWS, mask),
+        run(placement("flax_batch"), ROWS[mask]),
+    )
+    np.testing.assert_allclose(y[mask], z, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), masked, removed)
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -356,7 +393,7 @@ def test_what_cannot_be_right_is_told(name, changes, told):
 def test_what_has_nothing_to_measure_is_told():
     features = Places("mlp", [8, 8])
     [told] = norm("instance").problems_in(features)
-    assert told.startswith("norm=instance needs positions, and model=mlp has none; give ")
+    assert told.startswith("instance normalization needs positions, and model=mlp has none; give ")
     [told] = norm("group", num_groups=8).problems_in(features)
     assert "norm.num_groups is 8, which leaves one value to a group in model=mlp" in told
     assert not [*norm("group", num_groups=4).problems_in(features)]

@@ -1,17 +1,24 @@
 """The ways of running a step on devices agree, and filling a batch changes nothing."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from environment import generator
+from runs_of import ROOT
 from runs_of import composed as config_of
 
-from experiments.config import Single
+from experiments.config import Jit, Single
 from experiments.data.batching import Batches, training_rows
 from experiments.data.source import Spec
 from experiments.data.splits import Dataset, Split
+from experiments.errors import ConfigError
+from experiments.runs.directory import run_directory
 from experiments.training import parallel
 from experiments.training.fit import Member, fit
 from experiments.training.program import compile_program
@@ -199,3 +206,37 @@ def test_what_fills_a_batch_changes_nothing(data, norm, way):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), filled, unfilled
     )
+
+
+def test_virtual_devices_count_without_being_made_and_are_of_no_result():
+    assert parallel.num_devices(Jit("jit", 4)) == 4
+    assert parallel.num_devices(Jit("jit")) == 8
+    assert parallel.num_devices(Single("single", 4)) == 1
+    config = composed("sync=local")
+    same = dataclasses.replace(config, parallel=Jit("jit", 8))
+    fewer = dataclasses.replace(config, parallel=Jit("jit", 4))
+    assert run_directory(same) == run_directory(config) != run_directory(fewer)
+    parallel.make_devices(same.parallel)  # as many as have been made
+    with pytest.raises(ConfigError, match=r"is 4, but jax has started with 8 of cpu"):
+        parallel.make_devices(fewer.parallel)
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_virtual_devices_here_and_in_its_workers(tmp_path):
+    arguments = (
+        *("--multirun", "norm=batch,none", "model=mlp", "model.hidden=[4]", "batch_size=32"),
+        *("steps=2", "seeds=1", "sync=local", "parallel.virtual_devices=4", "launcher.workers=2"),
+        *(f"output={tmp_path}", f"data.directory={tmp_path}/data"),
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "experiments.train", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    written = [json.loads(path.read_text()) for path in tmp_path.glob("*/seed-0/result.json")]
+    assert [result["device"]["devices"] for result in written] == [4, 4]

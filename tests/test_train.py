@@ -348,7 +348,7 @@ def target(config):
             ["--multirun", "norm=batch,instance,layer", "model=mlp", "batch_size=16,5000"],
             [
                 "norm=batch batch_size=5000: batch_size is 5000",
-                "norm=instance batch_size=16: norm=",
+                "norm=instance batch_size=16: instance normalization",
             ],
         ),
         (["study=norms", "norm=batch,grup"], ["no choice 'grup'", "group"]),
@@ -357,6 +357,7 @@ def target(config):
         (["sync=group", "sync.num_groups=3"], ["sync.num_groups is 3", "8 devices"]),
         (["--multirun", "distributed=off,auto"], ["distributed differs"]),
         (["--multirun", "launcher.workers=1,2"], ["launcher differs"]),
+        (["--multirun", "parallel.virtual_devices=2,4"], ["parallel.virtual_devices differs"]),
         (["launcher.workers=0"], ["launcher.workers is 0", "1 or more"]),
         (["distributed=auto"], ["distributed=auto failed", "else manual with"]),
     ],

@@ -12,12 +12,12 @@ _MIXED = 0  # a seed
 
 
 class Batch(NamedTuple):
-    """Some examples, and a mask that is False where one only fills the batch."""
+    """Some examples, and a mask that is False where one only fills the batch; None: none does."""
 
     inputs: np.ndarray
     lengths: np.ndarray | None
     labels: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray | None
 
 
 class Rows(NamedTuple):

@@ -19,6 +19,7 @@ from experiments.runs.events import Events
 from experiments.training import hosts
 from experiments.training.checkpoints import Checkpoints, save_final, telling_of_a_full_disk
 from experiments.training.fit import Member, Saved, fit
+from experiments.training.parallel import make_devices
 from experiments.training.program import Program, compile_program
 from experiments.training.setup import Setup, setup
 from experiments.training.watch import Ended, Resumed, RunEnded, RunStarted, Update, Watch
@@ -30,6 +31,7 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
     Results of other code are made again, unless the configuration keeps them. Of several processes
     the first one writes.
     """
+    make_devices(configs[0].parallel)
     made = setup(configs[0])
     with telling_of_a_full_disk(Path(configs[0].output)), contextlib.ExitStack() as held:
         for config in configs:

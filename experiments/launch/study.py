@@ -5,6 +5,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def grid(overrides: Sequence[str]) -> list[Config]:
         ConfigError: a configuration that cannot be right.
     """
     configs = composed(overrides)
+    _check_common(configs)
     problems: dict[str, str] = {}  # and the first run that has each
     for config, label in zip(configs, labels(configs), strict=True):
         try:
@@ -52,6 +54,14 @@ def grid(overrides: Sequence[str]) -> list[Config]:
     if problems:
         raise ConfigError("\n".join(f"{label}{problem}" for problem, label in problems.items()))
     return configs
+
+
+def _check_common(configs: Sequence[Config]) -> None:
+    """What a program has once must be the same in all its runs."""
+    for key in ("distributed", "launcher", "parallel.virtual_devices"):
+        values = [attrgetter(key)(config) for config in configs]
+        if any(value != values[0] for value in values):
+            raise ConfigError(f"{key} differs between the runs of a sweep; give one choice")
 
 
 def composed(overrides: Sequence[str]) -> list[Config]:
@@ -139,9 +149,6 @@ def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
     """Return the configurations of `grid`. Any failure exits: Hydra only warns of what we raise."""
     try:
         configs = grid(overrides)
-        for key in ("distributed", "launcher"):
-            if any(getattr(config, key) != getattr(configs[0], key) for config in configs):
-                raise ConfigError(f"{key} differs between the runs of a sweep; give one choice")
         hosts.join(configs[0].distributed)
         for config in configs:
             num_devices = len(parallel.devices(config.parallel))

@@ -19,15 +19,18 @@ from experiments.config import (
     GroupSync,
     Local,
     Manual,
+    Pmap,
     RecomputedInference,
     RunningInference,
+    ShardMap,
     Single,
+    Undistributed,
 )
 from experiments.data.batching import Batch
 from experiments.errors import ConfigError, at_least, choice, positive
 from experiments.norms.base import Scope
 from experiments.runs.directory import program_key
-from experiments.training.parallel import axis_name
+from experiments.training.parallel import axis_name, make_devices
 from experiments.training.program import evaluation_group, example, model_of
 from experiments.training.setup import Setup, setup
 
@@ -39,6 +42,7 @@ def validate(config: Config) -> None:
     """Raise `ConfigError` that tells all that cannot be right in a configuration."""
     _raise([*_names(config)])  # the others need what these are about
     _raise([*_training(config), *_distributed(config.distributed)])
+    make_devices(config.parallel)
     made = setup(config)
     problems = [
         *made.source.problems(config.batch_size),
@@ -89,11 +93,20 @@ def _names(config: Config) -> Iterator[str]:
 def _training(config: Config) -> Iterator[str]:
     for key in ("batch_size", "accumulate", "epochs", "seeds", "keep_checkpoints"):
         yield from at_least(key, getattr(config, key), 1)
-    for key in ("steps", "checkpoint_every", "steps_per_call"):
+    for key in ("steps", "checkpoint_every", "steps_per_call", "timed_steps"):
         if getattr(config, key) is not None:
             yield from at_least(key, getattr(config, key), 1)
     if isinstance(config.launcher, Local) and config.launcher.workers is not None:
         yield from at_least("launcher.workers", config.launcher.workers, 1)
+    if config.timed_steps is not None and config.seeds_together:
+        yield "timed_steps times one seed, but seeds_together is true; give false, or null"
+    if (virtual := config.parallel.virtual_devices) is not None:
+        yield from at_least("parallel.virtual_devices", virtual, 1)
+        if not isinstance(config.distributed, Undistributed):
+            yield (
+                f"parallel.virtual_devices is {virtual}, which are of one process, but "
+                f"distributed={config.distributed.name}; give distributed=off, or null"
+            )
     every = config.evaluate_every
     if not (every in (None, "epoch") or (isinstance(every, int) and every >= 1)):
         yield (
@@ -138,6 +151,11 @@ def _statistics(config: Config, made: Setup) -> Iterator[str]:
             f"sync={config.sync.name} is of norm=batch, but norm={name} is not defined over the "
             "examples of some devices; give sync=global, or norm=batch"
         )
+    if not made.norm.merges and isinstance(config.parallel, Pmap | ShardMap):
+        yield (
+            f"norm={name} does not merge what the devices of parallel={config.parallel.name} see; "
+            "give parallel=jit or single"
+        )
     if isinstance(config.sync, GroupSync):
         yield from at_least("sync.num_groups", config.sync.num_groups, 1)
     if config.accumulate > 1:
@@ -152,6 +170,8 @@ def _accumulated(config: Config, made: Setup) -> Iterator[str]:
             f"{said} normalizes by its running statistics too, which change at the end of a step "
             "alone; give accumulate=1"
         )
+    if not made.norm.merges:
+        yield f"{said} does not merge the statistics of micro-batches; give accumulate=1"
     if made.norm.of_the_batch and made.norm.momentum is None:
         yield f"{said} has no momentum, and a step updates once; give norm.momentum a number"
     if config.batch_size % (config.accumulate * made.norm.batch_multiple):
@@ -169,6 +189,11 @@ def _inference(config: Config, made: Setup) -> Iterator[str]:
         yield from at_least("inference.batch_size", config.inference.batch_size, 1)
     if isinstance(config.inference, RecomputedInference):
         yield from at_least("inference.examples", config.inference.examples, 1)
+        if not made.norm.merges:
+            yield (
+                f"inference=recomputed merges what batches see, and norm={config.norm['name']} "
+                "does not; give inference=running"
+            )
         if isinstance(config.sync, GroupSync) and axis_name(config.parallel):
             yield (
                 "inference=recomputed merges what all devices see, but with sync=group and "

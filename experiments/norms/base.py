@@ -63,6 +63,7 @@ class Norm:
         syncs: whether it is defined over the examples of some devices alone (`Context.scope`).
         of_running: whether training normalizes by the running statistics too, so that they must be
             those of the step before.
+        merges: whether statistics of parts of a batch, on devices or micro-batches, can be merged.
         frozen_from: the fraction of the run's steps from which running statistics are used, and no
             longer changed, in training too (Wu & Johnson 2021); None for never.
     """
@@ -72,6 +73,7 @@ class Norm:
     adds_bias: ClassVar[bool] = True
     syncs: ClassVar[bool] = False
     of_running: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
     frozen_from: ClassVar[float | None] = None
 
     @property

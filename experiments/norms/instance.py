@@ -23,6 +23,6 @@ class InstanceNorm(SampleNorm):
     def problems_in(self, places: Places) -> Iterator[str]:
         if places.positions == 1:
             yield (
-                f"norm=instance needs positions, and model={places.model} has none; give "
+                f"instance normalization needs positions, and model={places.model} has none; give "
                 "norm=layer, or model=cnn or resnet"
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import Config, LocalSync, component
-from experiments.training.parallel import devices
+from experiments.training.parallel import num_devices
 
 # What a run's results do not depend on: how many seeds there are, how steps and seeds are carried,
 # what is saved, the places of files, the processes, the study that asked.
@@ -33,10 +33,13 @@ def identity(config: Config) -> dict[str, Any]:
     """
     determining = {key: value for key, value in asdict(config).items() if key not in OF_NO_RESULT}
     determining["data"] = {k: v for k, v in config.data.items() if k not in OF_NO_BATCH}
+    determining["parallel"] = {"name": config.parallel.name}
     if config.steps is not None:
         del determining["epochs"]
+    if config.timed_steps is None:
+        del determining["timed_steps"]
     if isinstance(config.sync, LocalSync):
-        determining["devices"] = len(devices(config.parallel))
+        determining["devices"] = num_devices(config.parallel)
     return determining
 
 

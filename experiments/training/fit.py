@@ -18,9 +18,10 @@ from experiments.training.accumulation import decayed, nothing_seen
 from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
 from experiments.training.state import State, Sums
+from experiments.training.timing import step_times
 
 EVALUATION_BATCH = 512
-FITTED_EXAMPLES = 10_000  # of the training set, on which the final model is evaluated
+FITTED_EXAMPLES = 5_000  # of the training set, on which the final model is evaluated
 WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -272,9 +273,17 @@ class _Training:
                 **result,
                 "parameters": digest(variables),
                 "seconds": self._elapsed() / len(self.members),
+                **self._timed(i),
             },
             variables,
         )
+
+    def _timed(self, i: int) -> dict[str, float]:
+        """Time the step of a seed on its first batches, where that is asked for."""
+        if self.config.timed_steps is None:
+            return {}
+        length, batches = next(self.calls(0))
+        return step_times(self.program, *self.members[i], batches, length)
 
     def is_to_be_saved(self, before: int, step: int) -> bool:
         """Every so many steps, and every minute where no other process would have to agree."""

@@ -22,6 +22,7 @@ from experiments.config import (
     Single,
     SyncConfig,
 )
+from experiments.errors import ConfigError
 from experiments.norms.base import Scope
 
 AXIS = "devices"
@@ -30,8 +31,37 @@ Step = Callable[[Any, Any], Any]
 
 def devices(config: ParallelConfig) -> list[jax.Device]:
     """Return the devices of a run, those of a process next to each other."""
+    make_devices(config)
     ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return ordered[:1] if isinstance(config, Single) else ordered
+
+
+def num_devices(config: ParallelConfig) -> int:
+    """Return how many devices a run has, without making virtual ones."""
+    if isinstance(config, Single):
+        return 1
+    return config.virtual_devices or jax.device_count()
+
+
+def make_devices(config: ParallelConfig) -> None:
+    """Make the virtual devices that are asked for, of the CPU, before jax starts.
+
+    Raises:
+        ConfigError: jax has started with others.
+    """
+    number = config.virtual_devices
+    if number is None:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+        jax.config.update("jax_platforms", "cpu")
+    except RuntimeError as error:
+        there = jax.local_devices()
+        if len(there) != number or there[0].platform != "cpu":
+            raise ConfigError(
+                f"parallel.virtual_devices is {number}, but jax has started with {len(there)} "
+                f"of {there[0].platform}; give it in a process of its own, or null"
+            ) from error
 
 
 def axis_name(config: ParallelConfig) -> str | None:

@@ -12,6 +12,7 @@ from flax import linen as nn
 from experiments.config import BatchInference, Config, RecomputedInference
 from experiments.data.batching import Batch
 from experiments.norms.base import Context, Norm, Placement, Scope
+from experiments.norms.none import NoNorm
 from experiments.training import parallel
 from experiments.training.diagnostics import quantiles
 from experiments.training.setup import Setup
@@ -33,6 +34,7 @@ class Program(NamedTuple):
             they are not recomputed for an evaluation.
         group: how many examples, one after the other, `evaluate` normalizes by their own
             statistics; None where by running ones.
+        plain: the same program without normalization, where steps are timed beside its.
     """
 
     init: Callable[[Config, int], State]
@@ -45,6 +47,7 @@ class Program(NamedTuple):
     group: int | None
     steps_per_call: int
     together: bool
+    plain: "Program | None" = None
 
 
 def steps_per_call(config: Config, made: Setup) -> int:
@@ -60,10 +63,13 @@ def steps_per_call(config: Config, made: Setup) -> int:
 
 
 def seeds_together(config: Config) -> bool:
-    """Whether one program holds all seeds. No model gains from vmap on a CPU."""
+    """Whether one program holds all seeds: not where its steps are timed.
+
+    No model gains from vmap on a CPU.
+    """
     if config.seeds_together is not None:
         return config.seeds_together
-    return jax.default_backend() != "cpu"
+    return config.timed_steps is None and jax.default_backend() != "cpu"
 
 
 def evaluation_group(config: Config, made: Setup) -> int | None:
@@ -106,6 +112,13 @@ def example(made: Setup, batch_size: int = 1) -> Batch:
 
 def compile_program(config: Config, made: Setup) -> Program:
     """Return the functions of a run, compiled as its devices and configuration ask."""
+    program = _compile(config, made)
+    if config.timed_steps is None:
+        return program
+    return program._replace(plain=_compile(config, made._replace(norm=NoNorm())))
+
+
+def _compile(config: Config, made: Setup) -> Program:
     devices = parallel.devices(config.parallel)
     scope = parallel.scope(config.parallel, config.sync, len(devices))
     model = model_of(config, made, scope)

@@ -1,0 +1,72 @@
+"""The time of a training step beside that of the same step without normalization."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from runs_of import composed, replaced, result, trained
+
+from experiments.data.batching import Batch
+from experiments.runs.directory import run_directory
+from experiments.training import timing
+from experiments.training.program import Program
+
+RUN = (
+    "model=mlp",
+    "model.hidden=[4]",
+    "batch_size=400",
+    "steps=4",
+    "seeds=1",
+    "steps_per_call=2",
+    "checkpoint_every=null",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def promotion():
+    """Optax's schedules mix integer steps and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_a_timed_run_has_its_times_and_is_otherwise_the_same(tmp_path, way):
+    places = (f"output={tmp_path}", f"data.directory={tmp_path}/data", f"parallel={way}")
+    timed = composed(*RUN, *places, "timed_steps=3")
+    plain = replaced(timed, timed_steps=None)
+    trained(timed)
+    trained(plain)
+    assert run_directory(timed) != run_directory(plain)
+    times, others = result(timed), result(plain)
+    assert set(times) - set(others) == {"step_ms", "overhead"}
+    assert 0 < times["step_ms"] < 1000
+    assert 0 < times["overhead"] < 100
+    assert times["parameters"] == others["parameters"]
+
+
+def test_both_steps_are_taken_in_turn_on_whole_batches(monkeypatch):
+    clock, order = SimpleNamespace(now=0.0), []
+
+    def program(name, seconds, plain=None):
+        """A program whose calls last so many seconds, one after the other."""
+        left = iter([9.0] * timing.WARM_UP + seconds)
+
+        def train(state, batches):
+            assert batches.mask is None
+            order.append(name)
+            clock.now += next(left)
+            return state + 1
+
+        def init(config, seed):
+            return np.zeros(())
+
+        return Program(init, train, None, None, jax.devices()[:1], 1, 2, False, plain)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
+    pair = program("norm", [0.3, 0.8, 0.4], program("none", [0.1, 0.2, 0.2]))
+    batches = Batch(np.zeros((2, 4, 3)), None, np.zeros((2, 4), int), np.ones((2, 4), bool))
+    times = timing.step_times(pair, SimpleNamespace(timed_steps=3), 0, batches, length=2)
+    assert times == pytest.approx({"step_ms": 200.0, "overhead": 3.0})
+    assert order[-6:] == ["norm", "none", "none", "norm", "norm", "none"]
