@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -81,6 +82,24 @@ def compared_steps(output):
     return compare(asked, collect(configs))
 
 
+def compared_at_places(output, rates):
+    """Compare two arms over the rates at two batch sizes, where a is 1 and 3 points better."""
+    configs = []
+    for norm, size, gain in (("batch", 8, 1), ("batch", 16, 3), ("none", 8, 0), ("none", 16, 0)):
+        for rate in rates:
+            config = run_files.configuration(
+                norm=norm,
+                batch_size=size,
+                optimizer={"learning_rate": rate},
+                seeds=8,
+                output=str(output),
+            )
+            run_files.write_run(config, (90 - rate + gain + (NOISE if gain else 0 * NOISE)) / 100)
+            configs.append(config)
+    asked = Contrast("norm=batch", "norm=none", "test_accuracy", "greater", 0.5, "points")
+    return compare(replace(asked, each=["batch_size"]), collect(configs))
+
+
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
@@ -148,7 +167,7 @@ def test_a_row_says_claim_effect_and_verdict(written, entries):
     assert table["alike"][3].startswith("**+0.10 points**")
     assert table["alike"][3].endswith("equal within 0.5 points")
     assert table["alike"][4] == f"**holds**, no difference; p = {p['alike']:.2g}"
-    assert table["faster"][2] == "none against batch; steps to the target"
+    assert table["faster"][2] == "`norm=none` against `norm=batch`; steps to the target"
     assert table["faster"][3] == "**4x** (4x to 4x); delta 1.5x"
     assert table["faster"][4] == "**holds**; p = 0"
     assert table["waiting"][3].startswith("**+2.00 points**")
@@ -222,6 +241,22 @@ def test_a_further_study_corrects_those_that_are_committed(root, entries):
         studies = [OmegaConf.create(study(name)) for name in family]
         readme = published(root, studies)[root / "README.md"]
         assert f"p = {len(family) * worse.compared.p:.2g} |" in readme
+
+
+@pytest.mark.parametrize(
+    ("rates", "won", "trials"),
+    [
+        ((0.1, 1.0), " (best of 2 at each of 2 places)", "best of 2 trials at each of 2 places by"),
+        ((0.1,), "", "(one trial at each of 2 places)"),
+    ],
+)
+def test_a_study_at_several_places_says_so(root, rates, won, trials):
+    result = compared_at_places(root / "trained", rates)
+    keep_entry(root / STUDIES, Entry(**study("worse"), done="", compared=result, open_because=None))
+    texts = published(root, [OmegaConf.create(study("worse"))])
+    arms = f"| `norm=batch`{won} against `norm=none`{won}; test accuracy (%) | **+2.00 points**"
+    assert arms in texts[root / "README.md"]
+    assert texts[root / "docs" / "studies.md"].count(trials) == 2
 
 
 def test_what_cannot_be_written_is_told(root):

@@ -57,7 +57,7 @@ def _row(entry: Entry, judged: Verdict, docs: str) -> list[str]:
     return [
         study,
         claim,
-        _cell(f"{_arm(compared.a)} against {_arm(compared.b)}; {compared.metric}"),
+        _cell(f"{_arms(compared)}; {compared.metric}"),
         f"**{compared.shown(compared.mean)}** ({low} to {high}); {_delta(compared)}",
         _verdict(entry, judged),
         figure,
@@ -77,8 +77,18 @@ def _verdict(entry: Entry, judged: Verdict) -> str:
     return f"{word}{f', {beside}' if beside else ''}; p = {judged.p:.2g}"
 
 
-def _arm(arm: Arm) -> str:
-    return arm.chosen if len(arm.trials) == 1 else f"`{arm.overrides}` ({arm.chosen})"
+def _arms(compared: Comparison) -> str:
+    return " against ".join(
+        f"`{arm.overrides}`{_won(arm, compared)}" for arm in (compared.a, compared.b)
+    )
+
+
+def _won(arm: Arm, compared: Comparison) -> str:
+    if not compared.tuned:
+        return ""
+    if compared.places == 1:
+        return f" ({arm.chosen})"
+    return f" (best of {len(arm.trials) // compared.places} at each of {compared.places} places)"
 
 
 def studies_page(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
@@ -102,8 +112,8 @@ def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
     compared = entry.compared
     if compared is not None:
         yield "measured", compared.metric
-        yield "a", f"`{compared.a.overrides}`: {trials_text(compared.a)}"
-        yield "b", f"`{compared.b.overrides}`: {trials_text(compared.b)}"
+        yield "a", f"`{compared.a.overrides}`: {trials_text(compared.a, compared.places)}"
+        yield "b", f"`{compared.b.overrides}`: {trials_text(compared.b, compared.places)}"
         yield "counted", " ".join(compared.remarks)
     yield "verdict", _result(entry, judged)
     numbers_at = f"; [all numbers](studies/{entry.name}{KEPT})" if entry.done else ""

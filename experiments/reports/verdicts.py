@@ -34,7 +34,8 @@ RULE = (
     "against b), the metric, the direction, and a threshold delta that would matter in practice.",
     "A seed draws the split into training and validation data, the order and the weights, the same "
     "for a and b. Of each of at least eight seeds d is a - b, or log2(a / b) where the unit is a "
-    "ratio. A seed that diverged counts as chance, a target that was not reached as the budget of "
+    "ratio; where a study compares at several places, such as models, d is the mean over them. A "
+    "seed that diverged counts as chance, a target that was not reached as the budget of "
     "steps. Both arms are tuned alike, on validation data and with as many trials; test data are "
     "looked at once, in what won.",
     "The claim that a is greater: a two-sided t-test of d against delta. Adjusted p below 0.05 and "
@@ -197,8 +198,8 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
         compared = entry.compared
         arms = terms(
             [
-                ("a", f"{compared.a.overrides} - {trials_text(compared.a)}"),
-                ("b", f"{compared.b.overrides} - {trials_text(compared.b)}"),
+                ("a", f"{compared.a.overrides} - {trials_text(compared.a, compared.places)}"),
+                ("b", f"{compared.b.overrides} - {trials_text(compared.b, compared.places)}"),
                 ("counted", " ".join(compared.remarks)),
             ]
         )
