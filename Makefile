@@ -1,4 +1,6 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
+# make verdicts   write what the reports found into docs/studies, docs/studies.md and README.md
+#              (COMMITTED=1: of docs/studies alone)
 # make fashion-mnist   install Debian's copy of Fashion-MNIST, where there is apt
 # make test    the tests (make test-fast: one case of each that is quick; make test-slow: those that
 #              take long, of several processes)
@@ -19,11 +21,14 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
+.PHONY: study verdicts fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
 	$(BIN)/python -m experiments.report study=$(STUDY)
+
+verdicts: $(VENV)/with-experiments
+	$(BIN)/python -m experiments.verdicts $(if $(COMMITTED),--from-committed)
 
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --non-interactive)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -163,9 +163,14 @@ def studies() -> list[str]:
 
 def family() -> list[str]:
     """Return the names of the studies that have a primary contrast, reported or not."""
+    return [study.name for study in claimed()]
+
+
+def claimed() -> list[DictConfig]:
+    """Return what the files say of the studies that have a primary contrast."""
     loaded = [OmegaConf.load(path) for path in sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))]
     asked = [config.study for config in loaded if "study" in config]
-    return [study.name for study in asked if study.get("contrast") is not None]
+    return [study for study in asked if study.get("contrast") is not None]
 
 
 def main() -> None:

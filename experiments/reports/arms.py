@@ -123,9 +123,10 @@ def matching(overrides: str, points: Sequence[Point], where: str) -> list[Point]
     return found
 
 
-def trials_text(arm: Arm) -> str:
-    """Return what an arm chose, and from what."""
-    if len(arm.trials) == 1:
-        return f"{arm.chosen} (one trial)"
+def trials_text(arm: Arm, places: int = 1) -> str:
+    """Return what an arm chose, and from what, where it chose at so many places."""
+    trials, where = len(arm.trials) // places, f" at each of {places} places" if places > 1 else ""
+    if trials == 1:
+        return f"{arm.chosen} (one trial{where})"
     scores = "; ".join(f"{name}: {score:.4g}" for name, score in arm.trials)
-    return f"{arm.chosen}, the best of {len(arm.trials)} trials by {arm.scored_by} ({scores})"
+    return f"{arm.chosen}, the best of {trials} trials{where} by {arm.scored_by} ({scores})"

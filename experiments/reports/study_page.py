@@ -15,6 +15,7 @@ from experiments.reports.figures import choose_axes, learning_curves, metric_fig
 from experiments.reports.metrics import Metric
 from experiments.reports.results import Point, label, shortfalls, swept_keys
 from experiments.reports.table import study_table
+from experiments.reports.verdicts import rule
 
 
 def write_study_page(
@@ -90,6 +91,7 @@ def _contrast(compared: Comparison | None) -> Iterator[str]:
         [str(seed), compared.shown(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
     ]
     yield page.details("The differences as numbers", page.table(["seed", "a against b"], rows))
+    yield page.details("The rule of the verdict", rule())
 
 
 def _secondary(study: StudyConfig, points: Sequence[Point]) -> Iterator[str]:

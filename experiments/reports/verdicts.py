@@ -22,9 +22,32 @@ from experiments.reports.comparison import (
     verdict,
 )
 from experiments.reports.page import caption, terms, write_page
+from experiments.reports.strip import strip
 
 SUFFIX = ".study.json"
+KEPT = ".json"  # of what is committed in docs/studies
+DIGITS = 6
 NOT_IN_CONFIGS = "configs/study has no study of this name that has a primary contrast"
+NOT_RUN = "not run"
+RULE = (
+    "Before a study runs, its file states the claim and its source, one primary contrast (a "
+    "against b), the metric, the direction, and a threshold delta that would matter in practice.",
+    "A seed draws the split into training and validation data, the order and the weights, the same "
+    "for a and b. Of each of at least eight seeds d is a - b, or log2(a / b) where the unit is a "
+    "ratio; where a study compares at several places, such as models, d is the mean over them. A "
+    "seed that diverged counts as chance, a target that was not reached as the budget of "
+    "steps. Both arms are tuned alike, on validation data and with as many trials; test data are "
+    "looked at once, in what won.",
+    "The claim that a is greater: a two-sided t-test of d against delta. Adjusted p below 0.05 and "
+    "a mean above delta: “holds”; a mean below delta: “does not hold”; otherwise “cannot tell "
+    "here”. The claim that both are equal: two one-sided tests at -delta and delta for “holds”; a "
+    "95 % interval wholly outside of them for “does not hold”. The p-values are adjusted by "
+    "Holm's correction over the primary contrasts of all studies; one that is not run counts with "
+    "p = 1.",
+    "Beside it stands “no difference” where the 90 % interval lies within -delta and delta, and "
+    "“reversed” where a was claimed to be greater and that interval lies below zero. All other "
+    "comparisons are secondary and get no verdict.",
+)
 PLACE = re.compile(r"<!--verdict-->.*?<!--/verdict-->", re.DOTALL)
 
 
@@ -65,9 +88,23 @@ def write_entry(output: Path, entry: Entry) -> None:
     (output / f"{entry.name}{SUFFIX}").write_text(json.dumps(asdict(entry), indent=1))
 
 
-def read_entries(output: Path) -> list[Entry]:
+def keep_entry(folder: Path, entry: Entry) -> None:
+    """Write what a report found to be committed: short numbers, and equal ones give equal bytes."""
+    text = json.dumps(_rounded(asdict(entry)), indent=1, ensure_ascii=False)
+    (folder / f"{entry.name}{KEPT}").write_text(f"{text}\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def read_entries(folder: Path, suffix: str = SUFFIX) -> list[Entry]:
     """Return what all reports found, by name."""
-    return [_entry(json.loads(path.read_text())) for path in sorted(output.glob(f"*{SUFFIX}"))]
+    return [_entry(json.loads(path.read_text())) for path in sorted(folder.glob(f"*{suffix}"))]
 
 
 def _entry(values: dict[str, Any]) -> Entry:
@@ -115,12 +152,12 @@ def verdict_text(entry: Entry, judged: Verdict | None) -> str:
     if judged is None:
         return _no_verdict(entry)
     if entry.open_because is not None:
-        numbers = f"; so far {_numbers(entry.compared)}" if entry.compared else ""
-        return f"{judged.word}: {entry.open_because}{numbers}"
+        so_far = f"; so far {numbers(entry.compared)}" if entry.compared else ""
+        return f"{judged.word}: {entry.open_because}{so_far}"
     compared = entry.compared
     beside = f", {note(compared)}" if note(compared) else ""
     return (
-        f"{judged.word}{beside}: {_numbers(compared)}, adjusted p = {judged.p:.2g} "
+        f"{judged.word}{beside}: {numbers(compared)}, adjusted p = {judged.p:.2g} "
         f"(Holm, {judged.family} contrast{'s' * (judged.family != 1)})"
     )
 
@@ -128,11 +165,12 @@ def verdict_text(entry: Entry, judged: Verdict | None) -> str:
 def _no_verdict(entry: Entry) -> str:
     if not entry.claims:
         return "none, as the study claims nothing"
-    numbers = f"; {_numbers(entry.compared)}" if entry.compared else ""
-    return f"no verdict: {entry.open_because or NOT_IN_CONFIGS}{numbers}"
+    beside = f"; {numbers(entry.compared)}" if entry.compared else ""
+    return f"no verdict: {entry.open_because or NOT_IN_CONFIGS}{beside}"
 
 
-def _numbers(compared: Comparison) -> str:
+def numbers(compared: Comparison) -> str:
+    """Return the mean, its interval, the threshold and the number of seeds."""
     low, high = (compared.shown(bound) for bound in compared.interval95)
     return (
         f"mean {compared.shown(compared.mean)}, 95 % interval {low} to {high}, "
@@ -160,8 +198,8 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
         compared = entry.compared
         arms = terms(
             [
-                ("a", f"{compared.a.overrides} - {trials_text(compared.a)}"),
-                ("b", f"{compared.b.overrides} - {trials_text(compared.b)}"),
+                ("a", f"{compared.a.overrides} - {trials_text(compared.a, compared.places)}"),
+                ("b", f"{compared.b.overrides} - {trials_text(compared.b, compared.places)}"),
                 ("counted", " ".join(compared.remarks)),
             ]
         )
@@ -178,9 +216,19 @@ def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Ver
         parts.append(
             f'<section class="verdict {kind}"><h3>{link}</h3><p>{escape(entry.question or "")}</p>'
             f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
-            f'<p class="caption">{escape(entry.done)}</p></section>'
+            f'{_strip(entry)}<p class="caption">{escape(entry.done)}</p></section>'
         )
+    parts += ["<h2>The rule</h2>", rule()]
     write_page(output / "index.html", "jaxnorm studies", "\n".join(parts))
+
+
+def _strip(entry: Entry) -> str:
+    return "" if entry.compared is None else strip(entry.compared, numbers(entry.compared))
+
+
+def rule() -> str:
+    """Return the rule of the verdict as a page says it."""
+    return "".join(f"<p>{escape(text)}</p>" for text in RULE)
 
 
 def _counts(verdicts: dict[str, Verdict]) -> str:

@@ -1,0 +1,132 @@
+"""The verdicts as Markdown: a table for the README, and a page with a section for each study."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from experiments.reports.arms import Arm, trials_text
+from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, Comparison, note
+from experiments.reports.verdicts import (
+    KEPT,
+    NOT_RUN,
+    RULE,
+    Entry,
+    Verdict,
+    numbers,
+    verdict_text,
+)
+
+HEAD = ("study", "claim", "a against b", "effect (95 % interval)", "verdict", "seeds")
+WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, NOT_RUN)
+FIGURE_WIDTH = 260
+
+
+def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict], docs: str) -> str:
+    """Return how many claims hold, and a row for each.
+
+    Args:
+        docs: the way from the page to the folder that holds studies.md and the figures.
+    """
+    rows = [
+        HEAD,
+        ["---"] * len(HEAD),
+        *(_row(entry, verdicts[entry.name], docs) for entry in entries),
+    ]
+    return "\n".join([_counts(entries, verdicts), "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _counts(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
+    words = [_word(entry, verdicts[entry.name]) for entry in entries]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in WORDS if word in words)
+    return f"Verdicts of {len(entries)} claims: {counts or 'none'}."
+
+
+def _word(entry: Entry, judged: Verdict) -> str:
+    return NOT_RUN if entry.open_because == NOT_RUN else judged.word
+
+
+def _row(entry: Entry, judged: Verdict, docs: str) -> list[str]:
+    study = f"[{entry.name}]({docs}studies.md#{entry.name})"
+    claim = _cell(f"{entry.claim or ''} ({entry.source})" if entry.source else entry.claim or "")
+    compared = entry.compared
+    if compared is None:
+        return [study, claim, "", "", _verdict(entry, judged), ""]
+    low, high = (compared.shown(bound).split()[0] for bound in compared.interval95)
+    figure = (
+        f'<img src="{docs}studies/{entry.name}.svg" width="{FIGURE_WIDTH}" '
+        f'alt="{numbers(compared)}">'
+    )
+    return [
+        study,
+        claim,
+        _cell(f"{_arms(compared)}; {compared.metric}"),
+        f"**{compared.shown(compared.mean)}** ({low} to {high}); {_delta(compared)}",
+        _verdict(entry, judged),
+        figure,
+    ]
+
+
+def _delta(compared: Comparison) -> str:
+    delta = compared.shown(compared.delta, sign=False)
+    return f"equal within {delta}" if compared.direction == "equal" else f"delta {delta}"
+
+
+def _verdict(entry: Entry, judged: Verdict) -> str:
+    word = f"**{_word(entry, judged)}**"
+    if judged.p is None:
+        return word
+    beside = note(entry.compared)
+    return f"{word}{f', {beside}' if beside else ''}; p = {judged.p:.2g}"
+
+
+def _arms(compared: Comparison) -> str:
+    return " against ".join(
+        f"`{arm.overrides}`{_won(arm, compared)}" for arm in (compared.a, compared.b)
+    )
+
+
+def _won(arm: Arm, compared: Comparison) -> str:
+    if not compared.tuned:
+        return ""
+    if compared.places == 1:
+        return f" ({arm.chosen})"
+    return f" (best of {len(arm.trials) // compared.places} at each of {compared.places} places)"
+
+
+def studies_page(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
+    """Return the table, the rule and a section for each study."""
+    sections = [_section(entry, verdicts[entry.name]) for entry in entries]
+    return "\n\n".join([verdict_table(entries, verdicts, ""), "## The rule", *RULE, *sections])
+
+
+def _section(entry: Entry, judged: Verdict) -> str:
+    items = [f"- {name}: {' '.join(text.split())}" for name, text in _items(entry, judged) if text]
+    parts = [f"## {entry.name}", " ".join((entry.question or "").split()), "\n".join(items)]
+    if entry.compared is not None:
+        parts.append(f"![{numbers(entry.compared)}](studies/{entry.name}.svg)")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
+    yield "claim", entry.claim
+    yield "source", entry.source
+    yield "expected", entry.expectation
+    compared = entry.compared
+    if compared is not None:
+        yield "measured", compared.metric
+        yield "a", f"`{compared.a.overrides}`: {trials_text(compared.a, compared.places)}"
+        yield "b", f"`{compared.b.overrides}`: {trials_text(compared.b, compared.places)}"
+        yield "counted", " ".join(compared.remarks)
+    yield "verdict", _result(entry, judged)
+    numbers_at = f"; [all numbers](studies/{entry.name}{KEPT})" if entry.done else ""
+    yield "made by", f"`make study STUDY={entry.name}`{numbers_at}"
+    yield "cost", entry.done
+
+
+def _result(entry: Entry, judged: Verdict) -> str:
+    if entry.open_because == NOT_RUN:
+        return NOT_RUN
+    word, colon, rest = verdict_text(entry, judged).partition(":")
+    return f"**{word}**{colon}{rest}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

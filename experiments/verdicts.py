@@ -1,0 +1,113 @@
+"""Keep what reports found, and write the verdicts of all studies into README.md and docs/.
+
+    python -m experiments.verdicts [output=runs]     # of the reports that are there
+    python -m experiments.verdicts --from-committed  # of docs/studies alone
+
+What a report found is kept in docs/studies/NAME.json; the figures beside it, docs/studies.md and
+the table in README.md follow from these files and from configs/study alone.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from experiments.errors import ConfigError
+from experiments.launch.study import CONFIG_DIR
+from experiments.list import OUTPUT, output_of
+from experiments.report import claimed
+from experiments.reports.markdown import studies_page, verdict_table
+from experiments.reports.strip import strip
+from experiments.reports.verdicts import (
+    KEPT,
+    NOT_RUN,
+    Entry,
+    judge,
+    keep_entry,
+    numbers,
+    read_entries,
+)
+
+ROOT = Path(CONFIG_DIR).parent
+STUDIES = Path("docs", "studies")
+BEGIN, END = "<!-- verdicts -->", "<!-- /verdicts -->"
+PLACE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
+
+
+def keep(output: Path, root: Path, names: Iterable[str]) -> list[str]:
+    """Keep what reports found of the studies of these names, and return whose is kept.
+
+    Raises:
+        ConfigError: no report of them is there.
+    """
+    entries = [entry for entry in read_entries(output) if entry.name in names]
+    if not entries:
+        raise ConfigError(
+            f"{output} has no report of a study with a primary contrast; make one with make study "
+            "STUDY=NAME, or give --from-committed to write what docs/studies holds"
+        )
+    (root / STUDIES).mkdir(parents=True, exist_ok=True)
+    for entry in entries:
+        keep_entry(root / STUDIES, entry)
+    return [entry.name for entry in entries]
+
+
+def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
+    """Return what follows from the kept numbers: the figures, README.md and docs/studies.md.
+
+    Args:
+        studies: all that have a primary contrast; those of which nothing is kept are not run.
+    """
+    kept = {entry.name: entry for entry in read_entries(root / STUDIES, KEPT)}
+    entries = [kept.get(study.name) or _not_run(study) for study in studies]
+    verdicts = judge(entries, [study.name for study in studies])
+    texts = {
+        root / STUDIES / f"{entry.name}.svg": strip(entry.compared, numbers(entry.compared))
+        for entry in entries
+        if entry.compared is not None
+    }
+    readme, page = root / "README.md", root / "docs" / "studies.md"
+    texts[readme] = _filled(readme, verdict_table(entries, verdicts, "docs/"))
+    texts[page] = _filled(page, studies_page(entries, verdicts))
+    return texts
+
+
+def _not_run(study: DictConfig) -> Entry:
+    told = {key: study.get(key) for key in ("question", "claim", "source", "expectation")}
+    return Entry(study.name, **told, done="", compared=None, open_because=NOT_RUN)
+
+
+def _filled(path: Path, text: str) -> str:
+    """Return the text of a file with what stands between its marks replaced."""
+    filled, places = PLACE.subn(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", path.read_text())
+    if places != 1:
+        raise ConfigError(f"{path} has {places} places for the verdicts; give one: {BEGIN} {END}")
+    return filled
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description="Write the verdicts of all studies into README.md and docs/.",
+        usage="python -m experiments.verdicts [--from-committed] [output=DIRECTORY]",
+    )
+    parser.add_argument("--from-committed", action="store_true", help="of docs/studies alone")
+    parser.add_argument("arguments", nargs="*", help=f"output=DIRECTORY (output={OUTPUT})")
+    given = parser.parse_args()
+    studies = claimed()
+    try:
+        if not given.from_committed:
+            names = keep(output_of(given.arguments), ROOT, [study.name for study in studies])
+            print(f"kept: {', '.join(names)}")
+        for path, text in published(ROOT, studies).items():
+            path.write_text(text)
+            print(path.relative_to(ROOT))
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""The committed verdicts: README.md and docs/ say what docs/studies keeps, and what they say."""
+
+import json
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import run_files
+from omegaconf import OmegaConf
+from scipy import stats
+
+from experiments import verdicts
+from experiments.config import Contrast
+from experiments.errors import ConfigError
+from experiments.report import claimed
+from experiments.reports.comparison import compare
+from experiments.reports.results import collect
+from experiments.reports.strip import strip
+from experiments.reports.verdicts import KEPT, RULE, Entry, keep_entry, refresh, write_entry
+from experiments.verdicts import BEGIN, END, ROOT, STUDIES, keep, published
+
+NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2, 0.25, -0.25])  # points, of mean 0
+STEPS = np.array([100, 120, 90, 140, 105, 99, 101, 120])
+NAMES = ("faster", "alike", "worse", "waiting", "unrun")
+OPEN = "open, as 5 of 8 seeds of both arms are there"
+
+
+def test_readme_and_docs_say_what_is_committed(tmp_path):
+    texts = published(ROOT, claimed())
+    stale = [path.name for path, text in texts.items() if path.read_text() != text]
+    assert stale == [], "make verdicts COMMITTED=1 writes them anew"
+
+
+def test_what_is_committed_is_of_the_studies_that_claim(tmp_path):
+    kept = verdicts.read_entries(ROOT / STUDIES, KEPT)
+    assert {entry.name for entry in kept} <= {study.name for study in claimed()}
+    figures = {path for path in published(ROOT, claimed()) if path.suffix == ".svg"}
+    assert set((ROOT / STUDIES).glob("*.svg")) == figures
+    for entry in kept:
+        keep_entry(tmp_path, entry)
+        file = f"{entry.name}{KEPT}"
+        assert (tmp_path / file).read_text() == (ROOT / STUDIES / file).read_text()
+        assert str(ROOT) not in (tmp_path / file).read_text()
+
+
+# ---- made-up studies
+
+
+def study(name):
+    """Give what the file of a study says."""
+    words = {"question": f"Is it {name}?", "claim": f"It is | {name}.", "expectation": "Yes."}
+    return {"name": name, "source": "Somebody & al. 2015", **words}
+
+
+def compared(output, gain, direction="greater"):
+    """Compare two arms, tuned over two rates, of which a is better by `gain` points."""
+    configs = []
+    for norm, above in (("batch", gain + NOISE), ("none", 0 * NOISE)):
+        for rate, lost in ((0.1, 0), (1.0, 5)):
+            rates = {"learning_rate": rate}
+            config = run_files.configuration(
+                norm=norm, optimizer=rates, seeds=8, output=str(output)
+            )
+            run_files.write_run(config, (90 - lost + above) / 100)
+            configs.append(config)
+    asked = Contrast("norm=batch", "norm=none", "test_accuracy", direction, 0.5, "points")
+    return compare(asked, collect(configs))
+
+
+def compared_steps(output):
+    """Compare the steps of two arms of which a takes four times as many."""
+    configs = []
+    for norm, steps in (("none", 4 * STEPS), ("batch", STEPS)):
+        config = run_files.configuration(norm=norm, seeds=8, target=0.8, output=str(output))
+        for seed, step in enumerate(steps.tolist()):
+            final = run_files.result(seed, 0.8, ended="stopped", step=step, config=config)
+            run_files.write_seed(config, final)
+        configs.append(config)
+    asked = Contrast("norm=none", "norm=batch", "steps_to_target", "greater", 1.5, "ratio")
+    return compare(asked, collect(configs))
+
+
+def compared_at_places(output, rates):
+    """Compare two arms over the rates at two batch sizes, where a is 1 and 3 points better."""
+    configs = []
+    for norm, size, gain in (("batch", 8, 1), ("batch", 16, 3), ("none", 8, 0), ("none", 16, 0)):
+        for rate in rates:
+            config = run_files.configuration(
+                norm=norm,
+                batch_size=size,
+                optimizer={"learning_rate": rate},
+                seeds=8,
+                output=str(output),
+            )
+            run_files.write_run(config, (90 - rate + gain + (NOISE if gain else 0 * NOISE)) / 100)
+            configs.append(config)
+    asked = Contrast("norm=batch", "norm=none", "test_accuracy", "greater", 0.5, "points")
+    return compare(replace(asked, each=["batch_size"]), collect(configs))
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    found = {
+        "faster": (compared_steps(output / "faster"), None),
+        "alike": (compared(output / "alike", 0.1, "equal"), None),
+        "worse": (compared(output / "worse", -2.0), None),
+        "waiting": (compared(output / "waiting", 2.0), OPEN),
+    }
+    return [
+        Entry(**study(name), done="16 of 16 seeds", compared=result, open_because=reason)
+        for name, (result, reason) in found.items()
+    ]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder as the repository's, with the marks alone."""
+    (tmp_path / STUDIES).mkdir(parents=True)
+    for page in ("README.md", "docs/studies.md"):
+        (tmp_path / page).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    return tmp_path
+
+
+@pytest.fixture
+def written(root, entries, monkeypatch):
+    """Keep the reports of the made-up studies and give what is published of them."""
+    (root / "runs").mkdir()
+    for entry in entries:
+        write_entry(root / "runs", entry)
+    monkeypatch.setattr(verdicts, "ROOT", root)
+    monkeypatch.setattr(verdicts, "claimed", lambda: [OmegaConf.create(study(n)) for n in NAMES])
+    monkeypatch.setattr("sys.argv", ["verdicts", f"output={root / 'runs'}"])
+    verdicts.main()
+    return root
+
+
+def rows(page):
+    """Give the cells of the table of a page, by the name of the study."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| [")]
+    cells = [re.split(r" ?(?<!\\)\| ?", line)[1:-1] for line in lines]
+    return {re.match(r"\[(\w+)\]", row[0])[1]: row for row in cells}
+
+
+def adjusted(entries):
+    """Give Holm's p-values of the three that are judged, among five."""
+    p = sorted((entry.compared.p, entry.name) for entry in entries if not entry.open_because)
+    return {name: value * (5 - rank) for rank, (value, name) in enumerate(p)}
+
+
+def test_a_row_says_claim_effect_and_verdict(written, entries):
+    table, p = rows(written / "README.md"), adjusted(entries)
+    assert list(table) == list(NAMES)
+    assert table["worse"][:2] == [
+        "[worse](docs/studies.md#worse)",
+        "It is \\| worse. (Somebody & al. 2015)",
+    ]
+    assert table["worse"][2] == (
+        "`norm=batch` (learning rate 0.1) against `norm=none` (learning rate 0.1); "
+        "test accuracy (%)"
+    )
+    low, high = stats.ttest_1samp(NOISE - 2, 0).confidence_interval()
+    assert table["worse"][3] == f"**-2.00 points** ({low:+.2f} to {high:+.2f}); delta 0.5 points"
+    assert table["worse"][4] == f"**does not hold**, reversed; p = {p['worse']:.2g}"
+    assert table["alike"][3].startswith("**+0.10 points**")
+    assert table["alike"][3].endswith("equal within 0.5 points")
+    assert table["alike"][4] == f"**holds**, no difference; p = {p['alike']:.2g}"
+    assert table["faster"][2] == "`norm=none` against `norm=batch`; steps to the target"
+    assert table["faster"][3] == "**4x** (4x to 4x); delta 1.5x"
+    assert table["faster"][4] == "**holds**; p = 0"
+    assert table["waiting"][3].startswith("**+2.00 points**")
+    assert table["waiting"][4] == "**cannot tell here**"
+    assert table["unrun"][2:] == ["", "", "**not run**", ""]
+    text = (written / "README.md").read_text()
+    assert "Verdicts of 5 claims: 2 holds, 1 does not hold, 1 cannot tell here, 1 not run." in text
+
+
+def test_links_and_figures_are_there_from_both_pages(written):
+    for page in (written / "README.md", written / "docs" / "studies.md"):
+        text = page.read_text()
+        linked = re.findall(r"\]\(([^)#]+)\)|\]\(([^)]+)#(\w+)\)|src=\"([^\"]+)\"", text)
+        targets = [one or other or figure for one, other, _, figure in linked]
+        assert len(targets) > 8
+        assert all((page.parent / target).is_file() for target in targets)
+        for _, _, section, _ in linked:
+            assert not section or f"\n## {section}\n" in (written / "docs/studies.md").read_text()
+
+
+def test_a_section_says_all_that_a_verdict_rests_on(written, entries):
+    text = (written / "docs" / "studies.md").read_text()
+    section = text.partition("\n## worse\n")[2].partition("\n## ")[0]
+    low, high = stats.ttest_1samp(NOISE - 2, 0).confidence_interval()
+    grid = "the best of 2 trials by validation accuracy in % (learning rate 0.1: 88; learning rate"
+    for said in (
+        "Is it worse?",
+        "- claim: It is | worse.\n- source: Somebody & al. 2015\n- expected: Yes.",
+        f"- a: `norm=batch`: learning rate 0.1, {grid} 1: 83)",
+        f"- verdict: **does not hold, reversed**: mean -2.00 points, 95 % interval {low:+.2f} "
+        f"points to {high:+.2f} points, where more than 0.5 points would matter, 8 seeds, adjusted "
+        f"p = {adjusted(entries)['worse']:.2g} (Holm, 5 contrasts)",
+        "`make study STUDY=worse`; [all numbers](studies/worse.json)",
+        "(studies/worse.svg)",
+    ):
+        assert said in section
+    assert f"**cannot tell here**: {OPEN}; so far mean +2.00 points" in text
+    assert "- verdict: not run\n- made by: `make study STUDY=unrun`" in text
+    assert all(f"\n{paragraph}\n" in text for paragraph in RULE)
+
+
+def test_all_follows_from_what_is_committed_and_nothing_else(written, monkeypatch):
+    files = [path for path in written.rglob("*.*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    assert before[written / "README.md"].startswith(b"before\n")
+    assert before[written / "README.md"].endswith(b"\nafter\n")
+    for path in files:
+        if path.suffix == ".svg" or path.name.endswith(".study.json"):
+            path.unlink()
+    monkeypatch.setattr("sys.argv", ["verdicts", "--from-committed"])
+    verdicts.main()
+    again = {path: path.read_bytes() for path in written.rglob("*.*") if path.is_file()}
+    assert again == {p: data for p, data in before.items() if not p.name.endswith(".study.json")}
+
+
+def test_what_is_kept_is_rounded_and_keeps_its_bytes(written, entries):
+    kept = written / STUDIES / "worse.json"
+    values = json.loads(kept.read_text())
+    assert values["compared"]["d"] == [float(f"{d:.6g}") for d in entries[2].compared.d]
+    assert values["compared"]["seeds"] == list(range(8))
+    before = kept.read_bytes()
+    keep(written / "runs", written, NAMES)
+    assert kept.read_bytes() == before
+    assert not (written / STUDIES / "unrun.json").exists()
+
+
+def test_a_further_study_corrects_those_that_are_committed(root, entries):
+    [worse] = [entry for entry in entries if entry.name == "worse"]
+    keep_entry(root / STUDIES, worse)
+    for family in (["worse"], ["worse", "unrun"]):
+        studies = [OmegaConf.create(study(name)) for name in family]
+        readme = published(root, studies)[root / "README.md"]
+        assert f"p = {len(family) * worse.compared.p:.2g} |" in readme
+
+
+@pytest.mark.parametrize(
+    ("rates", "won", "trials"),
+    [
+        ((0.1, 1.0), " (best of 2 at each of 2 places)", "best of 2 trials at each of 2 places by"),
+        ((0.1,), "", "(one trial at each of 2 places)"),
+    ],
+)
+def test_a_study_at_several_places_says_so(root, rates, won, trials):
+    result = compared_at_places(root / "trained", rates)
+    keep_entry(root / STUDIES, Entry(**study("worse"), done="", compared=result, open_because=None))
+    texts = published(root, [OmegaConf.create(study("worse"))])
+    arms = f"| `norm=batch`{won} against `norm=none`{won}; test accuracy (%) | **+2.00 points**"
+    assert arms in texts[root / "README.md"]
+    assert texts[root / "docs" / "studies.md"].count(trials) == 2
+
+
+def test_what_cannot_be_written_is_told(root):
+    with pytest.raises(ConfigError, match="runs has no report of a study with a primary contrast"):
+        keep(root / "runs", root, NAMES)
+    (root / "README.md").write_text("no marks")
+    with pytest.raises(ConfigError, match=r"README.md has 0 places for the verdicts; give one: <!"):
+        published(root, [])
+
+
+# ---- the figure
+
+
+def drawn(compared):
+    """Give the elements of a strip by kind."""
+    elements = list(ElementTree.fromstring(strip(compared, "told & <said>")).iter())
+    kinds = {element.tag.rpartition("}")[2] for element in elements}
+    return {kind: [e for e in elements if e.tag.endswith(f"}}{kind}")] for kind in kinds}
+
+
+def test_a_strip_shows_seeds_interval_zero_and_delta(entries):
+    worse = entries[2].compared
+    kinds = drawn(worse)
+    seeds = [float(dot.get("cx")) for dot in kinds["circle"]]
+    scale, zero = np.polyfit(worse.d, seeds, 1)
+    np.testing.assert_allclose(seeds, zero + scale * np.array(worse.d), atol=0.02)
+    assert scale > 0
+    lines = [(float(line.get("x1")), float(line.get("x2"))) for line in kinds["line"]]
+    dashed = [float(e.get("x1")) for e in kinds["line"] if e.get("stroke-dasharray")]
+    at = [zero + scale * value for value in (*worse.interval95, 0, 0.5)]
+    assert any(np.allclose(line, at[:2], atol=0.02) for line in lines)
+    assert any(np.allclose(line, at[2], atol=0.02) for line in lines)
+    np.testing.assert_allclose(dashed, [at[3]], atol=0.02)
+    words = [text.text for text in kinds["text"]]
+    assert "delta 0.5 points" in words
+    assert "test accuracy (%): a - b in points" in words
+    assert kinds["title"][0].text == "told & <said>"
+
+
+def test_a_strip_of_equality_has_both_bounds_and_one_of_a_ratio_its_powers(entries):
+    faster, alike = entries[0].compared, entries[1].compared
+    assert sum(bool(line.get("stroke-dasharray")) for line in drawn(alike)["line"]) == 2
+    words = [text.text for text in drawn(faster)["text"]]
+    assert words[:3] == ["1x", "2x", "4x"]
+    assert "delta 1.5x" in words
+    assert max(len(strip(entry.compared, "")) for entry in entries) < 10_000
+
+
+def test_a_strip_of_nothing_but_zeros_is_drawn(tmp_path):
+    asked = Contrast("norm=batch", "norm=none", "test_accuracy", "greater", 0, "points")
+    points = run_files.points(tmp_path, {"norm": "batch"}, {"norm": "none"})
+    assert len(drawn(compare(asked, points))["circle"]) == 3
+
+
+def test_the_index_shows_strips_and_the_rule(written, entries):
+    refresh(written / "runs", NAMES)
+    html = (written / "runs" / "index.html").read_text()
+    assert html.count("<svg") == len(entries)
+    assert "<h2>The rule</h2>" in html
