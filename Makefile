@@ -1,4 +1,5 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
+# make studies   all studies, in under two hours on two cores (SMOKE=1: that they run, in minutes)
 # make verdicts   write what the reports found into docs/studies, docs/studies.md and README.md
 #              (COMMITTED=1: of docs/studies alone)
 # make fashion-mnist   install Debian's copy of Fashion-MNIST, where there is apt
@@ -21,11 +22,14 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study verdicts fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
+.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
 	$(BIN)/python -m experiments.report study=$(STUDY)
+
+studies: $(VENV)/with-experiments fashion-mnist
+	$(BIN)/python -m experiments.studies $(if $(SMOKE),--smoke)
 
 verdicts: $(VENV)/with-experiments
 	$(BIN)/python -m experiments.verdicts $(if $(COMMITTED),--from-committed)

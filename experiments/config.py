@@ -158,7 +158,8 @@ class Contrast:
 class StudyConfig:
     """What a study asks and who claims what.
 
-    `x` and `series` are keys that it sweeps, `without` overrides that pick runs it leaves out.
+    `x` and `series` are keys that it sweeps, `without` overrides that pick runs it leaves out,
+    `fallback` overrides that it takes where Fashion-MNIST is not installed.
     """
 
     name: str | None = None
@@ -170,6 +171,7 @@ class StudyConfig:
     x: str | None = None
     series: str | None = None
     without: list[str] = field(default_factory=list)
+    fallback: list[str] = field(default_factory=list)
     contrast: Contrast | None = None
 
 

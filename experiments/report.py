@@ -23,7 +23,7 @@ from rich.console import Console
 
 from experiments.config import Config, StudyConfig, register_schemas
 from experiments.errors import ConfigError
-from experiments.launch.study import CONFIG_DIR, composed, explain
+from experiments.launch.study import CONFIG_DIR, composed, explain, fallback
 from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric, shown_metric
@@ -49,13 +49,14 @@ def report(overrides: Sequence[str], console: Console) -> None:
 def _report(overrides: Sequence[str], console: Console) -> bool:
     """Report a study if any seed of it is finished, and return whether one is."""
     with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        configs = composed(overrides)
+        configs, instead = composed(overrides), fallback(overrides)
     if configs[0].study.name is None:
         raise ConfigError(f"a report needs a study; give study=NAME, one of {', '.join(studies())}")
     points = collect(configs)
     if not any(point.seeds for point in points):
         return False
-    write_report(configs[0], points, command(overrides), console, changes(overrides))
+    changed = [*instead, *changes(overrides)]
+    write_report(configs[0], points, command(overrides), console, changed)
     return True
 
 

@@ -62,7 +62,7 @@ def test_both_steps_are_taken_in_turn_on_whole_batches(monkeypatch):
         def init(config, seed):
             return np.zeros(())
 
-        return Program(init, train, None, None, jax.devices()[:1], 1, 2, False, plain)
+        return Program(init, train, None, None, None, jax.devices()[:1], 1, None, 2, False, plain)
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
     pair = program("norm", [0.3, 0.8, 0.4], program("none", [0.1, 0.2, 0.2]))

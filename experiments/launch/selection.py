@@ -26,6 +26,7 @@ def picks(overrides: str, values: Mapping[str, Any]) -> bool:
 
 
 def _same(value: Any, wanted: Any) -> bool:
+    value = tuple(value) if isinstance(value, list) else value
     return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config import Config
+from experiments.data.idx_images import DEBIAN
 from experiments.errors import ConfigError
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
@@ -32,6 +33,7 @@ from experiments.training import hosts, parallel
 
 CONFIG_DIR = str(Path(__file__).parent.parent.parent / "configs")
 CONFIG_NAME = "train"
+NOT_INSTALLED = "Fashion-MNIST is not installed, so the study takes {}"
 
 
 def grid(overrides: Sequence[str]) -> list[Config]:
@@ -45,7 +47,13 @@ def grid(overrides: Sequence[str]) -> list[Config]:
     """
     configs = composed(overrides)
     _check_common(configs)
-    problems: dict[str, str] = {}  # and the first run that has each
+    check(configs)
+    return configs
+
+
+def check(configs: Sequence[Config]) -> None:
+    """Raise `ConfigError` that tells what cannot be right, each with the first run that has it."""
+    problems: dict[str, str] = {}
     for config, label in zip(configs, labels(configs), strict=True):
         try:
             validate(config)
@@ -53,7 +61,6 @@ def grid(overrides: Sequence[str]) -> list[Config]:
             problems.setdefault(str(error), f"{label}: " if label else "")
     if problems:
         raise ConfigError("\n".join(f"{label}{problem}" for problem, label in problems.items()))
-    return configs
 
 
 def _check_common(configs: Sequence[Config]) -> None:
@@ -72,6 +79,7 @@ def composed(overrides: Sequence[str]) -> list[Config]:
         ConfigError: an override that adds or deletes a key, a value that is missing, no run left.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    overrides = [*fallback(overrides), *overrides]
     parsed = parser.parse_overrides(list(overrides))
     _check_keys_are_fixed(parsed)
     common = [override.input_line for override in parsed if not override.is_sweep_override()]
@@ -84,6 +92,14 @@ def composed(overrides: Sequence[str]) -> list[Config]:
     if not configs:
         raise ConfigError("study.without leaves out every run of the study")
     return configs
+
+
+def fallback(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that a study takes where Fashion-MNIST, which it names, is not there."""
+    if all(folder.is_dir() for folder in DEBIAN) or any(o.startswith("data=") for o in overrides):
+        return []
+    chosen = [override for override in overrides if override.startswith("study=")]
+    return list(compose(CONFIG_NAME, chosen).study.fallback)
 
 
 def _compose(jobs: Sequence[Sequence[str]]) -> Iterator[DictConfig]:
@@ -140,6 +156,8 @@ class CheckBeforeTraining(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         configs = _start_or_exit(config.hydra.overrides.task)
         checked[:] = configs
+        if instead := fallback(config.hydra.overrides.task):
+            print(NOT_INSTALLED.format(" ".join(instead)), file=sys.stderr)
         names = [run_directory(config).name for config in configs]
         told = dict(zip(names, labels(configs), strict=True))
         display.start_study(configs[0].study.name or "sweep", len(configs), told)

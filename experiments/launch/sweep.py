@@ -17,16 +17,25 @@ from experiments.training.watch import RunFailed
 
 
 def sweep(configs: Sequence[Config], ray: Mapping[str, Any] | None) -> None:
-    """Train the runs of a sweep. A run that fails is told at once, and the others go on.
+    """Train the runs of a sweep; where some have failed, exit with their list."""
+    failures = train(configs, ray)
+    if failures:
+        sys.exit(failed(failures, len(configs)))
 
-    Where runs have failed the program exits with their list.
+
+def train(configs: Sequence[Config], ray: Mapping[str, Any] | None = None) -> list[RunFailed]:
+    """Train runs of one launcher, and return those that failed.
+
+    A run that fails is told at once, and the others go on.
     """
     jobs = [Job(run_directory(config).name, program_key(config), config) for config in configs]
-    failures = _launch(jobs, configs[0].launcher, ray)
-    if failures:
-        told = [f"error: {len(failures)} of {len(jobs)} runs failed"]
-        told += [f"  {failure.run}: {failure.error}" for failure in failures]
-        sys.exit("\n".join(told))
+    return _launch(jobs, configs[0].launcher, ray)
+
+
+def failed(failures: Sequence[RunFailed], of: int) -> str:
+    """Return which of so many runs failed, and why."""
+    told = [f"error: {len(failures)} of {of} runs failed"]
+    return "\n".join([*told, *(f"  {failure.run}: {failure.error}" for failure in failures)])
 
 
 def _launch(

@@ -9,6 +9,8 @@ from experiments.config import Config, flat
 from experiments.runs import records
 from experiments.runs.directory import identity, run_directory
 
+MOST_WRITTEN = 4  # equal entries of a list
+
 
 class Seed(NamedTuple):
     """What one seed of a run left."""
@@ -149,6 +151,8 @@ def key_label(key: str) -> str:
 def value_label(value: Any) -> str:
     """Return a value as it is shown."""
     if isinstance(value, tuple):
+        if len(value) > MOST_WRITTEN and len(set(value)) == 1:
+            return f"{len(value)} x {value_label(value[0])}"
         return "-".join(value_label(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"

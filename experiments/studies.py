@@ -1,0 +1,125 @@
+"""Train and report all studies of `configs/study`, together.
+
+    python -m experiments.studies                      # all of them, in processes on all cores
+    python -m experiments.studies --only ghost renorm  # some
+    python -m experiments.studies --smoke              # that they run: one seed, few steps
+    python -m experiments.studies seeds=2 output=few   # with overrides, which go to each
+
+The same command again trains what is missing. The page of each is runs/NAME.html, and
+runs/index.html shows all with their verdicts.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from experiments.config import Config, flat, register_schemas
+from experiments.errors import ConfigError, choice
+from experiments.launch.labels import labels
+from experiments.launch.progress import display
+from experiments.launch.selection import picks
+from experiments.launch.study import CONFIG_DIR, NOT_INSTALLED, check, composed, explain, fallback
+from experiments.launch.sweep import failed, train
+from experiments.launch.validation import validate_devices
+from experiments.report import changes, command, studies, write_report
+from experiments.reports.results import collect
+from experiments.runs.directory import run_directory
+from experiments.training import parallel
+from experiments.training.watch import RunFailed
+
+SMOKE = ("seeds=1", "steps=4", "evaluate_every=2", "output=runs/smoke")
+
+
+def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> None:
+    """Train the runs of the studies and report each; where runs have failed, exit with their list.
+
+    Raises:
+        HydraException: an override that does not fit the configuration.
+        ConfigError: a run that cannot be right.
+    """
+    asked = {name: [f"study={name}", *(SMOKE if smoke else ()), *overrides] for name in names}
+    configs = {name: composed(each) for name, each in asked.items()}
+    if smoke:
+        configs = {name: _few(each) for name, each in configs.items()}
+    for each in configs.values():
+        check(each)
+    for name, each in asked.items():
+        if instead := fallback(each):
+            print(f"{name}: {NOT_INSTALLED.format(' '.join(instead))}", file=sys.stderr)
+    failures = _train(configs)
+    for name, each in configs.items():
+        _report(each, asked[name])
+    if failures:
+        sys.exit(failed(failures, sum(map(len, configs.values()))))
+
+
+def _few(configs: Sequence[Config]) -> list[Config]:
+    """Return the first run of each arm of a study, or its first two; its contrast asks for more."""
+    study = configs[0].study
+    arms = (study.contrast.a, study.contrast.b) if study.contrast else ()
+    of_arms = [
+        next(config for config in configs if picks(arm, dict(flat(asdict(config))))) for arm in arms
+    ]
+    asking = replace(study, contrast=None, metric="test_accuracy")
+    return [replace(config, study=asking) for config in of_arms or configs[:2]]
+
+
+def _train(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
+    """Train what shares launcher and devices together; what asks for one process comes last."""
+    every = list({run_directory(c): c for each in configs.values() for c in each}.values())
+    for config in every:
+        validate_devices(config, parallel.num_devices(config.parallel), 1)
+    told = {run_directory(c).name: label for c, label in zip(every, labels(every), strict=True)}
+    display.start_study("all studies", len(every), told)
+    ordered = sorted(every, key=_together, reverse=True)
+    groups = [list(group) for _, group in groupby(ordered, key=_together)]
+    try:
+        return [failure for group in groups for failure in train(group)]
+    finally:
+        display.stop()
+
+
+def _together(config: Config) -> tuple[int, int, str]:
+    workers = getattr(config.launcher, "workers", None)
+    devices = config.parallel.virtual_devices
+    return (workers or sys.maxsize, -(devices or 0), config.launcher.name)
+
+
+def _report(configs: Sequence[Config], overrides: Sequence[str]) -> None:
+    """Report a study of which a seed is there."""
+    points = collect(configs)
+    if any(point.seeds for point in points):
+        changed = [*fallback(overrides), *changes(overrides)]
+        write_report(configs[0], points, command(overrides), Console(), changed)
+
+
+def main() -> None:
+    """Run the command line. What is wrong with it ends in a message and an exit code."""
+    parser = argparse.ArgumentParser(description="Train and report all studies.")
+    parser.add_argument("overrides", nargs="*", help="go to each study (seeds=2 output=few)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these studies")
+    parser.add_argument("--smoke", action="store_true", help="two runs of each, a seed, few steps")
+    arguments = parser.parse_args()
+    register_schemas()
+    try:
+        if wrong := [*_unknown(arguments.only)]:
+            raise ConfigError("; ".join(wrong))
+        with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+            run_all(arguments.only or studies(), arguments.overrides, smoke=arguments.smoke)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        sys.exit(explain(error))
+
+
+def _unknown(names: Sequence[str]) -> list[str]:
+    return [problem for name in names for problem in choice("--only", name, studies())]
+
+
+if __name__ == "__main__":
+    main()
