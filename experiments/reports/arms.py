@@ -87,7 +87,7 @@ def _values(trial: Sequence[Point], measured: Metric) -> dict[int, float]:
 
 
 def _label(trial: Sequence[Point], keys: Sequence[str]) -> str:
-    return label(trial[0], keys) if keys else "all"
+    return label(trial[0], keys) if keys else "the whole grid"
 
 
 def _score(trial: Sequence[Point], measured: Metric) -> float:

@@ -1,0 +1,109 @@
+"""The studies of `configs/study`: what they are made of, and that all of them run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.config import register_schemas
+from experiments.errors import ConfigError
+from experiments.launch import study as launched
+from experiments.launch.selection import picks
+from experiments.launch.study import CONFIG_DIR, composed, fallback, grid
+from experiments.report import changes, claimed, studies
+from experiments.reports.results import values_of
+
+FILES = sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def hydra():
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        yield
+
+
+def test_there_are_eighteen_claims_and_each_says_what_it_is():
+    assert len(claimed()) == 18
+    for study in claimed():
+        assert all(study.get(key) for key in ("question", "claim", "source", "expectation"))
+        assert {"a", "b", "metric", "direction", "delta", "unit"} <= set(study.contrast)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_study_opens_with_its_cost_and_what_came_out(path):
+    comment = path.read_text().partition("\n\n")[0].partition("defaults:")[0]
+    for opening in ("# Shows: ", "# Costs: ", "# Came out"):
+        assert re.search(f"^{opening}", comment, re.M), opening
+    assert OmegaConf.load(path).study.name == path.stem
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("study", claimed(), ids=lambda study: study.name)
+def test_both_arms_have_as_many_trials_of_eight_seeds(study):
+    configs = composed([f"study={study.name}"])
+    assert {config.seeds for config in configs} == {8}
+    values = [values_of(config) for config in configs]
+    arms = [[each for each in values if picks(study.contrast[side], each)] for side in "ab"]
+    assert len(arms[0]) == len(arms[1]) > 0
+
+
+def test_a_study_takes_the_place_of_what_stands_in_train():
+    [config, *_] = composed(["study=convergence"])
+    assert (config.batch_size, config.steps, config.target) == (60, 3000, 0.8)
+    [config, *_] = composed(["study=convergence", "batch_size=30"])
+    assert config.batch_size == 30
+
+
+def test_runs_are_left_out_of_a_sweep():
+    sweep = ["model=mlp,cnn", "norm=batch,instance", "study.without=[model=mlp norm=instance]"]
+    kept = [(config.model["name"], config.norm["name"]) for config in grid(sweep)]
+    assert kept == [("mlp", "batch"), ("cnn", "batch"), ("cnn", "instance")]
+    with pytest.raises(ConfigError, match=r"study\.without leaves out every run"):
+        grid(["norm=batch", "study.without=[norm=batch]"])
+
+
+def test_each_choice_of_files_is_composed_once(monkeypatch):
+    calls = []
+    compose = launched.compose
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return compose(*arguments, **options)
+
+    monkeypatch.setattr(launched, "compose", counted)
+    sweep = ["norm=batch,layer", "optimizer.learning_rate=1,2,3", "batch_size=8,16"]
+    configs = composed(sweep)
+    assert len(calls) <= 4  # two choices, what is swept, what it falls back to
+    rates = {(config.norm["name"], config.optimizer["learning_rate"]) for config in configs}
+    assert (len(configs), len(rates)) == (12, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in studies() if name != "norms"])
+def test_without_fashion_mnist_a_study_takes_the_digits_and_says_so(name, monkeypatch):
+    asked = [f"study={name}"]
+    assert fallback(asked) == []
+    monkeypatch.setattr(launched, "DEBIAN", {Path("/nowhere"): "not-there"})
+    instead = fallback(asked)
+    if name == "input_scaling":
+        assert instead == []
+        return
+    assert instead[0] == "data=digits"
+    assert changes(instead)
+    assert {config.data["name"] for config in grid(asked)} == {"digits"}
+    assert fallback([*asked, "data=wine"]) == []
+
+
+@pytest.mark.slow
+def test_every_study_runs(tmp_path):
+    command = [sys.executable, "-m", "experiments.studies", "--smoke", f"output={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    pages = {path.stem.removesuffix("-changed") for path in tmp_path.glob("*.html")}
+    assert pages == {*studies(), "index"}
+    assert not re.search(r"verdict: (holds|does not hold)", done.stdout)
