@@ -3,13 +3,14 @@
     python -m experiments.verdicts [output=runs]     # of the reports that are there
     python -m experiments.verdicts --from-committed  # of docs/studies alone
 
-What a report found is kept in docs/studies/NAME.json; the figures beside it, docs/studies.md and
-the table in README.md follow from these files and from configs/study alone.
+What a report found is kept in docs/studies/NAME.json; the figures beside it, docs/studies.md, the
+table in README.md and "Came out" in configs/study follow from these files and configs/study alone.
 """
 
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,11 +30,13 @@ from experiments.reports.verdicts import (
     keep_entry,
     numbers,
     read_entries,
+    verdict_text,
 )
 
 ROOT = Path(CONFIG_DIR).parent
 STUDIES = Path("docs", "studies")
 BEGIN, END = "<!-- verdicts -->", "<!-- /verdicts -->"
+CAME_OUT = re.compile(r"^# Came out: .*\n(?:#  .*\n)*", re.MULTILINE)
 PLACE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 
 
@@ -56,7 +59,7 @@ def keep(output: Path, root: Path, names: Iterable[str]) -> list[str]:
 
 
 def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
-    """Return what follows from the kept numbers: the figures, README.md and docs/studies.md.
+    """Return what follows from the kept numbers: figures, tables, and what opens a study's file.
 
     Args:
         studies: all that have a primary contrast; those of which nothing is kept are not run.
@@ -69,6 +72,10 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
         for entry in entries
         if entry.compared is not None
     }
+    for entry in entries:
+        path = root / "configs" / "study" / f"{entry.name}.yaml"
+        if entry.name in kept and path.exists():
+            texts[path] = _opened(path, verdict_text(entry, verdicts[entry.name]))
     readme, page = root / "README.md", root / "docs" / "studies.md"
     texts[readme] = _filled(readme, verdict_table(entries, verdicts, "docs/"))
     texts[page] = _filled(page, studies_page(entries, verdicts))
@@ -78,6 +85,13 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
 def _not_run(study: DictConfig) -> Entry:
     told = {key: study.get(key) for key in ("question", "claim", "source", "expectation")}
     return Entry(study.name, **told, done="", compared=None, open_because=NOT_RUN)
+
+
+def _opened(path: Path, came_out: str) -> str:
+    """Return the text of a study's file whose first comment says what came out."""
+    lines = textwrap.wrap(f"Came out: {came_out}", 96, subsequent_indent="  ")
+    comment = "".join(f"# {line}\n" for line in lines)
+    return CAME_OUT.sub(lambda _: comment, path.read_text(), count=1)
 
 
 def _filled(path: Path, text: str) -> str:

@@ -259,6 +259,24 @@ def test_a_study_at_several_places_says_so(root, rates, won, trials):
     assert texts[root / "docs" / "studies.md"].count(trials) == 2
 
 
+def test_a_study_opens_with_what_came_out(root, entries):
+    [worse] = [entry for entry in entries if entry.name == "worse"]
+    keep_entry(root / STUDIES, worse)
+    path = root / "configs" / "study" / "worse.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# Shows: it.\n# Came out: not\n#   yet.\n# Beside: this.\ndefaults: []\n")
+    [text] = [
+        t for p, t in published(root, [OmegaConf.create(study("worse"))]).items() if p == path
+    ]
+    assert re.fullmatch(
+        r"# Shows: it\.\n# Came out: does not hold, reversed: mean -2\.00 points,[^\n]*\n"
+        r"(#   [^\n]*\n)*# Beside: this\.\ndefaults: \[\]\n",
+        text,
+    )
+    path.write_text(text)
+    assert published(root, [OmegaConf.create(study("worse"))])[path] == text
+
+
 def test_what_cannot_be_written_is_told(root):
     with pytest.raises(ConfigError, match="runs has no report of a study with a primary contrast"):
         keep(root / "runs", root, NAMES)
