@@ -165,6 +165,17 @@ def test_each_arm_is_tuned_on_validation_data(tmp_path):
     )
 
 
+def test_a_choice_at_the_end_of_a_grid_is_told(tmp_path):
+    seeds = np.ones(8)
+    configs = [
+        arm(tmp_path, norm, accuracy * seeds + NOISE, rate)
+        for norm, accuracies in (("batch", (80, 90, 85)), ("none", (70, 75, 80)))
+        for rate, accuracy in zip((0.1, 0.3, 1.0), accuracies, strict=True)
+    ]
+    [remark] = compare(contrast(), collect(configs)).remarks
+    assert remark == "norm=none: the learning rate chosen, 1, is the largest of its grid."
+
+
 def test_divergence_counts_as_chance_and_is_counted(tmp_path):
     seeds = np.ones(8)
     configs = [

@@ -23,13 +23,22 @@ from experiments.errors import ConfigError, choice
 from experiments.launch.selection import overridden, picks
 from experiments.reports.arms import Arm, Tuned, tune
 from experiments.reports.metrics import Metric, mean_interval, metric
-from experiments.reports.results import Point, distinct, key_label, value_label, values_at
+from experiments.reports.results import (
+    Point,
+    distinct,
+    is_numeric,
+    key_label,
+    swept_keys,
+    value_label,
+    values_at,
+)
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell here"
 SIGNIFICANCE = 0.05
 SEEDS = 8  # of both arms, at least
+LEAST_GRID = 3  # values, of which one is not at an end
 NOTHING_TOLD = "every seed of both arms diverged or missed its target, which says nothing of it"
 DIRECTIONS = ("greater", "equal")
 UNITS = ("points", "ratio", "decades")
@@ -307,6 +316,7 @@ def _remarks_on(
         yield from _ends(measured.over, tuned.best, overrides, seeds)
         return
     [best] = tuned.best
+    yield from _at_an_end(tuned, best, overrides)
     used = [best.seeds[seed] for seed in seeds]
     lost = sum(not seed.reached_target for seed in used)
     if measured.of_steps and lost:
@@ -317,6 +327,20 @@ def _remarks_on(
     diverged = sum(seed.diverged for seed in used)
     if diverged:
         yield f"{overrides}: {diverged} of {len(used)} seeds diverged."
+
+
+def _at_an_end(tuned: Tuned, best: Point, overrides: str) -> Iterator[str]:
+    """Yield of which grids an arm chose the first or the last value: better ones may lie beyond."""
+    points = [point for trial in tuned.asked for point in trial]
+    for key in swept_keys(points):
+        values = [value for (value,) in distinct(points, [key])]
+        chosen = best.values[key]
+        if len(values) >= LEAST_GRID and is_numeric(values) and chosen in (values[0], values[-1]):
+            end = "smallest" if chosen == values[0] else "largest"
+            yield (
+                f"{overrides}: the {key_label(key)} chosen, {value_label(chosen)}, is the {end} of "
+                "its grid."
+            )
 
 
 def _ends(over: str, trial: Sequence[Point], overrides: str, seeds: Sequence[int]) -> Iterator[str]:
