@@ -60,11 +60,11 @@ def test_a_study_takes_the_place_of_what_stands_in_train():
 
 
 def test_runs_are_left_out_of_a_sweep():
-    sweep = ["model=mlp,cnn", "norm=batch,instance", "study.without=[model=mlp norm=instance]"]
+    sweep = ["model=mlp,cnn", "norm=batch,instance", "study.without=['model=mlp norm=instance']"]
     kept = [(config.model["name"], config.norm["name"]) for config in grid(sweep)]
     assert kept == [("mlp", "batch"), ("cnn", "batch"), ("cnn", "instance")]
     with pytest.raises(ConfigError, match=r"study\.without leaves out every run"):
-        grid(["norm=batch", "study.without=[norm=batch]"])
+        grid(["norm=batch", "study.without=['norm=batch']"])
 
 
 def test_each_choice_of_files_is_composed_once(monkeypatch):
