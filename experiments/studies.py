@@ -12,7 +12,7 @@ runs/index.html shows all with their verdicts.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 
 from hydra import initialize_config_dir
@@ -20,11 +20,11 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from experiments.config import Config, flat, register_schemas
+from experiments.config import Config, register_schemas
 from experiments.errors import ConfigError, choice
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
-from experiments.launch.selection import picks
+from experiments.launch.selection import picked
 from experiments.launch.study import CONFIG_DIR, NOT_INSTALLED, check, composed, explain, fallback
 from experiments.launch.sweep import failed, train
 from experiments.launch.validation import validate_devices
@@ -64,9 +64,7 @@ def _few(configs: Sequence[Config]) -> list[Config]:
     """Return the first run of each arm of a study, or its first two; its contrast asks for more."""
     study = configs[0].study
     arms = (study.contrast.a, study.contrast.b) if study.contrast else ()
-    of_arms = [
-        next(config for config in configs if picks(arm, dict(flat(asdict(config))))) for arm in arms
-    ]
+    of_arms = [next(config for config in configs if picked(config, arm)) for arm in arms]
     asking = replace(study, contrast=None, metric="test_accuracy")
     return [replace(config, study=asking) for config in of_arms or configs[:2]]
 

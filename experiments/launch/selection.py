@@ -30,11 +30,15 @@ def _same(value: Any, wanted: Any) -> bool:
     return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
+def picked(config: Config, overrides: str) -> bool:
+    """Whether overrides pick the run of a configuration."""
+    return picks(overrides, dict(flat(asdict(config))))
+
+
 def kept(configs: Sequence[Config]) -> list[Config]:
     """Return the runs of a sweep but for those that its study leaves out."""
-    return [config for config in configs if not _left_out(config)]
-
-
-def _left_out(config: Config) -> bool:
-    values = dict(flat(asdict(config)))
-    return any(picks(overrides, values) for overrides in config.study.without)
+    return [
+        config
+        for config in configs
+        if not any(picked(config, overrides) for overrides in config.study.without)
+    ]
