@@ -177,6 +177,15 @@ def test_a_row_says_claim_effect_and_verdict(written, entries):
     assert "Verdicts of 5 claims: 2 holds, 1 does not hold, 1 cannot tell here, 1 not run." in text
 
 
+def test_the_widths_of_a_deep_model_fit_in_a_row(root, entries):
+    worse = next(entry for entry in entries if entry.name == "worse")
+    deep = replace(worse.compared.a, overrides="norm=batch model.hidden=[8,64,64,64,64,10]")
+    keep_entry(root / STUDIES, replace(worse, compared=replace(worse.compared, a=deep)))
+    texts = published(root, [OmegaConf.create(study("worse"))])
+    for page in (root / "README.md", root / "docs" / "studies.md"):
+        assert "`norm=batch model.hidden=[8,64 x 4,10]`" in texts[page]
+
+
 def test_links_and_figures_are_there_from_both_pages(written):
     for page in (written / "README.md", written / "docs" / "studies.md"):
         text = page.read_text()

@@ -1,5 +1,6 @@
 """The verdicts as Markdown: a table for the README, and a page with a section for each study."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.reports.arms import Arm, trials_text
@@ -14,9 +15,10 @@ from experiments.reports.verdicts import (
     verdict_text,
 )
 
-HEAD = ("study", "claim", "a against b", "effect (95 % interval)", "verdict", "seeds")
+HEAD = ("study", "claim", "a against b", "effect (95 % interval)", "verdict", "figure")
 WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, NOT_RUN)
 FIGURE_WIDTH = 260
+REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
 def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict], docs: str) -> str:
@@ -79,8 +81,13 @@ def _verdict(entry: Entry, judged: Verdict) -> str:
 
 def _arms(compared: Comparison) -> str:
     return " against ".join(
-        f"`{arm.overrides}`{_won(arm, compared)}" for arm in (compared.a, compared.b)
+        f"`{_shortened(arm.overrides)}`{_won(arm, compared)}" for arm in (compared.a, compared.b)
     )
+
+
+def _shortened(overrides: str) -> str:
+    """Return the overrides with "64,64,64,64" as "64 x 4"."""
+    return REPEATED.sub(lambda run: f"{run[1]} x {run[0].count(',') + 1}", overrides)
 
 
 def _won(arm: Arm, compared: Comparison) -> str:
@@ -112,8 +119,8 @@ def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
     compared = entry.compared
     if compared is not None:
         yield "measured", compared.metric
-        yield "a", f"`{compared.a.overrides}`: {trials_text(compared.a, compared.places)}"
-        yield "b", f"`{compared.b.overrides}`: {trials_text(compared.b, compared.places)}"
+        for side, arm in (("a", compared.a), ("b", compared.b)):
+            yield side, f"`{_shortened(arm.overrides)}`: {trials_text(arm, compared.places)}"
         yield "counted", " ".join(compared.remarks)
     yield "verdict", _result(entry, judged)
     numbers_at = f"; [all numbers](studies/{entry.name}{KEPT})" if entry.done else ""
