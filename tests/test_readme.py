@@ -1,18 +1,33 @@
-"""Every snippet of the README runs as written."""
+"""Every snippet of the README and of the library's pages in docs/ runs as written."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+OF_THE_EXPERIMENTS = {"experiments-components.md"}  # test_components.py runs its snippets
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in OF_THE_EXPERIMENTS),
+]
+
+
+def snippets(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) >= 5
+    assert len(snippets(ROOT / "README.md")) >= 5
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_runs(snippet):
-    exec(compile(snippet, str(README), "exec"), {"__name__": "readme"})
+@pytest.mark.parametrize(
+    ("page", "snippet"),
+    [
+        pytest.param(page, snippet, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, snippet in enumerate(snippets(page))
+    ],
+)
+def test_a_snippet_runs(page, snippet):
+    exec(compile(snippet, str(page), "exec"), {"__name__": "page"})
