@@ -8,6 +8,7 @@ from scipy import stats
 from experiments.config import StudyConfig
 from experiments.reports import figures, style
 from experiments.reports.metrics import metric
+from experiments.reports.results import collect
 
 
 @pytest.fixture
@@ -72,6 +73,13 @@ def test_a_curve_ends_where_the_loss_is_not_finite(tmp_path):
     validation, training = figures.learning_curves(found, StudyConfig())
     assert len(validation.data[1].x) == 2
     assert len(training.data[1].x) == 0
+
+
+def test_one_evaluation_makes_no_curve(tmp_path):
+    config = run_files.configuration(seeds=1, output=str(tmp_path))
+    final = run_files.result(0, 0.9, config=config)
+    run_files.write_seed(config, final, run_files.history(final, steps=(200,)))
+    assert figures.learning_curves(collect([config]), StudyConfig()) == []
 
 
 def test_many_lines_are_split_into_figures(tmp_path):

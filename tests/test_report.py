@@ -113,6 +113,17 @@ def test_two_keys_make_a_pivot(tmp_path, accuracy):
     assert table.best == {(1, 2)}
 
 
+def test_the_shortest_time_is_the_best(tmp_path):
+    configs = [
+        run_files.configuration(norm=norm, seeds=1, output=str(tmp_path))
+        for norm in ("none", "batch")
+    ]
+    for config, overhead in zip(configs, (1.0, 1.2), strict=True):
+        run_files.write_seed(config, run_files.result(0, 0.9) | {"overhead": overhead})
+    points = collect(configs)
+    assert study_table(points, metric("overhead", points)).best == {(0, 1)}
+
+
 def test_other_numbers_of_keys_make_a_row_a_run(tmp_path, accuracy):
     changes = [
         {"norm": norm, "batch_size": size, "dtype": dtype}

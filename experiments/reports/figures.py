@@ -160,8 +160,11 @@ def _means(
 
 
 def learning_curves(points: Sequence[Point], study: StudyConfig) -> list[go.Figure]:
-    """Validation accuracy and training loss by step: every seed, and the mean of all."""
-    points = [p for p in points if any(seed.history for seed in p.seeds.values())]
+    """Validation accuracy and training loss by step: every seed, and the mean of all.
+
+    Of points with a seed that was evaluated more than once.
+    """
+    points = [p for p in points if any(len(seed.history) > 1 for seed in p.seeds.values())]
     keys = swept_keys(points, [key for key in (study.x, study.series) if key])
     facet_keys = _curve_facets(points, keys)
     line_keys = [key for key in keys if key not in facet_keys]

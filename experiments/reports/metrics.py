@@ -35,6 +35,11 @@ class Metric:
     of_steps: bool = False
     over: str | None = None
 
+    @property
+    def lowest_is_best(self) -> bool:
+        """Whether it is a number of steps, a loss or a time."""
+        return self.of_steps or self.key.endswith(("loss", "seconds", "_ms", "overhead"))
+
     def of(self, point: Point, seed: Seed) -> float | None:
         """Return the number of one seed.
 

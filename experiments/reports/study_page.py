@@ -37,13 +37,7 @@ def write_study_page(
         *_why_validation(measured, compared),
         *_contrast(compared),
         *_secondary(study, points),
-        "<h2>Learning curves</h2>",
-        page.figures(learning_curves(there, study)),
-        page.caption(
-            "Every seed, and in bold the mean as far as all seeds go; a curve ends where the seed "
-            "stopped or its loss is no longer finite. The axis of the accuracy is logarithmic in "
-            "the error."
-        ),
+        *_curves(there, study),
         "<h2>Every seed</h2>",
         _all_seeds(there, measured),
         "<h2>How it was made</h2>",
@@ -53,6 +47,17 @@ def write_study_page(
         page.details("Configurations of the runs", "".join(_config(point) for point in points)),
     ]
     page.write_page(path, f"jaxnorm study: {study.name}", "\n".join(body))
+
+
+def _curves(points: Sequence[Point], study: StudyConfig) -> Iterator[str]:
+    if figures := learning_curves(points, study):
+        yield "<h2>Learning curves</h2>"
+        yield page.figures(figures)
+        yield page.caption(
+            "Every seed, and in bold the mean as far as all seeds go; a curve ends where the seed "
+            "stopped or its loss is no longer finite. The axis of the accuracy is logarithmic in "
+            "the error."
+        )
 
 
 def _results(study: StudyConfig, points: Sequence[Point], measured: Metric) -> Iterator[str]:

@@ -74,7 +74,6 @@ def cell(point: Point, measured: Metric) -> str:
 
 def _best(grid: Sequence[Sequence[Point | None]], measured: Metric) -> set[tuple[int, int]]:
     best = set()
-    lowest = measured.of_steps or measured.key.endswith(("loss", "seconds"))
     for column, cells in enumerate(zip(*grid, strict=True)):
         means = {
             row: summary.mean
@@ -82,7 +81,7 @@ def _best(grid: Sequence[Sequence[Point | None]], measured: Metric) -> set[tuple
             if point is not None and (summary := measured.summary(point)) is not None
         }
         if len(means) > 1:
-            target = (min if lowest else max)(means.values())
+            target = (min if measured.lowest_is_best else max)(means.values())
             best |= {(row, column) for row, mean in means.items() if mean == target}
     return best
 
