@@ -11,6 +11,7 @@
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
 #              (PART=speed, sweep, resnet, memory, precision, collectives or scaling, FULL=1 for more
 #              sizes)
+# make docs    the site, into docs/_build/html, without network
 # make lint    style and types
 # make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # Each makes the virtual environment that it needs, once.
@@ -22,7 +23,7 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench lint sanitize clean
+.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench docs lint sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
@@ -84,6 +85,9 @@ newest-python:
 bench: $(VENV)/with-bench
 	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)
 
+docs: $(VENV)/with-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
 lint: $(VENV)/with-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -102,7 +106,7 @@ sanitize: $(VENV)/with-experiments,test
 		$(BIN)/python -m pytest tests/test_kernels_native.py -k 'not status and not threads'
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
+	rm -rf $(VENV) $(NEWEST) build docs/_build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
