@@ -16,7 +16,7 @@ extensions = [
 exclude_patterns = ["_build", "README.md"]
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
-nitpicky = False
+default_role = "code"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -27,5 +27,14 @@ napoleon_custom_sections = ["Conventions", ("In the call", "params_style")]
 
 html_theme = "sphinx_book_theme"
 html_title = "jaxnorm"
-html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
+html_theme_options = {"navbar_persistent": [], "show_navbar_depth": 1, "home_page_in_toc": True}
 html_copy_source = False
+
+
+def escaped(app, what, name, subject, options, lines):
+    """Docstrings are plain text: |x| is no substitution. What stands in an example stays as it is."""
+    lines[:] = [line if ">>>" in line else line.replace("|", r"\|") for line in lines]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", escaped)
