@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxnorm import axes as _axes
-from jaxnorm.distributed import sync_moments
+from jaxnorm.distributed import sync_extremes, sync_moments
 from jaxnorm.statistics import Moments
 
 _STATS = {"mean", "var"}
@@ -88,8 +88,8 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
     Marks the statistics of each named normalization by an entry "frozen" without a value, so the
     tree has the same leaves; `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen
     modules then normalize with them whatever `train` or `use_running_average` is, and update
-    nothing. The parameters go on learning; stop those in the optimizer. For NNX models there is
-    `jaxnorm.nnx.freeze_stats`.
+    nothing; nor does `update_input_stats`. The parameters go on learning; stop those in the
+    optimizer. For NNX models there is `jaxnorm.nnx.freeze_stats`.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
@@ -135,7 +135,7 @@ def sync_batch_stats(
     own, which drift apart; merge them before evaluation or saving. The variance between the
     replicas' means is part of the result; averaging the variances would lose it. The whole tree is
     one collective, as in `sync_moments` (the `steps` of batch renormalization, of which the largest
-    is taken, one more).
+    is taken, one more; the least and largest values of a fit to inputs too).
 
     Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`);
     then the counts add up, so merge what is evaluated or saved, and train on with what was not
@@ -180,12 +180,20 @@ def sync_batch_stats(
 
     def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
         count, mean, var = next(merged)
-        new = {**stats, "mean": mean, "var": var}
+        new = {
+            **stats,
+            "mean": jax.tree.map(_where_seen, count, mean, stats["mean"]),
+            "var": jax.tree.map(_where_seen, count, var, stats["var"]),
+        }
         if "count" in stats:
             new["count"] = jax.tree.map(_as_before, stats["count"], count)
         if "steps" in stats:
             new["steps"] = jax.lax.pmax(
                 stats["steps"], axis_name, axis_index_groups=axis_index_groups
+            )
+        if "min" in stats and "max" in stats:
+            new["min"], new["max"] = sync_extremes(
+                stats["min"], stats["max"], axis_name, axis_index_groups
             )
         return new
 
@@ -216,6 +224,11 @@ def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
         return ones * count.astype(dtype).reshape(count.shape + over_channels)
 
     return jax.tree.map(spread, ones, stats["count"])
+
+
+def _where_seen(count: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """What was merged, and what there was where nothing was ever seen."""
+    return jnp.where(count > 0, new, old)
 
 
 def _as_before(old: jax.Array, new: jax.Array) -> jax.Array:
