@@ -275,11 +275,10 @@ def min_max_inputs(
     least, most = jnp.where(unseen, low, least), jnp.where(unseen, high, most)
     values = checked.finite(low if invert else least)
     if invert:
-        part = (values - low) / (high - low)
+        part = _part(values, low, high)
         y = jnp.where(constant, least + part, _between(least, most, part))
     else:
-        part = (values - least) / jnp.where(constant, 1, most - least)
-        y = _between(low, high, part)
+        y = _between(low, high, _part(values, least, most))
     y = jnp.where(unseen, values, y)
     return checked.result(jnp.clip(y, low, high) if clip else y)
 
@@ -392,10 +391,17 @@ def _merged(fit: _axes.BatchStats, m: Moments, least: jax.Array, most: jax.Array
     least = jnp.minimum(fit["min"], least.astype(fit["min"].dtype))
     most = jnp.maximum(fit["max"], most.astype(fit["max"].dtype))
     new = update(fit, m, momentum=None, skip_nonfinite=False)
-    constant = least == most
+    constant = (least == most) & ((fit["count"] == 0) | (fit["min"] == fit["max"]))
     mean = jnp.where(constant, least.astype(new["mean"].dtype), new["mean"])
     exact = {"mean": mean, "var": jnp.where(constant, 0, new["var"]), "min": least, "max": most}
     return type(new)({**new, **exact})  # type: ignore[call-arg]
+
+
+def _part(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """How far `x` is from `low` to `high`: 0 and 1 there, exactly; the width of a point is 1."""
+    part = (x - low) / jnp.where(low == high, 1, high - low)
+    at_end = (x == high) & (low < high)  # XLA may multiply by a rounded reciprocal
+    return part + jax.lax.stop_gradient(jnp.where(at_end, 1 - part, 0))
 
 
 def _between(low: jax.Array, high: jax.Array, part: jax.Array) -> jax.Array:
