@@ -191,10 +191,12 @@ def sync_batch_stats(
             new["steps"] = jax.lax.pmax(
                 stats["steps"], axis_name, axis_index_groups=axis_index_groups
             )
-        if "min" in stats and "max" in stats:
-            new["min"], new["max"] = sync_extremes(
-                stats["min"], stats["max"], axis_name, axis_index_groups
-            )
+        if {"min", "max"} <= stats.keys():
+            (least,), least_as_it_was = jax.tree.flatten(stats["min"])
+            (most,), most_as_it_was = jax.tree.flatten(stats["max"])
+            least, most = sync_extremes(least, most, axis_name, axis_index_groups)
+            new["min"] = least_as_it_was.unflatten([least])
+            new["max"] = most_as_it_was.unflatten([most])
         return new
 
     return _changed(batch_stats, ("*",), _STATS, synced)

@@ -425,6 +425,24 @@ def test_replicas_that_fitted_alone_are_merged_in_a_tree(way):
     identical(merged["other"], unseen)
 
 
+def test_replicas_of_an_nnx_model_are_merged_into_its_state():
+    x, where = shards()
+    model = nnx.Dict(scale=jnnx.StandardizeInputs(WIDTH))
+    graph, state = nnx.split(model)
+
+    def alone(state, x, where):
+        twin = nnx.merge(graph, state)
+        twin.scale(x, mask=where)
+        return nnx.state(twin, nnx.BatchStat)
+
+    replicas = jax.vmap(alone, (None, 0, 0))(state, x, where)
+    merged = jax.vmap(lambda state: jn.sync_batch_stats(state, "i"), axis_name="i")(replicas)
+    assert {type(leaf) for leaf in merged["scale"].values()} == {nnx.BatchStat}
+    nnx.update(model, at(2, merged))
+    entries = jn.init_input_stats(1)
+    fits({key: getattr(model.scale, key)[...] for key in entries}, measured(x, where))
+
+
 # Observations
 
 
