@@ -391,10 +391,18 @@ def _merged(fit: _axes.BatchStats, m: Moments, least: jax.Array, most: jax.Array
     least = jnp.minimum(fit["min"], least.astype(fit["min"].dtype))
     most = jnp.maximum(fit["max"], most.astype(fit["max"].dtype))
     new = update(fit, m, momentum=None, skip_nonfinite=False)
-    constant = (least == most) & ((fit["count"] == 0) | (fit["min"] == fit["max"]))
-    mean = jnp.where(constant, least.astype(new["mean"].dtype), new["mean"])
-    exact = {"mean": mean, "var": jnp.where(constant, 0, new["var"]), "min": least, "max": most}
-    return type(new)({**new, **exact})  # type: ignore[call-arg]
+    mean, var = exact_constants(new["mean"], new["var"], least, most)
+    alone = (fit["count"] == 0) | (fit["var"] == 0)  # else it began with more than was seen
+    exact = {"mean": jnp.where(alone, mean, new["mean"]), "var": jnp.where(alone, var, new["var"])}
+    return type(new)({**new, **exact, "min": least, "max": most})  # type: ignore[call-arg]
+
+
+def exact_constants(
+    mean: jax.Array, var: jax.Array, least: jax.Array, most: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Merged mean and variance, without the rounding of those features that never varied."""
+    constant = least == most
+    return jnp.where(constant, least.astype(mean.dtype), mean), jnp.where(constant, 0, var)
 
 
 def _part(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxnorm import axes as _axes
 from jaxnorm.distributed import sync_extremes, sync_moments
+from jaxnorm.inputs import exact_constants
 from jaxnorm.statistics import Moments
 
 _STATS = {"mean", "var"}
@@ -180,11 +181,8 @@ def sync_batch_stats(
 
     def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
         count, mean, var = next(merged)
-        new = {
-            **stats,
-            "mean": jax.tree.map(_where_seen, count, mean, stats["mean"]),
-            "var": jax.tree.map(_where_seen, count, var, stats["var"]),
-        }
+        var = jax.tree.map(lambda count, var: jnp.where(count > 0, var, 1), count, var)  # or fresh
+        new = {**stats, "mean": mean, "var": var}
         if "count" in stats:
             new["count"] = jax.tree.map(_as_before, stats["count"], count)
         if "steps" in stats:
@@ -192,11 +190,7 @@ def sync_batch_stats(
                 stats["steps"], axis_name, axis_index_groups=axis_index_groups
             )
         if {"min", "max"} <= stats.keys():
-            (least,), least_as_it_was = jax.tree.flatten(stats["min"])
-            (most,), most_as_it_was = jax.tree.flatten(stats["max"])
-            least, most = sync_extremes(least, most, axis_name, axis_index_groups)
-            new["min"] = least_as_it_was.unflatten([least])
-            new["max"] = most_as_it_was.unflatten([most])
+            new |= _synced_fit(new, axis_name, axis_index_groups)
         return new
 
     return _changed(batch_stats, ("*",), _STATS, synced)
@@ -228,9 +222,18 @@ def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
     return jax.tree.map(spread, ones, stats["count"])
 
 
-def _where_seen(count: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """What was merged, and what there was where nothing was ever seen."""
-    return jnp.where(count > 0, new, old)
+def _synced_fit(
+    fit: Mapping[str, Any],
+    axis_name: _axes.AxisName,
+    axis_index_groups: _axes.AxisIndexGroups,
+) -> dict[str, Any]:
+    """What a fit to inputs has beside merged moments, and what is exact about these."""
+    boxed = {key: fit[key] for key in ("mean", "var", "min", "max")}
+    mean, var, least, most = (jax.tree.leaves(box)[0] for box in boxed.values())
+    least, most = sync_extremes(least, most, axis_name, axis_index_groups)
+    mean, var = exact_constants(mean, var, least, most)
+    new = dict(zip(boxed, (mean, var, least, most), strict=True))
+    return {key: jax.tree.unflatten(jax.tree.structure(boxed[key]), [new[key]]) for key in boxed}
 
 
 def _as_before(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -425,6 +425,35 @@ def test_replicas_that_fitted_alone_are_merged_in_a_tree(way):
     identical(merged["other"], unseen)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_constant_over_devices_has_no_variance(way):
+    x, where = np.full((8, 9, 1), 0.1, np.float32), shards()[1]
+
+    def step(x, where):
+        fit = jn.init_input_stats(1)
+        together = jn.update_input_stats(fit, x, where=where, axis_name="i")
+        alone = jn.update_input_stats(fit, x, where=where)
+        return together, jn.sync_batch_stats(alone, "i")
+
+    for fit in mapped(way, step)(x, where):
+        near(fit["var"], np.zeros((8, 1)), 0)
+        near(fit["mean"], np.full((8, 1), np.float32(0.1)), 0)
+
+
+def test_what_was_merged_is_known_to_be_alike_on_every_device():
+    """Where shard_map checks, an out_spec of P() needs it to be."""
+    x, where = shards()
+
+    def step(x, where):
+        fit = jn.init_input_stats(WIDTH)
+        together = jn.update_input_stats(fit, x, where=where, axis_name="i")
+        return together, jn.sync_batch_stats(jn.update_input_stats(fit, x, where=where), "i")
+
+    share = jax.shard_map(step, mesh=mesh(), in_specs=P("i"), out_specs=P())
+    for fit in jax.jit(share)(x, where):
+        fits(fit, measured(x, where))
+
+
 def test_replicas_of_an_nnx_model_are_merged_into_its_state():
     x, where = shards()
     model = nnx.Dict(scale=jnnx.StandardizeInputs(WIDTH))
@@ -476,6 +505,13 @@ def test_gymnasiums_running_moments_agree_from_the_same_start():
     ours = streamed(x, jn.init_input_stats(WIDTH))[1]
     fits(at(-1, ours), measured(x))
     relative(ours["var"][-1], peer.var, 1e-3)
+
+
+def test_a_prior_count_is_not_taken_for_a_constant():
+    prior = {**jn.init_input_stats(1), "count": jnp.full(1, 2.0)}  # two of mean 0 and variance 1
+    fit = update(update(prior, np.full((1, 1), 3.0, np.float32)), np.full((1, 1), 3.0, np.float32))
+    near(fit["mean"], np.array([1.5]), 1e-6)
+    near(fit["var"], np.array([0.5 + 2.25]), 1e-6)
 
 
 def test_gymnasiums_wrapper_agrees_on_an_environment():
