@@ -90,6 +90,14 @@ def update_input_stats(
         ValueError: a fit of another width or with a missing entry, a mask that does not broadcast,
             an axis name that is not mapped.
 
+    Conventions:
+        NaN count unless they are skipped (scikit-learn's scalers always skip them). The variance is
+        biased, as scikit-learn's.
+
+    References:
+        Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
+        recommendations", 1983.
+
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
         >>> fit = jn.init_input_stats(2)
