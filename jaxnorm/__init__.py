@@ -5,6 +5,14 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
+from jaxnorm.inputs import (
+    init_input_stats,
+    merge_input_stats,
+    min_max_inputs,
+    normalize_observations,
+    standardize_inputs,
+    update_input_stats,
+)
 from jaxnorm.recipes import freeze_stats, sync_batch_stats, weight_decay_mask, zero_scales
 from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
@@ -20,15 +28,21 @@ __all__ = [
     "ghost_batch_norm",
     "group_norm",
     "init_batch_stats",
+    "init_input_stats",
     "init_renorm_stats",
     "instance_norm",
     "layer_norm",
+    "merge_input_stats",
     "merge_moments",
     "merge_moments_axis",
+    "min_max_inputs",
     "moments",
+    "normalize_observations",
     "rms_norm",
+    "standardize_inputs",
     "sync_batch_stats",
     "sync_moments",
+    "update_input_stats",
     "weight_decay_mask",
     "zero_scales",
 ]

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxnorm import axes as _axes
-from jaxnorm.distributed import sync_moments
+from jaxnorm.distributed import sync_extremes, sync_moments
+from jaxnorm.inputs import exact_constants
 from jaxnorm.statistics import Moments
 
 _STATS = {"mean", "var"}
@@ -88,8 +89,8 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
     Marks the statistics of each named normalization by an entry "frozen" without a value, so the
     tree has the same leaves; `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen
     modules then normalize with them whatever `train` or `use_running_average` is, and update
-    nothing. The parameters go on learning; stop those in the optimizer. For NNX models there is
-    `jaxnorm.nnx.freeze_stats`.
+    nothing; nor does `update_input_stats`. The parameters go on learning; stop those in the
+    optimizer. For NNX models there is `jaxnorm.nnx.freeze_stats`.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
@@ -135,7 +136,7 @@ def sync_batch_stats(
     own, which drift apart; merge them before evaluation or saving. The variance between the
     replicas' means is part of the result; averaging the variances would lose it. The whole tree is
     one collective, as in `sync_moments` (the `steps` of batch renormalization, of which the largest
-    is taken, one more).
+    is taken, one more; the least and largest values of a fit to inputs too).
 
     Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`);
     then the counts add up, so merge what is evaluated or saved, and train on with what was not
@@ -180,6 +181,7 @@ def sync_batch_stats(
 
     def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
         count, mean, var = next(merged)
+        var = jax.tree.map(lambda count, var: jnp.where(count > 0, var, 1), count, var)  # or fresh
         new = {**stats, "mean": mean, "var": var}
         if "count" in stats:
             new["count"] = jax.tree.map(_as_before, stats["count"], count)
@@ -187,6 +189,8 @@ def sync_batch_stats(
             new["steps"] = jax.lax.pmax(
                 stats["steps"], axis_name, axis_index_groups=axis_index_groups
             )
+        if {"min", "max"} <= stats.keys():
+            new |= _synced_fit(new, axis_name, axis_index_groups)
         return new
 
     return _changed(batch_stats, ("*",), _STATS, synced)
@@ -216,6 +220,20 @@ def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
         return ones * count.astype(dtype).reshape(count.shape + over_channels)
 
     return jax.tree.map(spread, ones, stats["count"])
+
+
+def _synced_fit(
+    fit: Mapping[str, Any],
+    axis_name: _axes.AxisName,
+    axis_index_groups: _axes.AxisIndexGroups,
+) -> dict[str, Any]:
+    """What a fit to inputs has beside merged moments, and what is exact about these."""
+    boxed = {key: fit[key] for key in ("mean", "var", "min", "max")}
+    mean, var, least, most = (jax.tree.leaves(box)[0] for box in boxed.values())
+    least, most = sync_extremes(least, most, axis_name, axis_index_groups)
+    mean, var = exact_constants(mean, var, least, most)
+    new = dict(zip(boxed, (mean, var, least, most), strict=True))
+    return {key: jax.tree.unflatten(jax.tree.structure(boxed[key]), [new[key]]) for key in boxed}
 
 
 def _as_before(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -90,7 +90,7 @@ def sharded(stats: _axes.BatchStats, x: jax.Array, reduced: Sequence[int]) -> An
     """The running statistics, those of each channel sharded as the channels of `x` are."""
     by_channel = {
         key: sharded_without(jnp.asarray(stats[key]), x, reduced)
-        for key in ("mean", "var", "count")
+        for key in ("mean", "var", "count", "min", "max")
         if key in stats and jnp.ndim(stats[key]) > 0
     }
     return type(stats)({**stats, **by_channel})  # type: ignore[call-arg]

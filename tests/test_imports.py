@@ -16,6 +16,7 @@ ORDER = [
     "running",
     "batch",
     "sample",
+    "inputs",
     "recipes",
     "modules",
     "linen",

@@ -47,6 +47,19 @@ def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
     return y
 
 
+def use_inputs(x: jax.Array) -> jax.Array:
+    fit = jn.update_input_stats(jn.init_input_stats(4), x, skip_nan=True)
+    fit = jn.merge_input_stats(fit, jn.init_input_stats(4))
+    y = jn.standardize_inputs(x, fit, clip=5.0)
+    y = jn.min_max_inputs(y, fit, low=-1.0, high=1.0, invert=True)
+    y, fit = jn.normalize_observations(y, fit, update=False)
+    assert_type(y, jax.Array)
+    model = jnnx.StandardizeInputs(4, clip=5.0)
+    variables = jnn.MinMaxInputs(False, low=-1.0).init(jax.random.key(0), x)
+    scaled: Any = jnn.StandardizeInputs(use_running_average=True).apply(variables, x)
+    return jnp.asarray(scaled) + jnnx.MinMaxInputs(4)(model(y))
+
+
 class Linen(nn.Module):
     train: bool
 
@@ -99,7 +112,7 @@ def use_modules(x: jax.Array) -> jax.Array:
 
 def main() -> None:
     x = jnp.linspace(-1.0, 1.0, 16).reshape(4, 4)
-    results = use_statistics(x), use_functions(x, x > -2), use_modules(x)
+    results = use_statistics(x), use_functions(x, x > -2), use_inputs(x), use_modules(x)
     assert all(bool(jnp.all(jnp.isfinite(result))) for result in results)
 
 
