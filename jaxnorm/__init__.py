@@ -5,7 +5,15 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
-from jaxnorm.recipes import freeze_stats, sync_batch_stats, weight_decay_mask, zero_scales
+from jaxnorm.recipes import (
+    finish_accumulating,
+    finish_recomputing,
+    freeze_stats,
+    start_recomputing,
+    sync_batch_stats,
+    weight_decay_mask,
+    zero_scales,
+)
 from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm.statistics import Moments, merge_moments, merge_moments_axis, moments
@@ -16,6 +24,8 @@ __all__ = [
     "Moments",
     "batch_norm",
     "batch_renorm",
+    "finish_accumulating",
+    "finish_recomputing",
     "freeze_stats",
     "ghost_batch_norm",
     "group_norm",
@@ -27,6 +37,7 @@ __all__ = [
     "merge_moments_axis",
     "moments",
     "rms_norm",
+    "start_recomputing",
     "sync_batch_stats",
     "sync_moments",
     "weight_decay_mask",

@@ -46,8 +46,9 @@ class BatchNorm(nn.Module):
     the parameters promote to.
 
     `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either. `momentum=None` merges all batches exactly and keeps their `count`
-    in `batch_stats` too.
+    updated in training either, and those of `jaxnorm.start_recomputing` merge all batches beside
+    the old ones. `momentum=None` merges all batches exactly and keeps their `count` in
+    `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
@@ -159,6 +160,8 @@ class BatchNorm(nn.Module):
                 "updated, beside the params (in training, a mutable batch_stats may start empty)"
             )
         fresh = self._fresh_stats(x, features) if missing else {}
+        if self.has_variable("batch_stats", "recomputed"):
+            names = (*names, "recomputed")
         return {key: self.variable("batch_stats", key, fresh.get, key) for key in names}
 
     def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
