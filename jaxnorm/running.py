@@ -166,6 +166,7 @@ def replaced(stats: _axes.BatchStats) -> dict[str, Any]:
         new["count"] = m.count
     seen = m.count > 0
     for key, value in new.items():
+        value = value.astype(old[key].dtype)
         new[key] = as_before(old[key], jnp.where(seen, value, of_channels(old[key], seen)))
     return {**old, **new}
 
