@@ -191,10 +191,8 @@ def _ended(stats: _axes.BatchStats) -> tuple[dict[str, Any], Moments]:
 
 def of_channels(count: jax.Array, like: jax.Array) -> jax.Array:
     """A count for each channel; axes in front are of stacked layers."""
-    count = jnp.asarray(count)
-    return jnp.broadcast_to(
-        count.reshape(count.shape + (1,) * (like.ndim - count.ndim)), like.shape
-    )
+    over_channels = (1,) * (jnp.ndim(like) - jnp.ndim(count))
+    return jnp.ones_like(like, count.dtype) * jnp.reshape(count, count.shape + over_channels)
 
 
 def as_before(old: jax.Array, new: jax.Array) -> jax.Array:

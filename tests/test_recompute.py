@@ -23,12 +23,14 @@ from cases import (
     seen,
     ulp,
 )
-from devices import WAYS, mapped
+from devices import WAYS, mapped, mesh
 from environment import generator
 from flax import nnx
 from flax.core import FrozenDict, freeze
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
@@ -378,6 +380,33 @@ def test_devices_with_different_counts(way):
     expected = population([x, x + np.float32(1)], [masks, masks])
     of_population({key: stats[key][5] for key in stats}, expected)
     identical(*({key: stats[key][at] for key in stats} for at in (0, 7)))
+
+
+@pytest.mark.parametrize("momentum", [0.9, None])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_statistics_on_a_mesh_are_sharded_as_the_channels(kind, momentum):
+    grid = mesh(kind, (2, 4), ("i", "j"))
+    batches = [normals(4, 8, mean=number, seed=number) for number in range(2)]
+
+    @jax.jit
+    def step(stats, x):
+        return jn.batch_norm(x, stats, train=True, momentum=momentum)[1]
+
+    with jax.set_mesh(grid):
+        stats = first = step(
+            fresh("batch", 8, momentum=momentum),
+            jax.device_put(batches[0], NamedSharding(grid, P("i", "j"))),
+        )
+        stats = jn.start_recomputing(stats)
+        for x in batches:
+            stats = step(stats, jax.device_put(x, NamedSharding(grid, P("i", "j"))))
+        updated = jn.finish_accumulating(stats, momentum=momentum)
+        stats = jn.finish_recomputing(stats)
+    of_population(stats, population(batches))
+    assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, stats)
+    if kind is AxisType.Explicit:
+        assert jax.tree.map(jax.typeof, stats) == jax.tree.map(jax.typeof, first)
+        assert jax.tree.map(jax.typeof, updated) == jax.tree.map(jax.typeof, first)
 
 
 @pytest.mark.parametrize("way", WAYS)
