@@ -643,8 +643,14 @@ def finish_recomputing(model: nnx.Module, *parts: str) -> None:
 
     As `jaxnorm.finish_recomputing`, in the model.
 
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+
     Raises:
         ValueError: a part in which nothing is being recomputed.
+
+    There is an example in `start_recomputing`.
     """
     _finish(model, parts, _running.replaced)
 
@@ -654,9 +660,26 @@ def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | No
 
     As `jaxnorm.finish_accumulating`, in the model.
 
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+        momentum: the weight of the old value, as that of the normalizations; None merges exactly.
+
     Raises:
         ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
             for statistics without a count.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, finish_accumulating, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> start_recomputing(model)
+        >>> for micro_batch in jnp.array([[[1.0], [3.0]], [[8.0], [8.0]]]):
+        ...     y = model.norm(micro_batch)
+        >>> finish_accumulating(model, momentum=0.5)
+        >>> print(model.norm.mean[...])
+        [2.5]
     """
     _axes.check_momentum(momentum)
     _finish(model, parts, partial(_running.accumulated, momentum=momentum))
