@@ -13,7 +13,15 @@ from jaxnorm.inputs import (
     standardize_inputs,
     update_input_stats,
 )
-from jaxnorm.recipes import freeze_stats, sync_batch_stats, weight_decay_mask, zero_scales
+from jaxnorm.recipes import (
+    finish_accumulating,
+    finish_recomputing,
+    freeze_stats,
+    start_recomputing,
+    sync_batch_stats,
+    weight_decay_mask,
+    zero_scales,
+)
 from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm.statistics import Moments, merge_moments, merge_moments_axis, moments
@@ -24,6 +32,8 @@ __all__ = [
     "Moments",
     "batch_norm",
     "batch_renorm",
+    "finish_accumulating",
+    "finish_recomputing",
     "freeze_stats",
     "ghost_batch_norm",
     "group_norm",
@@ -40,6 +50,7 @@ __all__ = [
     "normalize_observations",
     "rms_norm",
     "standardize_inputs",
+    "start_recomputing",
     "sync_batch_stats",
     "sync_moments",
     "update_input_stats",

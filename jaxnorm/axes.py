@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 Axes = int | Sequence[int]
 AxisName = Hashable | tuple[Hashable, ...]
 AxisIndexGroups = Sequence[Sequence[int]] | None
-BatchStats = Mapping[str, jax.Array]
+BatchStats = Mapping[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 

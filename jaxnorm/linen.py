@@ -46,8 +46,9 @@ class BatchNorm(nn.Module):
     the parameters promote to.
 
     `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either. `momentum=None` merges all batches exactly and keeps their `count`
-    in `batch_stats` too.
+    updated in training either, and those of `jaxnorm.start_recomputing` merge all batches beside
+    the old ones. `momentum=None` merges all batches exactly and keeps their `count` in
+    `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
@@ -155,6 +156,8 @@ class BatchNorm(nn.Module):
         if missing and (needed or not self.is_mutable_collection("batch_stats")):
             _raise_missing(self, missing)
         fresh = self._fresh_stats(x, features) if missing else {}
+        if self.has_variable("batch_stats", "recomputed"):
+            names = (*names, "recomputed")
         return {key: self.variable("batch_stats", key, fresh.get, key) for key in names}
 
     def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:

@@ -27,7 +27,8 @@ and in the call
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +43,7 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import modules as _modules
 from jaxnorm import recipes as _recipes
+from jaxnorm import running as _running
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 
@@ -56,8 +58,8 @@ class BatchNorm(nnx.Module):
     the variables promote to.
 
     `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
-    makes those of training too. `momentum=None` merges all batches exactly and keeps their `count`
-    in an `nnx.BatchStat` too.
+    makes those of training too, and beside which `start_recomputing` merges all batches.
+    `momentum=None` merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
 
     Args:
         use_running_average: True to normalize with the running statistics, False to measure the
@@ -96,6 +98,7 @@ class BatchNorm(nnx.Module):
 
     mean: nnx.BatchStat[jax.Array]
     var: nnx.BatchStat[jax.Array]
+    recomputed: Any  # there while they are
 
     def __init__(
         self,
@@ -169,8 +172,8 @@ class BatchNorm(nnx.Module):
         _axes.check_choice("update_stats", update_stats)
         self._check_momentum()
         features = _modules.feature_shape(x, self.axis, "axis")
-        variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
-        stats = {key: _value(variable, features) for key, variable in variables.items()}
+        variables = _variables(self)
+        stats = _each(lambda variable: _value(variable, features), variables)
         x, (mean, var), parameters, dtype = _promoted(
             self,
             x,
@@ -188,8 +191,7 @@ class BatchNorm(nnx.Module):
             train=not evaluating,
         )
         if update_stats and not evaluating:
-            for key, variable in variables.items():
-                variable.set_value(jax.lax.stop_gradient(_flat(new[key])))
+            _each(lambda v, value: v.set_value(jax.lax.stop_gradient(_flat(value))), variables, new)
         return y
 
     def _check_momentum(self) -> None:
@@ -743,13 +745,128 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
         >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
         [1. 1.] [0.]
     """
-    kinds = (BatchNorm, _InputScaling)
+    for norm in _named(model, parts, (BatchNorm, _InputScaling)):
+        norm.frozen = frozen
+
+
+def start_recomputing(model: nnx.Module, *parts: str) -> None:
+    """Merge all that training sees in new statistics beside the running ones, which stay.
+
+    As `jaxnorm.start_recomputing`, in the model: every `BatchNorm` and kin in the named parts takes
+    an attribute `recomputed` with `nnx.BatchStat` `count`, `mean` and `var`, and its momentum does
+    not matter until `finish_recomputing`.
+
+    Args:
+        model: changed in place; a compiled step is compiled once more.
+        parts: paths of normalizations, or of what holds them; all where none is given.
+
+    Raises:
+        ValueError: statistics that are being recomputed already; a part with no `BatchNorm` in it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, finish_recomputing, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> start_recomputing(model)
+        >>> for batch in jnp.array([[1.0], [3.0]]), jnp.array([[8.0]] * 6):
+        ...     y = model.norm(batch)
+        >>> finish_recomputing(model)
+        >>> print(model.norm.mean[...], model.norm.var[...])
+        [6.5] [7.]
+    """
+    for norm in _named(model, parts):
+        new = _running.started(_values(norm))["recomputed"]
+        norm.recomputed = nnx.Dict({key: nnx.BatchStat(value) for key, value in new.items()})
+
+
+def finish_recomputing(model: nnx.Module, *parts: str) -> None:
+    """Put the recomputed statistics in the place of the running ones, where anything counted.
+
+    As `jaxnorm.finish_recomputing`, in the model.
+
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+
+    Raises:
+        ValueError: a part in which nothing is being recomputed.
+
+    There is an example in `start_recomputing`.
+    """
+    _finish(model, parts, _running.replaced)
+
+
+def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | None = 0.99) -> None:
+    """Update the running statistics once, by all that was seen since `start_recomputing`.
+
+    As `jaxnorm.finish_accumulating`, in the model.
+
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+        momentum: the weight of the old value, as that of the normalizations; None merges exactly.
+
+    Raises:
+        ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
+            for statistics without a count.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, finish_accumulating, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> start_recomputing(model)
+        >>> for micro_batch in jnp.array([[[1.0], [3.0]], [[8.0], [8.0]]]):
+        ...     y = model.norm(micro_batch)
+        >>> finish_accumulating(model, momentum=0.5)
+        >>> print(model.norm.mean[...])
+        [2.5]
+    """
+    _axes.check_momentum(momentum)
+    _finish(model, parts, partial(_running.accumulated, momentum=momentum))
+
+
+def _finish(model: nnx.Module, parts: Sequence[str], change: Callable[[Any], Any]) -> None:
+    for norm in _named(model, parts, recomputed=True):
+        new = change(_values(norm))
+        del norm.recomputed
+        _each(lambda variable, value: variable.set_value(value), _variables(norm), new)
+
+
+def _named(
+    model: nnx.Module, parts: Sequence[str], kinds: Any = BatchNorm, *, recomputed: bool = False
+) -> list[Any]:
+    """Every module of the kinds and their kin in the parts."""
     norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, kinds)}
-    named = parts or ("*",)
-    _recipes.check_found(named, list(norms), "BatchNorm")
-    for path, norm in norms.items():
-        if any(_recipes.matches(path, part) for part in named):
-            norm.frozen = frozen
+    if recomputed:
+        norms = {path: norm for path, norm in norms.items() if hasattr(norm, "recomputed")}
+    parts = parts or ("*",)
+    _recipes.check_found(parts, list(norms), _recipes.RECOMPUTED if recomputed else "BatchNorm")
+    return [
+        norm for path, norm in norms.items() if any(_recipes.matches(path, part) for part in parts)
+    ]
+
+
+def _variables(norm: BatchNorm) -> dict[str, Any]:
+    """The variables of the statistics, those that are recomputed in a dict of their own."""
+    variables: dict[str, Any] = {
+        k: v for k, v in vars(norm).items() if isinstance(v, nnx.BatchStat)
+    }
+    if hasattr(norm, "recomputed"):
+        variables["recomputed"] = dict(norm.recomputed.items())
+    return variables
+
+
+def _values(norm: BatchNorm) -> Any:
+    return _each(lambda variable: variable[...], _variables(norm))
+
+
+def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:
+    """What a function gives of each variable, and of what stands at its place in other dicts."""
+    return jax.tree.map(
+        function, variables, *others, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
 
 
 def _evaluates(module: Any, use_running_average: bool | None) -> bool:
