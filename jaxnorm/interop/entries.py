@@ -49,7 +49,7 @@ def as_counter(name: str, value: Any, dtype: Any) -> Array:
 
 def _copied(name: str, value: Any) -> Array:
     try:
-        return np.array(value)
+        return np.asarray(value).copy()
     except (TypeError, RuntimeError, ValueError) as error:
         raise TypeError(
             f"{name} does not become a NumPy array: {error}. Give arrays, or tensors as "
@@ -67,16 +67,14 @@ def layer(
         raise TypeError(f"prefix must be a string, got {prefix!r}")
     start = prefix + separator if prefix else ""
     inside = {key[len(start) :]: entries[key] for key in entries if key.startswith(start)}
-    there = f"normalizations are at {normalizations(entries, names, separator)}"
-    if not inside:
-        raise ValueError(f"nothing is at the prefix {prefix!r}; {there}")
     others = [key for key in inside if key not in names]
-    if others:
-        raise ValueError(
-            f"the prefix {prefix!r} is not a normalization's, which has entries among "
-            f"{list(names)}: it holds {others[:5]}{' ...' if len(others) > 5 else ''}; {there}"
-        )
-    return inside
+    if inside and not others:
+        return inside
+    held = f"{others[:5]}{' ...' if len(others) > 5 else ''}" if inside else "nothing"
+    raise ValueError(
+        f"the prefix {prefix!r} is not a normalization's, which has entries among {list(names)}: "
+        f"it holds {held}; normalizations are at {normalizations(entries, names, separator)}"
+    )
 
 
 def normalizations(entries: Mapping[str, Any], names: Sequence[str], separator: str) -> list[str]:
@@ -89,7 +87,7 @@ def normalizations(entries: Mapping[str, Any], names: Sequence[str], separator: 
 
 
 def _looks_right(group: Mapping[str, Any], names: Sequence[str]) -> bool:
-    shapes = {tuple(np.shape(value)) for value in group.values()} - {()}
+    shapes = {tuple(getattr(value, "shape", ())) for value in group.values()} - {()}
     return group.keys() <= set(names) and len(shapes) == 1 and len(shapes.pop()) == 1
 
 
