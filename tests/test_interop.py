@@ -21,6 +21,7 @@ from interop_vectors import BATCHES, LIBRARIES, PATH, drawn, record
 import jaxnorm as jn
 import jaxnorm.linen as jnn
 from jaxnorm import interop
+from jaxnorm.interop import patterns
 
 pytestmark = pytest.mark.numerical
 
@@ -384,7 +385,11 @@ TEMPLATES = {"a.bn": "norm"}
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: interop.from_pytorch(MODEL, "bn1"), ValueError, r"'bn1'.* holds nothing.* \['a.bn'\]"),
+        (
+            lambda: interop.from_pytorch(MODEL, "bn1"),
+            ValueError,
+            r"'bn1'.* holds nothing.* \['a.bn'\]",
+        ),
         (lambda: interop.from_pytorch(MODEL, "a"), ValueError, r"'bn.weight'.* \['a.bn'\]"),
         (lambda: interop.from_pytorch(MODEL), ValueError, r"is not a normalization's"),
         (lambda: interop.from_pytorch(MODEL, 1), TypeError, "prefix must be a string, got 1"),
@@ -437,7 +442,8 @@ TEMPLATES = {"a.bn": "norm"}
             r"'scale': \(2,\), 'mean': \(3,\)",
         ),
         (lambda: interop.to_pytorch({}, STATS | {"count": 6.0}), ValueError, "counts batches"),
-        (lambda: interop.to_pytorch({}, jn.freeze_stats(STATS)), ValueError, "frozen"),
+        (lambda: interop.to_pytorch([ONES]), TypeError, "params must be a dict"),
+        (lambda: interop.to_pytorch({}, {**STATS, "sum": ONES}), ValueError, r"got \['sum'\]"),
         (lambda: interop.from_pytorch_all(MODEL, {}), TypeError, "not empty"),
         (lambda: interop.from_pytorch_all(MODEL, {"a.*": "n"}), ValueError, "1 wildcards"),
         (lambda: interop.from_pytorch_all(MODEL, {"b.bn": "n"}), ValueError, r"\['a.bn'\]"),
@@ -655,3 +661,29 @@ def test_patterns_find_normalizations_alone_and_leave_the_rest_as_it_came():
     assert list(rest) == ["a.conv.weight", "a.conv.bias", "head.weight", "head.bias"]
     back = interop.to_pytorch_all(variables, {"?.*": "{}/{}"})
     assert back.keys() | rest.keys() == model.keys()
+
+
+def test_frozen_statistics_go_without_their_mark():
+    frozen = jn.freeze_stats({"norm": STATS})
+    back = interop.to_pytorch_all({"batch_stats": frozen}, TEMPLATES)
+    assert list(back) == ["a.bn.running_mean", "a.bn.running_var"]
+
+
+@given(st.lists(st.text("ab01_", min_size=1, max_size=3), min_size=3, max_size=3), st.booleans())
+def test_a_pattern_is_undone(parts, single):
+    *parts, last = parts
+    last = last[0] if single else last
+    names = {"m.*.x_*.n?": "m/{}/block_{}/n{}", "m.*.x_*.n*": "m/{}/block_{}/other_{}"}
+    prefix = f"m.{parts[0]}.x_{parts[1]}.n{last}"
+    path = patterns.ours(prefix, names)
+    end = f"n{last}" if len(last) == 1 else f"other_{last}"
+    assert path == f"m/{parts[0]}/block_{parts[1]}/{end}"
+    assert patterns.theirs(path, names) == prefix
+
+
+def test_pytorch_loads_what_has_no_steps():
+    torch = pytest.importorskip("torch")
+    own = interop.to_pytorch({"scale": ONES, "bias": ONES}, STATS)
+    layer = torch.nn.BatchNorm1d(3)
+    layer.load_state_dict({key: torch.from_numpy(value) for key, value in own.items()})
+    assert layer.running_mean.tolist() == [1, 1, 1]

@@ -15,6 +15,7 @@ Converted: TypeAlias = tuple[Arrays, Arrays, dict[str, Any]]
 PARAMS = ("scale", "bias")
 STATS = ("mean", "var")
 COUNTS = ("count", "steps")
+MARK = "frozen"  # that of jaxnorm.freeze_stats, which no other library has
 _DEBIASED = 2**30  # steps after which nothing is left of the start, whatever the decay
 
 
@@ -119,10 +120,11 @@ def ours(own: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Arrays, Arra
 def read(
     params: Mapping[str, Any], stats: Mapping[str, Any] | None
 ) -> tuple[Arrays, Arrays, Mapping[str, Any]]:
-    """Our parameters, mean and variance as arrays, and what counts, as it came."""
-    stats = {} if stats is None else stats
+    """Our parameters, mean and variance as arrays, and what counts, as it came; without a mark."""
+    check_mapping("params", params)
+    check_mapping("stats", {} if stats is None else stats)
+    stats = {key: value for key, value in (stats or {}).items() if key != MARK}
     for name, given, known in (("params", params, PARAMS), ("stats", stats, (*STATS, *COUNTS))):
-        check_mapping(name, given)
         unknown = [key for key in given if key not in known]
         if unknown:
             raise ValueError(
@@ -171,7 +173,8 @@ def options_of(stats: Arrays, momentum: float | None, epsilon: float | None) -> 
 
 def scaled(array: Array, factor: float) -> Array:
     """The array times a number, rounded once to its dtype."""
-    return (array.astype(np.float64) * factor).astype(array.dtype)
+    wide = np.complex128 if np.iscomplexobj(array) else np.float64
+    return (array.astype(wide) * factor).astype(array.dtype)
 
 
 def counted(counts: Mapping[str, Any], name: str, decay: float | None) -> tuple[Array, float]:

@@ -107,7 +107,8 @@ def to_pytorch(
     Args:
         params: {"scale", "bias"}, those that there are; NumPy or jax arrays.
         stats: {"mean", "var"}, {} or None. steps become `num_batches_tracked`, int64; where there
-            are none, their place is left out, which `load_state_dict` allows.
+            are none, their place is left out, which `load_state_dict` allows, and so is the mark of
+            `jaxnorm.freeze_stats`.
         prefix: of the layer in the state dict.
         values_per_channel: n, of a training batch: makes the variance the unbiased one,
             var * n / (n - 1), in which PyTorch's training goes on, and a count of values one of
@@ -288,7 +289,8 @@ def _parts(tree: Any, path: tuple[str, ...] = ()) -> dict[str, Mapping[str, Any]
     """The dicts in the tree that a normalization could have made, by path."""
     if not isinstance(tree, Mapping):
         return {}
-    if tree and set(tree) <= {*_entries.PARAMS, *_entries.STATS, *_entries.COUNTS}:
+    ours = {*_entries.PARAMS, *_entries.STATS, *_entries.COUNTS, _entries.MARK}
+    if tree and set(tree) <= ours:
         return {"/".join(path): tree}
     parts: dict[str, Mapping[str, Any]] = {}
     for key, node in tree.items():
