@@ -3,6 +3,7 @@
 The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` imports no flax.
 """
 
+from jaxnorm import interop as interop
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
 from jaxnorm.inputs import (
