@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 Axes = int | Sequence[int]
 AxisName = Hashable | tuple[Hashable, ...]
 AxisIndexGroups = Sequence[Sequence[int]] | None
-BatchStats = Mapping[str, jax.Array]
+BatchStats = Mapping[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -136,6 +136,17 @@ def as_input(x: ArrayLike) -> jax.Array:
     return x
 
 
+def as_real_input(x: ArrayLike) -> jax.Array:
+    """`x` as an array of a real floating type, whose values have an order."""
+    x = as_input(x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(
+            f"the input has dtype {x.dtype}; complex values have no least and no largest, so give "
+            "their parts as features, for example jnp.concatenate([x.real, x.imag], -1)"
+        )
+    return x
+
+
 def check_inexact(name: str, dtype: Any) -> None:
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(
@@ -201,6 +212,21 @@ def check_number(
     if not low <= float(value) <= high or (finite and math.isinf(value)):
         bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"a number >= {low:g}"
         raise ValueError(f"{name}={value!r} must be {bounds}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """A real, finite number above zero; of a traced one the kind alone."""
+    check_number(name, value, 0.0)
+    if not is_traced(value) and float(value) == 0:
+        raise ValueError(f"{name}={value!r} must be above 0")
+
+
+def check_range(low: Any, high: Any) -> None:
+    """Two numbers, the first below the second."""
+    check_number("low", low, -math.inf)
+    check_number("high", high, -math.inf)
+    if not (is_traced(low) or is_traced(high) or float(low) < float(high)):
+        raise ValueError(f"low={low!r} must be below high={high!r}")
 
 
 def check_epsilon(epsilon: ArrayLike) -> None:
@@ -304,6 +330,47 @@ def check_stats(
             )
     if jnp.iscomplexobj(stats["mean"]) and jnp.isrealobj(x):
         raise TypeError(f"the running mean is complex, but the input is real; {cure}")
+
+
+def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
+    """A fit to inputs with every entry, of the shape of the features (None: of its own mean)."""
+    if not isinstance(fit, Mapping):
+        raise TypeError(
+            f"the fit must be a dict, got {type(fit).__name__}; make it with "
+            "jaxnorm.init_input_stats(number of features)"
+        )
+    needed = ("count", "mean", "var", "min", "max")
+    missing = [key for key in needed if key not in fit]
+    if missing:
+        raise ValueError(
+            f"the fit lacks {missing}; it has the keys {sorted(fit)}; make it with "
+            "jaxnorm.init_input_stats(number of features)"
+        )
+    shape = jnp.shape(fit["mean"]) if shape is None else shape
+    width = shape[0] if len(shape) == 1 else shape
+    for key in needed:
+        if not hasattr(fit[key], "dtype"):
+            raise TypeError(
+                f"the {key} of the fit must be an array, got {fit[key]!r}; convert it, for example "
+                f"jnp.asarray(fit[{key!r}])"
+            )
+        if fit[key].shape != shape:
+            raise ValueError(
+                f"the {key} of the fit has shape {fit[key].shape}, but the features have shape "
+                f"{shape}; check feature_axis, or fit these with jaxnorm.init_input_stats({width})"
+            )
+
+
+def check_fit_dtype(dtype: Any) -> None:
+    """A real dtype in which a fit can be kept."""
+    check_inexact("dtype", dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"dtype={jnp.dtype(dtype).name} has no order; give jnp.float32 or float64")
+    if statistics_dtype(jnp.dtype(dtype)) != jnp.dtype(dtype):
+        raise ValueError(
+            f"dtype={jnp.dtype(dtype).name} is too narrow for a fit, which counts rows; give "
+            "jnp.float32 or float64 (inputs may be narrower)"
+        )
 
 
 def check_kept_dtype(stats: BatchStats, x: jax.Array) -> None:

@@ -61,6 +61,14 @@ def instance_norm(module: Any) -> Function:
     return partial(jn.instance_norm, channel_axis=module.feature_axes)
 
 
+def standardize_inputs(module: Any) -> Function:
+    return partial(jn.standardize_inputs, epsilon=module.epsilon, clip=module.clip)
+
+
+def min_max_inputs(module: Any) -> Function:
+    return partial(jn.min_max_inputs, low=module.low, high=module.high, clip=module.clip)
+
+
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes that have parameters or statistics of their own."""
     channels = _axes.channel_axes(jnp.ndim(x), axes, name)
@@ -122,6 +130,33 @@ def normalize_batch(
         **_options(module, mask, synced),
     )
     return jnp.asarray(y, dtype), new
+
+
+def scale_inputs(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    fit: _axes.BatchStats,
+    *,
+    mask: Any,
+    train: bool,
+    synced: bool = True,
+) -> tuple[jax.Array, Any]:
+    """The inputs scaled by their fit, in `dtype`, in training after an update with them."""
+    dtype = result_dtype(module.dtype, x)
+    x = _widened(x, dtype)
+    if train:
+        fit = jn.update_input_stats(
+            fit,
+            x,
+            feature_axis=module.axis,
+            where=mask,
+            axis_name=module.axis_name if synced else None,
+            axis_index_groups=module.axis_index_groups if synced else None,
+            skip_nan=module.skip_nan,
+        )
+    y = function(x, fit, feature_axis=module.axis, where=mask)
+    return jnp.asarray(y, dtype), fit
 
 
 def _options(module: Any, mask: Any, synced: bool) -> dict[str, Any]:

@@ -27,7 +27,8 @@ and in the call
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +43,7 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import modules as _modules
 from jaxnorm import recipes as _recipes
+from jaxnorm import running as _running
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 
@@ -56,8 +58,8 @@ class BatchNorm(nnx.Module):
     the variables promote to.
 
     `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
-    makes those of training too. `momentum=None` merges all batches exactly and keeps their `count`
-    in an `nnx.BatchStat` too.
+    makes those of training too, and beside which `start_recomputing` merges all batches.
+    `momentum=None` merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
 
     Args:
         use_running_average: True to normalize with the running statistics, False to measure the
@@ -96,6 +98,7 @@ class BatchNorm(nnx.Module):
 
     mean: nnx.BatchStat[jax.Array]
     var: nnx.BatchStat[jax.Array]
+    recomputed: Any  # there while they are
 
     def __init__(
         self,
@@ -165,20 +168,12 @@ class BatchNorm(nnx.Module):
         mask: jax.Array | None = None,
         update_stats: bool = True,
     ) -> jax.Array:
-        evaluating = first_from(
-            use_running_average,
-            self.use_running_average,
-            error_msg=(
-                f"give use_running_average to {type(self).__name__}, when it is built, in the call "
-                "or by nnx.view, or call train() or eval() of the model"
-            ),
-        )
-        evaluating = _axes.as_choice("use_running_average", evaluating) or self.frozen
+        evaluating = _evaluates(self, use_running_average)
         _axes.check_choice("update_stats", update_stats)
         self._check_momentum()
         features = _modules.feature_shape(x, self.axis, "axis")
-        variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
-        stats = {key: _value(variable, features) for key, variable in variables.items()}
+        variables = _variables(self)
+        stats = _each(lambda variable: _value(variable, features), variables)
         x, (mean, var), parameters, dtype = _promoted(
             self,
             x,
@@ -196,8 +191,7 @@ class BatchNorm(nnx.Module):
             train=not evaluating,
         )
         if update_stats and not evaluating:
-            for key, variable in variables.items():
-                variable.set_value(jax.lax.stop_gradient(_flat(new[key])))
+            _each(lambda v, value: v.set_value(jax.lax.stop_gradient(_flat(value))), variables, new)
         return y
 
     def _check_momentum(self) -> None:
@@ -303,6 +297,155 @@ class BatchRenorm(BatchNorm):
 
     def _init_stats(self, num_features: int, **options: Any) -> dict[str, jax.Array]:
         return jn.init_renorm_stats(num_features, **options)
+
+
+class _InputScaling(nnx.Module):
+    """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `nnx.BatchStat`."""
+
+    count: nnx.BatchStat[jax.Array]
+    mean: nnx.BatchStat[jax.Array]
+    var: nnx.BatchStat[jax.Array]
+    min: nnx.BatchStat[jax.Array]
+    max: nnx.BatchStat[jax.Array]
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: _axes.Axes = -1,
+        dtype: Any = None,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        skip_nan: bool = False,
+        stats_dtype: Any = jnp.float32,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.dtype = dtype
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.skip_nan = skip_nan
+        self.stats_dtype = stats_dtype
+        self.frozen = False
+        for key, value in jn.init_input_stats(num_features, dtype=stats_dtype).items():
+            setattr(self, key, nnx.BatchStat(value))
+
+    def _function(self) -> Function:
+        raise NotImplementedError
+
+    @_axes.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = _evaluates(self, use_running_average)
+        features = _modules.feature_shape(x, self.axis, "axis")
+        variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
+        fit = {key: _value(variable, features) for key, variable in variables.items()}
+        y, new = _modules.scale_inputs(
+            self, self._function(), x, fit, mask=mask, train=not evaluating
+        )
+        if not evaluating:
+            for key, variable in variables.items():
+                variable.set_value(_flat(new[key]))
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
+
+        Args:
+          use_running_average: True to use the fit, False to update it first.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class StandardizeInputs(_InputScaling):
+    """Inputs to mean 0 and variance 1: `jaxnorm.standardize_inputs`, its fit in `nnx.BatchStat`.
+
+    y = (x - mean) / sqrt(var + epsilon), for each feature, within +- clip. x is [..., F] (F at
+    `axis`) of any real dtype, and y of its shape, in `dtype`, by default that of x, and float32 of
+    integers. There are no parameters.
+
+    In training the fit takes in the batch (`jaxnorm.update_input_stats`), and the batch is scaled
+    by the new fit; `train()` and `eval()` choose, and `freeze_stats` leaves the fit as it is in
+    training too.
+
+    Args:
+        num_features: the width F; of several feature axes, their product.
+        use_running_average: True to use the fit, False to update it first; here or in the call,
+            which takes precedence.
+        axis: the axis or axes of the features.
+        epsilon, clip: as for `jaxnorm.standardize_inputs`.
+        skip_nan: NaN do not count in the fit; in the result they stay.
+        stats_dtype: of the fit: float32, or float64.
+        options: the arguments after `axis`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm.nnx import StandardizeInputs
+        >>> scale = StandardizeInputs(2)
+        >>> print(scale(jnp.array([[3.0, 1e5], [5.0, 3e5]])), scale.mean[...])
+        [[-1. -1.]
+         [ 1.  1.]] [4.e+00 2.e+05]
+        >>> scale.eval()
+        >>> print(scale(jnp.array([[4.0, 4e5]])))
+        [[0. 2.]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: ArrayLike = 0.0,
+        clip: ArrayLike | None = None,
+        **options: Any,
+    ):
+        super().__init__(num_features, **options)
+        self.epsilon = epsilon
+        self.clip = clip
+
+    def _function(self) -> Function:
+        return _modules.standardize_inputs(self)
+
+
+class MinMaxInputs(_InputScaling):
+    """Inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+
+    y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
+
+    Args:
+        low, high, clip: as for `jaxnorm.min_max_inputs`.
+        options: the other arguments of `StandardizeInputs`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm.nnx import MinMaxInputs
+        >>> print(MinMaxInputs(1, low=-1.0)(jnp.array([[0.0], [5.0], [20.0]]))[:, 0])
+        [-1.  -0.5  1. ]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        low: ArrayLike = 0.0,
+        high: ArrayLike = 1.0,
+        clip: bool = False,
+        **options: Any,
+    ):
+        super().__init__(num_features, **options)
+        self.low = low
+        self.high = high
+        self.clip = clip
+
+    def _function(self) -> Function:
+        return _modules.min_max_inputs(self)
 
 
 class LayerNorm(nnx.Module):
@@ -580,8 +723,9 @@ class InstanceNorm(nnx.Module):
 def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
     """Use the running statistics and leave them as they are in training too, as in evaluation.
 
-    It sets the attribute `frozen` of every `BatchNorm` and kin in the named parts, which `train()`
-    and `eval()` do not touch. The parameters go on learning; stop those in the optimizer.
+    It sets the attribute `frozen` of every `BatchNorm` and kin, and of every fit to inputs, in the
+    named parts, which `train()` and `eval()` do not touch. The parameters go on learning; stop
+    those in the optimizer.
 
     Args:
         model: changed in place, as by `train()` and `eval()`.
@@ -601,12 +745,141 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
         >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
         [1. 1.] [0.]
     """
-    norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, BatchNorm)}
-    named = parts or ("*",)
-    _recipes.check_found(named, list(norms), "BatchNorm")
-    for path, norm in norms.items():
-        if any(_recipes.matches(path, part) for part in named):
-            norm.frozen = frozen
+    for norm in _named(model, parts, (BatchNorm, _InputScaling)):
+        norm.frozen = frozen
+
+
+def start_recomputing(model: nnx.Module, *parts: str) -> None:
+    """Merge all that training sees in new statistics beside the running ones, which stay.
+
+    As `jaxnorm.start_recomputing`, in the model: every `BatchNorm` and kin in the named parts takes
+    an attribute `recomputed` with `nnx.BatchStat` `count`, `mean` and `var`, and its momentum does
+    not matter until `finish_recomputing`.
+
+    Args:
+        model: changed in place; a compiled step is compiled once more.
+        parts: paths of normalizations, or of what holds them; all where none is given.
+
+    Raises:
+        ValueError: statistics that are being recomputed already; a part with no `BatchNorm` in it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, finish_recomputing, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> start_recomputing(model)
+        >>> for batch in jnp.array([[1.0], [3.0]]), jnp.array([[8.0]] * 6):
+        ...     y = model.norm(batch)
+        >>> finish_recomputing(model)
+        >>> print(model.norm.mean[...], model.norm.var[...])
+        [6.5] [7.]
+    """
+    for norm in _named(model, parts):
+        new = _running.started(_values(norm))["recomputed"]
+        norm.recomputed = nnx.Dict({key: nnx.BatchStat(value) for key, value in new.items()})
+
+
+def finish_recomputing(model: nnx.Module, *parts: str) -> None:
+    """Put the recomputed statistics in the place of the running ones, where anything counted.
+
+    As `jaxnorm.finish_recomputing`, in the model.
+
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+
+    Raises:
+        ValueError: a part in which nothing is being recomputed.
+
+    There is an example in `start_recomputing`.
+    """
+    _finish(model, parts, _running.replaced)
+
+
+def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | None = 0.99) -> None:
+    """Update the running statistics once, by all that was seen since `start_recomputing`.
+
+    As `jaxnorm.finish_accumulating`, in the model.
+
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+        momentum: the weight of the old value, as that of the normalizations; None merges exactly.
+
+    Raises:
+        ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
+            for statistics without a count.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, finish_accumulating, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> start_recomputing(model)
+        >>> for micro_batch in jnp.array([[[1.0], [3.0]], [[8.0], [8.0]]]):
+        ...     y = model.norm(micro_batch)
+        >>> finish_accumulating(model, momentum=0.5)
+        >>> print(model.norm.mean[...])
+        [2.5]
+    """
+    _axes.check_momentum(momentum)
+    _finish(model, parts, partial(_running.accumulated, momentum=momentum))
+
+
+def _finish(model: nnx.Module, parts: Sequence[str], change: Callable[[Any], Any]) -> None:
+    for norm in _named(model, parts, recomputed=True):
+        new = change(_values(norm))
+        del norm.recomputed
+        _each(lambda variable, value: variable.set_value(value), _variables(norm), new)
+
+
+def _named(
+    model: nnx.Module, parts: Sequence[str], kinds: Any = BatchNorm, *, recomputed: bool = False
+) -> list[Any]:
+    """Every module of the kinds and their kin in the parts."""
+    norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, kinds)}
+    if recomputed:
+        norms = {path: norm for path, norm in norms.items() if hasattr(norm, "recomputed")}
+    parts = parts or ("*",)
+    _recipes.check_found(parts, list(norms), _recipes.RECOMPUTED if recomputed else "BatchNorm")
+    return [
+        norm for path, norm in norms.items() if any(_recipes.matches(path, part) for part in parts)
+    ]
+
+
+def _variables(norm: BatchNorm) -> dict[str, Any]:
+    """The variables of the statistics, those that are recomputed in a dict of their own."""
+    variables: dict[str, Any] = {
+        k: v for k, v in vars(norm).items() if isinstance(v, nnx.BatchStat)
+    }
+    if hasattr(norm, "recomputed"):
+        variables["recomputed"] = dict(norm.recomputed.items())
+    return variables
+
+
+def _values(norm: BatchNorm) -> Any:
+    return _each(lambda variable: variable[...], _variables(norm))
+
+
+def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:
+    """What a function gives of each variable, and of what stands at its place in other dicts."""
+    return jax.tree.map(
+        function, variables, *others, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
+
+
+def _evaluates(module: Any, use_running_average: bool | None) -> bool:
+    """Whether the running statistics are used: in evaluation, and where they are frozen."""
+    evaluating = first_from(
+        use_running_average,
+        module.use_running_average,
+        error_msg=(
+            f"give use_running_average to {type(module).__name__}, when it is built, in the call "
+            "or by nnx.view, or call train() or eval() of the model"
+        ),
+    )
+    return _axes.as_choice("use_running_average", evaluating) or module.frozen
 
 
 def _parameter(

@@ -47,6 +47,19 @@ def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
     return y
 
 
+def use_inputs(x: jax.Array) -> jax.Array:
+    fit = jn.update_input_stats(jn.init_input_stats(4), x, skip_nan=True)
+    fit = jn.merge_input_stats(fit, jn.init_input_stats(4))
+    y = jn.standardize_inputs(x, fit, clip=5.0)
+    y = jn.min_max_inputs(y, fit, low=-1.0, high=1.0, invert=True)
+    y, fit = jn.normalize_observations(y, fit, update=False)
+    assert_type(y, jax.Array)
+    model = jnnx.StandardizeInputs(4, clip=5.0)
+    variables = jnn.MinMaxInputs(False, low=-1.0).init(jax.random.key(0), x)
+    scaled: Any = jnn.StandardizeInputs(use_running_average=True).apply(variables, x)
+    return jnp.asarray(scaled) + jnnx.MinMaxInputs(4)(model(y))
+
+
 class Linen(nn.Module):
     train: bool
 
@@ -87,10 +100,14 @@ def use_modules(x: jax.Array) -> jax.Array:
     variables = Linen(True).init(jax.random.key(0), x)
     _, updates = Linen(True).apply(variables, x, mutable=["batch_stats"])
     stats = jn.freeze_stats(updates["batch_stats"], "BatchNorm_0")
+    stats = jn.finish_recomputing(jn.start_recomputing(stats))
+    stats = jn.finish_accumulating(jn.start_recomputing(stats, "*"), momentum=0.9)
     params = jn.zero_scales(variables["params"], "LayerNorm_0")
     logits: Any = Linen(False).apply({"params": params, "batch_stats": stats}, x)
     model = Nnx(nnx.Rngs(0))
     jnnx.freeze_stats(model, "batch", frozen=True)
+    jnnx.start_recomputing(model)
+    jnnx.finish_recomputing(model, "batch")
     mean: jax.Array = model.batch.mean[...]
     mask: Any = jn.weight_decay_mask(nnx.state(model, nnx.Param))
     assert not any(jax.tree.leaves(mask))
@@ -99,7 +116,7 @@ def use_modules(x: jax.Array) -> jax.Array:
 
 def main() -> None:
     x = jnp.linspace(-1.0, 1.0, 16).reshape(4, 4)
-    results = use_statistics(x), use_functions(x, x > -2), use_modules(x)
+    results = use_statistics(x), use_functions(x, x > -2), use_inputs(x), use_modules(x)
     assert all(bool(jnp.all(jnp.isfinite(result))) for result in results)
 
 
