@@ -30,6 +30,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze, unfreeze
+from flax.core.meta import AxisMetadata, unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
@@ -556,17 +557,20 @@ def _folded(variables: Any, pairs: Sequence[_fold.Pair]) -> Any:
                 f"{layer.path!r} is a {type(layer.module).__name__}, without a kernel and use_bias "
                 "of its own; what can be folded into is a layer such as Dense, Conv, ConvTranspose"
             )
+        plain = unbox(flat)
         kernel, bias = jn.fold_batch_norm(
-            flat[*at, "kernel"],
-            flat.get((*at, "bias")),
-            {key: flat["batch_stats", *of, key] for key in ("mean", "var")},
-            flat.get(("params", *of, "scale")),
-            flat.get(("params", *of, "bias")),
+            plain[*at, "kernel"],
+            plain.get((*at, "bias")),
+            {key: plain["batch_stats", *of, key] for key in ("mean", "var")},
+            plain.get(("params", *of, "scale")),
+            plain.get(("params", *of, "bias")),
             epsilon=norm.module.epsilon,
             kernel_axis=_modules.kernel_axis(layer.module),
         )
         flat = {path: leaf for path, leaf in flat.items() if path[1 : 1 + len(of)] != of}
-        flat |= {(*at, "kernel"): kernel, (*at, "bias"): bias}
+        for path, new in (((*at, "kernel"), kernel), ((*at, "bias"), bias)):
+            old = flat.get(path)
+            flat[path] = old.replace_boxed(new) if isinstance(old, AxisMetadata) else new
     folded = unflatten_dict(flat)  # type: ignore[no-untyped-call]
     return freeze(folded) if isinstance(variables, FrozenDict) else folded
 

@@ -683,7 +683,7 @@ def fold(
     """
     folded = nnx.clone(model)
     folded.eval()  # type: ignore[no-untyped-call]
-    whole = nnx.split(folded)
+    whole = nnx.split(nnx.clone(folded))  # with variables of its own
 
     def run(graph: Any, state: Any, around: _fold.Around | None = None) -> Any:
         copy = nnx.merge(graph, state)

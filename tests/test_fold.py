@@ -1,6 +1,9 @@
 """Folded batch normalization: a layer that gives what it and the normalization gave."""
 
+import re
+from collections import Counter
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,12 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import KEY, alike, near, normals, parameters, seen
+from cases import KEY, alike, identical, near, normals, parameters, seen
+from flax import nnx
+from flax.core import FrozenDict, freeze
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnnx
+from benchmarks.resnet import Modules
+from experiments.models.resnet import ResNet
 
 pytestmark = pytest.mark.numerical
 
@@ -216,18 +224,16 @@ def test_bad_input_is_named(changes, words):
     assert all(word in message for word in words), message
 
 
-# Linen
+# Models
 
-
-def after(layer, norm, then=nn.relu):
-    return nn.Sequential([layer, norm, then])
+NORM = {"use_running_average": True}
 
 
 def warm(variables, seed=0):
     """Variables whose scales, biases and statistics are not those of the start."""
 
     def changed(path, leaf):
-        name = path[-1].key
+        name = next(key for part in path[::-1] if (key := getattr(part, "key", None)))
         drawn = normals(*leaf.shape, seed=seed + len(jax.tree_util.keystr(path)))
         if name in ("scale", "var"):
             return jnp.asarray(1.0 + 0.3 * np.abs(drawn), leaf.dtype)
@@ -236,21 +242,31 @@ def warm(variables, seed=0):
     return jax.tree_util.tree_map_with_path(changed, variables)
 
 
-def started(model, x, **options):
-    return warm(jax.jit(partial(model.init, **options))(KEY, x))
+def started(model, *args, **options):
+    return warm(jax.jit(lambda: model.init(KEY, *args, **options))())
 
 
-NORM = {"use_running_average": True}
-LAYERS = {
-    "Dense": nn.Dense(6),
-    "DenseGeneral": nn.DenseGeneral(6, axis=(-2, -1), use_bias=False),
-    "Conv of one dimension": nn.Conv(6, (3,), use_bias=False),
-    "grouped": nn.Conv(6, (3, 3), 2, feature_group_count=2),
-    "depthwise, dilated": nn.Conv(8, (3, 3), kernel_dilation=2, feature_group_count=4),
-    "transposed": nn.ConvTranspose(6, (3, 3), (2, 2), use_bias=False),
-    "transposed kernel": nn.ConvTranspose(6, (3, 3), (2, 2), transpose_kernel=True),
-}
-NORMS = [
+class Branches(nn.Module):
+    """Layers beside each other, each with its normalization."""
+
+    layers: tuple
+    norms: tuple
+
+    def __call__(self, x):
+        both = zip(self.layers, self.norms, strict=True)
+        return [nn.relu(norm(layer(x))) for layer, norm in both]
+
+
+LAYERS = (
+    nn.Dense(6),
+    nn.DenseGeneral(6, axis=(-2, -1), use_bias=False),
+    nn.Conv(6, (3,), use_bias=False),
+    nn.Conv(6, (3, 3), 2, feature_group_count=2),
+    nn.Conv(8, (3, 3), kernel_dilation=2, feature_group_count=4),
+    nn.ConvTranspose(6, (3, 3), (2, 2), use_bias=False),
+    nn.ConvTranspose(6, (3, 3), (2, 2), transpose_kernel=True),
+)
+NORMS = (
     jnn.BatchNorm(**NORM),
     jnn.GhostBatchNorm(num_ghosts=2, epsilon=1e-3, **NORM),
     jnn.BatchRenorm(use_scale=False, **NORM),
@@ -258,22 +274,260 @@ NORMS = [
     jnn.BatchNorm(use_bias=False, use_scale=False, momentum=None, **NORM),
     nn.BatchNorm(**NORM),
     jnn.BatchNorm(axis=3, **NORM),
-]
+)
+
+
+def test_the_layers_and_norms_of_a_linen_model():
+    model = Branches(LAYERS, NORMS)
+    variables = started(model, IMAGES)
+    folded = jnn.fold(model, freeze(variables), {"layers_*": "norms_*"}, IMAGES)
+    assert isinstance(folded, FrozenDict)
+    assert folded.keys() == {"params"}
+    assert folded["params"].keys() == {f"layers_{place}" for place in range(7)}
+    # The variables are those of the network without normalizations.
+    without = Branches(
+        tuple(layer.clone(use_bias=True) for layer in LAYERS), (lambda x: x,) * len(LAYERS)
+    )
+    applied, plain, unfolded = jax.jit(
+        lambda variables, folded: (
+            jnn.apply_folded(model, folded, IMAGES),
+            without.apply(folded, IMAGES),
+            model.apply(variables, IMAGES),
+        )
+    )(variables, folded)
+    alike(applied, unfolded, ulps=64)
+    alike(plain, unfolded, ulps=64)
+
+
+def test_variables_that_are_not_folded_are_applied_as_they_are():
+    model = Branches(LAYERS[:1], NORMS[:1])
+    variables = started(model, IMAGES)
+    identical(jnn.apply_folded(model, variables, IMAGES), model.apply(variables, IMAGES))
+
+
+class Nothing(NamedTuple):
+    """What a network without normalizations makes them with."""
+
+    adds_bias: bool = False
+
+    def __call__(self, *, name, **options):
+        return lambda x, mask, *, train: x
+
+
+def residual(norm):
+    sizes = {"num_classes": 3, "depth": 8, "width": 4}
+    return ResNet(norm=norm, dtype="float32", dropout=0.0, position="before", **sizes)
+
+
+def arithmetic(program):
+    """Count what a program computes, by operation."""
+    words = "add|subtract|multiply|divide|rsqrt|sqrt|convolution|dot_general|maximum"
+    return Counter(re.findall(rf"stablehlo\.({words})\b", program.as_text()))
+
+
+def test_a_whole_resnet_costs_what_it_costs_without_its_normalizations():
+    model, images = residual(Modules(jnn.BatchNorm, tuple(NORM.items()))), normals(2, 8, 8, 1)
+    variables = started(model, images, train=False)
+    folded = jnn.fold(model, variables, {"Conv_*": "norm_*"}, images, train=False)
+    assert {name.split("_")[0] for name in folded["params"]} == {"Conv", "head"}
+    apply = jax.jit(partial(jnn.apply_folded, model, train=False))
+    unfolded = jax.jit(partial(model.apply, train=False))
+    y, expected = apply(folded, images), unfolded(variables, images)
+    near(y, expected, 1e-5 * float(abs(expected).max()))
+    without = jax.jit(partial(residual(Nothing()).apply, train=False)).lower(folded, images)
+    counted = arithmetic(apply.lower(folded, images))
+    assert counted == arithmetic(without)
+    assert counted["convolution"] == 9
+    assert arithmetic(unfolded.lower(variables, images))["rsqrt"] == 9
+
+
+def test_a_bfloat16_model_within_its_tolerance_and_not_within_that_of_float32():
+    layer = nn.Conv(6, (3, 3), use_bias=False, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    model = nn.Sequential([layer, jnn.BatchNorm(**NORM), nn.relu])
+    variables = started(model, IMAGES)
+    fold = partial(jnn.fold, model, variables, {"layers_0": "layers_1"}, IMAGES)
+    assert "bfloat16" in error(fold)
+    folded = fold(tolerance=0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(jnp.bfloat16)}
+    y = jnn.apply_folded(model, folded, IMAGES)
+    assert y.dtype == jnp.float32  # as that of the normalization, whose parameters are
+
+
+def test_parameters_in_a_box_stay_in_it():
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    model = nn.Sequential([nn.Dense(3, kernel_init=init), jnn.BatchNorm(**NORM)])
+    variables = model.init(KEY, IMAGES)
+    folded = jnn.fold(model, variables, {"layers_0": "layers_1"}, IMAGES)
+    kernel = folded["params"]["layers_0"]["kernel"]
+    assert kernel.names == (None, "model")
+
+
+class Net(nnx.Module):
+    """Convolutions of NNX, and what stands after them."""
+
+    def __init__(self, library, rngs):
+        conv = partial(nnx.Conv, kernel_size=(3, 3), rngs=rngs)
+        self.convs = nnx.List(
+            [
+                conv(4, 8, use_bias=False),
+                conv(8, 8, feature_group_count=8, kernel_dilation=2),
+                nnx.ConvTranspose(8, 6, (3, 3), (2, 2), rngs=rngs, transpose_kernel=True),
+                nnx.ConvTranspose(6, 5, (3, 3), use_bias=False, rngs=rngs),
+            ]
+        )
+        norms = [library.BatchNorm(width, rngs=rngs) for width in (8, 8, 6, 5)]
+        self.norms = nnx.List(norms)
+        self.dense = nnx.Linear(5, 3, use_bias=False, rngs=rngs)
+        self.last = jnnx.GhostBatchNorm(3, num_ghosts=2, use_scale=False, rngs=rngs)
+
+    def __call__(self, x):
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = nnx.relu(norm(conv(x)))
+        return self.last(self.dense(x.mean((1, 2))))
+
+
+@pytest.mark.parametrize("library", [jnnx, nnx], ids=["ours", "Flax's"])
+def test_an_nnx_model(library):
+    model = Net(library, nnx.Rngs(KEY))
+    nnx.update(model, warm(nnx.state(model)))
+    before = nnx.state(nnx.clone(model))
+    pairs = {"convs/*": "norms/*", "dense": "last"}
+    calls = library.BatchNorm.__call__, jnnx.GhostBatchNorm.__call__
+    folded = jnnx.fold(model, pairs, IMAGES)
+    assert (library.BatchNorm.__call__, jnnx.GhostBatchNorm.__call__) == calls
+    assert "__call__" not in vars(jnnx.GhostBatchNorm)
+    identical(nnx.state(model), before)  # the model is left as it was
+    assert model.norms[0].use_running_average is False
+    assert not jax.tree.leaves(nnx.state(folded, nnx.BatchStat))
+    assert isinstance(folded.norms[0], jnnx.Identity)
+    model.eval()
+    alike(*nnx.jit(lambda a, b: (a(IMAGES), b(IMAGES)))(folded, model), ulps=64)
+
+
+# What cannot be folded
+
+
+class Wrong(nn.Module):
+    """A layer and a normalization, with something about them."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(4, name="layer")
+        norm = nn.LayerNorm if self.kind == "layer norm" else partial(jnn.BatchNorm, **NORM)
+        norm = norm(name="norm") if self.kind != "axis" else norm(name="norm", axis=1)
+        if self.kind == "first":
+            return layer(norm(x))
+        y = layer(x)
+        if self.kind == "activation":
+            return norm(nn.relu(y))
+        if self.kind == "other":
+            return norm(nn.Dense(4, name="between")(y))
+        if self.kind == "residual":
+            return norm(x + y)
+        if self.kind == "elsewhere":
+            return norm(y) + y
+        if self.kind == "twice":
+            return norm(y) + layer(2 * x)
+        return norm(y)
+
+
+class NnxWrong(nnx.Module):
+    """The same."""
+
+    def __init__(self, kind, rngs):
+        self.kind = kind
+        self.layer, self.between = (nnx.Linear(4, 4, rngs=rngs) for _ in range(2))
+        norm = nnx.LayerNorm if kind == "layer norm" else jnnx.BatchNorm
+        options = {"axis": 1} if kind == "axis" else {}
+        self.norm = norm(IMAGES.shape[1] if kind == "axis" else 4, rngs=rngs, **options)
+
+    def __call__(self, x):
+        layer, norm = self.layer, self.norm
+        if self.kind == "first":
+            return layer(norm(x))
+        y = layer(x)
+        if self.kind == "activation":
+            return norm(nnx.relu(y))
+        if self.kind == "other":
+            return norm(self.between(y))
+        if self.kind == "residual":
+            return norm(x + y)
+        if self.kind == "elsewhere":
+            return norm(y) + y
+        if self.kind == "twice":
+            return norm(y) + layer(2 * x)
+        return norm(y)
+
+
+WRONG = {
+    "first": ["'norm'", "'layer'", "of no module"],
+    "activation": ["'norm'", "'layer'", "activation"],
+    "other": ["'norm'", "'layer'", "'between'"],
+    "residual": ["'norm'", "'layer'", "addition"],
+    "elsewhere": ["elsewhere"],  # found of a fresh normalization too, which changes nearly nothing
+    "twice": ["'layer'", "2 times"],
+    "layer norm": ["'norm' is a LayerNorm", "running statistics"],
+    "axis": ["axis 1", "axis=-1"],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_stands_between_is_named(kind):
+    model = Wrong(kind)
+    variables = model.init(KEY, IMAGES[:, :4])
+    pairs = {"layer": "norm"}
+    message = error(lambda: jnn.fold(model, variables, pairs, IMAGES[:, :4]))
+    assert all(word in message for word in WRONG[kind]), message
+    model = NnxWrong(kind, nnx.Rngs(KEY))
+    message = error(lambda: jnnx.fold(model, pairs, IMAGES))
+    assert all(word in message for word in WRONG[kind]), message
 
 
 @pytest.mark.parametrize(
-    ("layer", "norm"), list(zip(LAYERS.values(), NORMS, strict=True)), ids=LAYERS
+    ("pairs", "words"),
+    [
+        ({"layr": "norm"}, ["'layr'", "['layer', 'norm']"]),
+        ({"layer": "norms"}, ["'norms'", "['layer', 'norm']"]),
+        ({"lay*": "norm*"}, ["'normer'", "['layer', 'norm']"]),
+        ({"layer": "norm", "l*r": "norm"}, ["'layer'", "two"]),
+        ({"norm": "layer"}, ["'layer' is a", "BatchNorm"]),
+    ],
 )
-def test_a_linen_layer(layer, norm):
-    model = after(layer, norm)
+def test_a_pair_that_names_nothing(pairs, words):
+    model = Wrong("")
+    variables = model.init(KEY, IMAGES)
+    for message in (
+        error(lambda: jnn.fold(model, variables, pairs, IMAGES)),
+        error(lambda: jnnx.fold(NnxWrong("", nnx.Rngs(KEY)), pairs, IMAGES)),
+    ):
+        assert all(word in message for word in words), message
+
+
+class Bounded(nn.Module):
+    """A layer that is not linear in its kernel."""
+
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (4, 4))
+        return x @ jnp.tanh(kernel)
+
+
+def test_a_layer_that_is_not_linear_in_its_kernel_is_found_by_the_outputs():
+    model = nn.Sequential([Bounded(), jnn.BatchNorm(**NORM)])
     variables = started(model, IMAGES)
-    folded = jnn.fold(model, variables, {"layers_0": "layers_1"}, IMAGES)
-    assert folded.keys() == {"params"}
-    assert folded["params"].keys() == {"layers_0"}
-    results = jax.jit(lambda v, f: (jnn.apply_folded(model, f, IMAGES), model.apply(v, IMAGES)))(
-        variables, folded
-    )
-    alike(*results, ulps=64)
-    # The variables are those of the network without the normalization.
-    without = after(layer.clone(use_bias=True), lambda x: x)
-    alike(jax.jit(without.apply)(folded, IMAGES), results[1], ulps=64)
+    message = error(lambda: jnn.fold(model, variables, {"layers_0": "layers_1"}, IMAGES))
+    assert "tolerance=1e-05" in message
+    assert "linear in its kernel" in message
+
+
+def test_a_layer_without_a_kernel_is_named():
+    model = nn.Sequential([nn.PReLU(), jnn.BatchNorm(**NORM)])
+    variables = model.init(KEY, IMAGES)
+    message = error(lambda: jnn.fold(model, variables, {"layers_0": "layers_1"}, IMAGES))
+    assert "PReLU" in message
+    model = nnx.Sequential(nnx.PReLU(), jnnx.BatchNorm(4, rngs=nnx.Rngs(KEY)))
+    assert "PReLU" in error(lambda: jnnx.fold(model, {"layers/0": "layers/1"}, IMAGES))
