@@ -33,7 +33,7 @@ def fold_batch_norm(
     kernel * s and (bias - mean) * s + norm_bias, with s = norm_scale / sqrt(var + epsilon) along
     the kernel's output channels: a layer that is linear in its kernel and adds its bias to each
     channel takes the whole of `batch_norm`, `ghost_batch_norm` and `batch_renorm` in evaluation.
-    Strides, dilation, padding by zeros and groups of the input's channels do not matter.
+    Strides, dilation, padding and groups of the input's channels do not matter.
 
     Args:
         kernel: of C output channels on `kernel_axis`, any shape, floating or complex.
@@ -227,9 +227,9 @@ def check_folded(results: tuple[Any, Any, Any], tolerance: float) -> None:
         raise ValueError(
             f"the folded model's output is {far:.1e} of the output's largest value away from the "
             f"unfolded one's, more than tolerance={tolerance:g}; is it in evaluation (the running "
-            "statistics are folded), and is each layer linear in its kernel, padded by nothing "
-            "but zeros? For kernels or results coarser than float32 give the tolerance that they "
-            "have, for example tolerance=0.05 for bfloat16"
+            "statistics are folded), and is each layer linear in its kernel, with a bias that "
+            "is added last? For kernels or results coarser than float32 give the tolerance that "
+            "they have, for example tolerance=0.05 for bfloat16"
         )
 
 

@@ -14,6 +14,7 @@ import reference
 from cases import KEY, alike, identical, near, normals, parameters, seen
 from flax import nnx
 from flax.core import FrozenDict, freeze
+from flax.serialization import msgpack_restore, to_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -360,6 +361,38 @@ def test_parameters_in_a_box_stay_in_it():
     folded = jnn.fold(model, variables, {"layers_0": "layers_1"}, IMAGES)
     kernel = folded["params"]["layers_0"]["kernel"]
     assert kernel.names == (None, "model")
+
+
+class Block(nn.Module):
+    """A layer and its normalization, as a part of a network."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(jnn.BatchNorm(**NORM)(nn.Dense(4, use_bias=False)(x)))
+
+
+class Blocks(nn.Module):
+    """Two of them, recomputed in the backward pass, behind one that is not folded."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = Block()(x)
+        for place in range(2):
+            x = nn.remat(Block)(name=f"block_{place}")(x)
+        return x
+
+
+def test_pairs_of_nested_and_recomputed_blocks_and_frozen_statistics():
+    model = Blocks()
+    variables = started(model, IMAGES)
+    frozen = {**variables, "batch_stats": jn.freeze_stats(variables["batch_stats"])}
+    pairs = {"block_*/Dense_*": "block_*/BatchNorm_*"}
+    folded = jnn.fold(model, frozen, pairs, IMAGES)
+    assert folded["params"].keys() == {"Block_0", "block_0", "block_1"}
+    assert folded["batch_stats"].keys() == {"Block_0"}
+    assert folded["params"]["block_1"].keys() == {"Dense_0"}
+    y = jnn.apply_folded(model, msgpack_restore(to_bytes(folded)), IMAGES)
+    alike(y, model.apply(variables, IMAGES), ulps=64)
 
 
 class Net(nnx.Module):
