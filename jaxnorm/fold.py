@@ -131,6 +131,11 @@ def found_pairs(
     pairs: Mapping[str, str], calls: Sequence[Call], kinds: tuple[Any, ...]
 ) -> list[Pair]:
     """The calls of the named layers and normalizations, of which each is one after the other."""
+    if not isinstance(pairs, Mapping):
+        raise TypeError(
+            f"the pairs must be a dict from layers to normalizations, got {pairs!r}; give for "
+            'example {"Conv_0": "BatchNorm_0"}'
+        )
     found: dict[str, Pair] = {}
     for layer, norm in pairs.items():
         pattern = re.compile(re.escape(layer).replace(r"\*", "([^/]*)"))
@@ -241,7 +246,9 @@ def _distance(result: Any, expected: Any) -> float:
             return 0.0
         if not jnp.issubdtype(other.dtype, jnp.inexact):
             return 0.0 if bool((leaf == other).all()) else float("inf")
-        difference, size = float(abs(leaf - other).max()), float(abs(other).max())
+        same = (leaf == other) | (jnp.isnan(leaf) & jnp.isnan(other))
+        difference = float(jnp.where(same, 0, abs(leaf - other)).max())
+        size = float(jnp.where(jnp.isfinite(other), abs(other), 0).max())
         return difference / size if size > 0 else difference
 
     leaves = jax.tree.leaves(jax.tree.map(distance, result, expected))

@@ -552,10 +552,12 @@ def _folded(variables: Any, pairs: Sequence[_fold.Pair]) -> Any:
     flat: dict[Any, Any] = flatten_dict(unfreeze(variables))  # type: ignore[no-untyped-call]
     for layer, norm in pairs:
         at, of = ("params", *layer.path.split("/")), tuple(norm.path.split("/"))
-        if (*at, "kernel") not in flat or not hasattr(layer.module, "use_bias"):
+        may_have_bias = (*at, "bias") in flat or hasattr(layer.module, "use_bias")
+        if (*at, "kernel") not in flat or not may_have_bias:
             raise TypeError(
-                f"{layer.path!r} is a {type(layer.module).__name__}, without a kernel and use_bias "
-                "of its own; what can be folded into is a layer such as Dense, Conv, ConvTranspose"
+                f"{layer.path!r} is a {type(layer.module).__name__}, without a kernel, or without "
+                "a bias and use_bias, of its own; what can be folded into is a layer such as "
+                "Dense, Conv, ConvTranspose"
             )
         plain = unbox(flat)
         kernel, bias = jn.fold_batch_norm(

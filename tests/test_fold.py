@@ -526,6 +526,7 @@ def test_what_stands_between_is_named(kind):
         ({"lay*": "norm*"}, ["'normer'", "['layer', 'norm']"]),
         ({"layer": "norm", "l*r": "norm"}, ["'layer'", "two"]),
         ({"norm": "layer"}, ["'layer' is a", "BatchNorm"]),
+        ([("layer", "norm")], ["dict", '{"Conv_0": "BatchNorm_0"}']),
     ],
 )
 def test_a_pair_that_names_nothing(pairs, words):
@@ -555,6 +556,26 @@ def test_a_layer_that_is_not_linear_in_its_kernel_is_found_by_the_outputs():
     message = error(lambda: jnn.fold(model, variables, {"layers_0": "layers_1"}, IMAGES))
     assert "tolerance=1e-05" in message
     assert "linear in its kernel" in message
+
+
+class Own(nn.Module):
+    """A layer that always has a bias."""
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (4, 4))
+        return x @ kernel + self.param("bias", nn.initializers.ones, (4,))
+
+
+def test_an_own_layer_and_outputs_that_are_not_finite_or_not_floating():
+    def outputs(y):
+        return y, jnp.where(y > 0, y, -jnp.inf), y > 0, y[:0]
+
+    model = nn.Sequential([Own(), jnn.BatchNorm(**NORM), outputs])
+    variables = started(model, IMAGES)
+    folded = jnn.fold(model, variables, {"layers_0": "layers_1"}, IMAGES)
+    y = jnn.apply_folded(model, folded, IMAGES)[0]
+    alike(y, model.apply(variables, IMAGES)[0], ulps=64)
 
 
 def test_a_layer_without_a_kernel_is_named():
