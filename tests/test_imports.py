@@ -17,6 +17,7 @@ ORDER = [
     "batch",
     "sample",
     "inputs",
+    "fold",
     "recipes",
     "modules",
     "linen",
