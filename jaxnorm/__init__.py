@@ -5,6 +5,7 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
+from jaxnorm.online import init_online_stats, online_norm
 from jaxnorm.recipes import freeze_stats, sync_batch_stats, weight_decay_mask, zero_scales
 from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
@@ -20,12 +21,14 @@ __all__ = [
     "ghost_batch_norm",
     "group_norm",
     "init_batch_stats",
+    "init_online_stats",
     "init_renorm_stats",
     "instance_norm",
     "layer_norm",
     "merge_moments",
     "merge_moments_axis",
     "moments",
+    "online_norm",
     "rms_norm",
     "sync_batch_stats",
     "sync_moments",

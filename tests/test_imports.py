@@ -16,6 +16,7 @@ ORDER = [
     "running",
     "batch",
     "sample",
+    "online",
     "recipes",
     "modules",
     "linen",
