@@ -298,9 +298,11 @@ def check_stats(
         raise TypeError(f"the running mean is complex, but the input is real; {cure}")
 
 
-def check_online_stats(stats: BatchStats, x: jax.Array, channels: Sequence[int]) -> None:
-    """Statistics of online normalization, with those of its control processes."""
-    needed = ["mean", "var", "control_y", "control_x"]
+def check_online_stats(
+    stats: BatchStats, x: jax.Array, channels: Sequence[int], train: bool
+) -> None:
+    """Statistics of online normalization, in training with those of its control processes."""
+    needed = ["mean", "var"] + ["control_y", "control_x"] * train
     _check_entries(stats, x, channels, needed, "init_online_stats")
     check_real("the dtype of the running mean", stats["mean"].dtype)
 

@@ -312,7 +312,7 @@ class OnlineNorm(nn.Module):
         )
         evaluating = _axes.as_choice("use_running_average", evaluating)
         features = _modules.feature_shape(x, self.axis, "axis")
-        stats = self._stats(features)
+        stats = self._stats(features, evaluating and not self.is_initializing())
         frozen = {"frozen": None} if self.has_variable("batch_stats", "frozen") else {}
         scale, bias = _scale(self, features), _bias(self, features)
         y, new = _modules.normalize_online(
@@ -330,17 +330,18 @@ class OnlineNorm(nn.Module):
                 stats[key].value = new[key]
         return y
 
-    def _stats(self, features: tuple[int, ...]) -> dict[str, Any]:
+    def _stats(self, features: tuple[int, ...], evaluating: bool) -> dict[str, Any]:
         """The variables of the statistics and of the control processes, each in its collection."""
         collections = dict.fromkeys(("mean", "var"), "batch_stats")
-        collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
+        if not evaluating:
+            collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
         fresh = jn.init_online_stats(features, dtype=_modules.stats_dtype(self))
         for key, collection in collections.items():
             if not (self.is_initializing() or self.has_variable(collection, key)):
                 raise ValueError(
                     f"{type(self).__name__} at /{'/'.join(self.path)} lacks {key!r} in the "
-                    f"collection {collection}; give apply the params, the batch_stats and the "
-                    f"{OVERWRITE_WITH_GRADIENT} that init made and training updated"
+                    f"collection {collection}; give apply the params, the batch_stats and, in "
+                    f"training, the {OVERWRITE_WITH_GRADIENT} that init made and training updated"
                 )
         return {
             key: self.variable(collection, key, fresh.get, key)

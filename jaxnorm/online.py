@@ -89,7 +89,8 @@ def online_norm(
     Args:
         x: real floating [N, ..., C] (C at `channel_axis`, not axis 0), N >= 1 in order of time.
         stats: as from `init_online_stats(C)`; those that `freeze_stats` marked are used and not
-            updated, whatever `train` is, and the gradient of their control entries is their value.
+            updated, whatever `train` is. In training the gradient of their control entries is
+            their value; with `train=False`, which does not need these entries, it is zero.
         scale, bias: [C], or None for 1 and 0.
         train: a Python bool: stream these examples, or use `stats` for all of them.
         forward_decay, backward_decay: weights of the old value, in [0, 1].
@@ -140,24 +141,28 @@ def online_norm(
     _axes.check_number("backward_decay", backward_decay, 0.0, 1.0)
     _axes.check_epsilon(epsilon)
     _axes.check_real("the input's dtype", x.dtype)
-    _axes.check_online_stats(stats, x, channels)
+    _axes.check_online_stats(stats, x, channels, train)
     counted = _axes.as_mask(where, x.shape)
     scale = _axes.as_parameter("scale", scale, x, channels)
     bias = _axes.as_parameter("bias", bias, x, channels)
-    wide = x.astype(_axes.statistics_dtype(x.dtype))
-    control = stats["control_y"], stats["control_x"]
     options: dict[str, Any] = {"epsilon": epsilon, "counted": counted}
     if not train or "frozen" in stats:
-        running = running_moments(stats, wide.dtype)
+        running = running_moments(stats, _axes.statistics_dtype(x.dtype))
         over = Scope((0, *scope.reduced))
         y = standardize(x, running, over, scale, bias, channels, given=True, **options)
-        return _kept(y, control) if train else y, stats
+        return _kept(y, _control(stats)) if train else y, stats
+    wide = x.astype(_axes.statistics_dtype(x.dtype))
     before, new = _streamed(stats, measure(wide, scope, counted), forward_decay)
-    y = _controlled(scope, wide, before, control, backward_decay, **options)
+    y = _controlled(scope, wide, before, _control(stats), backward_decay, **options)
     for parameter, combined in ((scale, jnp.multiply), (bias, jnp.add)):
         if parameter is not None:
             y = combined(y, jnp.expand_dims(parameter, (0, *scope.reduced)))
     return y.astype(x.dtype), new
+
+
+def _control(stats: _axes.BatchStats) -> Control:
+    """The errors of the two control processes."""
+    return stats["control_y"], stats["control_x"]
 
 
 def _streamed(
