@@ -12,6 +12,8 @@ from cases import KEY, alike, chances, identical, near, normals, parameters, rel
 from environment import generator
 from flax import nnx
 from flax.training.train_state import TrainState
+from hypothesis import given
+from hypothesis import strategies as st
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
@@ -115,6 +117,19 @@ def test_masked_positions_are_as_if_they_were_not_there():
     near(y * where, out, 2e-5)
     near(dx, back, 2e-5)
     near(stats, expected, 5e-5)
+
+
+@given(cut=st.integers(0, 8), seed=st.integers(0, 99))
+def test_a_stream_may_be_cut_anywhere(cut, seed):
+    x, g = normals(8, 2, 3, seed=seed), normals(8, 2, 3, seed=seed + 100)
+    where = np.broadcast_to(chances(8, 2, 1, seed=seed), x.shape)
+    first = (np.arange(8) < cut)[:, None, None]
+    whole = streamed(x, g, 8, where=where)
+    before = streamed(x, g, 8, where=where & first)
+    after = streamed(x, g, 8, stats=before[2], where=where & ~first)
+    near(np.where(first, before[0], after[0]) * where, whole[0] * where, 1e-5)
+    near(before[1][0] + after[1][0], whole[1][0], 1e-5)
+    near(after[2], whole[2], 1e-5)
 
 
 def test_where_nothing_counts_nothing_moves():
