@@ -15,6 +15,7 @@ from jaxnorm.inputs import (
     standardize_inputs,
     update_input_stats,
 )
+from jaxnorm.online import init_online_stats, online_norm
 from jaxnorm.recipes import (
     finish_accumulating,
     finish_recomputing,
@@ -42,6 +43,7 @@ __all__ = [
     "group_norm",
     "init_batch_stats",
     "init_input_stats",
+    "init_online_stats",
     "init_renorm_stats",
     "instance_norm",
     "layer_norm",
@@ -51,6 +53,7 @@ __all__ = [
     "min_max_inputs",
     "moments",
     "normalize_observations",
+    "online_norm",
     "rms_norm",
     "standardize_inputs",
     "start_recomputing",

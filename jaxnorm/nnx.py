@@ -303,6 +303,154 @@ class BatchRenorm(BatchNorm):
         return jn.init_renorm_stats(num_features, **options)
 
 
+class ControlState(nnx.Variable[Any]):
+    """An error of a control process of `OnlineNorm`: its gradient is its new value."""
+
+
+class OnlineNorm(nnx.Module):
+    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
+    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
+    variables promote to. One value a channel is enough in training.
+
+    `mean` and `var` are `nnx.BatchStat`. The two control processes' `control_y` and `control_x` are
+    `ControlState`: differentiate with respect to them too, with the filter `DIFFERENTIATED`, and
+    give what comes out to `overwrite_control`, which gives back the gradients of the rest.
+
+    `train()` and `eval()` choose between streaming and the running statistics, which `freeze_stats`
+    makes those of training too.
+
+    Args:
+        use_running_average: True to normalize with the running statistics, False to stream the
+            batch and update them; here or in the call, which takes precedence. True gives the
+            control processes a zero gradient: do not overwrite them by it.
+        axis: the axis or axes of the channels.
+        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
+            control processes.
+        epsilon: added to the variance.
+        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is.
+
+    References:
+        Chiley et al., "Online normalization for training neural networks", 2019.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import DIFFERENTIATED, OnlineNorm, overwrite_control
+        >>> norm = OnlineNorm(1, forward_decay=0.5, rngs=nnx.Rngs(0))
+        >>> loss = lambda norm: norm(jnp.array([[2.0]])).sum()
+        >>> grads = nnx.grad(loss, argnums=nnx.DiffState(0, DIFFERENTIATED))(norm)
+        >>> grads = overwrite_control(norm, grads)
+        >>> print(sorted(grads), norm.mean[...], norm.control_y[...].round(2))
+        ['bias', 'scale'] [1.] [2.]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: _axes.Axes = -1,
+        forward_decay: ArrayLike = 0.999,
+        backward_decay: ArrayLike = 0.99,
+        epsilon: ArrayLike = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+        stats_dtype: Any = None,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.forward_decay = forward_decay
+        self.backward_decay = backward_decay
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.promote_dtype = promote_dtype
+        self.stats_dtype = stats_dtype
+        self.frozen = False
+        stats = jn.init_online_stats(num_features, dtype=_modules.stats_dtype(self))
+        self.mean = nnx.BatchStat(stats["mean"])
+        self.var = nnx.BatchStat(stats["var"])
+        self.control_y = ControlState(stats["control_y"])
+        self.control_x = ControlState(stats["control_x"])
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    @_axes.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = _evaluating(self, use_running_average)
+        features = _modules.feature_shape(x, self.axis, "axis")
+        names = ("mean", "var", "control_y", "control_x")
+        stats = {key: _value(getattr(self, key), features) for key in names}
+        x, (mean, var), parameters, dtype = _promoted(
+            self,
+            x,
+            (stats["mean"], stats["var"]),
+            (_value(self.scale, features), _value(self.bias, features)),
+        )
+        if evaluating or self.frozen:
+            stats |= {"mean": mean, "var": var}
+        y, new = _modules.normalize_online(
+            self,
+            x,
+            stats | ({"frozen": None} if self.frozen else {}),
+            *parameters,
+            dtype=dtype,
+            mask=mask,
+            train=not evaluating,
+        )
+        if not (evaluating or self.frozen):
+            self.mean.set_value(_flat(new["mean"]))
+            self.var.set_value(_flat(new["var"]))
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
+
+        Args:
+          use_running_average: True to normalize with the running statistics, False to stream.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+DIFFERENTIATED = nnx.Any(nnx.Param, ControlState)
+
+
+def overwrite_control(model: nnx.Module, grads: Any) -> Any:
+    """Put the control processes where their gradients say; the gradients of the rest.
+
+    Args:
+        model: with `OnlineNorm` in it; changed in place.
+        grads: as from `nnx.grad(..., argnums=nnx.DiffState(0, DIFFERENTIATED))`.
+
+    Returns:
+        `grads` without the control processes, for an optimizer of `nnx.Param`.
+    """
+    moved, rest = nnx.split_state(grads, ControlState, ...)
+    nnx.update(model, moved)
+    return rest
+
+
 class _InputScaling(nnx.Module):
     """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `nnx.BatchStat`."""
 
@@ -749,7 +897,7 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
         >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
         [1. 1.] [0.]
     """
-    for norm in _named(model, parts, (BatchNorm, _InputScaling)):
+    for norm in _named(model, parts, (BatchNorm, OnlineNorm, _InputScaling)):
         norm.frozen = frozen
 
 
@@ -875,7 +1023,12 @@ def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:
 
 def _evaluates(module: Any, use_running_average: bool | None) -> bool:
     """Whether the running statistics are used: in evaluation, and where they are frozen."""
-    evaluating = first_from(
+    return _evaluating(module, use_running_average) or module.frozen
+
+
+def _evaluating(module: Any, use_running_average: bool | None) -> bool:
+    """Whether evaluation is asked for, by the call or by the module."""
+    chosen = first_from(
         use_running_average,
         module.use_running_average,
         error_msg=(
@@ -883,7 +1036,7 @@ def _evaluates(module: Any, use_running_average: bool | None) -> bool:
             "or by nnx.view, or call train() or eval() of the model"
         ),
     )
-    return _axes.as_choice("use_running_average", evaluating) or module.frozen
+    return _axes.as_choice("use_running_average", chosen)
 
 
 class Identity(nnx.Module):

@@ -16,6 +16,7 @@ ORDER = [
     "running",
     "batch",
     "sample",
+    "online",
     "inputs",
     "fold",
     "recipes",
