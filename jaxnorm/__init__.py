@@ -6,6 +6,7 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 from jaxnorm import interop as interop
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
+from jaxnorm.fold import fold_batch_norm
 from jaxnorm.inputs import (
     init_input_stats,
     merge_input_stats,
@@ -14,6 +15,7 @@ from jaxnorm.inputs import (
     standardize_inputs,
     update_input_stats,
 )
+from jaxnorm.online import init_online_stats, online_norm
 from jaxnorm.recipes import (
     finish_accumulating,
     finish_recomputing,
@@ -35,11 +37,13 @@ __all__ = [
     "batch_renorm",
     "finish_accumulating",
     "finish_recomputing",
+    "fold_batch_norm",
     "freeze_stats",
     "ghost_batch_norm",
     "group_norm",
     "init_batch_stats",
     "init_input_stats",
+    "init_online_stats",
     "init_renorm_stats",
     "instance_norm",
     "layer_norm",
@@ -49,6 +53,7 @@ __all__ = [
     "min_max_inputs",
     "moments",
     "normalize_observations",
+    "online_norm",
     "rms_norm",
     "standardize_inputs",
     "start_recomputing",

@@ -69,6 +69,16 @@ def min_max_inputs(module: Any) -> Function:
     return partial(jn.min_max_inputs, low=module.low, high=module.high, clip=module.clip)
 
 
+def online_norm(module: Any) -> Function:
+    return partial(
+        jn.online_norm,
+        forward_decay=module.forward_decay,
+        backward_decay=module.backward_decay,
+        epsilon=module.epsilon,
+        channel_axis=module.axis,
+    )
+
+
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes that have parameters or statistics of their own."""
     channels = _axes.channel_axes(jnp.ndim(x), axes, name)
@@ -87,6 +97,11 @@ def stats_dtype(module: Any) -> Any:
         return module.stats_dtype
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(jnp.float32, module.param_dtype)
+
+
+def kernel_axis(layer: Any) -> int:
+    """The axis of the output channels in the kernel of a layer of Flax."""
+    return -2 if getattr(layer, "transpose_kernel", False) else -1
 
 
 def normalize(
@@ -157,6 +172,20 @@ def scale_inputs(
         )
     y = function(x, fit, feature_axis=module.axis, where=mask)
     return jnp.asarray(y, dtype), fit
+
+
+def normalize_online(
+    module: Any,
+    x: jax.Array,
+    stats: _axes.BatchStats,
+    *parameters: Any,
+    dtype: Any,
+    mask: Any,
+    train: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The result of online normalization, in `dtype`, and its new statistics."""
+    y, new = online_norm(module)(_widened(x, dtype), stats, *parameters, train=train, where=mask)
+    return jnp.asarray(y, dtype), new
 
 
 def _options(module: Any, mask: Any, synced: bool) -> dict[str, Any]:

@@ -27,10 +27,11 @@ and in the call
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import fold as _fold
 from jaxnorm import modules as _modules
 from jaxnorm import recipes as _recipes
 from jaxnorm import running as _running
@@ -48,6 +50,8 @@ from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 
 Metadata = Mapping[str, Any]
+Model = TypeVar("Model", bound=nnx.Module)
+_CALL = "__call__"
 
 
 class BatchNorm(nnx.Module):
@@ -297,6 +301,154 @@ class BatchRenorm(BatchNorm):
 
     def _init_stats(self, num_features: int, **options: Any) -> dict[str, jax.Array]:
         return jn.init_renorm_stats(num_features, **options)
+
+
+class ControlState(nnx.Variable[Any]):
+    """An error of a control process of `OnlineNorm`: its gradient is its new value."""
+
+
+class OnlineNorm(nnx.Module):
+    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
+    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
+    variables promote to. One value a channel is enough in training.
+
+    `mean` and `var` are `nnx.BatchStat`. The two control processes' `control_y` and `control_x` are
+    `ControlState`: differentiate with respect to them too, with the filter `DIFFERENTIATED`, and
+    give what comes out to `overwrite_control`, which gives back the gradients of the rest.
+
+    `train()` and `eval()` choose between streaming and the running statistics, which `freeze_stats`
+    makes those of training too.
+
+    Args:
+        use_running_average: True to normalize with the running statistics, False to stream the
+            batch and update them; here or in the call, which takes precedence. True gives the
+            control processes a zero gradient: do not overwrite them by it.
+        axis: the axis or axes of the channels.
+        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
+            control processes.
+        epsilon: added to the variance.
+        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is.
+
+    References:
+        Chiley et al., "Online normalization for training neural networks", 2019.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import DIFFERENTIATED, OnlineNorm, overwrite_control
+        >>> norm = OnlineNorm(1, forward_decay=0.5, rngs=nnx.Rngs(0))
+        >>> loss = lambda norm: norm(jnp.array([[2.0]])).sum()
+        >>> grads = nnx.grad(loss, argnums=nnx.DiffState(0, DIFFERENTIATED))(norm)
+        >>> grads = overwrite_control(norm, grads)
+        >>> print(sorted(grads), norm.mean[...], norm.control_y[...].round(2))
+        ['bias', 'scale'] [1.] [2.]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: _axes.Axes = -1,
+        forward_decay: ArrayLike = 0.999,
+        backward_decay: ArrayLike = 0.99,
+        epsilon: ArrayLike = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+        stats_dtype: Any = None,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.forward_decay = forward_decay
+        self.backward_decay = backward_decay
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.promote_dtype = promote_dtype
+        self.stats_dtype = stats_dtype
+        self.frozen = False
+        stats = jn.init_online_stats(num_features, dtype=_modules.stats_dtype(self))
+        self.mean = nnx.BatchStat(stats["mean"])
+        self.var = nnx.BatchStat(stats["var"])
+        self.control_y = ControlState(stats["control_y"])
+        self.control_x = ControlState(stats["control_x"])
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    @_axes.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = _evaluating(self, use_running_average)
+        features = _modules.feature_shape(x, self.axis, "axis")
+        names = ("mean", "var", "control_y", "control_x")
+        stats = {key: _value(getattr(self, key), features) for key in names}
+        x, (mean, var), parameters, dtype = _promoted(
+            self,
+            x,
+            (stats["mean"], stats["var"]),
+            (_value(self.scale, features), _value(self.bias, features)),
+        )
+        if evaluating or self.frozen:
+            stats |= {"mean": mean, "var": var}
+        y, new = _modules.normalize_online(
+            self,
+            x,
+            stats | ({"frozen": None} if self.frozen else {}),
+            *parameters,
+            dtype=dtype,
+            mask=mask,
+            train=not evaluating,
+        )
+        if not (evaluating or self.frozen):
+            self.mean.set_value(_flat(new["mean"]))
+            self.var.set_value(_flat(new["var"]))
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
+
+        Args:
+          use_running_average: True to normalize with the running statistics, False to stream.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+DIFFERENTIATED = nnx.Any(nnx.Param, ControlState)
+
+
+def overwrite_control(model: nnx.Module, grads: Any) -> Any:
+    """Put the control processes where their gradients say; the gradients of the rest.
+
+    Args:
+        model: with `OnlineNorm` in it; changed in place.
+        grads: as from `nnx.grad(..., argnums=nnx.DiffState(0, DIFFERENTIATED))`.
+
+    Returns:
+        `grads` without the control processes, for an optimizer of `nnx.Param`.
+    """
+    moved, rest = nnx.split_state(grads, ControlState, ...)
+    nnx.update(model, moved)
+    return rest
 
 
 class _InputScaling(nnx.Module):
@@ -745,7 +897,7 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
         >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
         [1. 1.] [0.]
     """
-    for norm in _named(model, parts, (BatchNorm, _InputScaling)):
+    for norm in _named(model, parts, (BatchNorm, OnlineNorm, _InputScaling)):
         norm.frozen = frozen
 
 
@@ -871,7 +1023,12 @@ def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:
 
 def _evaluates(module: Any, use_running_average: bool | None) -> bool:
     """Whether the running statistics are used: in evaluation, and where they are frozen."""
-    evaluating = first_from(
+    return _evaluating(module, use_running_average) or module.frozen
+
+
+def _evaluating(module: Any, use_running_average: bool | None) -> bool:
+    """Whether evaluation is asked for, by the call or by the module."""
+    chosen = first_from(
         use_running_average,
         module.use_running_average,
         error_msg=(
@@ -879,7 +1036,170 @@ def _evaluates(module: Any, use_running_average: bool | None) -> bool:
             "or by nnx.view, or call train() or eval() of the model"
         ),
     )
-    return _axes.as_choice("use_running_average", evaluating) or module.frozen
+    return _axes.as_choice("use_running_average", chosen)
+
+
+class Identity(nnx.Module):
+    """What stands for a normalization that was folded: the input, in the dtype of its result.
+
+    Args:
+        dtype: of the result.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm.nnx import Identity
+        >>> print(Identity(jnp.float32)(jnp.ones(2), use_running_average=True))
+        [1. 1.]
+    """
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        return x.astype(self.dtype)
+
+
+def fold(
+    model: Model,
+    pairs: Mapping[str, str],
+    *args: Any,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> Model:
+    """A copy of the model with batch normalizations folded into the layers before them.
+
+    Each kernel and bias becomes what `jaxnorm.fold_batch_norm` gives, and an `Identity` stands
+    where the normalization stood. The copy is in evaluation, as by `eval()`, and the model is left
+    as it was.
+
+    The model is evaluated on an example, to see what stands where and to compare: whole, folded,
+    and with each folded layer's output visible to its normalization alone. While it is, the
+    classes of its modules are watched, so no other thread may call theirs; modules inside
+    `nnx.jit` are not seen.
+
+    Args:
+        model: the network; `BatchNorm`, `GhostBatchNorm`, `BatchRenorm` and Flax's own `BatchNorm`
+            in it can be folded, into any layer with a `kernel` and a `bias`, or None for it, whose
+            channels are last.
+        pairs: for each layer's path its normalization's, as in {"blocks/0/conv": "blocks/0/norm"};
+            `*` stands for any characters but "/", in the normalization's path for the same ones:
+            {"blocks/*/conv": "blocks/*/norm"}.
+        args, options: of a call of the model, an example in evaluation.
+        tolerance: how far the output may move, relative to its largest value (of each array); for
+            kernels or results in bfloat16 give 0.05 or what they allow.
+
+    Raises:
+        TypeError: a normalization that has no running statistics, a layer without a kernel.
+        ValueError: a path that names nothing, a layer or normalization called more than once, one
+            whose input is not the layer's output itself (the message says whose it is), a layer's
+            output that is used elsewhere too, an output further away than the tolerance.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm.nnx as jnnx
+        >>> from flax import nnx
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(3, 2, rngs=rngs), jnnx.BatchNorm(2, rngs=rngs))
+        >>> folded = jnnx.fold(model, {"layers/0": "layers/1"}, x := jnp.ones((1, 3)))
+        >>> print(type(folded.layers[1]).__name__)
+        Identity
+        >>> model.eval()
+        >>> print(jnp.allclose(folded(x), model(x)))
+        True
+    """
+    folded = nnx.clone(model)
+    folded.eval()  # type: ignore[no-untyped-call]
+    whole = nnx.split(nnx.clone(folded))  # with variables of its own
+
+    def run(graph: Any, state: Any, around: _fold.Around | None = None) -> Any:
+        copy = nnx.merge(graph, state)
+        with _watched(copy, around):
+            return copy(*args, **options)
+
+    calls = _fold.recorded(lambda around: run(*whole, around))
+    found = _fold.found_pairs(pairs, calls, (nnx.BatchNorm, BatchNorm))
+    for pair in found:
+        _fold_pair(folded, pair)
+    changed = nnx.split(folded)
+
+    def results(state: Any, changed_state: Any) -> Any:
+        return (
+            run(whole[0], state),
+            run(whole[0], state, _fold.hidden(found)),
+            run(changed[0], changed_state),
+        )
+
+    _fold.check_folded(jax.jit(results)(whole[1], changed[1]), tolerance)
+    return folded
+
+
+def _fold_pair(model: nnx.Module, pair: _fold.Pair) -> None:
+    """Change the layer of a pair in the model, and replace its normalization."""
+    modules: dict[str, tuple[Any, Any]] = {
+        "/".join(map(str, path)): (path, module) for path, module in nnx.iter_modules(model)
+    }
+    path, norm = modules[pair.norm.path]
+    layer = modules[pair.layer.path][1]
+    if not isinstance(getattr(layer, "kernel", None), nnx.Param) or not hasattr(layer, "bias"):
+        raise TypeError(
+            f"{pair.layer.path!r} is a {type(layer).__name__}, without a kernel and a bias of its "
+            "own; what can be folded into is a layer such as Linear, Conv, ConvTranspose"
+        )
+    kernel, bias = jn.fold_batch_norm(
+        layer.kernel[...],
+        None if layer.bias is None else layer.bias[...],
+        {"mean": norm.mean[...], "var": norm.var[...]},
+        None if norm.scale is None else norm.scale[...],
+        None if norm.bias is None else norm.bias[...],
+        epsilon=norm.epsilon,
+        kernel_axis=_modules.kernel_axis(layer),
+    )
+    layer.kernel.set_value(kernel)
+    if layer.bias is None:
+        layer.bias, layer.use_bias = nnx.Param(bias), True
+    else:
+        layer.bias.set_value(bias)
+    parent: Any = model
+    for key in path[:-1]:
+        parent = _part(parent, key)
+    stands = Identity(pair.norm.output.dtype)
+    if isinstance(path[-1], int):
+        parent[path[-1]] = stands
+    else:
+        setattr(parent, str(path[-1]), stands)
+
+
+def _part(module: Any, key: Any) -> Any:
+    return module[key] if isinstance(key, int) else getattr(module, key)
+
+
+@contextmanager
+def _watched(model: nnx.Module, around: _fold.Around | None) -> Iterator[None]:
+    """Hand the calls of the model's modules to `around`, if there is one."""
+    paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)}
+    kinds = {type(module) for _, module in nnx.iter_modules(model)} if around else set()
+    kinds = {kind for kind in kinds if any(_CALL in vars(base) for base in kind.__mro__)}
+    calls = {kind: getattr(kind, _CALL) for kind in kinds}
+    own = {kind for kind in kinds if _CALL in vars(kind)}
+
+    def watching(call: Any) -> Any:
+        def watched(module: Any, *args: Any, **options: Any) -> Any:
+            inner = partial(call, module)
+            if around is None or id(module) not in paths:
+                return inner(*args, **options)
+            return around(paths[id(module)], module, inner, args, options)
+
+        return watched
+
+    try:
+        for kind, call in calls.items():
+            setattr(kind, _CALL, watching(call))
+        yield
+    finally:
+        for kind, call in calls.items():
+            if kind in own:
+                setattr(kind, _CALL, call)
+            else:
+                delattr(kind, _CALL)
 
 
 def _parameter(

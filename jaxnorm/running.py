@@ -126,7 +126,7 @@ def update(
             stats["recomputed"], m, momentum=None, skip_nonfinite=skip_nonfinite, all_seen=all_seen
         )
         return type(stats)({**stats, "recomputed": recomputed})  # type: ignore[call-arg]
-    dtype = _wider(stats["mean"].dtype, m.mean.dtype)
+    dtype = wider(stats["mean"].dtype, m.mean.dtype)
     real = _axes.real_dtype(dtype)
     m = Moments(m.count.astype(real), m.mean.astype(dtype), m.var.astype(real))
     old = running_moments(stats, dtype)
@@ -223,7 +223,7 @@ def _cumulated(old: Moments, m: Moments) -> dict[str, jax.Array]:
     }
 
 
-def _wider(a: Any, b: Any) -> Any:
+def wider(a: Any, b: Any) -> Any:
     """The dtype that holds both, at least as precise as statistics are kept."""
     with jax.numpy_dtype_promotion("standard"):
         return _axes.statistics_dtype(jnp.promote_types(a, b))

@@ -98,7 +98,7 @@ class TrainStep:
         if self.scope.axis_name is not None:  # other examples, and the same channels
             for_dropout = jax.random.fold_in(for_dropout, jax.lax.axis_index(self.scope.axis_name))
 
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+        def loss_of(params: Any, batch_stats: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
             logits, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 batch.inputs,
@@ -111,8 +111,22 @@ class TrainStep:
             sums = sums_of(logits, batch)
             return sums.loss, (updated.get("batch_stats", {}), sums)
 
-        grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params)
-        return grads, batch_stats, sums
+        overwritten = self.made.norm.overwritten
+        if not overwritten:
+            grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params, batch_stats)
+            return grads, batch_stats, sums
+        gradients = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
+        (grads, moved), (batch_stats, sums) = gradients(params, batch_stats)
+        return grads, _overwritten(batch_stats, moved, overwritten), sums
+
+
+def _overwritten(batch_stats: Any, moved: Any, names: tuple[str, ...]) -> Any:
+    """Put the gradients of the named entries in the place of these."""
+
+    def chosen(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
+        return new if path[-1].key in names else old
+
+    return jax.tree_util.tree_map_with_path(chosen, batch_stats, moved)
 
 
 def at_step(model: nn.Module, step: jax.Array) -> nn.Module:
