@@ -1,5 +1,7 @@
 """The site: `make docs` builds it into docs/_build/html, warnings as errors."""
 
+import re
+
 import jaxnorm
 
 project = "jaxnorm"
@@ -31,10 +33,13 @@ html_theme_options = {"navbar_persistent": [], "show_navbar_depth": 1, "home_pag
 html_copy_source = False
 
 
-def escaped(app, what, name, subject, options, lines):
-    """Docstrings are plain text: |x| is no substitution. What stands in an example stays as it is."""
+def as_restructured_text(app, what, name, subject, options, lines):
+    """Plain text as it reads: |x| is no substitution, and indented terms are a list."""
     lines[:] = [line if ">>>" in line else line.replace("|", r"\|") for line in lines]
+    if what == "module":
+        text = re.sub(r"^ {4}(?=\S)", "* ", "\n".join(lines), flags=re.MULTILINE)
+        lines[:] = re.sub(r"^ {8}", "  ", text, flags=re.MULTILINE).split("\n")
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escaped)
+    app.connect("autodoc-process-docstring", as_restructured_text)

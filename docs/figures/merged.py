@@ -1,4 +1,4 @@
-"""Draw what each normalization merges: `python docs/figures/merged.py` writes the pictures beside it.
+"""Draw what each normalization merges: `python docs/figures/merged.py` writes beside it.
 
 A picture is a batch: rows are examples, columns channels, and the small squares of a cell its
 positions. Squares of one color share a mean and a variance.
