@@ -5,6 +5,7 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
+from jaxnorm.fold import fold_batch_norm
 from jaxnorm.recipes import freeze_stats, sync_batch_stats, weight_decay_mask, zero_scales
 from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
@@ -16,6 +17,7 @@ __all__ = [
     "Moments",
     "batch_norm",
     "batch_renorm",
+    "fold_batch_norm",
     "freeze_stats",
     "ghost_batch_norm",
     "group_norm",

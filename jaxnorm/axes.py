@@ -440,3 +440,46 @@ def check_values_per_channel(
 def values_per_channel(shape: Sequence[int], axes: Sequence[int]) -> int:
     """The number of values that the statistics of one channel are taken from."""
     return math.prod(shape[axis] for axis in axes)
+
+
+def as_kernel(kernel: ArrayLike) -> jax.Array:
+    """`kernel` as an array of a real or complex floating type."""
+    kernel = jnp.asarray(kernel)
+    if not jnp.issubdtype(kernel.dtype, jnp.inexact):
+        raise TypeError(
+            f"the kernel has dtype {kernel.dtype}; folding multiplies it, so give a floating or "
+            "complex one: fold first and quantize the result"
+        )
+    return kernel
+
+
+def of_kernel(name: str, value: ArrayLike | None, kernel: jax.Array, axis: int) -> Any:
+    """A vector with a number for each output channel of a kernel."""
+    if value is None:
+        return None
+    value, shape = jnp.asarray(value), (kernel.shape[axis],)
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} has shape {value.shape}, but kernel_axis={axis} of the kernel of shape "
+            f"{kernel.shape} has {shape[0]} output channels, which need {shape}; check "
+            "kernel_axis (the last in Flax, 0 in OIHW), and fold a transposed kernel of shape "
+            "(in, out / groups, ...) a group at a time"
+        )
+    if jnp.iscomplexobj(value) and jnp.isrealobj(kernel):
+        raise TypeError(f"{name} is {value.dtype}, but the kernel is real; give a real {name}")
+    return value
+
+
+def kernel_stats(stats: BatchStats, kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The running mean and variance of a kernel's output channels."""
+    if not isinstance(stats, Mapping):
+        raise TypeError(
+            f"the running statistics must be a dict with mean and var, got {type(stats).__name__}"
+        )
+    if missing := [key for key in ("mean", "var") if key not in stats]:
+        raise ValueError(
+            f"the running statistics lack {missing}; they have the keys {sorted(stats)}; give "
+            "those that batch_norm keeps, with mean and var"
+        )
+    mean, var = (of_kernel(f"the running {k}", stats[k], kernel, axis) for k in ("mean", "var"))
+    return mean, var

@@ -22,16 +22,21 @@ and in the call
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict, freeze, unfreeze
+from flax.core.meta import AxisMetadata, unbox
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import fold as _fold
 from jaxnorm import modules as _modules
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
@@ -435,6 +440,141 @@ class InstanceNorm(nn.Module):
             _scale(self, features),
             _bias(self, features),
         )
+
+
+def fold(
+    model: nn.Module,
+    variables: Any,
+    pairs: Mapping[str, str],
+    *args: Any,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> Any:
+    """The variables with batch normalizations folded into the layers before them.
+
+    Each kernel and bias becomes what `jaxnorm.fold_batch_norm` gives, and the normalization's
+    parameters and statistics are gone: these are the variables of the same network written without
+    the normalizations, and with a bias in the layers. The network as it is evaluates them by
+    `apply_folded`. They save and load as any others.
+
+    The model is evaluated on an example, to see what stands where and to compare: whole, folded,
+    and with each folded layer's output visible to its normalization alone.
+
+    Args:
+        model: the network; `BatchNorm`, `GhostBatchNorm`, `BatchRenorm` and Flax's own `BatchNorm`
+            in it can be folded, into any layer with a `kernel` whose channels are last.
+        variables: what `init` made and training updated.
+        pairs: for each layer's path its normalization's, as in {"block_0/Conv_0":
+            "block_0/BatchNorm_0"}; `*` stands for any characters but "/", in the normalization's
+            path for the same ones: {"block_*/Conv_*": "block_*/BatchNorm_*"}.
+        args, options: of `model.apply`, an example in evaluation.
+        tolerance: how far the output may move, relative to its largest value (of each array); for
+            kernels or results in bfloat16 give 0.05 or what they allow.
+
+    Raises:
+        TypeError: a normalization that has no running statistics, a layer without a kernel.
+        ValueError: a path that names nothing, a layer or normalization called more than once, one
+            whose input is not the layer's output itself (the message says whose it is), a layer's
+            output that is used elsewhere too, an output further away than the tolerance.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm.linen as jnn
+        >>> norm = jnn.BatchNorm(use_running_average=True)
+        >>> model = nn.Sequential([nn.Dense(2, use_bias=False), norm, nn.relu])
+        >>> variables = model.init(jax.random.key(0), x := jnp.ones((1, 3)))
+        >>> folded = jnn.fold(model, variables, {"layers_0": "layers_1"}, x)
+        >>> jax.tree.map(jnp.shape, folded)
+        {'params': {'layers_0': {'bias': (2,), 'kernel': (3, 2)}}}
+        >>> y = jnn.apply_folded(model, folded, x)
+        >>> print(jnp.allclose(y, model.apply(variables, x)))
+        True
+    """
+
+    def run(variables: Any, around: _fold.Around) -> Any:
+        def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
+            if context.method_name != "__call__":
+                return inner(*args, **options)
+            return around("/".join(context.module.path), context.module, inner, args, options)
+
+        with nn.intercept_methods(intercepted):
+            return model.apply(variables, *args, **options)
+
+    calls = _fold.recorded(lambda around: run(variables, around))
+    found = _fold.found_pairs(pairs, calls, (nn.BatchNorm, BatchNorm))
+    folded = _folded(variables, found)
+
+    def results(variables: Any, folded: Any) -> Any:
+        return (
+            model.apply(variables, *args, **options),
+            run(variables, _fold.hidden(found)),
+            apply_folded(model, folded, *args, **options),
+        )
+
+    _fold.check_folded(jax.jit(results)(variables, folded), tolerance)
+    return folded
+
+
+def apply_folded(model: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:
+    """`model.apply` of variables from `fold`, whose normalizations are not computed any more.
+
+    A batch normalization with no variables gives its input back, and a layer that was built without
+    a bias adds the one that it has in `params`; everything else is as in `apply`.
+
+    Args:
+        model: the network as it was trained.
+        variables: what `fold` returned.
+        args, options: of `model.apply`, in evaluation.
+    """
+
+    def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return inner(*args, **options)
+        if isinstance(module, (nn.BatchNorm, BatchNorm)) and not module.variables:
+            return _passed_on(module, *args, **options)
+        y = inner(*args, **options)
+        if getattr(module, "use_bias", None) is False and module.has_variable("params", "bias"):
+            y = y + module.get_variable("params", "bias").astype(y.dtype)
+        return y
+
+    with nn.intercept_methods(intercepted):
+        return model.apply(variables, *args, **options)
+
+
+def _passed_on(module: Any, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    """What went into a normalization, in the dtype in which it would come out."""
+    parameter = jnp.zeros((), module.param_dtype) if module.use_scale or module.use_bias else None
+    return x.astype(_modules.result_dtype(module.dtype, x, parameter))
+
+
+def _folded(variables: Any, pairs: Sequence[_fold.Pair]) -> Any:
+    """The variables with each layer's new kernel and bias, without the normalizations'."""
+    flat: dict[Any, Any] = flatten_dict(unfreeze(variables))  # type: ignore[no-untyped-call]
+    for layer, norm in pairs:
+        at, of = ("params", *layer.path.split("/")), tuple(norm.path.split("/"))
+        may_have_bias = (*at, "bias") in flat or hasattr(layer.module, "use_bias")
+        if (*at, "kernel") not in flat or not may_have_bias:
+            raise TypeError(
+                f"{layer.path!r} is a {type(layer.module).__name__}, without a kernel, or without "
+                "a bias and use_bias, of its own; what can be folded into is a layer such as "
+                "Dense, Conv, ConvTranspose"
+            )
+        plain = unbox(flat)
+        kernel, bias = jn.fold_batch_norm(
+            plain[*at, "kernel"],
+            plain.get((*at, "bias")),
+            {key: plain["batch_stats", *of, key] for key in ("mean", "var")},
+            plain.get(("params", *of, "scale")),
+            plain.get(("params", *of, "bias")),
+            epsilon=norm.module.epsilon,
+            kernel_axis=_modules.kernel_axis(layer.module),
+        )
+        flat = {path: leaf for path, leaf in flat.items() if path[1 : 1 + len(of)] != of}
+        for path, new in (((*at, "kernel"), kernel), ((*at, "bias"), bias)):
+            old = flat.get(path)
+            flat[path] = old.replace_boxed(new) if isinstance(old, AxisMetadata) else new
+    folded = unflatten_dict(flat)  # type: ignore[no-untyped-call]
+    return freeze(folded) if isinstance(variables, FrozenDict) else folded
 
 
 def _scale(module: Any, features: tuple[int, ...]) -> Any:

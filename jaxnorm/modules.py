@@ -81,6 +81,11 @@ def stats_dtype(module: Any) -> Any:
         return jnp.promote_types(jnp.float32, module.param_dtype)
 
 
+def kernel_axis(layer: Any) -> int:
+    """The axis of the output channels in the kernel of a layer of Flax."""
+    return -2 if getattr(layer, "transpose_kernel", False) else -1
+
+
 def normalize(
     module: Any,
     function: Function,

@@ -27,9 +27,11 @@ and in the call
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +42,15 @@ from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import fold as _fold
 from jaxnorm import modules as _modules
 from jaxnorm import recipes as _recipes
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 
 Metadata = Mapping[str, Any]
+Model = TypeVar("Model", bound=nnx.Module)
+_CALL = "__call__"
 
 
 class BatchNorm(nnx.Module):
@@ -607,6 +612,169 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
     for path, norm in norms.items():
         if any(_recipes.matches(path, part) for part in named):
             norm.frozen = frozen
+
+
+class Identity(nnx.Module):
+    """What stands for a normalization that was folded: the input, in the dtype of its result.
+
+    Args:
+        dtype: of the result.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm.nnx import Identity
+        >>> print(Identity(jnp.float32)(jnp.ones(2), use_running_average=True))
+        [1. 1.]
+    """
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        return x.astype(self.dtype)
+
+
+def fold(
+    model: Model,
+    pairs: Mapping[str, str],
+    *args: Any,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> Model:
+    """A copy of the model with batch normalizations folded into the layers before them.
+
+    Each kernel and bias becomes what `jaxnorm.fold_batch_norm` gives, and an `Identity` stands
+    where the normalization stood. The copy is in evaluation, as by `eval()`, and the model is left
+    as it was.
+
+    The model is evaluated on an example, to see what stands where and to compare: whole, folded,
+    and with each folded layer's output visible to its normalization alone. While it is, the
+    classes of its modules are watched, so no other thread may call theirs; modules inside
+    `nnx.jit` are not seen.
+
+    Args:
+        model: the network; `BatchNorm`, `GhostBatchNorm`, `BatchRenorm` and Flax's own `BatchNorm`
+            in it can be folded, into any layer with a `kernel` and a `bias`, or None for it, whose
+            channels are last.
+        pairs: for each layer's path its normalization's, as in {"blocks/0/conv": "blocks/0/norm"};
+            `*` stands for any characters but "/", in the normalization's path for the same ones:
+            {"blocks/*/conv": "blocks/*/norm"}.
+        args, options: of a call of the model, an example in evaluation.
+        tolerance: how far the output may move, relative to its largest value (of each array); for
+            kernels or results in bfloat16 give 0.05 or what they allow.
+
+    Raises:
+        TypeError: a normalization that has no running statistics, a layer without a kernel.
+        ValueError: a path that names nothing, a layer or normalization called more than once, one
+            whose input is not the layer's output itself (the message says whose it is), a layer's
+            output that is used elsewhere too, an output further away than the tolerance.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm.nnx as jnnx
+        >>> from flax import nnx
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(3, 2, rngs=rngs), jnnx.BatchNorm(2, rngs=rngs))
+        >>> folded = jnnx.fold(model, {"layers/0": "layers/1"}, x := jnp.ones((1, 3)))
+        >>> print(type(folded.layers[1]).__name__)
+        Identity
+        >>> model.eval()
+        >>> print(jnp.allclose(folded(x), model(x)))
+        True
+    """
+    folded = nnx.clone(model)
+    folded.eval()  # type: ignore[no-untyped-call]
+    whole = nnx.split(nnx.clone(folded))  # with variables of its own
+
+    def run(graph: Any, state: Any, around: _fold.Around | None = None) -> Any:
+        copy = nnx.merge(graph, state)
+        with _watched(copy, around):
+            return copy(*args, **options)
+
+    calls = _fold.recorded(lambda around: run(*whole, around))
+    found = _fold.found_pairs(pairs, calls, (nnx.BatchNorm, BatchNorm))
+    for pair in found:
+        _fold_pair(folded, pair)
+    changed = nnx.split(folded)
+
+    def results(state: Any, changed_state: Any) -> Any:
+        return (
+            run(whole[0], state),
+            run(whole[0], state, _fold.hidden(found)),
+            run(changed[0], changed_state),
+        )
+
+    _fold.check_folded(jax.jit(results)(whole[1], changed[1]), tolerance)
+    return folded
+
+
+def _fold_pair(model: nnx.Module, pair: _fold.Pair) -> None:
+    """Change the layer of a pair in the model, and replace its normalization."""
+    modules: dict[str, tuple[Any, Any]] = {
+        "/".join(map(str, path)): (path, module) for path, module in nnx.iter_modules(model)
+    }
+    path, norm = modules[pair.norm.path]
+    layer = modules[pair.layer.path][1]
+    if not isinstance(getattr(layer, "kernel", None), nnx.Param) or not hasattr(layer, "bias"):
+        raise TypeError(
+            f"{pair.layer.path!r} is a {type(layer).__name__}, without a kernel and a bias of its "
+            "own; what can be folded into is a layer such as Linear, Conv, ConvTranspose"
+        )
+    kernel, bias = jn.fold_batch_norm(
+        layer.kernel[...],
+        None if layer.bias is None else layer.bias[...],
+        {"mean": norm.mean[...], "var": norm.var[...]},
+        None if norm.scale is None else norm.scale[...],
+        None if norm.bias is None else norm.bias[...],
+        epsilon=norm.epsilon,
+        kernel_axis=_modules.kernel_axis(layer),
+    )
+    layer.kernel.set_value(kernel)
+    if layer.bias is None:
+        layer.bias, layer.use_bias = nnx.Param(bias), True
+    else:
+        layer.bias.set_value(bias)
+    parent: Any = model
+    for key in path[:-1]:
+        parent = _part(parent, key)
+    stands = Identity(pair.norm.output.dtype)
+    if isinstance(path[-1], int):
+        parent[path[-1]] = stands
+    else:
+        setattr(parent, str(path[-1]), stands)
+
+
+def _part(module: Any, key: Any) -> Any:
+    return module[key] if isinstance(key, int) else getattr(module, key)
+
+
+@contextmanager
+def _watched(model: nnx.Module, around: _fold.Around | None) -> Iterator[None]:
+    """Hand the calls of the model's modules to `around`, if there is one."""
+    paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)}
+    kinds = {type(module) for _, module in nnx.iter_modules(model)} if around else set()
+    kinds = {kind for kind in kinds if any(_CALL in vars(base) for base in kind.__mro__)}
+    calls = {kind: getattr(kind, _CALL) for kind in kinds}
+    own = {kind for kind in kinds if _CALL in vars(kind)}
+
+    def watching(call: Any) -> Any:
+        def watched(module: Any, *args: Any, **options: Any) -> Any:
+            inner = partial(call, module)
+            if around is None or id(module) not in paths:
+                return inner(*args, **options)
+            return around(paths[id(module)], module, inner, args, options)
+
+        return watched
+
+    try:
+        for kind, call in calls.items():
+            setattr(kind, _CALL, watching(call))
+        yield
+    finally:
+        for kind, call in calls.items():
+            if kind in own:
+                setattr(kind, _CALL, call)
+            else:
+                delattr(kind, _CALL)
 
 
 def _parameter(

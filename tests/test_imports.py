@@ -16,6 +16,7 @@ ORDER = [
     "running",
     "batch",
     "sample",
+    "fold",
     "recipes",
     "modules",
     "linen",

@@ -92,9 +92,11 @@ def use_modules(x: jax.Array) -> jax.Array:
     model = Nnx(nnx.Rngs(0))
     jnnx.freeze_stats(model, "batch", frozen=True)
     mean: jax.Array = model.batch.mean[...]
+    kernel, bias = jn.fold_batch_norm(jnp.eye(4), None, jn.init_batch_stats(4), None, None)
+    assert_type(bias, jax.Array)
     mask: Any = jn.weight_decay_mask(nnx.state(model, nnx.Param))
     assert not any(jax.tree.leaves(mask))
-    return model(x).sum() + mean.sum() + jnp.sum(logits)
+    return model(x).sum() + mean.sum() + (kernel + bias).sum() + jnp.sum(logits)
 
 
 def main() -> None:
