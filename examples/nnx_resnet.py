@@ -6,7 +6,7 @@ Shows:  `jaxnorm.nnx.BatchNorm` as Flax's own: `model.train()` measures the batc
 Run:    python examples/nnx_resnet.py
 Needs:  pip install '.[examples]' (optax, orbax-checkpoint, scikit-learn)
 Prints: the test accuracy of a run that was stopped and restored and of one that was not, and
-        whether all of their arrays are equal. Both 0.975 after 6 epochs, and equal, in 18 seconds.
+        whether all of their arrays are equal: 0.975 both, and they are; 19 seconds.
 """
 
 import tempfile

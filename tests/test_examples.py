@@ -98,6 +98,14 @@ def test_fsdp():
 
 
 @pytest.mark.slow
+def test_serving():
+    output = output_of("serving.py")
+    assert "served without jaxnorm: True" in output
+    assert max(numbers(output, "differ by")) < 1e-5
+    assert numbers(output, "test accuracy") > [0.95]
+
+
+@pytest.mark.slow
 def test_sync_batch_norm():
     output = output_of("sync_batch_norm.py")
     assert len(numbers(output, "differ by")) == 3
