@@ -12,6 +12,7 @@ Prints: the test accuracy, and how far losses, parameters and running statistics
 """
 
 import argparse
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -95,7 +97,7 @@ def step(state, x, labels, where, *, axis_name=None):
 def train_together(index, x, labels):
     """Train on the data of this process, in step with the others."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    split = jax.NamedSharding(mesh, P("data"))
+    split = NamedSharding(mesh, P("data"))
     run = jax.jit(
         jax.shard_map(
             lambda *args: step(*args, axis_name="data"),
@@ -147,7 +149,8 @@ def start():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, __file__, "--address", address, "--index"]
-    workers = [subprocess.Popen([*command, str(index)]) for index in range(len(SIZES))]
+    on_cpu = {**os.environ, "JAX_PLATFORMS": "cpu"}  # an accelerator serves one process
+    workers = [subprocess.Popen([*command, str(index)], env=on_cpu) for index in range(len(SIZES))]
     try:
         return max(abs(worker.wait(timeout=SECONDS)) for worker in workers)
     finally:

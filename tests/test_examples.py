@@ -39,11 +39,8 @@ def test_the_page_and_the_tests_name_every_program():
     page = (EXAMPLES / "README.md").read_text()
     named = re.findall(r"^\| \[(\w+\.py)\]\((\w+\.py)\)", page, re.M)
     assert named == [(program.name, program.name) for program in PROGRAMS]
-    tested = re.findall(r'output_of\("(\w+\.py)"', Path(__file__).read_text())
-    assert {*tested} >= {program.name for program in PROGRAMS} - {
-        "linen_resnet.py",
-        "nnx_resnet.py",
-    }
+    tested = re.findall(r'"(\w+\.py)"', Path(__file__).read_text())
+    assert sorted(tested) == [program.name for program in PROGRAMS]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
@@ -86,7 +83,7 @@ def test_crossq():
     returns = numbers(output_of("crossq.py", "--steps", "3000"), "mean return")
     assert len(returns) == 4
     assert returns[0] < -1000
-    assert returns[-1] > -400
+    assert returns[-1] > -500
 
 
 @pytest.mark.slow
