@@ -134,6 +134,11 @@ def positions(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
 
 def as_input(x: ArrayLike) -> jax.Array:
     """`x` as an array of a real or complex floating type."""
+    if isinstance(x, Mapping):
+        raise TypeError(
+            f"the input is a dict with the keys {sorted(x)}; arrays and statistics stand in the "
+            "order of the function's signature, so exchange the two"
+        )
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(

@@ -136,6 +136,8 @@ def found_pairs(
             f"the pairs must be a dict from layers to normalizations, got {pairs!r}; give for "
             'example {"Conv_0": "BatchNorm_0"}'
         )
+    if not pairs:
+        raise ValueError(f"there is no pair to fold; the model calls {_paths(calls)}")
     found: dict[str, Pair] = {}
     for layer, norm in pairs.items():
         pattern = re.compile(re.escape(layer).replace(r"\*", "([^/]*)"))

@@ -445,8 +445,17 @@ def overwrite_control(model: nnx.Module, grads: Any) -> Any:
 
     Returns:
         `grads` without the control processes, for an optimizer of `nnx.Param`.
+
+    Raises:
+        ValueError: gradients without the control processes that the model has.
     """
     moved, rest = nnx.split_state(grads, ControlState, ...)
+    if not moved and nnx.state(model, ControlState):
+        raise ValueError(
+            "the gradients have no control processes, and the model has; differentiate with "
+            "respect to them too: nnx.grad(loss, argnums=nnx.DiffState(0, "
+            "jaxnorm.nnx.DIFFERENTIATED))"
+        )
     nnx.update(model, moved)
     return rest
 

@@ -169,7 +169,8 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
         [6.5] [7.]
     """
     _check_not_nnx("start_recomputing", batch_stats)
-    return _changed(batch_stats, parts or ("*",), _STATS, _running.started, _OF_BATCHES)
+    what = "mean and var of a batch normalization (fits and online statistics stay as they are)"
+    return _changed(batch_stats, parts or ("*",), _STATS, _running.started, _OF_BATCHES, what)
 
 
 def finish_recomputing(batch_stats: Any, *parts: str) -> Any:

@@ -522,6 +522,7 @@ def test_what_stands_between_is_named(kind):
     ("pairs", "words"),
     [
         ({"layr": "norm"}, ["'layr'", "['layer', 'norm']"]),
+        ({}, ["no pair", "['layer', 'norm']"]),
         ({"layer": "norms"}, ["'norms'", "['layer', 'norm']"]),
         ({"lay*": "norm*"}, ["'normer'", "['layer', 'norm']"]),
         ({"layer": "norm", "l*r": "norm"}, ["'layer'", "two"]),

@@ -1,4 +1,4 @@
-"""Several processes: the same run as in one, ended together, by the commands of the documentation."""
+"""Several processes: the same run as in one, ended together, by the documented commands."""
 
 import json
 import os

@@ -377,6 +377,13 @@ def test_modules_stay_where_they_are_frozen():
     identical(nnx.to_pure_dict(nnx.state(norm)), nnx.to_pure_dict(before))
 
 
+def test_gradients_without_the_control_processes_are_told():
+    norm = jnnx.OnlineNorm(3, rngs=nnx.Rngs(0))
+    grads = nnx.grad(lambda norm: norm(normals(4, 3)).sum())(norm)
+    with pytest.raises(ValueError, match=r"DiffState\(0, jaxnorm.nnx.DIFFERENTIATED\)"):
+        jnnx.overwrite_control(norm, grads)
+
+
 def test_linen_names_the_collection_that_is_missing():
     layer = jnn.OnlineNorm(use_running_average=False)
     variables = dict(layer.init(KEY, X))

@@ -9,7 +9,11 @@ ROOT = Path(__file__).parent.parent
 OF_THE_EXPERIMENTS = {"experiments-components.md"}  # test_components.py runs its snippets
 PAGES = [
     ROOT / "README.md",
-    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in OF_THE_EXPERIMENTS),
+    *(
+        page
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        if page.name not in OF_THE_EXPERIMENTS
+    ),
 ]
 
 
