@@ -54,8 +54,8 @@ def _copied(name: str, value: Any) -> Array:
     except (TypeError, RuntimeError, ValueError) as error:
         raise TypeError(
             f"{name} does not become a NumPy array: {str(error).rstrip('.')}. Give arrays, or "
-            "tensors as tensor.detach().cpu().numpy(); of bfloat16, which PyTorch does not give to NumPy, as "
-            "tensor.detach().cpu().float().numpy()"
+            "tensors as tensor.detach().cpu().numpy(); of bfloat16, which PyTorch does not give to "
+            "NumPy, as tensor.detach().cpu().float().numpy()"
         ) from error
 
 
