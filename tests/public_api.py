@@ -1,7 +1,7 @@
-"""The public interface as text: `python tests/public_api.py > tests/public_api.txt` writes the list.
+"""The public interface: `python tests/public_api.py > tests/public_api.txt` writes the list.
 
-docs/api-policy.md says what is public. A line is a function, a class, a method, an argument with its
-default, or a variable or an entry of statistics with its dtype.
+docs/api-policy.md says what is public. A line is a function, a class, a method, an argument with
+its default, or a variable or an entry of statistics with its dtype.
 """
 
 from __future__ import annotations
