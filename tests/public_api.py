@@ -20,12 +20,8 @@ from flax import nnx
 
 MODULES = ("jaxnorm", "jaxnorm.interop", "jaxnorm.linen", "jaxnorm.nnx")
 CHANNELS = 32
-NEEDED = {
-    "use_running_average": True,
-    "num_ghosts": 1,
-    "num_features": CHANNELS,
-    "rngs": nnx.Rngs(0),
-}
+GIVEN = {"use_running_average": True, "num_ghosts": 1}  # without which a module does not run
+REQUIRED = {"num_features": CHANNELS, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -33,7 +29,9 @@ def public_names(module: ModuleType) -> list[str]:
     own = [
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and (inspect.isfunction(value) or inspect.isclass(value))
     ]
     return sorted(getattr(module, "__all__", own))
 
@@ -98,7 +96,9 @@ def entries(tree: Any) -> Iterator[str]:
 def variables(cls: type) -> Iterator[str]:
     """The variables that a module makes, by their collections or their kinds."""
     parameters = inspect.signature(cls.__init__).parameters
-    needed = {name: value for name, value in NEEDED.items() if name in parameters}
+    required = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
+    needed = {name: GIVEN[name] for name in GIVEN.keys() & parameters}
+    needed |= {name: REQUIRED[name] for name in REQUIRED.keys() & required}
     if issubclass(cls, nn.Module):
         x = jnp.ones((2, 3, CHANNELS))
         yield from entries(cls(**needed).init(jax.random.key(0), x))
