@@ -72,7 +72,7 @@ def check_wheel(names: list[str]) -> None:
     check(licensed, "the wheel lacks the LICENSE")
     kernels = [name for name in names if name.rsplit("/", 1)[-1] in LIBRARIES]
     check(len(kernels) == 1, f"the wheel holds {len(kernels)} libraries of kernels, not one")
-    unwanted = [name for name in names if name.endswith((".cc", ".h", ".pyc")) or "test" in name]
+    unwanted = [name for name in names if name.endswith((".cc", ".h", ".pyc")) or "/test" in name]
     check(not unwanted, f"the wheel holds {', '.join(unwanted)}")
 
 
