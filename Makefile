@@ -13,6 +13,7 @@
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
 #              (PART=speed, sweep, resnet, memory, precision, collectives or scaling, FULL=1 for more
 #              sizes)
+# make docs    the site, into docs/_build/html, without network
 # make lint    style and types
 # make dist    the source distribution and this platform's wheel into dist/, checked: contents, and
 #              installed into empty environments, with the kernels on, off and not built
@@ -27,7 +28,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest test-versions \
-	newest-python bench lint dist sanitize clean
+	newest-python bench docs lint dist sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
@@ -112,6 +113,9 @@ has-python-%:
 bench: $(VENV)/with-bench
 	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)
 
+docs: $(VENV)/with-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
 lint: $(VENV)/with-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -135,7 +139,7 @@ sanitize: $(VENV)/with-experiments,test
 		$(BIN)/python -m pytest tests/test_kernels_native.py -k 'not status and not threads'
 
 clean:
-	rm -rf $(VENV) .venv-* build dist jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
+	rm -rf $(VENV) .venv-* build dist docs/_build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

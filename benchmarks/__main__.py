@@ -22,7 +22,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
 }
-PARTS = ("speed", "sweep", "resnet", "memory", "precision", "collectives", "scaling")
+PARTS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
@@ -48,13 +48,24 @@ def _kernels(loaded: bool, reason: str) -> str:
 
 def run(parts: list[str], full: bool) -> None:
     """Measure the parts, show and publish them, and draw the figure if all are there."""
-    from benchmarks import collectives, figure, memory, precision, resnet, scaling, speed, sweep
+    from benchmarks import (
+        collectives,
+        figure,
+        fold,
+        memory,
+        precision,
+        resnet,
+        scaling,
+        speed,
+        sweep,
+    )
     from benchmarks.table import publish
 
     modules = {
         "speed": speed,
         "sweep": sweep,
         "resnet": resnet,
+        "fold": fold,
         "memory": memory,
         "precision": precision,
         "collectives": collectives,

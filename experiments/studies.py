@@ -25,7 +25,15 @@ from experiments.errors import ConfigError, choice
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
 from experiments.launch.selection import picked
-from experiments.launch.study import CONFIG_DIR, NOT_INSTALLED, check, composed, explain, fallback
+from experiments.launch.study import (
+    CONFIG_DIR,
+    NOT_INSTALLED,
+    check,
+    check_contrast,
+    composed,
+    explain,
+    fallback,
+)
 from experiments.launch.sweep import failed, train
 from experiments.launch.validation import validate_devices
 from experiments.report import changes, command, studies, write_report
@@ -46,6 +54,8 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
     """
     asked = {name: [f"study={name}", *(SMOKE if smoke else ()), *overrides] for name in names}
     configs = {name: composed(each) for name, each in asked.items()}
+    for name, each in configs.items():
+        check_contrast(asked[name], each)
     if smoke:
         configs = {name: _few(each) for name, each in configs.items()}
     for each in configs.values():
@@ -109,12 +119,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these studies")
     parser.add_argument("--smoke", action="store_true", help="two runs of each, a seed, few steps")
     arguments = parser.parse_args()
+    only = [each for each in arguments.only if "=" not in each]
+    overrides = [*arguments.overrides, *(each for each in arguments.only if "=" in each)]
     register_schemas()
     try:
-        if wrong := [*_unknown(arguments.only)]:
+        if wrong := [*_unknown(only)]:
             raise ConfigError("; ".join(wrong))
         with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-            run_all(arguments.only or studies(), arguments.overrides, smoke=arguments.smoke)
+            run_all(only or studies(), overrides, smoke=arguments.smoke)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         sys.exit(explain(error))
 

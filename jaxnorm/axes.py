@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 Axes = int | Sequence[int]
 AxisName = Hashable | tuple[Hashable, ...]
 AxisIndexGroups = Sequence[Sequence[int]] | None
-BatchStats = Mapping[str, jax.Array]
+BatchStats = Mapping[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -110,19 +110,26 @@ def sample_axes(
     ndim: int, channels: Sequence[int], *, with_channels: bool = False
 ) -> tuple[int, ...]:
     """The axes of one example: all but the batch axis 0, with or without the channel axes."""
-    if 0 in channels:
-        raise ValueError(
-            f"the channel axis of an input with {ndim} axes is axis 0, which is the batch axis "
-            "here: each example of axis 0 is measured by itself; give the input a batch axis in "
-            f"front, or choose another channel_axis. {BATCH_AXIS}"
-        )
-    reduced = other_axes(ndim, (0,) if with_channels else (0, *channels))
+    reduced = positions(ndim, channels)
+    if with_channels:
+        reduced = other_axes(ndim, (0,))
     if not reduced:
         raise ValueError(
             f"an input with {ndim} axes has no positions to measure over beside the batch axis 0 "
             f"and the channel axes {tuple(channels)}; give it at least one axis of positions"
         )
     return reduced
+
+
+def positions(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
+    """The axes of one example without the channel axes, which cannot be the batch axis 0."""
+    if 0 in channels:
+        raise ValueError(
+            f"the channel axis of an input with {ndim} axes is axis 0, which is the batch axis "
+            "here: each example of axis 0 is measured by itself; give the input a batch axis in "
+            f"front, or choose another channel_axis. {BATCH_AXIS}"
+        )
+    return other_axes(ndim, (0, *channels))
 
 
 def as_input(x: ArrayLike) -> jax.Array:
@@ -136,11 +143,31 @@ def as_input(x: ArrayLike) -> jax.Array:
     return x
 
 
+def as_real_input(x: ArrayLike) -> jax.Array:
+    """`x` as an array of a real floating type, whose values have an order."""
+    x = as_input(x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(
+            f"the input has dtype {x.dtype}; complex values have no least and no largest, so give "
+            "their parts as features, for example jnp.concatenate([x.real, x.imag], -1)"
+        )
+    return x
+
+
 def check_inexact(name: str, dtype: Any) -> None:
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(
             f"{name}={jnp.dtype(dtype).name} cannot hold statistics; give a floating or complex "
             "dtype, for example jnp.float32"
+        )
+
+
+def check_real(name: str, dtype: Any) -> None:
+    """No complex dtype."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{name} is {jnp.dtype(dtype).name}, but online normalization is of real numbers; give "
+            "the real and the imaginary part channels of their own"
         )
 
 
@@ -201,6 +228,21 @@ def check_number(
     if not low <= float(value) <= high or (finite and math.isinf(value)):
         bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"a number >= {low:g}"
         raise ValueError(f"{name}={value!r} must be {bounds}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """A real, finite number above zero; of a traced one the kind alone."""
+    check_number(name, value, 0.0)
+    if not is_traced(value) and float(value) == 0:
+        raise ValueError(f"{name}={value!r} must be above 0")
+
+
+def check_range(low: Any, high: Any) -> None:
+    """Two numbers, the first below the second."""
+    check_number("low", low, -math.inf)
+    check_number("high", high, -math.inf)
+    if not (is_traced(low) or is_traced(high) or float(low) < float(high)):
+        raise ValueError(f"low={low!r} must be below high={high!r}")
 
 
 def check_epsilon(epsilon: ArrayLike) -> None:
@@ -275,14 +317,44 @@ def check_stats(
     """Running statistics with every entry that is needed, of the width and kind of the input."""
     function = "init_renorm_stats" if renorm else "init_batch_stats"
     argument = ", momentum=None" if momentum is None else ""
+    needed = ["mean", "var"] + ["count"] * (momentum is None) + ["steps"] * renorm
+    _check_entries(stats, x, channels, needed, function, argument)
+    if jnp.iscomplexobj(stats["mean"]) and jnp.isrealobj(x):
+        cure = f"make them with jaxnorm.{function}({_width(x, channels)}{argument})"
+        raise TypeError(f"the running mean is complex, but the input is real; {cure}")
+
+
+def check_online_stats(
+    stats: BatchStats, x: jax.Array, channels: Sequence[int], train: bool
+) -> None:
+    """Statistics of online normalization, in training with those of its control processes."""
+    needed = ["mean", "var"] + ["control_y", "control_x"] * train
+    _check_entries(stats, x, channels, needed, "init_online_stats")
+    check_real("the dtype of the running mean", stats["mean"].dtype)
+
+
+def _width(x: jax.Array, channels: Sequence[int]) -> int | tuple[int, ...]:
+    """The number of channels, or the shape of several channel axes."""
+    shape = tuple(x.shape[axis] for axis in channels)
+    return shape[0] if len(channels) == 1 else shape
+
+
+def _check_entries(
+    stats: BatchStats,
+    x: jax.Array,
+    channels: Sequence[int],
+    needed: Sequence[str],
+    function: str,
+    argument: str = "",
+) -> None:
+    """Arrays of the width of the input under every key that is needed."""
     needed_shape = tuple(x.shape[axis] for axis in channels)
-    width = needed_shape[0] if len(channels) == 1 else needed_shape
+    width = _width(x, channels)
     cure = f"make them with jaxnorm.{function}({width}{argument})"
     if not isinstance(stats, Mapping):
         raise TypeError(
             f"the running statistics must be a dict, got {type(stats).__name__}; {cure}"
         )
-    needed = ["mean", "var"] + ["count"] * (momentum is None) + ["steps"] * renorm
     missing = [key for key in needed if key not in stats]
     if missing:
         raise ValueError(
@@ -302,8 +374,47 @@ def check_stats(
                 f"{tuple(channels)} of the input need {' or '.join(map(str, shapes))}; "
                 f"check channel_axis, or {cure}"
             )
-    if jnp.iscomplexobj(stats["mean"]) and jnp.isrealobj(x):
-        raise TypeError(f"the running mean is complex, but the input is real; {cure}")
+
+
+def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
+    """A fit to inputs with every entry, of the shape of the features (None: of its own mean)."""
+    if not isinstance(fit, Mapping):
+        raise TypeError(
+            f"the fit must be a dict, got {type(fit).__name__}; make it with "
+            "jaxnorm.init_input_stats(number of features)"
+        )
+    needed = ("count", "mean", "var", "min", "max")
+    missing = [key for key in needed if key not in fit]
+    if missing:
+        raise ValueError(
+            f"the fit lacks {missing}; it has the keys {sorted(fit)}; make it with "
+            "jaxnorm.init_input_stats(number of features)"
+        )
+    shape = jnp.shape(fit["mean"]) if shape is None else shape
+    width = shape[0] if len(shape) == 1 else shape
+    for key in needed:
+        if not hasattr(fit[key], "dtype"):
+            raise TypeError(
+                f"the {key} of the fit must be an array, got {fit[key]!r}; convert it, for example "
+                f"jnp.asarray(fit[{key!r}])"
+            )
+        if fit[key].shape != shape:
+            raise ValueError(
+                f"the {key} of the fit has shape {fit[key].shape}, but the features have shape "
+                f"{shape}; check feature_axis, or fit these with jaxnorm.init_input_stats({width})"
+            )
+
+
+def check_fit_dtype(dtype: Any) -> None:
+    """A real dtype in which a fit can be kept."""
+    check_inexact("dtype", dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"dtype={jnp.dtype(dtype).name} has no order; give jnp.float32 or float64")
+    if statistics_dtype(jnp.dtype(dtype)) != jnp.dtype(dtype):
+        raise ValueError(
+            f"dtype={jnp.dtype(dtype).name} is too narrow for a fit, which counts rows; give "
+            "jnp.float32 or float64 (inputs may be narrower)"
+        )
 
 
 def check_kept_dtype(stats: BatchStats, x: jax.Array) -> None:
@@ -440,3 +551,46 @@ def check_values_per_channel(
 def values_per_channel(shape: Sequence[int], axes: Sequence[int]) -> int:
     """The number of values that the statistics of one channel are taken from."""
     return math.prod(shape[axis] for axis in axes)
+
+
+def as_kernel(kernel: ArrayLike) -> jax.Array:
+    """`kernel` as an array of a real or complex floating type."""
+    kernel = jnp.asarray(kernel)
+    if not jnp.issubdtype(kernel.dtype, jnp.inexact):
+        raise TypeError(
+            f"the kernel has dtype {kernel.dtype}; folding multiplies it, so give a floating or "
+            "complex one: fold first and quantize the result"
+        )
+    return kernel
+
+
+def of_kernel(name: str, value: ArrayLike | None, kernel: jax.Array, axis: int) -> Any:
+    """A vector with a number for each output channel of a kernel."""
+    if value is None:
+        return None
+    value, shape = jnp.asarray(value), (kernel.shape[axis],)
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} has shape {value.shape}, but kernel_axis={axis} of the kernel of shape "
+            f"{kernel.shape} has {shape[0]} output channels, which need {shape}; check "
+            "kernel_axis (the last in Flax, 0 in OIHW), and fold a transposed kernel of shape "
+            "(in, out / groups, ...) a group at a time"
+        )
+    if jnp.iscomplexobj(value) and jnp.isrealobj(kernel):
+        raise TypeError(f"{name} is {value.dtype}, but the kernel is real; give a real {name}")
+    return value
+
+
+def kernel_stats(stats: BatchStats, kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The running mean and variance of a kernel's output channels."""
+    if not isinstance(stats, Mapping):
+        raise TypeError(
+            f"the running statistics must be a dict with mean and var, got {type(stats).__name__}"
+        )
+    if missing := [key for key in ("mean", "var") if key not in stats]:
+        raise ValueError(
+            f"the running statistics lack {missing}; they have the keys {sorted(stats)}; give "
+            "those that batch_norm keeps, with mean and var"
+        )
+    mean, var = (of_kernel(f"the running {k}", stats[k], kernel, axis) for k in ("mean", "var"))
+    return mean, var

@@ -107,7 +107,8 @@ def batch_norm(
     Args:
         x: floating or complex [..., C] (C at `channel_axis`).
         stats: running statistics as from `init_batch_stats(C)`; those that `freeze_stats` marked
-            are used and not updated, whatever `train` is.
+            are used and not updated, whatever `train` is; beside those that `start_recomputing`
+            marked new ones merge all batches.
         scale, bias: [C], or None for 1 and 0.
         train: a Python bool: measure this batch and update `stats`, or use `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None

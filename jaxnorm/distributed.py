@@ -73,6 +73,31 @@ def sum_over(
     return list(jax.lax.psum(packed, names, axis_index_groups=axis_index_groups))
 
 
+def sync_extremes(
+    least: jax.Array,
+    most: jax.Array,
+    axis_name: _axes.AxisName | None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The least and the largest values of all members of the mapped axes, in one collective.
+
+    NaN on any member is NaN on all; collectives alone do not promise that.
+    """
+    if axis_name is None:
+        return least, most
+    names = _axes.axis_names(axis_name)
+    unknown = jnp.isnan(least) | jnp.isnan(most)
+    packed = jnp.stack([-least, most, unknown.astype(most.dtype)])
+    packed = _varying(jnp.where(jnp.isnan(packed), -jnp.inf, packed), names)
+    if axis_index_groups is not None and _checks_varying(names):  # JAX has no such pmax
+        gathered = jax.lax.all_gather(packed, names, axis_index_groups=axis_index_groups)
+        merged = jnp.max(gathered, 0)
+    else:
+        merged = jax.lax.pmax(packed, names, axis_index_groups=axis_index_groups)
+    below, most, unknown = merged
+    return jnp.where(unknown > 0, jnp.nan, -below), jnp.where(unknown > 0, jnp.nan, most)
+
+
 def _split_names(axis_name: _axes.AxisName) -> tuple[tuple[Hashable, ...], tuple[Hashable, ...]]:
     """The names that are axes of a mesh (`pmap`, `shard_map`), and those of `vmap`."""
     names = _axes.axis_names(axis_name)

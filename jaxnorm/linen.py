@@ -22,16 +22,22 @@ and in the call
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict, freeze, unfreeze
+from flax.core.meta import AxisMetadata, unbox
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import fold as _fold
 from jaxnorm import modules as _modules
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
@@ -46,8 +52,9 @@ class BatchNorm(nn.Module):
     the parameters promote to.
 
     `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either. `momentum=None` merges all batches exactly and keeps their `count`
-    in `batch_stats` too.
+    updated in training either, and those of `jaxnorm.start_recomputing` merge all batches beside
+    the old ones. `momentum=None` merges all batches exactly and keeps their `count` in
+    `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
@@ -153,12 +160,10 @@ class BatchNorm(nn.Module):
         names = self._entries()
         missing = [key for key in names if not self.has_variable("batch_stats", key)]
         if missing and (needed or not self.is_mutable_collection("batch_stats")):
-            raise ValueError(
-                f"{type(self).__name__} at /{'/'.join(self.path)} lacks {missing} in the "
-                "collection batch_stats; give apply the batch_stats that init made and training "
-                "updated, beside the params (in training, a mutable batch_stats may start empty)"
-            )
+            _raise_missing(self, missing)
         fresh = self._fresh_stats(x, features) if missing else {}
+        if self.has_variable("batch_stats", "recomputed"):
+            names = (*names, "recomputed")
         return {key: self.variable("batch_stats", key, fresh.get, key) for key in names}
 
     def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
@@ -243,6 +248,225 @@ class BatchRenorm(BatchNorm):
 
     def _init_stats(self, shape: tuple[int, ...], **options: Any) -> dict[str, jax.Array]:
         return jn.init_renorm_stats(shape, **options)
+
+
+class OnlineNorm(nn.Module):
+    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
+    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
+    parameters promote to. One value a channel is enough in training.
+
+    `batch_stats` holds `mean` and `var`; those that `jaxnorm.freeze_stats` marked are used and not
+    updated in training either. The two control processes' `control_y` and `control_x` are in the
+    collection `_overwrite_with_gradient`, as the state of Flax's fp8 operators is: their gradient
+    is their new value, which `flax.training.train_state.TrainState` puts in their place.
+
+    Attributes:
+        use_running_average: True to normalize with the statistics in `batch_stats`, False to
+            stream the batch and update them; here or in the call. True gives the control processes
+            a zero gradient: do not overwrite them by it.
+        axis: the axis or axes of the channels.
+        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
+            control processes.
+        epsilon: added to the variance.
+        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is.
+
+    References:
+        Chiley et al., "Online normalization for training neural networks", 2019.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import OnlineNorm
+        >>> norm = OnlineNorm(use_running_average=False, forward_decay=0.5)
+        >>> x = jnp.array([[2.0]])
+        >>> variables = norm.init(jax.random.key(0), x)
+        >>> sorted(variables)
+        ['_overwrite_with_gradient', 'batch_stats', 'params']
+        >>> y, updates = norm.apply(variables, x, mutable=["batch_stats"])
+        >>> print(y.round(2), updates["batch_stats"]["mean"])
+        [[2.]] [1.]
+    """
+
+    use_running_average: bool | None = None
+    axis: _axes.Axes = -1
+    forward_decay: ArrayLike = 0.999
+    backward_decay: ArrayLike = 0.99
+    epsilon: ArrayLike = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    stats_dtype: Any = None
+
+    @nn.compact
+    @_axes.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        evaluating = _axes.as_choice("use_running_average", evaluating)
+        features = _modules.feature_shape(x, self.axis, "axis")
+        stats = self._stats(features, evaluating and not self.is_initializing())
+        frozen = {"frozen": None} if self.has_variable("batch_stats", "frozen") else {}
+        scale, bias = _scale(self, features), _bias(self, features)
+        y, new = _modules.normalize_online(
+            self,
+            x,
+            {key: variable.value for key, variable in stats.items()} | frozen,
+            scale,
+            bias,
+            dtype=_modules.result_dtype(self.dtype, x, scale, bias),
+            mask=mask,
+            train=not evaluating,
+        )
+        if not (evaluating or frozen or self.is_initializing()):
+            for key in ("mean", "var"):
+                stats[key].value = new[key]
+        return y
+
+    def _stats(self, features: tuple[int, ...], evaluating: bool) -> dict[str, Any]:
+        """The variables of the statistics and of the control processes, each in its collection."""
+        collections = dict.fromkeys(("mean", "var"), "batch_stats")
+        if not evaluating:
+            collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
+        fresh = jn.init_online_stats(features, dtype=_modules.stats_dtype(self))
+        for key, collection in collections.items():
+            if not (self.is_initializing() or self.has_variable(collection, key)):
+                raise ValueError(
+                    f"{type(self).__name__} at /{'/'.join(self.path)} lacks {key!r} in the "
+                    f"collection {collection}; give apply the params, the batch_stats and, in "
+                    f"training, the {OVERWRITE_WITH_GRADIENT} that init made and training updated"
+                )
+        return {
+            key: self.variable(collection, key, fresh.get, key)
+            for key, collection in collections.items()
+        }
+
+
+class _InputScaling(nn.Module):
+    """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `batch_stats`."""
+
+    use_running_average: bool | None = None
+    axis: _axes.Axes = -1
+    dtype: Any = None
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    skip_nan: bool = False
+    stats_dtype: Any = jnp.float32
+
+    def _function(self) -> Function:
+        raise NotImplementedError
+
+    @nn.compact
+    @_axes.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        evaluating = _axes.as_choice("use_running_average", evaluating)
+        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
+        initializing = self.is_initializing()
+        fit = self._fit(x, needed=evaluating and not initializing)
+        y, new = _modules.scale_inputs(
+            self,
+            self._function(),
+            x,
+            {key: variable.value for key, variable in fit.items()},
+            mask=mask,
+            train=not evaluating,
+            synced=not initializing,
+        )
+        if not (evaluating or initializing):
+            for key, variable in fit.items():
+                variable.value = new[key]
+        return y
+
+    def _fit(self, x: jax.Array, needed: bool) -> dict[str, Any]:
+        """The variables of the fit; `needed` says that none may start afresh."""
+        features = _modules.feature_shape(x, self.axis, "axis")
+        fresh = jn.init_input_stats(features, dtype=self.stats_dtype)
+        missing = [key for key in fresh if not self.has_variable("batch_stats", key)]
+        if missing and (needed or not self.is_mutable_collection("batch_stats")):
+            _raise_missing(self, missing)
+        return {key: self.variable("batch_stats", key, fresh.get, key) for key in fresh}
+
+
+class StandardizeInputs(_InputScaling):
+    """Inputs to mean 0 and variance 1: `jaxnorm.standardize_inputs` with its fit in `batch_stats`.
+
+    y = (x - mean) / sqrt(var + epsilon), for each feature, within +- clip. x is [..., F] (F at
+    `axis`) of any real dtype, and y of its shape, in `dtype`, by default that of x, and float32 of
+    integers. There are no parameters.
+
+    In training the fit takes in the batch (`jaxnorm.update_input_stats`), and the batch is scaled
+    by the new fit. `init` does not update it; one that `jaxnorm.freeze_stats` marked is used and
+    not updated in training either.
+
+    Attributes:
+        use_running_average: True to use the fit in `batch_stats`, False to update it first; here or
+            in the call.
+        axis: the axis or axes of the features.
+        epsilon, clip: as for `jaxnorm.standardize_inputs`.
+        skip_nan: NaN do not count in the fit; in the result they stay.
+        stats_dtype: of the fit: float32, or float64.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import StandardizeInputs
+        >>> x = jnp.array([[3.0, 1e5], [5.0, 3e5]])
+        >>> scale = StandardizeInputs(use_running_average=False)
+        >>> y, variables = scale.apply({}, x, mutable=["batch_stats"])
+        >>> print(y, variables["batch_stats"]["mean"])
+        [[-1. -1.]
+         [ 1.  1.]] [4.e+00 2.e+05]
+    """
+
+    epsilon: ArrayLike = 0.0
+    clip: ArrayLike | None = None
+
+    def _function(self) -> Function:
+        return _modules.standardize_inputs(self)
+
+
+class MinMaxInputs(_InputScaling):
+    """Inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+
+    y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
+
+    Attributes:
+        low, high, clip: as for `jaxnorm.min_max_inputs`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import MinMaxInputs
+        >>> scale = MinMaxInputs(use_running_average=False, low=-1.0)
+        >>> y, _ = scale.apply({}, jnp.array([[0.0], [5.0], [20.0]]), mutable=["batch_stats"])
+        >>> print(y[:, 0])
+        [-1.  -0.5  1. ]
+    """
+
+    low: ArrayLike = 0.0
+    high: ArrayLike = 1.0
+    clip: bool = False
+
+    def _function(self) -> Function:
+        return _modules.min_max_inputs(self)
 
 
 class LayerNorm(nn.Module):
@@ -435,6 +659,149 @@ class InstanceNorm(nn.Module):
             _scale(self, features),
             _bias(self, features),
         )
+
+
+def _raise_missing(module: nn.Module, missing: list[str]) -> None:
+    raise ValueError(
+        f"{type(module).__name__} at /{'/'.join(module.path)} lacks {missing} in the collection "
+        "batch_stats; give apply the batch_stats that init made and training updated, beside the "
+        "params (in training, a mutable batch_stats may start empty)"
+    )
+
+
+def fold(
+    model: nn.Module,
+    variables: Any,
+    pairs: Mapping[str, str],
+    *args: Any,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> Any:
+    """The variables with batch normalizations folded into the layers before them.
+
+    Each kernel and bias becomes what `jaxnorm.fold_batch_norm` gives, and the normalization's
+    parameters and statistics are gone: these are the variables of the same network written without
+    the normalizations, and with a bias in the layers. The network as it is evaluates them by
+    `apply_folded`. They save and load as any others.
+
+    The model is evaluated on an example, to see what stands where and to compare: whole, folded,
+    and with each folded layer's output visible to its normalization alone.
+
+    Args:
+        model: the network; `BatchNorm`, `GhostBatchNorm`, `BatchRenorm` and Flax's own `BatchNorm`
+            in it can be folded, into any layer with a `kernel` whose channels are last.
+        variables: what `init` made and training updated.
+        pairs: for each layer's path its normalization's, as in {"block_0/Conv_0":
+            "block_0/BatchNorm_0"}; `*` stands for any characters but "/", in the normalization's
+            path for the same ones: {"block_*/Conv_*": "block_*/BatchNorm_*"}.
+        args, options: of `model.apply`, an example in evaluation.
+        tolerance: how far the output may move, relative to its largest value (of each array); for
+            kernels or results in bfloat16 give 0.05 or what they allow.
+
+    Raises:
+        TypeError: a normalization that has no running statistics, a layer without a kernel.
+        ValueError: a path that names nothing, a layer or normalization called more than once, one
+            whose input is not the layer's output itself (the message says whose it is), a layer's
+            output that is used elsewhere too, an output further away than the tolerance.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm.linen as jnn
+        >>> norm = jnn.BatchNorm(use_running_average=True)
+        >>> model = nn.Sequential([nn.Dense(2, use_bias=False), norm, nn.relu])
+        >>> variables = model.init(jax.random.key(0), x := jnp.ones((1, 3)))
+        >>> folded = jnn.fold(model, variables, {"layers_0": "layers_1"}, x)
+        >>> jax.tree.map(jnp.shape, folded)
+        {'params': {'layers_0': {'bias': (2,), 'kernel': (3, 2)}}}
+        >>> y = jnn.apply_folded(model, folded, x)
+        >>> print(jnp.allclose(y, model.apply(variables, x)))
+        True
+    """
+
+    def run(variables: Any, around: _fold.Around) -> Any:
+        def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
+            if context.method_name != "__call__":
+                return inner(*args, **options)
+            return around("/".join(context.module.path), context.module, inner, args, options)
+
+        with nn.intercept_methods(intercepted):
+            return model.apply(variables, *args, **options)
+
+    calls = _fold.recorded(lambda around: run(variables, around))
+    found = _fold.found_pairs(pairs, calls, (nn.BatchNorm, BatchNorm))
+    folded = _folded(variables, found)
+
+    def results(variables: Any, folded: Any) -> Any:
+        return (
+            model.apply(variables, *args, **options),
+            run(variables, _fold.hidden(found)),
+            apply_folded(model, folded, *args, **options),
+        )
+
+    _fold.check_folded(jax.jit(results)(variables, folded), tolerance)
+    return folded
+
+
+def apply_folded(model: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:
+    """`model.apply` of variables from `fold`, whose normalizations are not computed any more.
+
+    A batch normalization with no variables gives its input back, and a layer that was built without
+    a bias adds the one that it has in `params`; everything else is as in `apply`.
+
+    Args:
+        model: the network as it was trained.
+        variables: what `fold` returned.
+        args, options: of `model.apply`, in evaluation.
+    """
+
+    def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return inner(*args, **options)
+        if isinstance(module, (nn.BatchNorm, BatchNorm)) and not module.variables:
+            return _passed_on(module, *args, **options)
+        y = inner(*args, **options)
+        if getattr(module, "use_bias", None) is False and module.has_variable("params", "bias"):
+            y = y + module.get_variable("params", "bias").astype(y.dtype)
+        return y
+
+    with nn.intercept_methods(intercepted):
+        return model.apply(variables, *args, **options)
+
+
+def _passed_on(module: Any, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    """What went into a normalization, in the dtype in which it would come out."""
+    parameter = jnp.zeros((), module.param_dtype) if module.use_scale or module.use_bias else None
+    return x.astype(_modules.result_dtype(module.dtype, x, parameter))
+
+
+def _folded(variables: Any, pairs: Sequence[_fold.Pair]) -> Any:
+    """The variables with each layer's new kernel and bias, without the normalizations'."""
+    flat: dict[Any, Any] = flatten_dict(unfreeze(variables))  # type: ignore[no-untyped-call]
+    for layer, norm in pairs:
+        at, of = ("params", *layer.path.split("/")), tuple(norm.path.split("/"))
+        may_have_bias = (*at, "bias") in flat or hasattr(layer.module, "use_bias")
+        if (*at, "kernel") not in flat or not may_have_bias:
+            raise TypeError(
+                f"{layer.path!r} is a {type(layer.module).__name__}, without a kernel, or without "
+                "a bias and use_bias, of its own; what can be folded into is a layer such as "
+                "Dense, Conv, ConvTranspose"
+            )
+        plain = unbox(flat)
+        kernel, bias = jn.fold_batch_norm(
+            plain[*at, "kernel"],
+            plain.get((*at, "bias")),
+            {key: plain["batch_stats", *of, key] for key in ("mean", "var")},
+            plain.get(("params", *of, "scale")),
+            plain.get(("params", *of, "bias")),
+            epsilon=norm.module.epsilon,
+            kernel_axis=_modules.kernel_axis(layer.module),
+        )
+        flat = {path: leaf for path, leaf in flat.items() if path[1 : 1 + len(of)] != of}
+        for path, new in (((*at, "kernel"), kernel), ((*at, "bias"), bias)):
+            old = flat.get(path)
+            flat[path] = old.replace_boxed(new) if isinstance(old, AxisMetadata) else new
+    folded = unflatten_dict(flat)  # type: ignore[no-untyped-call]
+    return freeze(folded) if isinstance(variables, FrozenDict) else folded
 
 
 def _scale(module: Any, features: tuple[int, ...]) -> Any:

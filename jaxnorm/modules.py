@@ -61,6 +61,24 @@ def instance_norm(module: Any) -> Function:
     return partial(jn.instance_norm, channel_axis=module.feature_axes)
 
 
+def standardize_inputs(module: Any) -> Function:
+    return partial(jn.standardize_inputs, epsilon=module.epsilon, clip=module.clip)
+
+
+def min_max_inputs(module: Any) -> Function:
+    return partial(jn.min_max_inputs, low=module.low, high=module.high, clip=module.clip)
+
+
+def online_norm(module: Any) -> Function:
+    return partial(
+        jn.online_norm,
+        forward_decay=module.forward_decay,
+        backward_decay=module.backward_decay,
+        epsilon=module.epsilon,
+        channel_axis=module.axis,
+    )
+
+
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes that have parameters or statistics of their own."""
     channels = _axes.channel_axes(jnp.ndim(x), axes, name)
@@ -79,6 +97,11 @@ def stats_dtype(module: Any) -> Any:
         return module.stats_dtype
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(jnp.float32, module.param_dtype)
+
+
+def kernel_axis(layer: Any) -> int:
+    """The axis of the output channels in the kernel of a layer of Flax."""
+    return -2 if getattr(layer, "transpose_kernel", False) else -1
 
 
 def normalize(
@@ -121,6 +144,47 @@ def normalize_batch(
         skip_nonfinite=module.skip_nonfinite,
         **_options(module, mask, synced),
     )
+    return jnp.asarray(y, dtype), new
+
+
+def scale_inputs(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    fit: _axes.BatchStats,
+    *,
+    mask: Any,
+    train: bool,
+    synced: bool = True,
+) -> tuple[jax.Array, Any]:
+    """The inputs scaled by their fit, in `dtype`, in training after an update with them."""
+    dtype = result_dtype(module.dtype, x)
+    x = _widened(x, dtype)
+    if train:
+        fit = jn.update_input_stats(
+            fit,
+            x,
+            feature_axis=module.axis,
+            where=mask,
+            axis_name=module.axis_name if synced else None,
+            axis_index_groups=module.axis_index_groups if synced else None,
+            skip_nan=module.skip_nan,
+        )
+    y = function(x, fit, feature_axis=module.axis, where=mask)
+    return jnp.asarray(y, dtype), fit
+
+
+def normalize_online(
+    module: Any,
+    x: jax.Array,
+    stats: _axes.BatchStats,
+    *parameters: Any,
+    dtype: Any,
+    mask: Any,
+    train: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The result of online normalization, in `dtype`, and its new statistics."""
+    y, new = online_norm(module)(_widened(x, dtype), stats, *parameters, train=train, where=mask)
     return jnp.asarray(y, dtype), new
 
 

@@ -27,9 +27,11 @@ and in the call
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +42,16 @@ from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import fold as _fold
 from jaxnorm import modules as _modules
 from jaxnorm import recipes as _recipes
+from jaxnorm import running as _running
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 
 Metadata = Mapping[str, Any]
+Model = TypeVar("Model", bound=nnx.Module)
+_CALL = "__call__"
 
 
 class BatchNorm(nnx.Module):
@@ -56,8 +62,8 @@ class BatchNorm(nnx.Module):
     the variables promote to.
 
     `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
-    makes those of training too. `momentum=None` merges all batches exactly and keeps their `count`
-    in an `nnx.BatchStat` too.
+    makes those of training too, and beside which `start_recomputing` merges all batches.
+    `momentum=None` merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
 
     Args:
         use_running_average: True to normalize with the running statistics, False to measure the
@@ -96,6 +102,7 @@ class BatchNorm(nnx.Module):
 
     mean: nnx.BatchStat[jax.Array]
     var: nnx.BatchStat[jax.Array]
+    recomputed: Any  # there while they are
 
     def __init__(
         self,
@@ -165,20 +172,12 @@ class BatchNorm(nnx.Module):
         mask: jax.Array | None = None,
         update_stats: bool = True,
     ) -> jax.Array:
-        evaluating = first_from(
-            use_running_average,
-            self.use_running_average,
-            error_msg=(
-                f"give use_running_average to {type(self).__name__}, when it is built, in the call "
-                "or by nnx.view, or call train() or eval() of the model"
-            ),
-        )
-        evaluating = _axes.as_choice("use_running_average", evaluating) or self.frozen
+        evaluating = _evaluates(self, use_running_average)
         _axes.check_choice("update_stats", update_stats)
         self._check_momentum()
         features = _modules.feature_shape(x, self.axis, "axis")
-        variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
-        stats = {key: _value(variable, features) for key, variable in variables.items()}
+        variables = _variables(self)
+        stats = _each(lambda variable: _value(variable, features), variables)
         x, (mean, var), parameters, dtype = _promoted(
             self,
             x,
@@ -196,8 +195,7 @@ class BatchNorm(nnx.Module):
             train=not evaluating,
         )
         if update_stats and not evaluating:
-            for key, variable in variables.items():
-                variable.set_value(jax.lax.stop_gradient(_flat(new[key])))
+            _each(lambda v, value: v.set_value(jax.lax.stop_gradient(_flat(value))), variables, new)
         return y
 
     def _check_momentum(self) -> None:
@@ -303,6 +301,303 @@ class BatchRenorm(BatchNorm):
 
     def _init_stats(self, num_features: int, **options: Any) -> dict[str, jax.Array]:
         return jn.init_renorm_stats(num_features, **options)
+
+
+class ControlState(nnx.Variable[Any]):
+    """An error of a control process of `OnlineNorm`: its gradient is its new value."""
+
+
+class OnlineNorm(nnx.Module):
+    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
+    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
+    variables promote to. One value a channel is enough in training.
+
+    `mean` and `var` are `nnx.BatchStat`. The two control processes' `control_y` and `control_x` are
+    `ControlState`: differentiate with respect to them too, with the filter `DIFFERENTIATED`, and
+    give what comes out to `overwrite_control`, which gives back the gradients of the rest.
+
+    `train()` and `eval()` choose between streaming and the running statistics, which `freeze_stats`
+    makes those of training too.
+
+    Args:
+        use_running_average: True to normalize with the running statistics, False to stream the
+            batch and update them; here or in the call, which takes precedence. True gives the
+            control processes a zero gradient: do not overwrite them by it.
+        axis: the axis or axes of the channels.
+        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
+            control processes.
+        epsilon: added to the variance.
+        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is.
+
+    References:
+        Chiley et al., "Online normalization for training neural networks", 2019.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import DIFFERENTIATED, OnlineNorm, overwrite_control
+        >>> norm = OnlineNorm(1, forward_decay=0.5, rngs=nnx.Rngs(0))
+        >>> loss = lambda norm: norm(jnp.array([[2.0]])).sum()
+        >>> grads = nnx.grad(loss, argnums=nnx.DiffState(0, DIFFERENTIATED))(norm)
+        >>> grads = overwrite_control(norm, grads)
+        >>> print(sorted(grads), norm.mean[...], norm.control_y[...].round(2))
+        ['bias', 'scale'] [1.] [2.]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: _axes.Axes = -1,
+        forward_decay: ArrayLike = 0.999,
+        backward_decay: ArrayLike = 0.99,
+        epsilon: ArrayLike = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+        stats_dtype: Any = None,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.forward_decay = forward_decay
+        self.backward_decay = backward_decay
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.promote_dtype = promote_dtype
+        self.stats_dtype = stats_dtype
+        self.frozen = False
+        stats = jn.init_online_stats(num_features, dtype=_modules.stats_dtype(self))
+        self.mean = nnx.BatchStat(stats["mean"])
+        self.var = nnx.BatchStat(stats["var"])
+        self.control_y = ControlState(stats["control_y"])
+        self.control_x = ControlState(stats["control_x"])
+        self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    @_axes.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = _evaluating(self, use_running_average)
+        features = _modules.feature_shape(x, self.axis, "axis")
+        names = ("mean", "var", "control_y", "control_x")
+        stats = {key: _value(getattr(self, key), features) for key in names}
+        x, (mean, var), parameters, dtype = _promoted(
+            self,
+            x,
+            (stats["mean"], stats["var"]),
+            (_value(self.scale, features), _value(self.bias, features)),
+        )
+        if evaluating or self.frozen:
+            stats |= {"mean": mean, "var": var}
+        y, new = _modules.normalize_online(
+            self,
+            x,
+            stats | ({"frozen": None} if self.frozen else {}),
+            *parameters,
+            dtype=dtype,
+            mask=mask,
+            train=not evaluating,
+        )
+        if not (evaluating or self.frozen):
+            self.mean.set_value(_flat(new["mean"]))
+            self.var.set_value(_flat(new["var"]))
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
+
+        Args:
+          use_running_average: True to normalize with the running statistics, False to stream.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+DIFFERENTIATED = nnx.Any(nnx.Param, ControlState)
+
+
+def overwrite_control(model: nnx.Module, grads: Any) -> Any:
+    """Put the control processes where their gradients say; the gradients of the rest.
+
+    Args:
+        model: with `OnlineNorm` in it; changed in place.
+        grads: as from `nnx.grad(..., argnums=nnx.DiffState(0, DIFFERENTIATED))`.
+
+    Returns:
+        `grads` without the control processes, for an optimizer of `nnx.Param`.
+    """
+    moved, rest = nnx.split_state(grads, ControlState, ...)
+    nnx.update(model, moved)
+    return rest
+
+
+class _InputScaling(nnx.Module):
+    """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `nnx.BatchStat`."""
+
+    count: nnx.BatchStat[jax.Array]
+    mean: nnx.BatchStat[jax.Array]
+    var: nnx.BatchStat[jax.Array]
+    min: nnx.BatchStat[jax.Array]
+    max: nnx.BatchStat[jax.Array]
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: _axes.Axes = -1,
+        dtype: Any = None,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        skip_nan: bool = False,
+        stats_dtype: Any = jnp.float32,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.dtype = dtype
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.skip_nan = skip_nan
+        self.stats_dtype = stats_dtype
+        self.frozen = False
+        for key, value in jn.init_input_stats(num_features, dtype=stats_dtype).items():
+            setattr(self, key, nnx.BatchStat(value))
+
+    def _function(self) -> Function:
+        raise NotImplementedError
+
+    @_axes.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = _evaluates(self, use_running_average)
+        features = _modules.feature_shape(x, self.axis, "axis")
+        variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
+        fit = {key: _value(variable, features) for key, variable in variables.items()}
+        y, new = _modules.scale_inputs(
+            self, self._function(), x, fit, mask=mask, train=not evaluating
+        )
+        if not evaluating:
+            for key, variable in variables.items():
+                variable.set_value(_flat(new[key]))
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
+
+        Args:
+          use_running_average: True to use the fit, False to update it first.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class StandardizeInputs(_InputScaling):
+    """Inputs to mean 0 and variance 1: `jaxnorm.standardize_inputs`, its fit in `nnx.BatchStat`.
+
+    y = (x - mean) / sqrt(var + epsilon), for each feature, within +- clip. x is [..., F] (F at
+    `axis`) of any real dtype, and y of its shape, in `dtype`, by default that of x, and float32 of
+    integers. There are no parameters.
+
+    In training the fit takes in the batch (`jaxnorm.update_input_stats`), and the batch is scaled
+    by the new fit; `train()` and `eval()` choose, and `freeze_stats` leaves the fit as it is in
+    training too.
+
+    Args:
+        num_features: the width F; of several feature axes, their product.
+        use_running_average: True to use the fit, False to update it first; here or in the call,
+            which takes precedence.
+        axis: the axis or axes of the features.
+        epsilon, clip: as for `jaxnorm.standardize_inputs`.
+        skip_nan: NaN do not count in the fit; in the result they stay.
+        stats_dtype: of the fit: float32, or float64.
+        options: the arguments after `axis`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm.nnx import StandardizeInputs
+        >>> scale = StandardizeInputs(2)
+        >>> print(scale(jnp.array([[3.0, 1e5], [5.0, 3e5]])), scale.mean[...])
+        [[-1. -1.]
+         [ 1.  1.]] [4.e+00 2.e+05]
+        >>> scale.eval()
+        >>> print(scale(jnp.array([[4.0, 4e5]])))
+        [[0. 2.]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: ArrayLike = 0.0,
+        clip: ArrayLike | None = None,
+        **options: Any,
+    ):
+        super().__init__(num_features, **options)
+        self.epsilon = epsilon
+        self.clip = clip
+
+    def _function(self) -> Function:
+        return _modules.standardize_inputs(self)
+
+
+class MinMaxInputs(_InputScaling):
+    """Inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+
+    y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
+
+    Args:
+        low, high, clip: as for `jaxnorm.min_max_inputs`.
+        options: the other arguments of `StandardizeInputs`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm.nnx import MinMaxInputs
+        >>> print(MinMaxInputs(1, low=-1.0)(jnp.array([[0.0], [5.0], [20.0]]))[:, 0])
+        [-1.  -0.5  1. ]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        low: ArrayLike = 0.0,
+        high: ArrayLike = 1.0,
+        clip: bool = False,
+        **options: Any,
+    ):
+        super().__init__(num_features, **options)
+        self.low = low
+        self.high = high
+        self.clip = clip
+
+    def _function(self) -> Function:
+        return _modules.min_max_inputs(self)
 
 
 class LayerNorm(nnx.Module):
@@ -580,8 +875,9 @@ class InstanceNorm(nnx.Module):
 def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
     """Use the running statistics and leave them as they are in training too, as in evaluation.
 
-    It sets the attribute `frozen` of every `BatchNorm` and kin in the named parts, which `train()`
-    and `eval()` do not touch. The parameters go on learning; stop those in the optimizer.
+    It sets the attribute `frozen` of every `BatchNorm` and kin, and of every fit to inputs, in the
+    named parts, which `train()` and `eval()` do not touch. The parameters go on learning; stop
+    those in the optimizer.
 
     Args:
         model: changed in place, as by `train()` and `eval()`.
@@ -601,12 +897,309 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
         >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
         [1. 1.] [0.]
     """
-    norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, BatchNorm)}
-    named = parts or ("*",)
-    _recipes.check_found(named, list(norms), "BatchNorm")
-    for path, norm in norms.items():
-        if any(_recipes.matches(path, part) for part in named):
-            norm.frozen = frozen
+    for norm in _named(model, parts, (BatchNorm, OnlineNorm, _InputScaling)):
+        norm.frozen = frozen
+
+
+def start_recomputing(model: nnx.Module, *parts: str) -> None:
+    """Merge all that training sees in new statistics beside the running ones, which stay.
+
+    As `jaxnorm.start_recomputing`, in the model: every `BatchNorm` and kin in the named parts takes
+    an attribute `recomputed` with `nnx.BatchStat` `count`, `mean` and `var`, and its momentum does
+    not matter until `finish_recomputing`.
+
+    Args:
+        model: changed in place; a compiled step is compiled once more.
+        parts: paths of normalizations, or of what holds them; all where none is given.
+
+    Raises:
+        ValueError: statistics that are being recomputed already; a part with no `BatchNorm` in it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, finish_recomputing, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> start_recomputing(model)
+        >>> for batch in jnp.array([[1.0], [3.0]]), jnp.array([[8.0]] * 6):
+        ...     y = model.norm(batch)
+        >>> finish_recomputing(model)
+        >>> print(model.norm.mean[...], model.norm.var[...])
+        [6.5] [7.]
+    """
+    for norm in _named(model, parts):
+        new = _running.started(_values(norm))["recomputed"]
+        norm.recomputed = nnx.Dict({key: nnx.BatchStat(value) for key, value in new.items()})
+
+
+def finish_recomputing(model: nnx.Module, *parts: str) -> None:
+    """Put the recomputed statistics in the place of the running ones, where anything counted.
+
+    As `jaxnorm.finish_recomputing`, in the model.
+
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+
+    Raises:
+        ValueError: a part in which nothing is being recomputed.
+
+    There is an example in `start_recomputing`.
+    """
+    _finish(model, parts, _running.replaced)
+
+
+def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | None = 0.99) -> None:
+    """Update the running statistics once, by all that was seen since `start_recomputing`.
+
+    As `jaxnorm.finish_accumulating`, in the model.
+
+    Args:
+        model: changed in place.
+        parts: paths of what is being recomputed; all of it where none is given.
+        momentum: the weight of the old value, as that of the normalizations; None merges exactly.
+
+    Raises:
+        ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
+            for statistics without a count.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, finish_accumulating, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, rngs=nnx.Rngs(0)))
+        >>> start_recomputing(model)
+        >>> for micro_batch in jnp.array([[[1.0], [3.0]], [[8.0], [8.0]]]):
+        ...     y = model.norm(micro_batch)
+        >>> finish_accumulating(model, momentum=0.5)
+        >>> print(model.norm.mean[...])
+        [2.5]
+    """
+    _axes.check_momentum(momentum)
+    _finish(model, parts, partial(_running.accumulated, momentum=momentum))
+
+
+def _finish(model: nnx.Module, parts: Sequence[str], change: Callable[[Any], Any]) -> None:
+    for norm in _named(model, parts, recomputed=True):
+        new = change(_values(norm))
+        del norm.recomputed
+        _each(lambda variable, value: variable.set_value(value), _variables(norm), new)
+
+
+def _named(
+    model: nnx.Module, parts: Sequence[str], kinds: Any = BatchNorm, *, recomputed: bool = False
+) -> list[Any]:
+    """Every module of the kinds and their kin in the parts."""
+    norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, kinds)}
+    if recomputed:
+        norms = {path: norm for path, norm in norms.items() if hasattr(norm, "recomputed")}
+    parts = parts or ("*",)
+    _recipes.check_found(parts, list(norms), _recipes.RECOMPUTED if recomputed else "BatchNorm")
+    return [
+        norm for path, norm in norms.items() if any(_recipes.matches(path, part) for part in parts)
+    ]
+
+
+def _variables(norm: BatchNorm) -> dict[str, Any]:
+    """The variables of the statistics, those that are recomputed in a dict of their own."""
+    variables: dict[str, Any] = {
+        k: v for k, v in vars(norm).items() if isinstance(v, nnx.BatchStat)
+    }
+    if hasattr(norm, "recomputed"):
+        variables["recomputed"] = dict(norm.recomputed.items())
+    return variables
+
+
+def _values(norm: BatchNorm) -> Any:
+    return _each(lambda variable: variable[...], _variables(norm))
+
+
+def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:
+    """What a function gives of each variable, and of what stands at its place in other dicts."""
+    return jax.tree.map(
+        function, variables, *others, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
+
+
+def _evaluates(module: Any, use_running_average: bool | None) -> bool:
+    """Whether the running statistics are used: in evaluation, and where they are frozen."""
+    return _evaluating(module, use_running_average) or module.frozen
+
+
+def _evaluating(module: Any, use_running_average: bool | None) -> bool:
+    """Whether evaluation is asked for, by the call or by the module."""
+    chosen = first_from(
+        use_running_average,
+        module.use_running_average,
+        error_msg=(
+            f"give use_running_average to {type(module).__name__}, when it is built, in the call "
+            "or by nnx.view, or call train() or eval() of the model"
+        ),
+    )
+    return _axes.as_choice("use_running_average", chosen)
+
+
+class Identity(nnx.Module):
+    """What stands for a normalization that was folded: the input, in the dtype of its result.
+
+    Args:
+        dtype: of the result.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm.nnx import Identity
+        >>> print(Identity(jnp.float32)(jnp.ones(2), use_running_average=True))
+        [1. 1.]
+    """
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        return x.astype(self.dtype)
+
+
+def fold(
+    model: Model,
+    pairs: Mapping[str, str],
+    *args: Any,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> Model:
+    """A copy of the model with batch normalizations folded into the layers before them.
+
+    Each kernel and bias becomes what `jaxnorm.fold_batch_norm` gives, and an `Identity` stands
+    where the normalization stood. The copy is in evaluation, as by `eval()`, and the model is left
+    as it was.
+
+    The model is evaluated on an example, to see what stands where and to compare: whole, folded,
+    and with each folded layer's output visible to its normalization alone. While it is, the
+    classes of its modules are watched, so no other thread may call theirs; modules inside
+    `nnx.jit` are not seen.
+
+    Args:
+        model: the network; `BatchNorm`, `GhostBatchNorm`, `BatchRenorm` and Flax's own `BatchNorm`
+            in it can be folded, into any layer with a `kernel` and a `bias`, or None for it, whose
+            channels are last.
+        pairs: for each layer's path its normalization's, as in {"blocks/0/conv": "blocks/0/norm"};
+            `*` stands for any characters but "/", in the normalization's path for the same ones:
+            {"blocks/*/conv": "blocks/*/norm"}.
+        args, options: of a call of the model, an example in evaluation.
+        tolerance: how far the output may move, relative to its largest value (of each array); for
+            kernels or results in bfloat16 give 0.05 or what they allow.
+
+    Raises:
+        TypeError: a normalization that has no running statistics, a layer without a kernel.
+        ValueError: a path that names nothing, a layer or normalization called more than once, one
+            whose input is not the layer's output itself (the message says whose it is), a layer's
+            output that is used elsewhere too, an output further away than the tolerance.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm.nnx as jnnx
+        >>> from flax import nnx
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(3, 2, rngs=rngs), jnnx.BatchNorm(2, rngs=rngs))
+        >>> folded = jnnx.fold(model, {"layers/0": "layers/1"}, x := jnp.ones((1, 3)))
+        >>> print(type(folded.layers[1]).__name__)
+        Identity
+        >>> model.eval()
+        >>> print(jnp.allclose(folded(x), model(x)))
+        True
+    """
+    folded = nnx.clone(model)
+    folded.eval()  # type: ignore[no-untyped-call]
+    whole = nnx.split(nnx.clone(folded))  # with variables of its own
+
+    def run(graph: Any, state: Any, around: _fold.Around | None = None) -> Any:
+        copy = nnx.merge(graph, state)
+        with _watched(copy, around):
+            return copy(*args, **options)
+
+    calls = _fold.recorded(lambda around: run(*whole, around))
+    found = _fold.found_pairs(pairs, calls, (nnx.BatchNorm, BatchNorm))
+    for pair in found:
+        _fold_pair(folded, pair)
+    changed = nnx.split(folded)
+
+    def results(state: Any, changed_state: Any) -> Any:
+        return (
+            run(whole[0], state),
+            run(whole[0], state, _fold.hidden(found)),
+            run(changed[0], changed_state),
+        )
+
+    _fold.check_folded(jax.jit(results)(whole[1], changed[1]), tolerance)
+    return folded
+
+
+def _fold_pair(model: nnx.Module, pair: _fold.Pair) -> None:
+    """Change the layer of a pair in the model, and replace its normalization."""
+    modules: dict[str, tuple[Any, Any]] = {
+        "/".join(map(str, path)): (path, module) for path, module in nnx.iter_modules(model)
+    }
+    path, norm = modules[pair.norm.path]
+    layer = modules[pair.layer.path][1]
+    if not isinstance(getattr(layer, "kernel", None), nnx.Param) or not hasattr(layer, "bias"):
+        raise TypeError(
+            f"{pair.layer.path!r} is a {type(layer).__name__}, without a kernel and a bias of its "
+            "own; what can be folded into is a layer such as Linear, Conv, ConvTranspose"
+        )
+    kernel, bias = jn.fold_batch_norm(
+        layer.kernel[...],
+        None if layer.bias is None else layer.bias[...],
+        {"mean": norm.mean[...], "var": norm.var[...]},
+        None if norm.scale is None else norm.scale[...],
+        None if norm.bias is None else norm.bias[...],
+        epsilon=norm.epsilon,
+        kernel_axis=_modules.kernel_axis(layer),
+    )
+    layer.kernel.set_value(kernel)
+    if layer.bias is None:
+        layer.bias, layer.use_bias = nnx.Param(bias), True
+    else:
+        layer.bias.set_value(bias)
+    parent: Any = model
+    for key in path[:-1]:
+        parent = _part(parent, key)
+    stands = Identity(pair.norm.output.dtype)
+    if isinstance(path[-1], int):
+        parent[path[-1]] = stands
+    else:
+        setattr(parent, str(path[-1]), stands)
+
+
+def _part(module: Any, key: Any) -> Any:
+    return module[key] if isinstance(key, int) else getattr(module, key)
+
+
+@contextmanager
+def _watched(model: nnx.Module, around: _fold.Around | None) -> Iterator[None]:
+    """Hand the calls of the model's modules to `around`, if there is one."""
+    paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)}
+    kinds = {type(module) for _, module in nnx.iter_modules(model)} if around else set()
+    kinds = {kind for kind in kinds if any(_CALL in vars(base) for base in kind.__mro__)}
+    calls = {kind: getattr(kind, _CALL) for kind in kinds}
+    own = {kind for kind in kinds if _CALL in vars(kind)}
+
+    def watching(call: Any) -> Any:
+        def watched(module: Any, *args: Any, **options: Any) -> Any:
+            inner = partial(call, module)
+            if around is None or id(module) not in paths:
+                return inner(*args, **options)
+            return around(paths[id(module)], module, inner, args, options)
+
+        return watched
+
+    try:
+        for kind, call in calls.items():
+            setattr(kind, _CALL, watching(call))
+        yield
+    finally:
+        for kind, call in calls.items():
+            if kind in own:
+                setattr(kind, _CALL, call)
+            else:
+                delattr(kind, _CALL)
 
 
 def _parameter(

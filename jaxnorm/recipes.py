@@ -1,4 +1,4 @@
-"""What is done around normalization: weight decay, the first scales, frozen and merged statistics.
+"""What is done around normalization: weight decay, first scales, what statistics are kept.
 
 Trees are those of Flax or of any functional model: nested dicts whose keys name the parts of a
 model. A part is named by its path, as in "encoder/block_0"; `*` and `?` stand for any characters,
@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
-from jaxnorm.distributed import sync_moments
+from jaxnorm import running as _running
+from jaxnorm.distributed import sync_extremes, sync_moments
+from jaxnorm.inputs import exact_constants
 from jaxnorm.statistics import Moments
 
 _STATS = {"mean", "var"}
+RECOMPUTED = "statistics that start_recomputing began"
+_OF_BATCHES = {"mean", "var", "count", "steps", "frozen", "recomputed"}  # fits have more entries
 
 
 def weight_decay_mask(params: Any, *, leave_out: Sequence[str] = ("scale", "bias")) -> Any:
@@ -88,8 +94,8 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
     Marks the statistics of each named normalization by an entry "frozen" without a value, so the
     tree has the same leaves; `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen
     modules then normalize with them whatever `train` or `use_running_average` is, and update
-    nothing. The parameters go on learning; stop those in the optimizer. For NNX models there is
-    `jaxnorm.nnx.freeze_stats`.
+    nothing; nor does `update_input_stats`. The parameters go on learning; stop those in the
+    optimizer. For NNX models there is `jaxnorm.nnx.freeze_stats`.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
@@ -111,17 +117,119 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
         [1. 1.] [0.]
     """
 
-    if type(batch_stats).__module__.startswith("flax.nnx"):
-        raise TypeError(
-            f"freeze_stats marks nested dicts, got a {type(batch_stats).__name__} of NNX; freeze "
-            "the model itself with jaxnorm.nnx.freeze_stats(model)"
-        )
+    _check_not_nnx("freeze_stats", batch_stats)
 
     def marked(stats: Mapping[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in stats.items() if key != "frozen"}
         return rest | ({"frozen": None} if frozen else {})
 
     return _changed(batch_stats, parts or ("*",), _STATS, marked)
+
+
+def start_recomputing(batch_stats: Any, *parts: str) -> Any:
+    """The running statistics, and beside them new ones that merge all that training sees.
+
+    Until `finish_recomputing`, every training step merges the moments of its batch exactly, within
+    and between batches and by their counts, whatever the momentum is, and the old statistics stay
+    as they are: evaluation and the corrections of batch renormalization go on with them. One pass
+    over any batches gives every layer the moments of all that it saw, in each batch after earlier
+    layers that normalized by the batch ("precise" statistics). The parameters are the caller's to
+    leave as they are.
+
+    Adds to the statistics of each named normalization an entry "recomputed" with a count, a mean
+    and a variance for each channel, so a compiled step is compiled once more. Heeded by
+    `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen modules; for NNX models there is
+    `jaxnorm.nnx.start_recomputing`. Frozen statistics do not move; what has other entries (fits of
+    inputs) is not marked.
+
+    Args:
+        batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
+            `variables["batch_stats"]`.
+        parts: paths of normalizations, or of what holds them; all where none is given.
+
+    Raises:
+        TypeError: the state of an NNX model.
+        ValueError: statistics that are being recomputed already; a part with no statistics in it.
+
+    Conventions:
+        The variance is that of one big batch: between the means of the batches too, and biased.
+        PyTorch's `swa_utils.update_bn` averages unbiased variances within batches, each batch
+        weighing the same.
+
+    References:
+        Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.start_recomputing(jn.init_batch_stats(1))
+        >>> for batch in jnp.array([[1.0], [3.0]]), jnp.array([[8.0]] * 6):
+        ...     _, stats = jn.batch_norm(batch, stats, train=True)
+        >>> stats = jn.finish_recomputing(stats)
+        >>> print(stats["mean"], stats["var"])
+        [6.5] [7.]
+    """
+    _check_not_nnx("start_recomputing", batch_stats)
+    return _changed(batch_stats, parts or ("*",), _STATS, _running.started, _OF_BATCHES)
+
+
+def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
+    """The recomputed statistics in the place of the old ones, as from before `start_recomputing`.
+
+    Where nothing counted the old ones stay; the `steps` of batch renormalization are as they were.
+
+    Args:
+        batch_stats: what `start_recomputing` made, after any number of training steps.
+        parts: paths of what is being recomputed; all of it where none is given.
+
+    Raises:
+        TypeError: the state of an NNX model.
+        ValueError: a part in which nothing is being recomputed.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = {"norm": jn.start_recomputing(jn.init_batch_stats(1))}
+        >>> _, stats["norm"] = jn.batch_norm(jnp.array([[1.0], [3.0]]), stats["norm"], train=True)
+        >>> jn.finish_recomputing(stats)
+        {'norm': {'mean': Array([2.], dtype=float32), 'var': Array([1.], dtype=float32)}}
+    """
+    return _finished("finish_recomputing", batch_stats, parts, _running.replaced)
+
+
+def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | None = 0.99) -> Any:
+    """The running statistics after one step that came in micro-batches, in one exact update.
+
+    new = momentum * old + (1 - momentum) * merged, with the moments of all that was seen since
+    `start_recomputing`: those of one big batch. Batch renormalization counts one step.
+
+    Args:
+        batch_stats: what `start_recomputing` made, after the micro-batches of a step.
+        parts: paths of what is being recomputed; all of it where none is given.
+        momentum: the weight of the old value, as that of the normalizations; None merges exactly.
+
+    Raises:
+        TypeError: the state of an NNX model.
+        ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
+            for statistics without a count.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = jn.start_recomputing(jn.init_batch_stats(1))
+        >>> for micro_batch in jnp.array([[[1.0], [3.0]], [[8.0], [8.0]]]):
+        ...     _, stats = jn.batch_norm(micro_batch, stats, train=True)
+        >>> print(jn.finish_accumulating(stats, momentum=0.5)["mean"])
+        [2.5]
+    """
+    _axes.check_momentum(momentum)
+    change = partial(_running.accumulated, momentum=momentum)
+    return _finished("finish_accumulating", batch_stats, parts, change)
+
+
+def _finished(
+    function: str, batch_stats: Any, parts: Sequence[str], change: Callable[[Any], dict[str, Any]]
+) -> Any:
+    _check_not_nnx(function, batch_stats)
+    keys = {*_STATS, "recomputed"}
+    return _changed(batch_stats, parts or ("*",), keys, change, what=RECOMPUTED)
 
 
 def sync_batch_stats(
@@ -135,11 +243,11 @@ def sync_batch_stats(
     own, which drift apart; merge them before evaluation or saving. The variance between the
     replicas' means is part of the result; averaging the variances would lose it. The whole tree is
     one collective, as in `sync_moments` (the `steps` of batch renormalization, of which the largest
-    is taken, one more).
+    is taken, one more; the least and largest values of a fit to inputs too).
 
-    Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`);
-    then the counts add up, so merge what is evaluated or saved, and train on with what was not
-    merged.
+    Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`,
+    or in the middle of recomputing); then the counts add up, so merge what is evaluated or saved,
+    and train on with what was not merged.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
@@ -162,7 +270,9 @@ def sync_batch_stats(
 
     def found(stats: Mapping[str, Any]) -> dict[str, Any]:
         layers.append(dict(stats))
-        return layers[-1]
+        if "recomputed" in stats:
+            found(stats["recomputed"])
+        return dict(stats)
 
     _changed(batch_stats, ("*",), _STATS, found)
     with jax.numpy_dtype_promotion("standard"):
@@ -180,16 +290,30 @@ def sync_batch_stats(
 
     def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
         count, mean, var = next(merged)
+        var = jax.tree.map(lambda count, var: jnp.where(count > 0, var, 1), count, var)  # or fresh
         new = {**stats, "mean": mean, "var": var}
         if "count" in stats:
-            new["count"] = jax.tree.map(_as_before, stats["count"], count)
+            new["count"] = jax.tree.map(_running.as_before, stats["count"], count)
         if "steps" in stats:
             new["steps"] = jax.lax.pmax(
                 stats["steps"], axis_name, axis_index_groups=axis_index_groups
             )
+        if {"min", "max"} <= stats.keys():
+            new |= _synced_fit(new, axis_name, axis_index_groups)
+        if "recomputed" in stats:
+            new["recomputed"] = synced(stats["recomputed"])
         return new
 
     return _changed(batch_stats, ("*",), _STATS, synced)
+
+
+def _check_not_nnx(function: str, tree: Any) -> None:
+    """A state of NNX would take a mark that its model does not heed."""
+    if type(tree).__module__.startswith("flax.nnx"):
+        raise TypeError(
+            f"{function} marks nested dicts, got a {type(tree).__name__} of NNX; give the model "
+            f"itself to jaxnorm.nnx.{function}"
+        )
 
 
 def _raveled(parts: Sequence[Any], dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
@@ -212,15 +336,23 @@ def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
         return ones
 
     def spread(ones: jax.Array, count: jax.Array) -> jax.Array:
-        over_channels = (1,) * (ones.ndim - count.ndim)  # axes in front are of stacked layers
-        return ones * count.astype(dtype).reshape(count.shape + over_channels)
+        return _running.of_channels(count, ones).astype(dtype)
 
     return jax.tree.map(spread, ones, stats["count"])
 
 
-def _as_before(old: jax.Array, new: jax.Array) -> jax.Array:
-    """A count of all channels alike, where it was one."""
-    return jnp.max(new, axis=tuple(range(old.ndim, new.ndim))).astype(old.dtype)
+def _synced_fit(
+    fit: Mapping[str, Any],
+    axis_name: _axes.AxisName,
+    axis_index_groups: _axes.AxisIndexGroups,
+) -> dict[str, Any]:
+    """What a fit to inputs has beside merged moments, and what is exact about these."""
+    boxed = {key: fit[key] for key in ("mean", "var", "min", "max")}
+    mean, var, least, most = (jax.tree.leaves(box)[0] for box in boxed.values())
+    least, most = sync_extremes(least, most, axis_name, axis_index_groups)
+    mean, var = exact_constants(mean, var, least, most)
+    new = dict(zip(boxed, (mean, var, least, most), strict=True))
+    return {key: jax.tree.unflatten(jax.tree.structure(boxed[key]), [new[key]]) for key in boxed}
 
 
 def matches(path: Sequence[Any], part: str) -> bool:
@@ -245,21 +377,31 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def _changed(
-    tree: Any, parts: Sequence[str], keys: set[str], change: Callable[[Any], dict[str, Any]]
+    tree: Any,
+    parts: Sequence[str],
+    keys: set[str],
+    change: Callable[[Any], dict[str, Any]],
+    among: set[str] | None = None,
+    what: str | None = None,
 ) -> Any:
-    """The tree with `change` made to every dict that has the `keys` and lies in a part."""
+    """The tree with `change` made to every dict that has the `keys` and lies in a part.
+
+    Args:
+        among: the keys that such a dict may have; None for any.
+        what: the word for such dicts.
+    """
     paths: list[tuple[Any, ...]] = []
 
     def visited(node: Any, path: tuple[Any, ...]) -> Any:
         if not isinstance(node, Mapping):
             return node
         kind: Any = type(node)
-        if keys <= node.keys():
+        if keys <= node.keys() and (among is None or node.keys() <= among):
             paths.append(path)
             if any(matches(path, part) for part in parts):
                 return kind(change(node))
         return kind({key: visited(value, (*path, key)) for key, value in node.items()})
 
     changed = visited(tree, ())
-    check_found(parts, paths, " and ".join(sorted(keys)))
+    check_found(parts, paths, what or " and ".join(sorted(keys)))
     return changed

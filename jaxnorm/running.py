@@ -88,11 +88,13 @@ def init_renorm_stats(
 
 def sharded(stats: _axes.BatchStats, x: jax.Array, reduced: Sequence[int]) -> Any:
     """The running statistics, those of each channel sharded as the channels of `x` are."""
-    by_channel = {
+    by_channel: dict[str, Any] = {
         key: sharded_without(jnp.asarray(stats[key]), x, reduced)
-        for key in ("mean", "var", "count")
+        for key in ("mean", "var", "count", "min", "max")
         if key in stats and jnp.ndim(stats[key]) > 0
     }
+    if "recomputed" in stats:
+        by_channel["recomputed"] = sharded(stats["recomputed"], x, reduced)
     return type(stats)({**stats, **by_channel})  # type: ignore[call-arg]
 
 
@@ -113,12 +115,18 @@ def update(
     """`stats` after a step whose batch had the moments `m`, in their shapes and dtypes.
 
     Where nothing counted they stay as they were; with `skip_nonfinite`, also in a step with any
-    moment that is not finite.
+    moment that is not finite. While they are recomputed only the new ones move, which merge all
+    that they see.
 
     Args:
         all_seen: it is known that something counted in every channel.
     """
-    dtype = _wider(stats["mean"].dtype, m.mean.dtype)
+    if "recomputed" in stats:
+        recomputed = update(
+            stats["recomputed"], m, momentum=None, skip_nonfinite=skip_nonfinite, all_seen=all_seen
+        )
+        return type(stats)({**stats, "recomputed": recomputed})  # type: ignore[call-arg]
+    dtype = wider(stats["mean"].dtype, m.mean.dtype)
     real = _axes.real_dtype(dtype)
     m = Moments(m.count.astype(real), m.mean.astype(dtype), m.var.astype(real))
     old = running_moments(stats, dtype)
@@ -134,6 +142,63 @@ def update(
         finite = jnp.all(is_finite(m))
         new = {key: jnp.where(finite, value, stats[key]) for key, value in new.items()}
     return type(stats)({**stats, **new})  # type: ignore[call-arg]
+
+
+def started(stats: _axes.BatchStats) -> dict[str, Any]:
+    """`stats`, and beside them recomputed ones that have seen nothing yet."""
+    if "recomputed" in stats:
+        raise ValueError(
+            "these statistics are being recomputed already; end that first, with "
+            "finish_recomputing or finish_accumulating"
+        )
+    mean, var = jnp.asarray(stats["mean"]), jnp.asarray(stats["var"])
+    dtype = _axes.statistics_dtype(mean.dtype)
+    nothing = jnp.zeros_like(var, _axes.real_dtype(dtype))
+    recomputed = {"count": nothing, "mean": jnp.zeros_like(mean, dtype), "var": nothing}
+    return {**stats, "recomputed": recomputed}
+
+
+def replaced(stats: _axes.BatchStats) -> dict[str, Any]:
+    """The recomputed statistics in the place of the old ones, where anything counted."""
+    old, m = _ended(stats)
+    new = {"mean": m.mean, "var": m.var}
+    if "count" in old:
+        new["count"] = m.count
+    seen = m.count > 0
+    for key, value in new.items():
+        value = value.astype(old[key].dtype)
+        new[key] = as_before(old[key], jnp.where(seen, value, of_channels(old[key], seen)))
+    return {**old, **new}
+
+
+def accumulated(stats: _axes.BatchStats, momentum: ArrayLike | None) -> dict[str, Any]:
+    """The running statistics after one step with the moments that were recomputed."""
+    old, m = _ended(stats)
+    if momentum is None and "count" not in old:
+        raise ValueError(
+            "momentum=None needs running statistics that have a count; these have the keys "
+            f"{sorted(old)}; give a number, or start them with momentum=None"
+        )
+    by_channel = {"count": of_channels(old["count"], m.count)} if "count" in old else {}
+    new = update({**old, **by_channel}, m, momentum=momentum, skip_nonfinite=False)
+    return {**new, **{key: as_before(old[key], new[key]) for key in by_channel}}
+
+
+def _ended(stats: _axes.BatchStats) -> tuple[dict[str, Any], Moments]:
+    """The old statistics, and the recomputed moments."""
+    return {k: v for k, v in stats.items() if k != "recomputed"}, Moments(**stats["recomputed"])
+
+
+def of_channels(count: jax.Array, like: jax.Array) -> jax.Array:
+    """A count for each channel; axes in front are of stacked layers."""
+    over_channels = (1,) * (jnp.ndim(like) - jnp.ndim(count))
+    return jnp.ones_like(like, count.dtype) * jnp.reshape(count, count.shape + over_channels)
+
+
+def as_before(old: jax.Array, new: jax.Array) -> jax.Array:
+    """An entry in its dtype, and a count of all channels alike in its shape."""
+    last = tuple(range(jnp.ndim(old), new.ndim))
+    return (jnp.max(new, axis=last) if last else new).astype(old.dtype)
 
 
 def _decayed(old: Moments, m: Moments, momentum: ArrayLike, all_seen: bool) -> dict[str, jax.Array]:
@@ -158,7 +223,7 @@ def _cumulated(old: Moments, m: Moments) -> dict[str, jax.Array]:
     }
 
 
-def _wider(a: Any, b: Any) -> Any:
+def wider(a: Any, b: Any) -> Any:
     """The dtype that holds both, at least as precise as statistics are kept."""
     with jax.numpy_dtype_promotion("standard"):
         return _axes.statistics_dtype(jnp.promote_types(a, b))

@@ -1,7 +1,7 @@
 """One of several processes: `process_worker.py ADDRESS PROCESSES INDEX DIRECTORY`.
 
 It normalizes its part of a batch that all processes share, and writes what it has: its rows of the
-output and of the gradient, and the new statistics.
+output and of the gradient, the new statistics, and a fit to the batch as inputs.
 """
 
 import sys
@@ -30,7 +30,7 @@ def batch():
 
 
 def step(axis_name):
-    """Give the output, the new statistics and the gradient of rows of the batch."""
+    """Give the output, the new statistics and fit, and the gradient of rows of the batch."""
 
     def run(x, where, g):
         def forward(x):
@@ -38,7 +38,9 @@ def step(axis_name):
             return jn.batch_norm(x, stats, train=True, where=where, axis_name=axis_name)
 
         y, backward, new = jax.vjp(forward, x, has_aux=True)
-        return y, new, *backward(g)
+        fit = jn.init_input_stats(CHANNELS)
+        fit = jn.update_input_stats(fit, x, where=where, axis_name=axis_name)
+        return y, new | {f"fit_{key}": value for key, value in fit.items()}, *backward(g)
 
     return run
 
@@ -52,7 +54,7 @@ def run(way, arrays):
         shards = [array.reshape(devices, -1, array.shape[-1]) for array in mine]
         y, new, gradient = jax.pmap(step("i"), axis_name="i")(*shards)
         rows = [np.asarray(array).reshape(-1, CHANNELS) for array in (y, gradient)]
-        return rows, [np.asarray(value) for value in jax.tree.leaves(new)]
+        return rows, {key: np.asarray(value) for key, value in new.items()}
     kind = AxisType.Explicit if way == "explicit" else AxisType.Auto
     mesh = jax.make_mesh((jax.device_count(),), ("i",), axis_types=(kind,))
     split = NamedSharding(mesh, P("i"))
@@ -65,10 +67,10 @@ def run(way, arrays):
         whole = [jax.make_array_from_process_local_data(split, array) for array in mine]
         y, new, gradient = jax.jit(function)(*whole)
     rows = [rows_of(array) for array in (y, gradient)]
-    held = [
-        np.stack([shard.data for shard in value.addressable_shards])
-        for value in jax.tree.leaves(new)
-    ]
+    held = {
+        key: np.stack([shard.data for shard in value.addressable_shards])
+        for key, value in new.items()
+    }
     return rows, held
 
 
@@ -83,9 +85,9 @@ def main():
     jax.distributed.initialize(address, int(processes), int(index), initialization_timeout=60)
     arrays = batch()
     for way in WAYS:
-        (y, gradient), (mean, var) = run(way, arrays)
+        (y, gradient), held = run(way, arrays)
         path = Path(directory) / f"{way}-{index}.npz"
-        np.savez(path, y=y, gradient=gradient, mean=mean, var=var)
+        np.savez(path, y=y, gradient=gradient, **held)
     jax.distributed.shutdown()
 
 

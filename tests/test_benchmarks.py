@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import normals
 
-from benchmarks import resnet, sweep, table
+from benchmarks import fold, resnet, sweep, table
 from benchmarks.__main__ import PARTS
 from benchmarks.forms import FORMS
 from benchmarks.ours import NORMS, affine, normalization
@@ -107,6 +107,18 @@ def test_the_native_form_is_timed_in_a_process_with_so_many_threads():
     cases = [(norm, 100, which) for norm in ("layer", "group") for which in PASSES]
     assert list(found) == cases
     assert all(milliseconds > 0 for milliseconds in found.values())
+
+
+def test_inference_is_the_same_folded(monkeypatch):
+    def interleaved(functions, rounds):
+        assert list(functions) == ["folded", "jaxnorm", "Flax"]
+        return {"folded": 2.0, "jaxnorm": 3.0, "Flax": 5.0}
+
+    monkeypatch.setattr(fold, "interleaved", interleaved)
+    row = fold._row((2, 8, 8, 1), 1, depth=8, width=4)
+    assert row == ["2", "1.50", "2.50", "2.00", "3.00", "5.00"]
+    with pytest.raises(ValueError, match="logits of folded"):
+        fold._check_alike({"folded": jnp.ones(2) * 1.1, "Flax": jnp.ones(2)})
 
 
 @with_kernels

@@ -7,6 +7,7 @@ from scipy import stats
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError
+from experiments.launch.contrast import DIRECTIONS
 from experiments.reports import arms, comparison
 from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
 from experiments.reports.metrics import metric, shown_metric
@@ -121,7 +122,7 @@ def test_a_study_that_is_no_longer_there_corrects_nothing(tmp_path):
     assert verdict_text(gone, None).startswith("no verdict: configs/study has no study")
 
 
-@pytest.mark.parametrize("direction", comparison.DIRECTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_an_open_comparison_gets_no_verdict_but_its_numbers(tmp_path, direction):
     result = compared(tmp_path, 2.0, direction=direction)
     entry = reported("one", result, "open, as a seed is missing")
@@ -260,7 +261,7 @@ def test_a_stale_trial_leaves_the_verdict_open(tmp_path):
     assert "norm=none: 1 of 1 trials are stale, made by other code" in result.open_because
 
 
-@pytest.mark.parametrize("direction", comparison.DIRECTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_seeds_that_all_diverged_tell_nothing(tmp_path, direction):
     chance = 10 * np.ones(8)
     configs = [arm(tmp_path, norm, chance, ended="diverged") for norm in ("batch", "none")]
@@ -269,7 +270,7 @@ def test_seeds_that_all_diverged_tell_nothing(tmp_path, direction):
     assert verdict(result, result.p) == CANNOT_TELL
 
 
-@pytest.mark.parametrize("direction", comparison.DIRECTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_target_that_no_seed_reached_tells_nothing(tmp_path, direction):
     configs = [
         run_files.configuration(norm=norm, seeds=8, steps=200, target=0.99, output=str(tmp_path))

@@ -86,7 +86,11 @@ def test_every_choice_composes(group, choice):
 
 def test_the_study_is_a_grid_of_different_runs():
     configs = grid(["study=norms"])
-    assert {config.norm["name"] for config in configs} == set(NORMS) - {"noisy_batch", *PEERS}
+    assert {config.norm["name"] for config in configs} == set(NORMS) - {
+        "noisy_batch",
+        "online",
+        *PEERS,
+    }
     assert len({config.batch_size for config in configs}) == 2
     assert len({run_directory(config) for config in configs}) == len(configs) == 16
     assert {config.seeds for config in configs} == {5}

@@ -1,4 +1,4 @@
-"""Several processes: the same run as in one, ended together, by the commands of the README."""
+"""Several processes: the same run as in one, ended together, by the commands of the documentation."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from experiments.runs.directory import run_directory
 from experiments.training.setup import setup
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^    (python -m experiments\.train .*distributed=manual.*)$", README, re.M)
+PAGE = (ROOT / "docs" / "experiments.md").read_text()
+COMMANDS = re.findall(r"^    (python -m experiments\.train .*distributed=manual.*)$", PAGE, re.M)
 SHORT = ("epochs=2", "seeds=1", "model.channels=[4]", "batch_size=480")
 LIMIT = 120  # seconds, in which nothing here may fail to end
 

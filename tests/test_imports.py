@@ -16,6 +16,9 @@ ORDER = [
     "running",
     "batch",
     "sample",
+    "online",
+    "inputs",
+    "fold",
     "recipes",
     "modules",
     "linen",
@@ -65,6 +68,19 @@ def test_the_library_imports_jax_and_flax_only():
         assert packages <= allowed | extra, path.name
 
 
+def test_interop_imports_numpy_only_and_nothing_of_the_library_imports_it():
+    for path in (ROOT / "jaxnorm" / "interop").glob("*.py"):
+        names = imported(path)
+        own = {name for name in names if name.split(".")[0] == "jaxnorm"}
+        assert all(name.startswith("jaxnorm.interop") for name in own), path.name
+        packages = {name.split(".")[0] for name in names}
+        allowed = {"jaxnorm", "numpy", "__future__"} | set(sys.stdlib_module_names)
+        assert packages <= allowed, path.name
+    for path in (ROOT / "jaxnorm").rglob("*.py"):
+        if path.parent.name != "interop" and path != ROOT / "jaxnorm" / "__init__.py":
+            assert "jaxnorm.interop" not in imported(path), path.name
+
+
 def test_the_shells_of_one_framework_import_nothing_of_the_other():
     assert not {name for name in imported(ROOT / "jaxnorm" / "linen.py") if "nnx" in name}
     assert not {name for name in imported(ROOT / "jaxnorm" / "nnx.py") if "linen" in name}
@@ -82,4 +98,6 @@ def test_importing_the_library_imports_no_framework():
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert not {"flax", "hydra", "tensorflow_datasets", "optax"} & set(loaded.stdout.split())
+    frameworks = {"flax", "hydra", "tensorflow_datasets", "optax", "safetensors"}
+    others = {"torch", "tensorflow", "keras", "haiku", "equinox"}
+    assert not (frameworks | others) & set(loaded.stdout.split())

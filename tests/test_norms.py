@@ -13,6 +13,7 @@ from devices import over_devices
 from experiments.norms.base import Context, Normalization, Placement, Places, Scope
 
 RUNNING = [name for name in NORMS if norm(name).of_the_batch]
+BATCHES = [name for name in RUNNING if name != "online"]  # whose statistics are updated once a step
 CHANNELS = 8
 IMAGES = normals(16, 3, 3, CHANNELS, mean=1.0)
 ROWS = normals(16, CHANNELS, mean=1.0)
@@ -40,6 +41,18 @@ def grouped(x, size):
     return np.reshape(x, (*x.shape[:-1], -1, size))
 
 
+def streamed(x):
+    """Give each example by the running statistics of those before it."""
+    mean, var = np.zeros(x.shape[-1]), np.ones(x.shape[-1])
+    y, axes = np.empty_like(x), (*range(x.ndim - 2),)
+    for t, example in enumerate(x):
+        y[t] = (example - mean) / np.sqrt(var + 1e-5)
+        delta = example.mean(axes) - mean
+        var = 0.99 * var + 0.01 * example.var(axes) + 0.0099 * delta**2
+        mean = mean + 0.01 * delta
+    return y
+
+
 EXPECTED = {
     "none": lambda x: x,
     "batch": lambda x: standardized(x, (*range(x.ndim - 1),), 1e-5),
@@ -47,6 +60,7 @@ EXPECTED = {
     "ghost_batch": lambda x: np.concatenate(
         [standardized(ghost, (*range(x.ndim - 1),), 1e-5) for ghost in (x[:8], x[8:])]
     ),
+    "online": streamed,
     "layer": lambda x: standardized(x, (*range(1, x.ndim),), 1e-6),
     "rms": lambda x: x / np.sqrt((x**2).mean((*range(1, x.ndim),), keepdims=True) + 1e-6),
     "group": lambda x: standardized(grouped(x, 2), (*range(1, x.ndim - 1), x.ndim), 1e-6).reshape(
@@ -58,7 +72,7 @@ EXPECTED = {
 
 def test_every_norm_is_tested():
     assert set(NORMS) == set(EXPECTED) | {"noisy_batch"}
-    assert set(RUNNING) == {"batch", "batch_renorm", "ghost_batch", "noisy_batch"}
+    assert set(RUNNING) == {"batch", "batch_renorm", "ghost_batch", "noisy_batch", "online"}
 
 
 @pytest.mark.parametrize("shape", ["rows", "images"])
@@ -120,8 +134,9 @@ def test_evaluation_uses_the_running_statistics_and_changes_none(name):
         return
     x, axes = np.asarray(IMAGES), (0, 1, 2)
     stats = trained["batch_stats"]
-    np.testing.assert_allclose(stats["mean"], 0.1 * x.mean(axes), rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(axes), rtol=1e-5)
+    if name != "online":  # of which tests/test_online.py knows
+        np.testing.assert_allclose(stats["mean"], 0.1 * x.mean(axes), rtol=1e-5)
+        np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(axes), rtol=1e-5)
     expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
@@ -206,7 +221,7 @@ def test_statistics_are_those_of_the_devices_of_the_scope(groups):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize("name", BATCHES)
 def test_without_a_momentum_batches_are_merged_exactly(name):
     changed = dataclasses.replace(norm(name), momentum=None)
     place = Placement(changed, Context(Scope(), 100, jnp.float32))
@@ -306,7 +321,7 @@ def test_noise_changes_no_statistics_and_no_evaluation():
     np.testing.assert_allclose(y, z, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize("name", BATCHES)
 def test_running_statistics_freeze_from_a_fraction_of_the_run(name):
     changes = QUIET if name == "noisy_batch" else {}
     _, trained = run(placement(name, **changes), IMAGES)
@@ -373,6 +388,12 @@ def test_the_files_have_no_problems(name):
             {"relax_to": 0.1},
             "norm.relax_from is 0.5, after norm.relax_to (0.1); "
             "give an earlier fraction of the run",
+        ),
+        ("online", {"momentum": 2.0}, "norm.momentum is 2.0; give a number from 0 to 1"),
+        (
+            "online",
+            {"backward_decay": -1.0},
+            "norm.backward_decay is -1.0; give a number from 0 to 1",
         ),
         ("noisy_batch", {"scale_noise": 0.5}, "norm.scale_noise is 0.5; give 1 or more"),
         ("noisy_batch", {"mean_noise": -0.5}, "norm.mean_noise is -0.5; give 0 or more"),

@@ -77,3 +77,11 @@ def test_processes_give_what_one_device_gives(processes, devices, tmp_path):
             assert held.shape == (processes * devices, CHANNELS)
             np.testing.assert_array_equal(held, np.broadcast_to(held[0], held.shape))
             np.testing.assert_allclose(held[0], 0.99 * start + 0.01 * batch_value, rtol=1e-5)
+        values = x[counted]
+        fit = {"count": np.full(CHANNELS, len(values)), "min": values.min(0), "max": values.max(0)}
+        for key, expected in fit.items():
+            held = np.concatenate([part[f"fit_{key}"] for part in parts])
+            np.testing.assert_array_equal(held, np.broadcast_to(expected, held.shape))
+        for key, expected in (("mean", mean), ("var", var)):
+            held = np.concatenate([part[f"fit_{key}"] for part in parts])
+            np.testing.assert_allclose(held, np.broadcast_to(expected, held.shape), rtol=1e-5)

@@ -52,6 +52,42 @@ def test_both_arms_have_as_many_trials_of_eight_seeds(study):
     assert len(arms[0]) == len(arms[1]) > 0
 
 
+def contrast(**changes):
+    """Give overrides that change the contrast of a study with two arms."""
+    return ["study=ghost", *(f"study.contrast.{key}='{value}'" for key, value in changes.items())]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (contrast(a="norm=bacth"), "study.contrast.a is 'norm=bacth', which picks no run"),
+        (contrast(a="batch"), "study.contrast.a is 'batch', which picks no run"),
+        (contrast(a="norm=ghost_batch", b="batch_size=4096"), "both pick a run"),
+        (contrast(direction="less"), "study.contrast.direction is 'less'"),
+        (contrast(unit="ratio"), "study.contrast.delta is 0.5; give 1 or more"),
+        (contrast(metric="test_acuracy"), "study.contrast.metric is 'test_acuracy'"),
+        (contrast(metric="test_accuracy - speed"), "study.contrast.metric is 'speed'"),
+        (contrast(metric="overhead"), "'overhead' needs timed_steps"),
+        (["study=convergence", "target=null"], "'steps_to_target' needs a target"),
+    ],
+)
+def test_a_contrast_that_cannot_be_right_is_told_before_training(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        grid(overrides)
+
+
+def test_a_part_of_a_study_may_be_trained():
+    configs = grid(["study=convergence", "norm=none"])  # the arm of norm=batch picks none of these
+    assert {config.norm["name"] for config in configs} == {"none"}
+
+
+def test_overrides_may_follow_the_names_of_studies():
+    command = [sys.executable, "-m", "experiments.studies", "--smoke", "--only", "ghost", "seeds=x"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: seeds: Value 'x'")
+
+
 def test_a_study_takes_the_place_of_what_stands_in_train():
     [config, *_] = composed(["study=convergence"])
     assert (config.batch_size, config.steps, config.target) == (60, 3000, 0.8)

@@ -227,6 +227,31 @@ def test_accumulated_micro_batches_are_ghosts_of_one_batch(places, tmp_path, nor
 
 
 @pytest.mark.long
+def test_control_processes_take_their_gradient_for_their_value(places, tmp_path):
+    common = (*TINY, *places, "norm=online", "seeds=1", "steps=1", f"output={tmp_path}")
+    config = composed(*common, "model.channels=[2]", "batch_size=8")
+    made = setup(config)
+    program = compile_program(config, made)
+    batch = next(made.source.batches(made.source.load(0), 8, multiple=1, seed=0).from_step(0))
+    state = jax.device_get(program.init(config, 0))
+    model = model_of(config, made, Scope())
+
+    def loss(batch_stats):
+        variables = {"params": state.params, "batch_stats": batch_stats}
+        logits, _ = model.apply(
+            variables, batch.inputs, None, batch.mask, train=True, mutable=["batch_stats"]
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).sum()
+
+    expected = jax.grad(loss)(state.batch_stats)["norm_0"]
+    stepped = program.train(state, batch).batch_stats["norm_0"]
+    for key in ("control_y", "control_x"):
+        assert np.any(expected[key] != 0)
+        np.testing.assert_allclose(stepped[key], expected[key], rtol=1e-4, atol=1e-6)
+    assert np.all(stepped["mean"] != 0)
+
+
+@pytest.mark.long
 def test_bfloat16_activations_keep_float32_parameters(tiny, tmp_path):
     config = replaced(tiny, dtype="bfloat16", seeds=1, output=str(tmp_path))
     trained(config)

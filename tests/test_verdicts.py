@@ -163,13 +163,13 @@ def test_a_row_says_claim_effect_and_verdict(written, entries):
     )
     low, high = stats.ttest_1samp(NOISE - 2, 0).confidence_interval()
     assert table["worse"][3] == f"**-2.00 points** ({low:+.2f} to {high:+.2f}); delta 0.5 points"
-    assert table["worse"][4] == f"**does not hold**, reversed; p = {p['worse']:.2g}"
+    assert table["worse"][4] == f"**does not hold**, reversed; adjusted p = {p['worse']:.2g}"
     assert table["alike"][3].startswith("**+0.10 points**")
     assert table["alike"][3].endswith("equal within 0.5 points")
-    assert table["alike"][4] == f"**holds**, no difference; p = {p['alike']:.2g}"
+    assert table["alike"][4] == f"**holds**, no difference; adjusted p = {p['alike']:.2g}"
     assert table["faster"][2] == "`norm=none` against `norm=batch`; steps to the target"
     assert table["faster"][3] == "**4x** (4x to 4x); delta 1.5x"
-    assert table["faster"][4] == "**holds**; p = 0"
+    assert table["faster"][4] == "**holds**; adjusted p = 0"
     assert table["waiting"][3].startswith("**+2.00 points**")
     assert table["waiting"][4] == "**cannot tell here**"
     assert table["unrun"][2:] == ["", "", "**not run**", ""]

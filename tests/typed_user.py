@@ -38,6 +38,7 @@ def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
     y, new = jn.batch_norm(y, new, train=False, channel_axis=-1, skip_nonfinite=True)
     y, new = jn.ghost_batch_norm(y, new, scale, bias, train=True, ghost_size=2)
     y, _ = jn.batch_renorm(y, jn.init_renorm_stats(4), train=True, r_max=relaxed, d_max=1.0)
+    y, _ = jn.online_norm(y, jn.init_online_stats(4), scale, train=True, forward_decay=0.99)
     y = jn.layer_norm(y, scale, bias, reduction_axes=(-1,), feature_axes=-1, epsilon=1e-5)
     y = jn.rms_norm(y, scale, scale_offset=1.0)
     y = jn.group_norm(y, scale, bias, num_groups=2)
@@ -45,6 +46,19 @@ def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
     y = jn.instance_norm(y[:, None], scale, channel_axis=(2,))
     assert_type(y, jax.Array)
     return y
+
+
+def use_inputs(x: jax.Array) -> jax.Array:
+    fit = jn.update_input_stats(jn.init_input_stats(4), x, skip_nan=True)
+    fit = jn.merge_input_stats(fit, jn.init_input_stats(4))
+    y = jn.standardize_inputs(x, fit, clip=5.0)
+    y = jn.min_max_inputs(y, fit, low=-1.0, high=1.0, invert=True)
+    y, fit = jn.normalize_observations(y, fit, update=False)
+    assert_type(y, jax.Array)
+    model = jnnx.StandardizeInputs(4, clip=5.0)
+    variables = jnn.MinMaxInputs(False, low=-1.0).init(jax.random.key(0), x)
+    scaled: Any = jnn.StandardizeInputs(use_running_average=True).apply(variables, x)
+    return jnp.asarray(scaled) + jnnx.MinMaxInputs(4)(model(y))
 
 
 class Linen(nn.Module):
@@ -56,6 +70,7 @@ class Linen(nn.Module):
         x = jnn.BatchNorm(momentum=None)(x, not self.train, update_stats=self.train)
         x = jnn.GhostBatchNorm(use_running_average=not self.train, num_ghosts=2)(x)
         x = jnn.BatchRenorm(use_running_average=not self.train, r_max=2.0)(x)
+        x = jnn.OnlineNorm(use_running_average=not self.train, backward_decay=0.9)(x, mask=mask)
         x = jnn.LayerNorm(dtype=jnp.bfloat16, scale_init=nn.initializers.ones)(x, mask=mask)
         x = jnn.RMSNorm(scale_offset=1.0, scale_init=nn.initializers.zeros)(x)
         x = jnn.GroupNorm(num_groups=None, group_size=2, reduction_axes=-1)(x)
@@ -69,6 +84,7 @@ class Nnx(nnx.Module):
         self.batch = jnnx.BatchNorm(4, use_running_average=False, rngs=rngs)
         self.ghost = jnnx.GhostBatchNorm(4, ghost_size=2, momentum=0.9, rngs=rngs)
         self.renorm = jnnx.BatchRenorm(4, r_max=relaxed, rngs=rngs)
+        self.online = jnnx.OnlineNorm(4, forward_decay=0.99, rngs=rngs)
         self.layer = jnnx.LayerNorm(4, dtype=jnp.bfloat16, rngs=rngs)
         self.rms = jnnx.RMSNorm(4, scale_offset=1.0, rngs=rngs)
         self.group = jnnx.GroupNorm(4, 2, scale_metadata={"note": "mine"}, rngs=rngs)
@@ -77,7 +93,7 @@ class Nnx(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         x = self.batch(x, mask=mask, update_stats=False)
         x = self.renorm(self.ghost(x), False)
-        x = self.group(self.rms(self.layer(x), mask))
+        x = self.group(self.rms(self.layer(self.online(x)), mask))
         x = self.instance(x[:, None])
         assert_type(x, jax.Array)
         return x
@@ -87,19 +103,28 @@ def use_modules(x: jax.Array) -> jax.Array:
     variables = Linen(True).init(jax.random.key(0), x)
     _, updates = Linen(True).apply(variables, x, mutable=["batch_stats"])
     stats = jn.freeze_stats(updates["batch_stats"], "BatchNorm_0")
+    stats = jn.finish_recomputing(jn.start_recomputing(stats))
+    stats = jn.finish_accumulating(jn.start_recomputing(stats, "*"), momentum=0.9)
     params = jn.zero_scales(variables["params"], "LayerNorm_0")
     logits: Any = Linen(False).apply({"params": params, "batch_stats": stats}, x)
     model = Nnx(nnx.Rngs(0))
     jnnx.freeze_stats(model, "batch", frozen=True)
+    jnnx.start_recomputing(model)
+    jnnx.finish_recomputing(model, "batch")
+    wanted = nnx.DiffState(0, jnnx.DIFFERENTIATED)
+    grads = nnx.grad(lambda model: model(x).sum(), argnums=wanted)(model)
+    assert jnnx.overwrite_control(model, grads)
     mean: jax.Array = model.batch.mean[...]
+    kernel, bias = jn.fold_batch_norm(jnp.eye(4), None, jn.init_batch_stats(4), None, None)
+    assert_type(bias, jax.Array)
     mask: Any = jn.weight_decay_mask(nnx.state(model, nnx.Param))
     assert not any(jax.tree.leaves(mask))
-    return model(x).sum() + mean.sum() + jnp.sum(logits)
+    return model(x).sum() + mean.sum() + (kernel + bias).sum() + jnp.sum(logits)
 
 
 def main() -> None:
     x = jnp.linspace(-1.0, 1.0, 16).reshape(4, 4)
-    results = use_statistics(x), use_functions(x, x > -2), use_modules(x)
+    results = use_statistics(x), use_functions(x, x > -2), use_inputs(x), use_modules(x)
     assert all(bool(jnp.all(jnp.isfinite(result))) for result in results)
 
 

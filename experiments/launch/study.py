@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from experiments.config import Config
 from experiments.data.idx_images import DEBIAN
 from experiments.errors import ConfigError
+from experiments.launch.contrast import arm_problems, form_problems, metric_problems
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
 from experiments.launch.selection import kept
@@ -47,8 +48,27 @@ def grid(overrides: Sequence[str]) -> list[Config]:
     """
     configs = composed(overrides)
     _check_common(configs)
+    check_contrast(overrides, configs)
     check(configs)
     return configs
+
+
+def check_contrast(overrides: Sequence[str], configs: Sequence[Config]) -> None:
+    """Raise `ConfigError` where the primary contrast of a study cannot be right.
+
+    Its arms are looked for in the study as it is written: overrides may train a part of it.
+    """
+    study = configs[0].study
+    if study.contrast is None:
+        return
+    written = composed([each for each in overrides if each.startswith("study=")])
+    problems = [
+        *form_problems(study.contrast),
+        *arm_problems(study.contrast, written),
+        *metric_problems(study.contrast.metric, configs[0]),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def check(configs: Sequence[Config]) -> None:

@@ -66,6 +66,7 @@ class Norm:
         merges: whether statistics of parts of a batch, on devices or micro-batches, can be merged.
         frozen_from: the fraction of the run's steps from which running statistics are used, and no
             longer changed, in training too (Wu & Johnson 2021); None for never.
+        overwritten: entries of `batch_stats` whose gradient in training is their new value.
     """
 
     of_the_batch: ClassVar[bool] = False
@@ -75,6 +76,7 @@ class Norm:
     of_running: ClassVar[bool] = False
     merges: ClassVar[bool] = True
     frozen_from: ClassVar[float | None] = None
+    overwritten: ClassVar[tuple[str, ...]] = ()
 
     @property
     def batch_multiple(self) -> int:

@@ -19,7 +19,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.config import Contrast
-from experiments.errors import ConfigError, choice
+from experiments.errors import ConfigError
+from experiments.launch.contrast import form_problems
 from experiments.launch.selection import overridden, picks
 from experiments.reports.arms import Arm, Tuned, tune
 from experiments.reports.metrics import Metric, mean_interval, metric
@@ -40,8 +41,6 @@ SIGNIFICANCE = 0.05
 SEEDS = 8  # of both arms, at least
 LEAST_GRID = 3  # values, of which one is not at an end
 NOTHING_TOLD = "every seed of both arms diverged or missed its target, which says nothing of it"
-DIRECTIONS = ("greater", "equal")
-UNITS = ("points", "ratio", "decades")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,8 @@ def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -
     Raises:
         ConfigError: the contrast is not one, or picks no run of the study.
     """
-    _check(contrast)
+    if problems := [*form_problems(contrast)]:
+        raise ConfigError("; ".join(problems))
     measured = metric(contrast.metric, points, x)
     places = [_place(contrast, own, measured, where) for where, own in _places(contrast, points)]
     tuned = [each for place in places for each in place.arms]
@@ -167,18 +167,6 @@ def _named(arm: Arm, where: str) -> Arm:
 def _merged(arms: Sequence[Arm]) -> Arm:
     trials = [trial for arm in arms for trial in arm.trials]
     return replace(arms[0], trials=trials, chosen="; ".join(arm.chosen for arm in arms))
-
-
-def _check(contrast: Contrast) -> None:
-    problems = [
-        *choice("study.contrast.direction", contrast.direction, DIRECTIONS),
-        *choice("study.contrast.unit", contrast.unit, UNITS),
-    ]
-    least = 1 if contrast.unit == "ratio" else 0
-    if not contrast.delta >= least:
-        problems.append(f"study.contrast.delta is {contrast.delta}; give {least} or more")
-    if problems:
-        raise ConfigError("; ".join(problems))
 
 
 def along(

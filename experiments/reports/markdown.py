@@ -15,9 +15,21 @@ from experiments.reports.verdicts import (
     verdict_text,
 )
 
-HEAD = ("study", "claim", "a against b", "effect (95 % interval)", "verdict", "figure")
+HEAD = (
+    "study",
+    "claim",
+    "a against b",
+    "effect (95 % interval, not corrected)",
+    "verdict",
+    "figure",
+)
 WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, NOT_RUN)
 FIGURE_WIDTH = 260
+COUNTED = "†"
+LEGEND = (
+    f"{COUNTED}: an arm chose the end of its grid, or seeds of it diverged or missed the target; "
+    "its section says which."
+)
 REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
@@ -32,7 +44,10 @@ def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict], doc
         ["---"] * len(HEAD),
         *(_row(entry, verdicts[entry.name], docs) for entry in entries),
     ]
-    return "\n".join([_counts(entries, verdicts), "", *(f"| {' | '.join(row)} |" for row in rows)])
+    lines = [_counts(entries, verdicts), "", *(f"| {' | '.join(row)} |" for row in rows)]
+    if any(COUNTED in line for line in lines):
+        lines += ["", LEGEND]
+    return "\n".join(lines)
 
 
 def _counts(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
@@ -76,7 +91,8 @@ def _verdict(entry: Entry, judged: Verdict) -> str:
     if judged.p is None:
         return word
     beside = note(entry.compared)
-    return f"{word}{f', {beside}' if beside else ''}; p = {judged.p:.2g}"
+    mark = f" {COUNTED}" if entry.compared.remarks else ""
+    return f"{word}{f', {beside}' if beside else ''}{mark}; adjusted p = {judged.p:.2g}"
 
 
 def _arms(compared: Comparison) -> str:

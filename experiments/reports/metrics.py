@@ -9,11 +9,8 @@ import numpy as np
 from scipy import stats
 
 from experiments.errors import ConfigError
+from experiments.launch.contrast import DECADES, HIGHEST, SHIFT, STEPS
 from experiments.reports.results import Point, Seed, is_numeric, key_label
-
-STEPS = ("steps_to_target", "steps", "step")
-DECADES, HIGHEST = "decades_that_train", "highest_that_trains"
-SHIFT = "input_shift"
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+import jaxnorm as jn
 from experiments.config import Config
 from experiments.data.batching import Batch, evaluation_batches
 from experiments.data.splits import Split
 from experiments.training import hosts, parallel
-from experiments.training.accumulation import decayed, nothing_seen
 from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
 from experiments.training.state import State, Sums
@@ -198,12 +198,12 @@ class _Training:
         multiple = self.program.batch_multiple // self.config.accumulate
         examples = min(self.config.inference.examples, len(self.datasets[0].train.labels))
         kept = jax.device_get(state.batch_stats)
-        seen = parallel.replicate(nothing_seen(kept), self.program.devices)
+        seen = parallel.replicate(jn.start_recomputing(kept), self.program.devices)
         batches = zip(*self._batches(size, multiple, 0), strict=True)
         for of_members in islice(batches, -(-examples // size)):
             measuring = state._replace(batch_stats=seen)
             seen = self.program.measure(measuring, self._together(of_members))
-        recomputed = decayed(kept, jax.device_get(seen), momentum=0.0)
+        recomputed = jn.finish_recomputing(jax.device_get(seen))
         return state._replace(batch_stats=parallel.replicate(recomputed, self.program.devices))
 
     def _record(self, member: Member, step: int, *means: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The compiled functions of a run: its first state, its steps, an evaluation."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,8 +29,8 @@ class Program(NamedTuple):
     Where several seeds are `together` all arrays have a first axis for them.
 
     Attributes:
-        measure: returns the running statistics of a state merged with those of a batch; None where
-            they are not recomputed for an evaluation.
+        measure: returns the running statistics of a state after a batch, by which no parameter
+            moves; None where they are not recomputed for an evaluation.
         group: how many examples, one after the other, `evaluate` normalizes by their own
             statistics; None where by running ones.
         plain: the same program without normalization, where steps are timed beside its.
@@ -122,22 +121,16 @@ def _compile(config: Config, made: Setup) -> Program:
     devices = parallel.devices(config.parallel)
     scope = parallel.scope(config.parallel, config.sync, len(devices))
     model = model_of(config, made, scope)
-    cumulating = measuring = None
-    if made.norm.of_the_batch:
-        merging = dataclasses.replace(made.norm, momentum=None)
-        if config.accumulate > 1:
-            cumulating = model_of(config, made, scope, merging)
-        if isinstance(config.inference, RecomputedInference):
-            measuring = model_of(config, made, scope, merging, measures=True)
+    recomputes = made.norm.of_the_batch and isinstance(config.inference, RecomputedInference)
     per_call, together = steps_per_call(config, made), seeds_together(config)
 
-    step = TrainStep(model, cumulating, made, config.batch_size, config.accumulate, scope)
+    step = TrainStep(model, made, config.batch_size, config.accumulate, scope)
     train = _scanned(step) if per_call > 1 else step
     if evaluation_group(config, made) is None:
         evaluate = partial(_evaluate, model, scope)
     else:
         evaluate = partial(_evaluate_groups, config, made, scope)
-    measure = partial(_measure, measuring)
+    measure = partial(_measure, model_of(config, made, scope, measures=True))
     watch = partial(_quantiles, model_of(config, made, Scope()))
     if together:
         train, evaluate, measure, watch = map(jax.vmap, (train, evaluate, measure, watch))
@@ -147,7 +140,7 @@ def _compile(config: Config, made: Setup) -> Program:
         compiled(train, batch_axis=(per_call > 1) + together, donate=True),
         compiled(evaluate, batch_axis=int(together), donate=False),
         jax.jit(watch),
-        compiled(measure, batch_axis=int(together), donate=False) if measuring else None,
+        compiled(measure, batch_axis=int(together), donate=False) if recomputes else None,
         devices,
         len(devices) * config.accumulate * made.norm.batch_multiple,
         evaluation_group(config, made),

@@ -12,7 +12,7 @@ from flax import linen as nn
 import jaxnorm as jn
 from experiments.data.batching import Batch
 from experiments.norms.base import Scope
-from experiments.training.accumulation import decayed, micro_batches, nothing_seen
+from experiments.training.accumulation import micro_batches
 from experiments.training.diagnostics import distance_to_running, gradient_norms
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, no_sums, sums_of
@@ -26,13 +26,10 @@ class TrainStep:
 
     Attributes:
         model: whose normalization is placed.
-        cumulating: the same model, whose running statistics merge all that they see; for
-            micro-batches of a normalization that has some.
         accumulate: micro-batches of a step.
     """
 
     model: nn.Module
-    cumulating: nn.Module | None
     made: Setup
     batch_size: int
     accumulate: int
@@ -72,24 +69,24 @@ class TrainStep:
 
     def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
         """Of micro-batches one after the other, as ghosts of one batch would give."""
-        model = self.cumulating or self.model
+        of_the_batch = self.made.norm.of_the_batch
 
         def micro_step(carried: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             grads, seen, sums = carried
-            of_micro = self._of_batch(model, state.params, seen, *micro)
+            of_micro = self._of_batch(self.model, state.params, seen, *micro)
             added = jax.tree.map(jnp.add, (grads, sums), (of_micro[0], of_micro[2]))
             return (added[0], of_micro[1], added[1]), None
 
         none = (
             jax.tree.map(jnp.zeros_like, state.params),
-            nothing_seen(state.batch_stats),
+            jn.start_recomputing(state.batch_stats) if of_the_batch else state.batch_stats,
             no_sums(),
         )
         keys = jax.random.split(key, self.accumulate)
         micros = jax.tree.map(partial(micro_batches, number=self.accumulate), batch)
         (grads, seen, sums), _ = jax.lax.scan(micro_step, none, (micros, keys))
-        if self.cumulating:
-            seen = decayed(state.batch_stats, seen, self.made.norm.momentum)
+        if of_the_batch:
+            seen = jn.finish_accumulating(seen, momentum=self.made.norm.momentum)
         return grads, seen, sums
 
     def _of_batch(
@@ -101,7 +98,7 @@ class TrainStep:
         if self.scope.axis_name is not None:  # other examples, and the same channels
             for_dropout = jax.random.fold_in(for_dropout, jax.lax.axis_index(self.scope.axis_name))
 
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+        def loss_of(params: Any, batch_stats: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
             logits, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 batch.inputs,
@@ -114,8 +111,22 @@ class TrainStep:
             sums = sums_of(logits, batch)
             return sums.loss, (updated.get("batch_stats", {}), sums)
 
-        grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params)
-        return grads, batch_stats, sums
+        overwritten = self.made.norm.overwritten
+        if not overwritten:
+            grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params, batch_stats)
+            return grads, batch_stats, sums
+        gradients = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
+        (grads, moved), (batch_stats, sums) = gradients(params, batch_stats)
+        return grads, _overwritten(batch_stats, moved, overwritten), sums
+
+
+def _overwritten(batch_stats: Any, moved: Any, names: tuple[str, ...]) -> Any:
+    """Put the gradients of the named entries in the place of these."""
+
+    def chosen(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
+        return new if path[-1].key in names else old
+
+    return jax.tree_util.tree_map_with_path(chosen, batch_stats, moved)
 
 
 def at_step(model: nn.Module, step: jax.Array) -> nn.Module:

@@ -1,0 +1,45 @@
+"""The site: `make docs` builds it into docs/_build/html, warnings as errors."""
+
+import re
+
+import jaxnorm
+
+project = "jaxnorm"
+copyright = "The jaxnorm authors"
+version = release = jaxnorm.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "README.md"]
+myst_enable_extensions = ["dollarmath", "attrs_inline"]
+myst_heading_anchors = 3
+default_role = "code"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Conventions", ("In the call", "params_style")]
+
+html_theme = "sphinx_book_theme"
+html_title = "jaxnorm"
+html_theme_options = {"navbar_persistent": [], "show_navbar_depth": 1, "home_page_in_toc": True}
+html_copy_source = False
+
+
+def as_restructured_text(app, what, name, subject, options, lines):
+    """Plain text as it reads: |x| is no substitution, and indented terms are a list."""
+    lines[:] = [line if ">>>" in line else line.replace("|", r"\|") for line in lines]
+    if what == "module":
+        text = re.sub(r"^ {4}(?=\S)", "* ", "\n".join(lines), flags=re.MULTILINE)
+        lines[:] = re.sub(r"^ {8}", "  ", text, flags=re.MULTILINE).split("\n")
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", as_restructured_text)

@@ -1,0 +1,72 @@
+"""What can be known of a study's primary contrast before a run of it is trained."""
+
+from collections.abc import Iterator, Sequence
+
+from experiments.config import Config, Contrast
+from experiments.errors import choice
+from experiments.launch.selection import overridden, picked
+
+DIRECTIONS = ("greater", "equal")
+UNITS = ("points", "ratio", "decades")
+STEPS = ("steps_to_target", "steps", "step")
+DECADES, HIGHEST = "decades_that_train", "highest_that_trains"
+SHIFT = "input_shift"
+TIMES = ("step_ms", "overhead")
+RESULTS = (
+    *(
+        f"{split}_{key}"
+        for split in ("test", "validation", "fitted")
+        for key in ("accuracy", "loss")
+    ),
+    "train_accuracy",
+    "train_loss",
+    "seconds",
+)
+
+
+def form_problems(contrast: Contrast) -> Iterator[str]:
+    """Yield what is wrong with a contrast whatever the runs are."""
+    yield from choice("study.contrast.direction", contrast.direction, DIRECTIONS)
+    yield from choice("study.contrast.unit", contrast.unit, UNITS)
+    least = 1 if contrast.unit == "ratio" else 0
+    if not contrast.delta >= least:
+        yield f"study.contrast.delta is {contrast.delta}; give {least} or more"
+
+
+def arm_problems(contrast: Contrast, configs: Sequence[Config]) -> Iterator[str]:
+    """Yield which arm picks no run of a study as it is written, and that both pick one."""
+    arms = {"a": contrast.a, "b": contrast.b}
+    runs = {side: _runs(arm, configs) for side, arm in arms.items()}
+    for side, found in runs.items():
+        if not found:
+            yield (
+                f"study.contrast.{side} is {arms[side]!r}, which picks no run of the study; give "
+                'values that it sweeps, such as "norm=batch"'
+            )
+    if runs["a"] & runs["b"]:
+        yield (
+            f"study.contrast.a and b, {arms['a']!r} and {arms['b']!r}, both pick a run; give arms "
+            "that differ in a value"
+        )
+
+
+def _runs(arm: str, configs: Sequence[Config]) -> set[int]:
+    whole = len(overridden(arm)) == len(arm.split())
+    return {number for number, config in enumerate(configs) if whole and picked(config, arm)}
+
+
+def metric_problems(metric: str, config: Config) -> Iterator[str]:
+    """Yield why the results of a run will not have the metric."""
+    for key in metric.split(" - "):
+        if key in (*STEPS, DECADES, HIGHEST):
+            if config.target is None:
+                yield (
+                    f"the metric {metric!r} needs a target, and target is null; give the "
+                    "validation accuracy at which a seed stops, such as target=0.8"
+                )
+        elif key in TIMES:
+            if config.timed_steps is None:
+                yield f"the metric {metric!r} needs timed_steps; give timed_steps=20"
+        else:
+            known = (*RESULTS, *TIMES, STEPS[0], DECADES, HIGHEST, SHIFT)
+            yield from choice("study.contrast.metric", key, known)

@@ -1,0 +1,190 @@
+"""Named arrays, read and checked: what the files of all libraries share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Arrays: TypeAlias = dict[str, Array]
+Converted: TypeAlias = tuple[Arrays, Arrays, dict[str, Any]]
+
+PARAMS = ("scale", "bias")
+STATS = ("mean", "var")
+COUNTS = ("count", "steps")
+MARK = "frozen"  # that of jaxnorm.freeze_stats, which no other library has
+_DEBIASED = 2**30  # steps after which nothing is left of the start, whatever the decay
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """A dict of names."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict of named arrays, got {type(value).__name__}")
+
+
+def as_array(name: str, value: Any) -> Array:
+    """A copy in NumPy, of floating-point or complex numbers."""
+    array = _copied(name, value)
+    if array.dtype.kind not in "fcV" or array.dtype.names:  # V: bfloat16 and its like
+        raise TypeError(f"{name} must hold floating-point numbers, got {array.dtype}")
+    return array
+
+
+def as_counter(name: str, value: Any, dtype: Any) -> Array:
+    """A whole number, not negative, that `dtype` holds."""
+    array = _copied(name, value)
+    if array.dtype.kind not in "iu" or array.size != 1:
+        raise TypeError(
+            f"{name} must be one integer, got {array.dtype} of shape {array.shape}: {value!r}"
+        )
+    if not 0 <= int(array.item()) <= np.iinfo(dtype).max:
+        raise ValueError(
+            f"{name} must be in 0 to {np.iinfo(dtype).max}, which {np.dtype(dtype).name} holds, "
+            f"got {array.item()}"
+        )
+    return array.reshape(()).astype(dtype)
+
+
+def _copied(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value).copy()
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise TypeError(
+            f"{name} does not become a NumPy array: {error}. Give arrays, or tensors as "
+            "tensor.detach().cpu().numpy(); of bfloat16, which PyTorch does not give to NumPy, as "
+            "tensor.detach().cpu().float().numpy()"
+        ) from error
+
+
+def layer(
+    entries: Mapping[str, Any], prefix: str, names: Sequence[str], separator: str
+) -> dict[str, Any]:
+    """The entries of the layer at `prefix`, by the library's own names for them."""
+    check_mapping("the weights", entries)
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string, got {prefix!r}")
+    start = prefix + separator if prefix else ""
+    inside = {key[len(start) :]: entries[key] for key in entries if key.startswith(start)}
+    others = [key for key in inside if key not in names]
+    if inside and not others:
+        return inside
+    held = f"{others[:5]}{' ...' if len(others) > 5 else ''}" if inside else "nothing"
+    raise ValueError(
+        f"the prefix {prefix!r} is not a normalization's, which has entries among {list(names)}: "
+        f"it holds {held}; normalizations are at {normalizations(entries, names, separator)}"
+    )
+
+
+def normalizations(entries: Mapping[str, Any], names: Sequence[str], separator: str) -> list[str]:
+    """The prefixes whose entries look like a normalization's: vectors under these names alone."""
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in entries.items():
+        prefix, _, name = str(key).rpartition(separator)
+        groups.setdefault(prefix, {})[name] = value
+    return [prefix for prefix, group in groups.items() if _looks_right(group, names)]
+
+
+def _looks_right(group: Mapping[str, Any], names: Sequence[str]) -> bool:
+    shapes = {tuple(getattr(value, "shape", ())) for value in group.values()} - {()}
+    return group.keys() <= set(names) and len(shapes) == 1 and len(shapes.pop()) == 1
+
+
+def check_all_there(prefix: str, own: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """Every entry that is needed."""
+    missing = [name for name in needed if name not in own]
+    if missing:
+        raise ValueError(f"the layer at {prefix!r} lacks {missing}; it has {sorted(own)}")
+
+
+def check_shapes(arrays: Mapping[str, Array]) -> None:
+    """One shape for all."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"a normalization's arrays have one shape, got {shapes}")
+
+
+def ours(own: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Arrays, Arrays]:
+    """Parameters and statistics under our names, from `names`, theirs to ours."""
+    theirs = {name: as_array(name, own[name]) for name in names if name in own}
+    check_shapes(theirs)
+    by_name = {names[name]: array for name, array in theirs.items()}
+    return (
+        {key: by_name[key] for key in PARAMS if key in by_name},
+        {key: by_name[key] for key in STATS if key in by_name},
+    )
+
+
+def read(
+    params: Mapping[str, Any], stats: Mapping[str, Any] | None
+) -> tuple[Arrays, Arrays, Mapping[str, Any]]:
+    """Our parameters, mean and variance as arrays, and what counts, as it came; without a mark."""
+    check_mapping("params", params)
+    check_mapping("stats", {} if stats is None else stats)
+    stats = {key: value for key, value in (stats or {}).items() if key != MARK}
+    for name, given, known in (("params", params, PARAMS), ("stats", stats, (*STATS, *COUNTS))):
+        unknown = [key for key in given if key not in known]
+        if unknown:
+            raise ValueError(
+                f"{name} of one normalization has entries among {list(known)}, got {unknown}"
+            )
+    missing = [key for key in STATS if key not in stats]
+    if stats and missing:
+        raise ValueError(f"stats lack {missing}; they have {sorted(stats)}")
+    arrays = {key: as_array(key, value) for key, value in params.items()}
+    moments = {key: as_array(key, stats[key]) for key in STATS if key in stats}
+    if not arrays and not moments:
+        raise ValueError("there is nothing to convert: params and stats are empty")
+    check_shapes(arrays | moments)
+    return arrays, moments, {key: stats[key] for key in COUNTS if key in stats}
+
+
+def joined(prefix: str, separator: str, arrays: Mapping[str, Array]) -> Arrays:
+    """The arrays by their whole names."""
+    start = prefix + separator if prefix else ""
+    return {start + name: array for name, array in arrays.items()}
+
+
+def check_weight(name: str, value: float | None) -> None:
+    """A number in [0, 1], or None."""
+    if value is not None and not 0 <= _number(name, value) <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def check_epsilon(value: float | None) -> None:
+    """A number that is not negative, or None."""
+    if value is not None and not 0 <= _number("epsilon", value) < float("inf"):
+        raise ValueError(f"epsilon must be finite and not negative, got {value!r}")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def options_of(stats: Arrays, momentum: float | None, epsilon: float | None) -> dict[str, Any]:
+    """What is known, under our names: momentum where there are statistics."""
+    options = {} if momentum is None or not stats else {"momentum": momentum}
+    return options | ({} if epsilon is None else {"epsilon": epsilon})
+
+
+def scaled(array: Array, factor: float) -> Array:
+    """The array times a number, rounded once to its dtype."""
+    wide = np.complex128 if np.iscomplexobj(array) else np.float64
+    return (array.astype(wide) * factor).astype(array.dtype)
+
+
+def counted(counts: Mapping[str, Any], name: str, decay: float | None) -> tuple[Array, float]:
+    """The counter of an average that starts at zero, and the share that it has reached by then."""
+    if "steps" not in counts:
+        return np.asarray(_DEBIASED, np.int32), 1.0
+    if decay is None:
+        raise ValueError(
+            f"stats have steps, so {name} is needed, which says what the average has reached after "
+            "them; or leave steps out, as of an average that has nothing left to debias"
+        )
+    counter = as_counter("steps", counts["steps"], np.int32)
+    return counter, 1 - float(decay) ** int(counter)

@@ -1,0 +1,145 @@
+"""Equinox: the arrays of a module and of its State, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxnorm.interop import entries as _entries
+from jaxnorm.interop.entries import Arrays, Converted
+
+_BATCH = {"hidden_mean": "mean", "hidden_var": "var"}
+_EMA = {"running_mean": "mean", "running_var": "var"}
+_NAMES = {"weight": "scale", "bias": "bias"}
+_ENTRIES = (*_NAMES, *_BATCH, "counter", *_EMA, "first_time")
+
+
+def from_equinox(
+    arrays: Mapping[str, Any],
+    prefix: str = "",
+    *,
+    momentum: float = 0.99,
+    epsilon: float = 1e-5,
+) -> Converted:
+    """The parameters, statistics and options of one normalization of Equinox.
+
+    The state of mode "batch" starts at 0 and is divided by what it has reached: mean = hidden_mean
+    / (1 - momentum^counter), var alike; that of mode "ema" is the running mean and var as they
+    stand. Variances are biased, and momentum is the weight of the old value, as ours.
+
+    Args:
+        arrays: by name, those that there are: "weight" and "bias" of the module; of a BatchNorm of
+            mode "batch" "hidden_mean" and "hidden_var" (`state.get(norm.batch_state_index)`) and
+            "counter" (`state.get(norm.batch_counter)`); of mode "ema" "running_mean" and
+            "running_var" (`state.get(norm.ema_state_index)`) and "first_time"
+            (`state.get(norm.ema_first_time_index)`). None is an array that is not there.
+        prefix: before the names, as in "bn1.weight", where a dict holds several modules.
+        momentum, epsilon: `norm.momentum` and `norm.eps`, where they are not Equinox's defaults.
+
+    Returns:
+        params {"scale", "bias"}, those that there are (an RMSNorm of Equinox has a bias, which is
+        added after ours); stats {"mean", "var"}, with the counter of mode "batch" as "steps", or {}
+        for layer, group and RMS normalization; options {"momentum", "epsilon"}.
+
+    Raises:
+        TypeError: what does not become a NumPy array of floating-point numbers.
+        ValueError: a prefix that is not a normalization's (the message lists those that are), a
+            missing entry, both modes at once, shapes that differ, a state of mode "ema" that no
+            step has filled.
+
+    References:
+        equinox.nn.BatchNorm, Equinox 0.13.8.
+
+    Example:
+        >>> import numpy as np, jaxnorm as jn
+        >>> arrays = {"hidden_mean": np.ones(2), "hidden_var": np.ones(2), "counter": 1}
+        >>> params, stats, options = jn.interop.from_equinox(arrays, momentum=0.5)
+        >>> stats["mean"], stats["steps"]
+        (array([2., 2.]), array(1, dtype=int32))
+    """
+    _entries.check_weight("momentum", momentum)
+    _entries.check_epsilon(epsilon)
+    _entries.check_mapping("the arrays", arrays)
+    there = {name: array for name, array in arrays.items() if array is not None}
+    own = _entries.layer(there, prefix, _ENTRIES, ".")
+    batch = {*_BATCH, "counter"} & own.keys()
+    ema = {*_EMA, "first_time"} & own.keys()
+    if batch and ema:
+        raise ValueError(
+            f"the layer at {prefix!r} has {sorted(batch)} of mode 'batch' and {sorted(ema)} of "
+            "mode 'ema'; give one of them"
+        )
+    if batch:
+        _entries.check_all_there(prefix, own, (*_BATCH, "counter"))
+    elif ema:
+        _entries.check_all_there(prefix, own, (*_EMA, "first_time"))
+        _check_filled(prefix, own["first_time"])
+    params, stats = _entries.ours(own, _NAMES | (_BATCH if batch else _EMA))
+    if batch:
+        steps = _entries.as_counter("counter", own["counter"], np.int32)
+        reached = 1 - momentum ** int(steps) if int(steps) else 1.0
+        stats = {key: _entries.scaled(value, 1 / reached) for key, value in stats.items()}
+        stats["steps"] = steps
+    return params, stats, _entries.options_of(stats, momentum, epsilon)
+
+
+def to_equinox(
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any] | None = None,
+    prefix: str = "",
+    *,
+    mode: Literal["batch", "ema"] = "batch",
+    momentum: float = 0.99,
+) -> Arrays:
+    """The arrays of one normalization of Equinox, by the names that `from_equinox` reads.
+
+    Those of mode "ema" and the parameters are what it read, bit for bit; those of mode "batch" are
+    so within their rounding. Without steps, a state of mode "batch" has nothing left to debias
+    (counter 2^30).
+
+    Args:
+        params: {"scale", "bias"}, those that there are; NumPy or jax arrays.
+        stats: {"mean", "var"}, with steps or without, {} or None. Mode "ema" has no place for
+            steps, nor either for a count; they are left out.
+        prefix: before the names.
+        mode, momentum: of the BatchNorm.
+
+    Returns:
+        {"weight": array, ...}; parameters go into the module by `equinox.tree_at`, the others into
+        the State by `state.set`.
+
+    Raises:
+        TypeError: what does not become a NumPy array of floating-point numbers.
+        ValueError: unknown or missing entries, shapes that differ, another mode.
+
+    Example:
+        >>> import jaxnorm as jn
+        >>> jn.interop.to_equinox({}, jn.init_batch_stats(1), mode="ema")["running_var"]
+        array([1.], dtype=float32)
+    """
+    if mode not in ("batch", "ema"):
+        raise ValueError(f"mode must be 'batch' or 'ema', got {mode!r}")
+    _entries.check_weight("momentum", momentum)
+    params, stats, counts = _entries.read(params, stats)
+    own = {theirs: params[ours] for theirs, ours in _NAMES.items() if ours in params}
+    if stats and mode == "ema":
+        own |= {theirs: stats[ours] for theirs, ours in _EMA.items()}
+        own["first_time"] = np.asarray(False)
+    elif stats:
+        counter, reached = _entries.counted(counts, "momentum", momentum)
+        share = reached if int(counter) else 1.0
+        own |= {theirs: _entries.scaled(stats[ours], share) for theirs, ours in _BATCH.items()}
+        own["counter"] = counter
+    return _entries.joined(prefix, ".", own)
+
+
+def _check_filled(prefix: str, first_time: Any) -> None:
+    if np.asarray(first_time).dtype != bool or np.size(first_time) != 1:
+        raise TypeError(f"first_time must be one bool, got {first_time!r}")
+    if bool(np.asarray(first_time).item()):
+        raise ValueError(
+            f"no step has filled the state of mode 'ema' at {prefix!r} (first_time is True); start "
+            "with jaxnorm.init_batch_stats"
+        )

@@ -1,0 +1,177 @@
+"""Haiku: parameters and states by the name of the module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxnorm.interop import entries as _entries
+from jaxnorm.interop.entries import Array, Arrays, Converted
+
+_NAMES = {"scale": "scale", "offset": "bias"}
+_AVERAGES = {"mean": "mean_ema", "var": "var_ema"}
+_AVERAGE = ("average", "counter", "hidden")
+
+
+def from_haiku(
+    params: Mapping[str, Any],
+    state: Mapping[str, Any] | None = None,
+    prefix: str = "batch_norm",
+    *,
+    decay_rate: float | None = None,
+    epsilon: float = 1e-5,
+) -> Converted:
+    """The parameters, statistics and options of one normalization of Haiku.
+
+    offset is our bias; mean and var are the averages that evaluation uses, average = hidden /
+    (1 - decay_rate^counter): Haiku's averages start at 0 and are debiased. counter is our steps.
+
+    Args:
+        params, state: of the whole model, as `transform_with_state` gives them.
+        prefix: the name of the module, as in "res_net/~/initial_batchnorm".
+        decay_rate: of the module, our momentum; Haiku has no default of it.
+        epsilon: of the module; 1e-5 is the default of all of Haiku's normalizations.
+
+    Returns:
+        params {"scale", "bias"}, those that there are; stats {"mean", "var", "steps"}, or {} for
+        layer, group, instance and RMS normalization; options {"momentum", "epsilon"}, without
+        momentum where `decay_rate` is not given. BatchNorm's [1, ..., 1, C] become [C].
+
+    Raises:
+        TypeError: what does not become a NumPy array of floating-point numbers.
+        ValueError: a module that is not there or no normalization (the message lists those that
+            are), a missing entry, shapes that differ, two counters that differ.
+
+    References:
+        haiku.BatchNorm and haiku.ExponentialMovingAverage, dm-haiku 0.0.17.
+
+    Example:
+        >>> import numpy as np, jaxnorm as jn
+        >>> ema = {"hidden": np.ones((1, 2)), "average": np.full((1, 2), 2.0), "counter": 1}
+        >>> state = {"batch_norm/~/mean_ema": ema, "batch_norm/~/var_ema": ema}
+        >>> params, stats, options = jn.interop.from_haiku({}, state, decay_rate=0.5)
+        >>> stats["mean"], stats["steps"], options["momentum"]
+        (array([2., 2.]), array(1, dtype=int32), 0.5)
+    """
+    _entries.check_weight("decay_rate", decay_rate)
+    _entries.check_epsilon(epsilon)
+    state = {} if state is None else state
+    _entries.check_mapping("params", params)
+    _entries.check_mapping("state", state)
+    averages = {ours: f"{prefix}/~/{name}" for ours, name in _AVERAGES.items()}
+    own = _parameters(params, state, prefix)
+    has_stats = any(module in state for module in averages.values())
+    if not has_stats:
+        converted, _ = _entries.ours(own, _NAMES)
+        return converted, {}, _entries.options_of({}, None, epsilon)
+    _entries.check_all_there(prefix, state, list(averages.values()))
+    moments = {ours: _average(state[module], module) for ours, module in averages.items()}
+    arrays, stats = _entries.ours(
+        own | {ours: average for ours, (average, _) in moments.items()},
+        _NAMES | {"mean": "mean", "var": "var"},
+    )
+    counters = {ours: int(counter) for ours, (_, counter) in moments.items()}
+    if len(set(counters.values())) > 1:
+        raise ValueError(f"the averages at {prefix!r} have counters that differ: {counters}")
+    arrays, stats = ({k: _squeezed(v) for k, v in part.items()} for part in (arrays, stats))
+    stats["steps"] = moments["mean"][1]
+    return arrays, stats, _entries.options_of(stats, decay_rate, epsilon)
+
+
+def to_haiku(
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any] | None = None,
+    prefix: str = "batch_norm",
+    *,
+    decay_rate: float | None = None,
+    ndim: int = 4,
+    channel_axis: int = -1,
+) -> tuple[dict[str, Arrays], dict[str, Arrays]]:
+    """The parameters and the state of one normalization of Haiku.
+
+    scale, offset, average and counter are those that `from_haiku` read, bit for bit; hidden =
+    average * (1 - decay_rate^counter), within its rounding. Without steps, the averages go on as
+    ours do: nothing is left to debias (counter 2^30, hidden = average).
+
+    Args:
+        params: {"scale", "bias"}, those that there are; NumPy or jax arrays.
+        stats: {"mean", "var"}, {} or None; with steps, `decay_rate` is needed. Haiku has no place
+            for a count, which is left out.
+        prefix: the name of the module.
+        decay_rate: of the module.
+        ndim, channel_axis: of the input of a BatchNorm, whose arrays have as many axes: 4 and -1
+            for images [N, H, W, C].
+
+    Returns:
+        {prefix: {"scale", "offset"}} and {prefix/~/mean_ema: {"average", "counter", "hidden"},
+        prefix/~/var_ema: ...}, to be merged into the model's.
+
+    Raises:
+        TypeError: what does not become a NumPy array of floating-point numbers.
+        ValueError: unknown or missing entries, shapes that differ, statistics of several axes,
+            an axis out of range, steps without `decay_rate`.
+
+    Example:
+        >>> import jaxnorm as jn
+        >>> params, state = jn.interop.to_haiku({}, jn.init_batch_stats(3))
+        >>> state["batch_norm/~/var_ema"]["average"].shape
+        (1, 1, 1, 3)
+    """
+    _entries.check_weight("decay_rate", decay_rate)
+    params, stats, counts = _entries.read(params, stats)
+    own = {theirs: params[ours] for theirs, ours in _NAMES.items() if ours in params}
+    if not stats:
+        return {prefix: own}, {}
+    shape = _shape(stats["mean"], ndim, channel_axis)
+    counter, share = _entries.counted(counts, "decay_rate", decay_rate)
+    state = {
+        f"{prefix}/~/{name}": {
+            "average": stats[ours].reshape(shape),
+            "counter": counter.copy(),
+            "hidden": _entries.scaled(stats[ours], share).reshape(shape),
+        }
+        for ours, name in _AVERAGES.items()
+    }
+    return ({prefix: {k: v.reshape(shape) for k, v in own.items()}} if own else {}), state
+
+
+def _parameters(params: Mapping[str, Any], state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The parameters of the module, which may have none where it has a state."""
+    own = dict(params.get(prefix, {}))
+    others = [name for name in own if name not in _NAMES]
+    has_state = any(f"{prefix}/~/{name}" in state for name in _AVERAGES.values())
+    if others or not (own or has_state):
+        there = [name for name, group in params.items() if group and set(group) <= set(_NAMES)]
+        there += [name.removesuffix("/~/mean_ema") for name in state if "/~/mean_ema" in name]
+        raise ValueError(
+            f"no normalization is at {prefix!r}, which holds {sorted(own)}; normalizations are at "
+            f"{list(dict.fromkeys(there))}"
+        )
+    return own
+
+
+def _average(ema: Mapping[str, Any], module: str) -> tuple[Array, Array]:
+    """What an average has reached, and its counter."""
+    _entries.check_all_there(module, ema, _AVERAGE)
+    average = _entries.as_array(f"{module} average", ema["average"])
+    return average, _entries.as_counter(f"{module} counter", ema["counter"], np.int32)
+
+
+def _squeezed(array: Array) -> Array:
+    """Without the axes that are measured over; one channel stays an axis."""
+    return array.reshape([width for width in array.shape if width != 1] or [1])
+
+
+def _shape(mean: Array, ndim: int, channel_axis: int) -> list[int]:
+    """The shape of Haiku's arrays: 1 but for the channels."""
+    if mean.ndim != 1:
+        raise ValueError(
+            f"the statistics have shape {mean.shape}; Haiku's BatchNorm has one channel axis"
+        )
+    if not -ndim <= channel_axis < ndim:
+        raise ValueError(f"channel_axis={channel_axis} is out of range for ndim={ndim}")
+    shape = [1] * ndim
+    shape[channel_axis] = mean.size
+    return shape
