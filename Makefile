@@ -7,12 +7,16 @@
 #              take long, of several processes)
 # make test-isa   the numerical tests as on a processor of fewer instructions (ISA=AVX2), with another
 #              seed of the random draws where it is given (SEED=0)
-# make test-newest   the library's tests on Python 3.13 with the newest releases that pip finds
+# make test-versions   the library's tests on Python 3.11, 3.12 and 3.13, where they are installed, with
+#              the lowest and the newest jax and flax (VERSIONS=3.12-lowest: one of them, TESTS=files)
+# make test-newest   of them 3.13-newest: Python 3.13 with the newest releases that pip finds
 # make bench   jaxnorm beside its peers; updates the README's tables and figure
 #              (PART=speed, sweep, resnet, memory, precision, collectives or scaling, FULL=1 for more
 #              sizes)
 # make docs    the site, into docs/_build/html, without network
 # make lint    style and types
+# make dist    the source distribution and this platform's wheel into dist/, checked: contents, and
+#              installed into empty environments, with the kernels on, off and not built
 # make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # Each makes the virtual environment that it needs, once.
 
@@ -23,7 +27,8 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest newest-python bench docs lint sanitize clean
+.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest test-versions \
+	newest-python bench docs lint dist sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
@@ -66,21 +71,44 @@ EXPERIMENTS_TESTS := $(shell grep -lE '^(from|import) (experiments|runs_of|compo
 	tests/test_*.py)
 LIBRARY_TESTS := jaxnorm $(filter-out $(EXPERIMENTS_TESTS),$(sort $(wildcard tests/test_*.py)))
 TESTS ?= $(LIBRARY_TESTS)
-NEWEST := .venv-newest
-NEWEST_PYTHON ?= $(shell for python in python3.13 "$$(pyenv prefix 3.13 2>/dev/null)/bin/python3.13"; do \
-	"$$python" -c '' 2>/dev/null && echo "$$python" && break; done)
 
-test-newest: $(NEWEST)/bin/python
-	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
-	$(NEWEST)/bin/python -m pip freeze --exclude-editable
-	$(NEWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow' $(TESTS)
+# A version is a Python and the lowest or the newest releases: 3.12-lowest; PYTHON_3.12=its path.
+PYTHONS := 3.11 3.12 3.13
+VERSIONS ?= $(foreach python,$(PYTHONS),$(python)-lowest $(python)-newest)
+python = $(or $(PYTHON_$1),$(shell for python in python$1 "$$(pyenv prefix $1 2>/dev/null)/bin/python$1"; do \
+	"$$python" -c '' 2>/dev/null && echo "$$python" && break; done))
+LOWEST := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(package.replace(">=", "==") for package in project["dependencies"]))
 
-$(NEWEST)/bin/python: | newest-python
-	$(NEWEST_PYTHON) -m venv $(NEWEST)
+test-newest: test-on-3.13-newest
 
-newest-python:
-	@test -n "$(NEWEST_PYTHON)" || { echo "make test-newest needs Python 3.13, and there is neither" \
-	"a python3.13 nor one of pyenv: install one, or give NEWEST_PYTHON=its path" >&2; exit 1; }
+newest-python: has-python-3.13
+
+test-versions:
+	@for version in $(VERSIONS); do \
+		if $(MAKE) --no-print-directory has-python-$${version%-*}; \
+		then $(MAKE) --no-print-directory test-on-$$version || exit; \
+		else echo "make test-versions: NOT RUN: $$version" >&2; fi; \
+	done
+
+install-%-lowest: .venv-%-lowest/bin/python
+	$< -m pip install --quiet $$($< -c '$(LOWEST)') --editable '.[test]'
+
+install-%-newest: .venv-%-newest/bin/python
+	$< -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+
+test-on-%: install-%
+	.venv-$*/bin/python -m pip freeze --exclude-editable
+	.venv-$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow' $(TESTS)
+
+.PRECIOUS: .venv-%/bin/python
+.venv-%/bin/python:
+	@$(MAKE) --no-print-directory has-python-$(firstword $(subst -, ,$*))
+	$(call python,$(firstword $(subst -, ,$*))) -m venv .venv-$*
+
+has-python-%:
+	@test -n "$(call python,$*)" || { echo "This needs Python $*, and there is neither a python$* nor one" \
+	"of pyenv: install one, or give PYTHON_$*=its path" >&2; exit 1; }
 
 bench: $(VENV)/with-bench
 	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)
@@ -94,6 +122,11 @@ lint: $(VENV)/with-dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror jaxnorm/kernels/src/* tests/kernels_test.cc
 
+dist: $(VENV)/with-release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m tools.check_dist dist
+
 SANITIZED := $(CURDIR)/build/sanitize
 
 sanitize: $(VENV)/with-experiments,test
@@ -106,7 +139,7 @@ sanitize: $(VENV)/with-experiments,test
 		$(BIN)/python -m pytest tests/test_kernels_native.py -k 'not status and not threads'
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build docs/_build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
+	rm -rf $(VENV) .venv-* build dist docs/_build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -29,7 +29,7 @@ from jaxnorm.running import init_batch_stats, init_renorm_stats
 from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm.statistics import Moments, merge_moments, merge_moments_axis, moments
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Moments",
