@@ -1,6 +1,11 @@
 """The site: `make docs` builds it into docs/_build/html, warnings as errors."""
 
+import inspect
 import re
+import shutil
+from pathlib import Path
+
+from flax import nnx
 
 import jaxnorm
 
@@ -29,7 +34,12 @@ napoleon_custom_sections = ["Conventions", ("In the call", "params_style")]
 
 html_theme = "sphinx_book_theme"
 html_title = "jaxnorm"
-html_theme_options = {"navbar_persistent": [], "show_navbar_depth": 1, "home_page_in_toc": True}
+html_theme_options = {
+    "use_download_button": False,
+    "navbar_persistent": [],
+    "show_navbar_depth": 1,
+    "home_page_in_toc": True,
+}
 html_copy_source = False
 
 
@@ -41,5 +51,24 @@ def as_restructured_text(app, what, name, subject, options, lines):
         lines[:] = re.sub(r"^ {8}", "  ", text, flags=re.MULTILINE).split("\n")
 
 
+def constructor(app, what, name, subject, options, signature, annotation):
+    """The arguments of an NNX module are those of its __init__; its metaclass hides them."""
+    if what == "class" and isinstance(subject, type) and issubclass(subject, nnx.Module):
+        arguments = list(inspect.signature(subject.__init__).parameters.values())[1:]
+        plain = [argument.replace(annotation=argument.empty) for argument in arguments]
+        return str(inspect.Signature(plain)), None
+    return None
+
+
+def with_figures_of_the_studies(app, exception):
+    """The table of verdicts shows them by HTML, whose files Sphinx does not see."""
+    figures = Path(app.outdir, "studies")
+    figures.mkdir(exist_ok=True)
+    for figure in Path(app.srcdir, "studies").glob("*.svg"):
+        shutil.copy(figure, figures)
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", as_restructured_text)
+    app.connect("autodoc-process-signature", constructor)
+    app.connect("build-finished", with_figures_of_the_studies)
