@@ -56,7 +56,8 @@ def constructor(app, what, name, subject, options, signature, annotation):
     if what == "class" and isinstance(subject, type) and issubclass(subject, nnx.Module):
         arguments = list(inspect.signature(subject.__init__).parameters.values())[1:]
         plain = [argument.replace(annotation=argument.empty) for argument in arguments]
-        return str(inspect.Signature(plain)), None
+        text = str(inspect.Signature(plain))
+        return re.sub(r"<(?:function|class) '?([\w.]+)'?(?: at 0x\w+)?>", r"\1", text), None
     return None
 
 
