@@ -34,6 +34,7 @@ napoleon_custom_sections = ["Conventions", ("In the call", "params_style")]
 
 html_theme = "sphinx_book_theme"
 html_title = "jaxnorm"
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "use_download_button": False,
     "navbar_persistent": [],
