@@ -10,8 +10,8 @@
 # make test-versions   the library's tests on Python 3.11, 3.12 and 3.13, where they are installed, with
 #              the lowest and the newest jax and flax (VERSIONS=3.12-lowest: one of them, TESTS=files)
 # make test-newest   of them 3.13-newest: Python 3.13 with the newest releases that pip finds
-# make bench   jaxnorm beside its peers; updates the README's tables and figure
-#              (PART=speed, sweep, resnet, memory, precision, collectives or scaling, FULL=1 for more
+# make bench   jaxnorm beside its peers; updates the tables and the figure of docs/
+#              (PART=speed, sweep, resnet, memory, precision, collectives, scaling or fold, FULL=1 for more
 #              sizes)
 # make docs    the site, into docs/_build/html, without network
 # make lint    style and types

@@ -1,1 +1,1 @@
-"""jaxnorm beside its peers: `python -m benchmarks` measures, and updates the README's tables."""
+"""jaxnorm beside its peers: `python -m benchmarks` measures, and updates the tables of docs/."""

@@ -1,4 +1,4 @@
-"""Run benchmark parts, print their tables, and put them into the README.
+"""Run benchmark parts, print their tables, and put them into docs/.
 
 python -m benchmarks            # all parts and the figure, one size per norm
 python -m benchmarks precision  # one part

@@ -1,4 +1,4 @@
-"""Tables on the terminal and in the README."""
+"""Tables on the terminal and in docs/."""
 
 from __future__ import annotations
 

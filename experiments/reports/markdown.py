@@ -18,9 +18,9 @@ from experiments.reports.verdicts import (
 HEAD = (
     "study",
     "claim",
-    "a against b",
-    "effect (95 % interval, not corrected)",
     "verdict",
+    "effect (95 % interval, not corrected)",
+    "a against b",
     "figure",
 )
 WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, NOT_RUN)
@@ -65,7 +65,7 @@ def _row(entry: Entry, judged: Verdict, docs: str) -> list[str]:
     claim = _cell(f"{entry.claim or ''} ({entry.source})" if entry.source else entry.claim or "")
     compared = entry.compared
     if compared is None:
-        return [study, claim, "", "", _verdict(entry, judged), ""]
+        return [study, claim, _verdict(entry, judged), "", "", ""]
     low, high = (compared.shown(bound).split()[0] for bound in compared.interval95)
     figure = (
         f'<img src="{docs}studies/{entry.name}.svg" width="{FIGURE_WIDTH}" '
@@ -74,9 +74,9 @@ def _row(entry: Entry, judged: Verdict, docs: str) -> list[str]:
     return [
         study,
         claim,
-        _cell(f"{_arms(compared)}; {compared.metric}"),
-        f"**{compared.shown(compared.mean)}** ({low} to {high}); {_delta(compared)}",
         _verdict(entry, judged),
+        f"**{compared.shown(compared.mean)}** ({low} to {high}); {_delta(compared)}",
+        _cell(f"{_arms(compared)}; {compared.metric}"),
         figure,
     ]
 

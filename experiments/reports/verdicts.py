@@ -44,7 +44,8 @@ RULE = (
     "95 % interval wholly outside of them for “does not hold”. The p-values are adjusted by "
     "Holm's correction over the primary contrasts of all studies; one that is not run counts with "
     "p = 1.",
-    "Beside it stands “no difference” where the 90 % interval lies within -delta and delta, and "
+    "Beside it stands “no difference”, which is none that would matter, where the 90 % interval "
+    "lies within -delta and delta, and "
     "“reversed” where a was claimed to be greater and that interval lies below zero. All other "
     "comparisons are secondary and get no verdict.",
 )
