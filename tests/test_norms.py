@@ -101,10 +101,13 @@ def test_a_peer_is_what_ours_is(name):
         return gradients(variables["params"], IMAGES)
 
     theirs, ours = of(name), of(name.removeprefix("flax_"))
+    # Flax's variance, the mean square less the squared mean, loses so many units more.
+    of_channels = np.asarray(IMAGES, np.float64).mean((1, 2)), IMAGES.var((1, 2))
+    lost = (of_channels[0] ** 2 / of_channels[1]).max()
 
     def near(one, other):
         ulp = np.finfo(np.float32).eps * abs(other).max()
-        np.testing.assert_allclose(one, other, rtol=0, atol=8 * ulp)
+        np.testing.assert_allclose(one, other, rtol=0, atol=(8 + lost) * ulp)
 
     jax.tree.map(near, theirs, ours)
 
