@@ -128,10 +128,7 @@ class BatchNorm(nn.Module):
         mask: jax.Array | None = None,
         update_stats: bool = True,
     ) -> jax.Array:
-        evaluating = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
-        evaluating = _axes.as_choice("use_running_average", evaluating)
+        evaluating = _evaluating(self, use_running_average)
         evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         _axes.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
@@ -311,10 +308,7 @@ class OnlineNorm(nn.Module):
         *,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        evaluating = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
-        evaluating = _axes.as_choice("use_running_average", evaluating)
+        evaluating = _evaluating(self, use_running_average)
         features = _modules.feature_shape(x, self.axis, "axis")
         stats = self._stats(features, evaluating and not self.is_initializing())
         frozen = {"frozen": None} if self.has_variable("batch_stats", "frozen") else {}
@@ -376,10 +370,7 @@ class _InputScaling(nn.Module):
         *,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        evaluating = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
-        evaluating = _axes.as_choice("use_running_average", evaluating)
+        evaluating = _evaluating(self, use_running_average)
         evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         initializing = self.is_initializing()
         fit = self._fit(x, needed=evaluating and not initializing)
@@ -659,6 +650,14 @@ class InstanceNorm(nn.Module):
             _scale(self, features),
             _bias(self, features),
         )
+
+
+def _evaluating(module: Any, use_running_average: bool | None) -> bool:
+    """Whether evaluation is asked for, by the call or by the module."""
+    name = "use_running_average"
+    return _axes.as_choice(
+        name, nn.merge_param(name, module.use_running_average, use_running_average)
+    )
 
 
 def _raise_missing(module: nn.Module, missing: list[str]) -> None:

@@ -506,7 +506,7 @@ class _InputScaling(nnx.Module):
     ) -> jax.Array:
         evaluating = _evaluates(self, use_running_average)
         features = _modules.feature_shape(x, self.axis, "axis")
-        variables = {k: v for k, v in vars(self).items() if isinstance(v, nnx.BatchStat)}
+        variables = _variables(self)
         fit = {key: _value(variable, features) for key, variable in variables.items()}
         y, new = _modules.scale_inputs(
             self, self._function(), x, fit, mask=mask, train=not evaluating
@@ -1009,7 +1009,7 @@ def _named(
     ]
 
 
-def _variables(norm: BatchNorm) -> dict[str, Any]:
+def _variables(norm: Any) -> dict[str, Any]:
     """The variables of the statistics, those that are recomputed in a dict of their own."""
     variables: dict[str, Any] = {
         k: v for k, v in vars(norm).items() if isinstance(v, nnx.BatchStat)
