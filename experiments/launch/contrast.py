@@ -22,6 +22,10 @@ RESULTS = (
     "train_loss",
     "seconds",
 )
+NEEDS_TARGET = (
+    "the metric {!r} needs a target, and target is null; give the validation accuracy at which a "
+    "seed stops, such as target=0.8"
+)
 
 
 def form_problems(contrast: Contrast) -> Iterator[str]:
@@ -60,10 +64,7 @@ def metric_problems(metric: str, config: Config) -> Iterator[str]:
     for key in metric.split(" - "):
         if key in (*STEPS, DECADES, HIGHEST):
             if config.target is None:
-                yield (
-                    f"the metric {metric!r} needs a target, and target is null; give the "
-                    "validation accuracy at which a seed stops, such as target=0.8"
-                )
+                yield NEEDS_TARGET.format(metric)
         elif key in TIMES:
             if config.timed_steps is None:
                 yield f"the metric {metric!r} needs timed_steps; give timed_steps=20"

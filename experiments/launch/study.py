@@ -56,15 +56,19 @@ def grid(overrides: Sequence[str]) -> list[Config]:
 def check_contrast(overrides: Sequence[str], configs: Sequence[Config]) -> None:
     """Raise `ConfigError` where the primary contrast of a study cannot be right.
 
-    Its arms are looked for in the study as it is written: overrides may train a part of it.
+    Overrides may train a part of a study, so an arm that is not in it is looked for in the study as
+    it is written.
     """
     study = configs[0].study
     if study.contrast is None:
         return
-    written = composed([each for each in overrides if each.startswith("study=")])
+    arms = [*arm_problems(study.contrast, configs)]
+    as_written = [each for each in overrides if each.startswith("study=")]
+    if arms and as_written != [*overrides]:
+        arms = [*arm_problems(study.contrast, composed(as_written))]
     problems = [
         *form_problems(study.contrast),
-        *arm_problems(study.contrast, written),
+        *arms,
         *metric_problems(study.contrast.metric, configs[0]),
     ]
     if problems:

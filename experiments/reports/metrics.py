@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.errors import ConfigError
-from experiments.launch.contrast import DECADES, HIGHEST, SHIFT, STEPS
+from experiments.launch.contrast import DECADES, HIGHEST, NEEDS_TARGET, SHIFT, STEPS
 from experiments.reports.results import Point, Seed, is_numeric, key_label
 
 
@@ -136,10 +136,7 @@ def metric(name: str, points: Sequence[Point], over: str | None = None) -> Metri
 
 def _needs_target(name: str, points: Sequence[Point]) -> None:
     if any(point.config.target is None for point in points):
-        raise ConfigError(
-            f"the metric {name!r} needs a target, and target is null; give the validation "
-            "accuracy at which a seed stops, such as target=0.8"
-        )
+        raise ConfigError(NEEDS_TARGET.format(name))
 
 
 def _of_a_range(name: str, points: Sequence[Point], over: str | None) -> Metric:
