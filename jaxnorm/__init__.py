@@ -15,6 +15,7 @@ from jaxnorm.inputs import (
     standardize_inputs,
     update_input_stats,
 )
+from jaxnorm.kernels.standard import standard_primitives
 from jaxnorm.online import init_online_stats, online_norm
 from jaxnorm.recipes import (
     finish_accumulating,
@@ -55,6 +56,7 @@ __all__ = [
     "normalize_observations",
     "online_norm",
     "rms_norm",
+    "standard_primitives",
     "standardize_inputs",
     "start_recomputing",
     "sync_batch_stats",

@@ -31,10 +31,7 @@ def everywhere(counted: jax.Array, x: jax.Array) -> jax.Array:
 def full_without(x: jax.Array, reduced: Sequence[int], value: Any, dtype: Any) -> jax.Array:
     """An array of one value, shaped and sharded as `x` without the axes `reduced`."""
     shape = [x.shape[axis] for axis in other_axes(x.ndim, reduced)]
-    sharding = _sharding_without(x, reduced)
-    if sharding is None:
-        return jnp.full(shape, value, dtype)
-    return jax.lax.full(shape, value, dtype, sharding=sharding)
+    return jax.lax.full(shape, value, dtype, sharding=_sharding_without(x, reduced))
 
 
 def repeated(part: jax.Array, x: jax.Array, axes: Sequence[int]) -> jax.Array:

@@ -116,12 +116,9 @@ def update_input_stats(
         known = ~jnp.isnan(rows)
         counted = known if counted is None else counted & known
     m = sync_moments(measure(rows, Scope(checked.reduced), counted), axis_name, axis_index_groups)
-    least, most = rows, rows
-    if counted is not None:
-        counted = everywhere(counted, rows)
-        least, most = jnp.where(counted, rows, jnp.inf), jnp.where(counted, rows, -jnp.inf)
-    least = jnp.min(least, checked.reduced, initial=jnp.inf)
-    most = jnp.max(most, checked.reduced, initial=-jnp.inf)
+    seen = None if counted is None else everywhere(counted, rows)
+    least = jnp.min(rows, checked.reduced, where=seen, initial=jnp.inf)
+    most = jnp.max(rows, checked.reduced, where=seen, initial=-jnp.inf)
     least, most = sync_extremes(least, most, axis_name, axis_index_groups)
     return _merged(jax.lax.stop_gradient(checked.fit), m, least, most)
 

@@ -21,7 +21,7 @@ from jaxnorm import axes as _axes
 from jaxnorm.arrays import only
 from jaxnorm.running import init_batch_stats, running_moments, wider
 from jaxnorm.standardize import standardize
-from jaxnorm.statistics import Moments, Scope, count_of, measure, merge_moments
+from jaxnorm.statistics import Moments, Scope, count_of, divisor, measure, merge_moments
 
 Control = tuple[jax.Array, jax.Array]
 
@@ -234,7 +234,7 @@ def _standardized_backward(scope: Scope, residuals: Any, g: jax.Array) -> tuple[
     values = count_of(scope, x, counted)
 
     def mean(part: jax.Array) -> jax.Array:
-        return scope.sum(part) / jnp.maximum(values, 1)
+        return scope.sum(part) / divisor(values)
 
     def step(control: Control, rows: tuple[jax.Array, ...]) -> tuple[Control, Control]:
         of_y, of_x = control

@@ -26,7 +26,15 @@ from jaxnorm.kernels.linear import Map
 from jaxnorm.kernels.linear import apply as linear
 from jaxnorm.kernels.native import Operation, Result, run
 from jaxnorm.kernels.view import View
-from jaxnorm.statistics import Moments, Scope, count_of, measure, moved_moments, plainly_measured
+from jaxnorm.statistics import (
+    Moments,
+    Scope,
+    count_of,
+    divisor,
+    measure,
+    moved_moments,
+    plainly_measured,
+)
 
 Renorm = tuple[jax.Array, jax.Array]
 
@@ -451,7 +459,7 @@ def _averages(
     form: Form, along: jax.Array, total: jax.Array | None, count: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """The means over all devices that the sums make, in one collective."""
-    scope, values = form.scope, jnp.maximum(count, 1)
+    scope, values = form.scope, divisor(count)
     parts = [along] if total is None else [along.astype(total.dtype), total]
     if scope.axis_name is not None:
         parts = list(sum_over(parts, scope.axis_name, scope.axis_index_groups))

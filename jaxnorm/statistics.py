@@ -178,7 +178,7 @@ def plainly_measured(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance by the corrected two-pass algorithm, about a first mean."""
     count = count_of(scope, x, counted) if count is None else count
-    values = jnp.maximum(count, 1)
+    values = divisor(count)
     x = only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
     if scope.about_zero:
         square = scope.sum(_squared(x, _UNIT)) / values
@@ -219,9 +219,9 @@ def moved_moments(
 def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
     """E[dx] and 2 Re E[conj(x - mean) dx]."""
     x, count, counted, mean = residuals
-    deviation = x.astype(mean.dtype) - scope.spread(mean, x)
+    deviation = only(counted, x).astype(mean.dtype) - scope.spread(mean, x)
     dx = tangents[0].astype(mean.dtype)
-    values = jnp.maximum(count, 1)
+    values = divisor(count)
     dmean = scope.sum(dx, counted) / values.astype(mean.dtype)
     dvar = 2 * scope.sum((jnp.conj(deviation) * dx).real, counted) / values
     return [jnp.zeros_like(dmean) if scope.about_zero else dmean, dvar]
@@ -231,7 +231,7 @@ def _moved_by(scope: Scope, residuals: Any, cotangents: Any, wanted: Any) -> lis
     """The transpose: what each value adds to the mean and the variance."""
     x, count, counted, mean = residuals
     of_mean, of_var = cotangents
-    values = jnp.maximum(count, 1)
+    values = divisor(count)
     g = jnp.zeros_like(x, mean.dtype)
     if of_mean is not None and not scope.about_zero:
         g = g + scope.spread(of_mean / values.astype(mean.dtype), x)
@@ -291,7 +291,7 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
     seen = m.count > 0
     mean, var = jnp.where(seen, m.mean, 0), jnp.where(seen, m.var, 0)
     (count,) = sums(m.count)
-    weight = m.count / jnp.maximum(count, 1)
+    weight = m.count / divisor(count)
     share = weight.astype(mean.dtype)
 
     (center,) = jax.lax.stop_gradient(sums(share * mean))
@@ -318,14 +318,20 @@ def count_of(scope: Scope, x: jax.Array, counted: jax.Array | None = None) -> ja
     return scope.grouped(jnp.sum(everywhere(counted, x), scope.reduced, dtype=dtype))
 
 
+def divisor(count: jax.Array) -> jax.Array:
+    """What a sum over the counted values is divided by for their mean: 1 where nothing counts."""
+    return jnp.maximum(count, jnp.ones_like(count))
+
+
 def _unit(center: jax.Array, unit: float) -> jax.Array:
     """The unit in which deviations from a center are squared.
 
     About a huge center the mere rounding of a deviation has a square that overflows, so the unit
     is small there: a constant then has variance 0, and only a variance that overflows is infinite.
     """
-    huge = 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2)
-    return jnp.minimum(unit, unit * huge / jnp.abs(center))
+    size = jnp.abs(center)
+    huge = jnp.full_like(size, 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2))
+    return unit * (huge / jnp.maximum(size, huge))
 
 
 def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:

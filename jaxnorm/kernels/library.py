@@ -34,9 +34,9 @@ class Library(NamedTuple):
 @functools.cache
 def library() -> Library:
     """The library, loaded when it is first asked for."""
-    choice = os.environ.get("JAXNORM_KERNELS", "")
-    if choice.lower() == "off":
+    if switched_off():
         return Library(False, "JAXNORM_KERNELS=off")
+    choice = os.environ.get("JAXNORM_KERNELS")
     path = Path(choice) if choice else _beside()
     if path is None:
         return Library(
@@ -49,6 +49,12 @@ def library() -> Library:
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         return Library(False, f"{path} does not load: {first_line}")
+
+
+@functools.cache
+def switched_off() -> bool:
+    """Whether this process was started with `JAXNORM_KERNELS=off`."""
+    return os.environ.get("JAXNORM_KERNELS", "").lower() == "off"
 
 
 def status() -> str:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive, unmapped_aval
 from jax.interpreters import ad, batching, mlir
 
+from jaxnorm.kernels.checkify import check_nan
+from jaxnorm.kernels.standard import only_standard
 from jaxnorm.kernels.varying import alike
 
 Arrays = Sequence[jax.Array | None]
@@ -38,9 +40,16 @@ class Map(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """An axis in front of the tangents, the results and some residuals, put there by `vmap`."""
+    """An axis of `vmap` around the map.
+
+    Attributes:
+        residuals: where each residual has it, or None.
+        front: 0 where all tangents and results have it in front, None where nothing has it.
+        options: its name and size.
+    """
 
     residuals: tuple[int | None, ...]
+    front: int | None
     options: tuple[tuple[str, Any], ...]
 
 
@@ -79,12 +88,15 @@ class _Given(NamedTuple):
 
     def _under_vmap(self, form: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         for axis in self.axes:
-            form = jax.vmap(form, in_axes=(list(axis.residuals), 0), **dict(axis.options))
+            in_axes = (list(axis.residuals), axis.front)
+            form = jax.vmap(form, in_axes=in_axes, out_axes=axis.front, **dict(axis.options))
         return form
 
 
 def apply(map: Map, residuals: Arrays, tangents: Arrays) -> list[jax.Array]:
     """The map's results."""
+    if only_standard():
+        return list(map.forward(map.form, residuals, tangents))
     present = [part for part in (*residuals, *tangents) if part is not None]
     given = _Given(map, _given(residuals), _given(tangents))
     return list(_linear_p.bind(*alike(present), given=given))
@@ -157,25 +169,31 @@ def _transposed(cotangents: Sequence[Any], *operands: Any, given: _Given) -> lis
 def _batched(
     axis: Any, operands: Sequence[jax.Array], dims: Sequence[Any], *, given: _Given
 ) -> tuple[Any, Any]:
-    """One more axis in front, with its name, which collectives may need."""
+    """One more axis in front, with its name, which collectives may need.
+
+    JAX calls this where nothing is mapped too; then no result is.
+    """
     residuals, tangents = given.split(operands)
     of_residuals, of_tangents = given.split(dims)  # None: not batched
-    front = [
-        jnp.broadcast_to(part, (axis.size, *part.shape))
-        if dim is None
-        else jnp.moveaxis(part, dim, 0)
-        for part, dim in zip(tangents, of_tangents, strict=True)
-    ]
+    front = None if all(dim is None for dim in dims) else 0
+    results = given.map.results
+    if front is not None:
+        tangents = [
+            jnp.broadcast_to(part, (axis.size, *part.shape))
+            if dim is None
+            else jnp.moveaxis(part, dim, front)
+            for part, dim in zip(tangents, of_tangents, strict=True)
+        ]
+        results = tuple(
+            unmapped_aval(axis.size, front, result, axis.explicit_mesh_axis) for result in results
+        )
     options = {"axis_name": axis.name, "axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
-    results = tuple(
-        unmapped_aval(axis.size, 0, result, axis.explicit_mesh_axis) for result in given.map.results
-    )
     batched = given._replace(
         map=given.map._replace(results=results),
-        axes=(*given.axes, _Axis(tuple(of_residuals), tuple(options.items()))),
+        axes=(*given.axes, _Axis(tuple(of_residuals), front, tuple(options.items()))),
     )
-    found = _linear_p.bind(*alike([*residuals, *front]), given=batched)
-    return found, [0] * len(found)
+    found = _linear_p.bind(*alike([*residuals, *tangents]), given=batched)
+    return found, [front] * len(found)
 
 
 _linear_p.def_impl(_forward)
@@ -184,3 +202,4 @@ ad.primitive_jvps[_linear_p] = _derivative
 ad.primitive_transposes[_linear_p] = _transposed
 batching.fancy_primitive_batchers[_linear_p] = _batched
 mlir.register_lowering(_linear_p, mlir.lower_fun(_forward))
+check_nan(_linear_p)

@@ -21,7 +21,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
+from jaxnorm.kernels.checkify import check_nan
 from jaxnorm.kernels.library import library
+from jaxnorm.kernels.standard import only_standard
 from jaxnorm.kernels.varying import alike
 from jaxnorm.kernels.view import View
 
@@ -58,7 +60,9 @@ class Operation(NamedTuple):
 
 
 def has_native(x: jax.Array, view: View | None) -> bool:
-    """Whether an operation on `x` has a native form somewhere."""
+    """Whether an operation on `x` has a native form somewhere, and may take it."""
+    if only_standard():
+        return False
     explicit = any(jax.typeof(x).sharding.spec)  # then shardings follow from the plain form
     return view is not None and x.dtype in DTYPES and not explicit
 
@@ -122,6 +126,18 @@ def _wide(dtype: Any) -> Any:
 
 _native_p = Primitive("jaxnorm_native")
 _native_p.multiple_results = True
+
+
+def _evaluated(*present: jax.Array, operation: Operation) -> Any:
+    """The results outside `jit`: compiled, or step by step while JAX is asked to debug."""
+    form = _plain if debugging() else _compiled
+    return form(*present, operation=operation)
+
+
+def debugging() -> bool:
+    """Whether JAX runs `jit` as Python, or looks for the operation that gives NaN or inf."""
+    config: Any = jax.config
+    return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
 
 
 @functools.partial(jax.jit, static_argnames="operation")
@@ -206,9 +222,10 @@ def _runs_native(module: Any) -> bool:
     return False
 
 
-_native_p.def_impl(_compiled)
+_native_p.def_impl(_evaluated)
 _native_p.def_abstract_eval(_abstract)
 batching.primitive_batchers[_native_p] = _batched
 ad.primitive_jvps[_native_p] = _derivative
 mlir.register_lowering(_native_p, mlir.lower_fun(_plain))
 mlir.register_lowering(_native_p, _lowered, platform="cpu")
+check_nan(_native_p)
