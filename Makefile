@@ -58,7 +58,7 @@ test: $(VENV)/with-experiments,test
 test-fast: $(VENV)/with-experiments,test
 	$(PYTEST) -m 'not slow and not long' --first
 
-test-slow: $(VENV)/with-examples,experiments,ray,test
+test-slow: $(VENV)/with-examples,experiments,onnx,ray,test
 	$(PYTEST) -m slow
 
 test-isa: export XLA_FLAGS := --xla_cpu_max_isa=$(ISA)
