@@ -17,6 +17,11 @@ Axes = int | Sequence[int]
 AxisName = Hashable | tuple[Hashable, ...]
 AxisIndexGroups = Sequence[Sequence[int]] | None
 BatchStats = Mapping[str, Any]
+KEPT = ("count", "mean", "var", "min", "max", "control_y", "control_x")  # what steps add up
+WIDENED = (
+    "jax.tree.map(lambda leaf: leaf.astype(jnp.float32) "
+    "if leaf.dtype.itemsize < 4 else leaf, stats)"
+)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -379,6 +384,31 @@ def _check_entries(
                 f"{tuple(channels)} of the input need {' or '.join(map(str, shapes))}; "
                 f"check channel_axis, or {cure}"
             )
+    kept = [*needed, "recomputed"] if "recomputed" in stats else needed
+    check_wide({key: stats[key] for key in kept}, "the running statistics")
+
+
+def check_wide(stats: BatchStats, what: str) -> None:
+    """Entries in float32 at least: in narrower ones a step below half of their ulp is lost."""
+    kept = {key: leaf for key in KEPT if key in stats for leaf in jax.tree.leaves(stats[key])}
+    for key, leaf in kept.items():
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact) and key != "count":
+            raise TypeError(
+                f"the {key} of {what} is {dtype}, which cannot hold it; give jnp.float32 or wider"
+            )
+        if is_narrow(dtype):
+            raise ValueError(
+                f"the {key} of {what} is {dtype}, in which small steps are lost; statistics are "
+                f"kept in float32 at least, so widen them once: {WIDENED}"
+            )
+    if "recomputed" in stats:
+        check_wide(stats["recomputed"], f"the recomputed part of {what}")
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Whether a dtype is a floating one narrower than float32."""
+    return jnp.issubdtype(dtype, jnp.inexact) and statistics_dtype(dtype) != dtype
 
 
 def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
@@ -408,17 +438,24 @@ def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
                 f"the {key} of the fit has shape {fit[key].shape}, but the features have shape "
                 f"{shape}; check feature_axis, or fit these with jaxnorm.init_input_stats({width})"
             )
+    check_wide(fit, "the fit")
 
 
 def check_fit_dtype(dtype: Any) -> None:
     """A real dtype in which a fit can be kept."""
-    check_inexact("dtype", dtype)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"dtype={jnp.dtype(dtype).name} has no order; give jnp.float32 or float64")
-    if statistics_dtype(jnp.dtype(dtype)) != jnp.dtype(dtype):
+    check_stats_dtype(dtype)
+
+
+def check_stats_dtype(dtype: Any) -> None:
+    """A dtype in which statistics can be kept: float32 or wider."""
+    check_inexact("dtype", dtype)
+    if is_narrow(jnp.dtype(dtype)):
         raise ValueError(
-            f"dtype={jnp.dtype(dtype).name} is too narrow for a fit, which counts rows; give "
-            "jnp.float32 or float64 (inputs may be narrower)"
+            f"dtype={jnp.dtype(dtype).name} is too narrow for statistics, in which small steps "
+            "would be lost; give jnp.float32 or wider (inputs may be narrower; modules: "
+            "stats_dtype)"
         )
 
 

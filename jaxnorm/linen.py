@@ -11,12 +11,15 @@ arguments that all modules share:
     use_scale, use_bias, scale_init, bias_init: which parameters there are, and how they start.
     axis_name, axis_index_groups: mapped axes to merge statistics over; not needed in `init`.
     use_fast_variance: taken for compatibility, without effect: the exact form is always used.
-    force_float32_reductions: False keeps the running statistics in `param_dtype`; statistics are
-        computed in float32 at least whatever it is.
+    force_float32_reductions: taken for compatibility, without effect: statistics are computed and
+        kept in float32 at least.
 
 and in the call
 
     mask: nonzero where a position counts; broadcasts to the input.
+
+Statistics are float32 at least: narrower ones that a checkpoint brings are widened in each call,
+and the first training step keeps them so.
 """
 
 from __future__ import annotations
@@ -165,11 +168,10 @@ class BatchNorm(nn.Module):
 
     def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
         """The first running statistics, sharded as the channels of the input are."""
-        wide = _modules.stats_dtype(self)
         fresh = self._init_stats(
             features,
             momentum=self.momentum,
-            dtype=wide if self.force_float32_reductions else self.param_dtype,
+            dtype=_modules.stats_dtype(self),
             count_per_channel=self.count_per_channel,
         )
         channels = _axes.channel_axes(x.ndim, self.axis, "axis")

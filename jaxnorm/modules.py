@@ -99,6 +99,16 @@ def stats_dtype(module: Any) -> Any:
         return jnp.promote_types(jnp.float32, module.param_dtype)
 
 
+def wide_stats(stats: _axes.BatchStats) -> Any:
+    """Statistics as a checkpoint brings them, the narrower ones of them in float32."""
+
+    def widened(leaf: Any) -> Any:
+        narrow = _axes.is_narrow(jnp.result_type(leaf))
+        return jnp.asarray(leaf, jnp.float32) if narrow else leaf
+
+    return jax.tree.map(widened, stats)
+
+
 def kernel_axis(layer: Any) -> int:
     """The axis of the output channels in the kernel of a layer of Flax."""
     return -2 if getattr(layer, "transpose_kernel", False) else -1
@@ -136,7 +146,7 @@ def normalize_batch(
     """A stateful normalization's result, in `dtype`, and its new statistics."""
     y, new = function(
         _widened(x, dtype),
-        stats,
+        wide_stats(stats),
         *parameters,
         train=train,
         momentum=module.momentum,
@@ -159,7 +169,7 @@ def scale_inputs(
 ) -> tuple[jax.Array, Any]:
     """The inputs scaled by their fit, in `dtype`, in training after an update with them."""
     dtype = result_dtype(module.dtype, x)
-    x = _widened(x, dtype)
+    x, fit = _widened(x, dtype), wide_stats(fit)
     if train:
         fit = jn.update_input_stats(
             fit,
@@ -183,7 +193,11 @@ def normalize_online(
     mask: Any,
     train: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The result of online normalization, in `dtype`, and its new statistics."""
+    """The result of online normalization, in `dtype`, and its new statistics.
+
+    The control processes keep their dtype, which is that of their gradient.
+    """
+    stats = {**stats, **wide_stats({key: stats[key] for key in ("mean", "var")})}
     y, new = online_norm(module)(_widened(x, dtype), stats, *parameters, train=train, where=mask)
     return jnp.asarray(y, dtype), new
 

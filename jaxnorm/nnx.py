@@ -22,6 +22,9 @@ modules share:
 and in the call
 
     mask: nonzero where a position counts; broadcasts to the input.
+
+Statistics are float32 at least: narrower ones that a checkpoint brings are widened in each call,
+and the first training step keeps them so.
 """
 
 from __future__ import annotations
@@ -1020,7 +1023,8 @@ def _variables(norm: Any) -> dict[str, Any]:
 
 
 def _values(norm: BatchNorm) -> Any:
-    return _each(lambda variable: variable[...], _variables(norm))
+    """The statistics, in float32 at least."""
+    return _modules.wide_stats(_each(lambda variable: variable[...], _variables(norm)))
 
 
 def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:

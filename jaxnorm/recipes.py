@@ -149,7 +149,8 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
 
     Raises:
         TypeError: the state of an NNX model.
-        ValueError: statistics that are being recomputed already; a part with no statistics in it.
+        ValueError: statistics that are being recomputed already or are narrower than float32; a
+            part with no statistics in it.
 
     Conventions:
         The variance is that of one big batch: between the means of the batches too, and biased.
@@ -184,7 +185,7 @@ def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
 
     Raises:
         TypeError: the state of an NNX model.
-        ValueError: a part in which nothing is being recomputed.
+        ValueError: a part in which nothing is being recomputed, statistics narrower than float32.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -209,8 +210,8 @@ def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | Non
 
     Raises:
         TypeError: the state of an NNX model.
-        ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
-            for statistics without a count.
+        ValueError: a part in which nothing is being recomputed, statistics narrower than float32; a
+            momentum outside [0, 1], or None for statistics without a count.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -257,7 +258,8 @@ def sync_batch_stats(
             axis, as `pmap` returns them, are merged by `pmap` again, or by `vmap` on one device.
 
     Raises:
-        ValueError: a name that is not mapped, a tree without statistics.
+        ValueError: a name that is not mapped, a tree without statistics or with some narrower than
+            float32.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -270,6 +272,7 @@ def sync_batch_stats(
     layers: list[dict[str, Any]] = []
 
     def found(stats: Mapping[str, Any]) -> dict[str, Any]:
+        _axes.check_wide(stats, "the running statistics")
         layers.append(dict(stats))
         if "recomputed" in stats:
             found(stats["recomputed"])

@@ -247,6 +247,12 @@ def state_dicts(draw):
     return prefix, {f"{prefix}.{name}" if prefix else name: value for name, value in own.items()}
 
 
+def as_kept(name, value):
+    """Give an entry as it is kept: running statistics in float32 at least."""
+    of_stats = name.rpartition(".")[2].startswith(("running", "moving"))
+    return value.astype(np.float32) if of_stats and value.dtype.itemsize < 4 else value
+
+
 @given(state_dicts())
 def test_to_of_from_is_what_it_was_pytorch(drawn):
     prefix, own = drawn
@@ -255,7 +261,38 @@ def test_to_of_from_is_what_it_was_pytorch(drawn):
     back = interop.to_pytorch(params, stats, prefix)
     assert list(back) == list(own)
     for key, value in own.items():
-        same_bits(back[key], value)
+        same_bits(back[key], as_kept(key, value))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_statistics_of_any_library_are_read_into_float32(dtype):
+    row = np.array([1.5, 3.25], dtype)
+    pytorch = {"n.weight": row, "n.running_mean": row, "n.running_var": row}
+    keras = {"n/gamma": row, "n/moving_mean": row, "n/moving_variance": row}
+    renorm = {"n/moving_stddev": row, "n/renorm_mean": row, "n/renorm_stddev": row}
+    ema = {"hidden": row, "average": row, "counter": 3}
+    batch = {"weight": row, "hidden_mean": row, "hidden_var": row, "counter": 100_000}
+    moving = {"weight": row, "running_mean": row, "running_var": row, "first_time": False}
+    variables, _ = interop.from_pytorch_all(pytorch, {"*": "{}"})
+    read = [
+        (variables["params"]["n"], variables["batch_stats"]["n"]),
+        interop.from_pytorch(pytorch, "n"),
+        interop.from_keras(keras, "n"),
+        interop.from_keras([row, row, row], center=False),
+        interop.from_tensorflow_renorm(keras | renorm, "n"),
+        interop.from_haiku(
+            {"n": {"scale": row}}, {"n/~/mean_ema": ema, "n/~/var_ema": ema}, "n", decay_rate=0.5
+        ),
+        interop.from_equinox(batch),
+        interop.from_equinox(moving),
+    ]
+    for params, stats, *_ in read:
+        same_bits(params["scale"], row)
+        for key in ("mean", "var"):
+            same_bits(stats[key], row.astype(np.float32))
+        assert {"mean", "var"} <= jn.batch_norm(np.ones((2, 2)), stats, train=True)[1].keys()
+    scaled = interop.from_pytorch(pytorch, "n", values_per_channel=3)[1]["var"]
+    same_bits(scaled, (row.astype(np.float64) * 2 / 3).astype(np.float32))
 
 
 @given(st.data())
@@ -273,7 +310,7 @@ def test_to_of_from_is_what_it_was_keras_and_equinox(data):
         back = interop.to_keras(*read[:2])
         assert list(back) == names
         for name in names:
-            same_bits(back[name], own[name])
+            same_bits(back[name], as_kept(name, own[name]))
         theirs = interop.to_equinox(*read[:2], "n", mode="ema")
         again = interop.to_equinox(*interop.from_equinox(theirs, "n")[:2], "n", mode="ema")
         assert list(again) == list(theirs)

@@ -138,15 +138,16 @@ def test_skip_nonfinite_reaches_the_module():
     chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
 
 
-def test_running_statistics_of_another_dtype():
+def test_running_statistics_are_float32_also_where_flaxs_are_not():
     options = {"param_dtype": jnp.bfloat16, "force_float32_reductions": False}
     module = jnn.BatchNorm(use_running_average=False, **options)
     variables = module.init(KEY, X)
     with jax.numpy_dtype_promotion("standard"):
         expected = nn.BatchNorm(use_running_average=False, **options).init(KEY, X)
-    chex.assert_trees_all_equal(variables, expected)
-    _, updates = module.apply(variables, X, mutable=["batch_stats"])
-    assert updates["batch_stats"]["mean"].dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(variables["params"], expected["params"])
+    chex.assert_trees_all_equal(variables["batch_stats"], jn.init_batch_stats(8))
+    _, updates = module.apply(expected, X, mutable=["batch_stats"])  # Flax's are in bfloat16
+    assert updates["batch_stats"]["mean"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,9 @@ def test_the_cumulative_count_is_exact_whatever_the_statistics_are():
     options = {"param_dtype": jnp.bfloat16, "force_float32_reductions": False, "momentum": None}
     module = jnn.BatchNorm(use_running_average=False, **options)
     variables = module.init(KEY, X)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables["batch_stats"])
+    variables = {**variables, "batch_stats": narrow}
     for _ in range(5):
         variables = {**variables, **module.apply(variables, X, mutable=["batch_stats"])[1]}
     assert variables["batch_stats"]["count"] == 5 * X[..., 0].size
-    assert variables["batch_stats"]["mean"].dtype == jnp.bfloat16
+    assert variables["batch_stats"]["mean"].dtype == jnp.float32

@@ -38,6 +38,7 @@ def from_haiku(
         params {"scale", "bias"}, those that there are; stats {"mean", "var", "steps"}, or {} for
         layer, group, instance and RMS normalization; options {"momentum", "epsilon"}, without
         momentum where `decay_rate` is not given. BatchNorm's [1, ..., 1, C] become [C].
+        Statistics are in float32 at least.
 
     Raises:
         TypeError: what does not become a NumPy array of floating-point numbers.

@@ -48,7 +48,8 @@ def from_pytorch(
         params {"scale", "bias"}, those that there are, of the shape [C] (LayerNorm and RMSNorm:
         `normalized_shape`); stats {"mean", "var", "steps"}, with "count" if `momentum` is None, or
         {} for LayerNorm, GroupNorm, RMSNorm and InstanceNorm without running statistics; options
-        {"momentum", "epsilon"} as ours. Arrays are copies, in the dtype that they had.
+        {"momentum", "epsilon"} as ours. Arrays are copies in the dtype that they had,
+        statistics in float32 at least.
 
     Raises:
         TypeError: what does not become a NumPy array (the message says how it would), or holds no
