@@ -590,6 +590,16 @@ def check_values_per_channel(
         )
 
 
+def check_values_per_group(shape: Sequence[int], values: int) -> None:
+    """More than one value a group: the variance of one is zero, and the output only bias."""
+    if values == 1 and math.prod(shape) != 0:
+        raise ValueError(
+            f"one value in every group that is measured, of an input of shape {tuple(shape)}: its "
+            "variance is zero and the output would be the bias alone; measure over more positions "
+            "or channels (fewer groups), or leave the normalization out here"
+        )
+
+
 def values_per_channel(shape: Sequence[int], axes: Sequence[int]) -> int:
     """The number of values that the statistics of one channel are taken from."""
     return math.prod(shape[axis] for axis in axes)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,7 @@ from jaxnorm import modules as _modules
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 from jaxnorm.running import sharded
+from jaxnorm.sample import one_value_passes
 
 
 class BatchNorm(nn.Module):
@@ -820,13 +822,15 @@ def _bias(module: Any, features: tuple[int, ...]) -> Any:
 def _normalize(
     module: Any, function: Function, x: jax.Array, mask: jax.Array | None, *parameters: Any
 ) -> jax.Array:
-    """A stateless normalization, synced except during `init`."""
-    return _modules.normalize(
-        module,
-        function,
-        x,
-        *parameters,
-        dtype=_modules.result_dtype(module.dtype, x, *parameters),
-        mask=mask,
-        synced=not module.is_initializing(),
-    )
+    """A stateless normalization; in `init`, not synced, and of inputs of any size."""
+    initializing = module.is_initializing()
+    with one_value_passes() if initializing else nullcontext():
+        return _modules.normalize(
+            module,
+            function,
+            x,
+            *parameters,
+            dtype=_modules.result_dtype(module.dtype, x, *parameters),
+            mask=mask,
+            synced=not initializing,
+        )

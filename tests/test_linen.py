@@ -1,5 +1,6 @@
 """The Linen modules create Flax's variables and give the functions' numbers."""
 
+import functools
 import re
 from typing import Any
 
@@ -86,6 +87,24 @@ def test_init_needs_no_ghosts(options, size):
 def test_init_takes_one_value_per_channel():
     variables = jnn.BatchNorm(use_running_average=False).init(KEY, jnp.ones((1, 3)))
     assert variables["batch_stats"]["mean"].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (jnn.LayerNorm(), (3, 1)),
+        (jnn.GroupNorm(num_groups=4), (2, 4)),
+        (jnn.InstanceNorm(), (2, 1, 1, 4)),
+    ],
+)
+def test_one_value_in_every_group_is_an_error_but_in_init(module, shape):
+    x = jnp.ones(shape)
+    for init in (module.init, functools.partial(jax.eval_shape, module.init)):
+        assert init(KEY, x)["params"]["scale"].shape == shape[-1:]
+    assert module.init_with_output(KEY, x)[0].shape == shape
+    variables = module.init(KEY, x)
+    with pytest.raises(ValueError, match="one value in every group"):
+        module.apply(variables, x)
 
 
 @pytest.mark.parametrize("name", STATEFUL)
