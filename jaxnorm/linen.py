@@ -665,10 +665,12 @@ def _evaluating(module: Any, use_running_average: bool | None) -> bool:
 
 
 def _raise_missing(module: nn.Module, missing: list[str]) -> None:
+    there = sorted(module.variables.get("batch_stats", {}))
+    held = f" (which has {there})" if there else ""
     raise ValueError(
         f"{type(module).__name__} at /{'/'.join(module.path)} lacks {missing} in the collection "
-        "batch_stats; give apply the batch_stats that init made and training updated, beside the "
-        "params (in training, a mutable batch_stats may start empty)"
+        f"batch_stats{held}; give apply the batch_stats that init made and training updated, "
+        "beside the params (in training, a mutable batch_stats may start empty)"
     )
 
 
@@ -742,6 +744,53 @@ def fold(
 
     _fold.check_folded(jax.jit(results)(variables, folded), tolerance)
     return folded
+
+
+def check_marks(model: nn.Module, variables: Any, *args: Any, **options: Any) -> None:
+    """Raise an error where statistics are marked and their module does not heed the mark.
+
+    `jaxnorm.freeze_stats` and `jaxnorm.start_recomputing` mark a tree, which does not tell whose
+    statistics it holds: those of Flax's own `BatchNorm` go on moving as if nothing were marked, and
+    `OnlineNorm` and fits to inputs are not recomputed. The model is traced on shapes alone.
+
+    Args:
+        model: the network.
+        variables: with marked statistics in `batch_stats`.
+        args, options: of `model.apply`, an example in training.
+
+    Raises:
+        ValueError: marks that are not heeded; the message lists their paths.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm as jn, jaxnorm.linen as jnn
+        >>> model = nn.Sequential([nn.Dense(2), jnn.BatchNorm(use_running_average=False)])
+        >>> variables = model.init(jax.random.key(0), x := jnp.ones((4, 3)))
+        >>> stats = jn.freeze_stats(variables["batch_stats"])
+        >>> jnn.check_marks(model, {**variables, "batch_stats": stats}, x)
+    """
+    heeding = {"frozen": (BatchNorm, OnlineNorm, _InputScaling), "recomputed": (BatchNorm,)}
+    unheeded = {}
+
+    def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
+        module = context.module
+        for mark, kinds in heeding.items():
+            if module.has_variable("batch_stats", mark) and not isinstance(module, kinds):
+                unheeded["/".join(module.path)] = (mark, type(module))
+        return inner(*args, **options)
+
+    options = {"mutable": ["batch_stats"], **options}
+    with nn.intercept_methods(intercepted):
+        jax.eval_shape(lambda: model.apply(variables, *args, **options))
+    if unheeded:
+        listed = [
+            f"{path!r} ({mark}; {kind.__name__} of {kind.__module__})"
+            for path, (mark, kind) in unheeded.items()
+        ]
+        raise ValueError(
+            f"statistics are marked that do not heed it: {', '.join(listed)}; jaxnorm.linen's "
+            "BatchNorm takes the place of Flax's with the same arguments and variables; of what "
+            "cannot be marked name the other parts alone"
+        )
 
 
 def apply_folded(model: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:

@@ -574,6 +574,29 @@ def test_what_cannot_be_right_is_named(call, error, message):
         call()
 
 
+DENSE = {"fc.weight": np.ones((3, 2)), "fc.bias": ONES}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: interop.from_pytorch(DENSE, "bn"), r"'fc' \(with weight, bias\)"),
+        (lambda: interop.from_pytorch({"state_dict": MODEL}, "bn"), r"'' \(with state_dict\)"),
+        (lambda: interop.from_pytorch_all(DENSE, {"*": "{}"}), r"'fc' \(with weight, bias\)"),
+        (
+            lambda: interop.to_pytorch_all({"params": {"fc": {"kernel": ONES}}}, {"*": "{}"}),
+            r"'params' \(with fc\)",
+        ),
+        (lambda: interop.from_keras({"m/fc/kernel": ONES}, "bn"), r"'m/fc' \(with kernel\)"),
+        (lambda: interop.from_haiku({"fc": {"w": ONES, "b": ONES}}, {}), r"'fc' \(with w, b\)"),
+        (lambda: interop.from_equinox({"fc.x": ONES}, "bn"), r"'fc' \(with x\)"),
+    ],
+)
+def test_where_there_is_no_normalization_what_there_is_is_said(call, message):
+    with pytest.raises(ValueError, match=rf" \[\]; of another kind there are {message}$"):
+        call()
+
+
 def test_of_a_bfloat16_tensor_the_error_tells_the_cure():
     torch = pytest.importorskip("torch")
     weights = {"weight": torch.ones(2, dtype=torch.bfloat16)}

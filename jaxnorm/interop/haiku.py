@@ -148,7 +148,7 @@ def _parameters(params: Mapping[str, Any], state: Mapping[str, Any], prefix: str
         there += [name.removesuffix("/~/mean_ema") for name in state if "/~/mean_ema" in name]
         raise ValueError(
             f"no normalization is at {prefix!r}, which holds {sorted(own)}; normalizations are at "
-            f"{list(dict.fromkeys(there))}"
+            + _entries.there(list(dict.fromkeys(there)), params)
         )
     return own
 

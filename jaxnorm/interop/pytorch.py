@@ -179,7 +179,7 @@ def from_pytorch_all(
     there = _entries.normalizations(state_dict, (*_NAMES, _BATCHES), ".")
     paths = {prefix: _patterns.ours(prefix, names) for prefix in there}
     found = {prefix: path for prefix, path in paths.items() if path is not None}
-    _check_matched(names, there, _patterns.ours)
+    _check_matched(names, there, _patterns.ours, _entries.groups(state_dict, "."))
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     rest = dict(state_dict)
     for prefix, path in found.items():
@@ -218,7 +218,7 @@ def to_pytorch_all(variables: Mapping[str, Any], names: Mapping[str, str]) -> Ar
     there = [*params, *(path for path in stats if path not in params)]
     prefixes = {path: _patterns.theirs(path, names) for path in there}
     found = {path: prefix for path, prefix in prefixes.items() if prefix is not None}
-    _check_matched(names, there, _patterns.theirs)
+    _check_matched(names, there, _patterns.theirs, variables)
     state_dict: Arrays = {}
     for path, prefix in found.items():
         state_dict |= to_pytorch(params.get(path, {}), stats.get(path, {}), prefix)
@@ -265,12 +265,14 @@ def _check_matched(
     names: Mapping[str, str],
     there: Sequence[str],
     match: Callable[[str, Mapping[str, str]], str | None],
+    others: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Every pattern has a normalization."""
+    """Every pattern has a normalization; `others` is what there is where there is none."""
     for pattern, template in names.items():
         if not any(match(name, {pattern: template}) is not None for name in there):
             raise ValueError(
-                f"no normalization matches {pattern!r} (ours: {template!r}); there are {there}"
+                f"no normalization matches {pattern!r} (ours: {template!r}); there are "
+                + _entries.there(there, others)
             )
 
 
