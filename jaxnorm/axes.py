@@ -137,13 +137,11 @@ def positions(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
     return other_axes(ndim, (0, *channels))
 
 
-def as_input(x: ArrayLike) -> jax.Array:
+def as_input(
+    x: ArrayLike, each: str = "f(x[key], stats[key]) (or f(x[key]) without statistics)"
+) -> jax.Array:
     """`x` as an array of a real or complex floating type."""
-    if isinstance(x, Mapping):
-        raise TypeError(
-            f"the input is a dict with the keys {sorted(x)}; arrays and statistics stand in the "
-            "order of the function's signature, so exchange the two"
-        )
+    check_not_dict(x, each)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
@@ -153,9 +151,25 @@ def as_input(x: ArrayLike) -> jax.Array:
     return x
 
 
+def check_not_dict(x: Any, each: str) -> None:
+    """An array is needed; `each` is what is done to an entry of a dict of them."""
+    if not isinstance(x, Mapping):
+        return
+    given = f"the input is a dict with the keys {sorted(map(str, x))}"
+    if {"mean", "var"} <= x.keys():
+        raise TypeError(
+            f"{given}; arrays and statistics stand in the order of the function's signature, so "
+            "exchange the two"
+        )
+    raise TypeError(
+        f"{given}, where an array is needed; give each entry by itself, with what is kept of it: "
+        f"{{key: {each} for key in x}}"
+    )
+
+
 def as_real_input(x: ArrayLike) -> jax.Array:
     """`x` as an array of a real floating type, whose values have an order."""
-    x = as_input(x)
+    x = as_input(x, "jaxnorm.update_input_stats(fit[key], x[key])")
     if jnp.iscomplexobj(x):
         raise TypeError(
             f"the input has dtype {x.dtype}; complex values have no least and no largest, so give "

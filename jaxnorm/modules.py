@@ -81,6 +81,7 @@ def online_norm(module: Any) -> Function:
 
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes that have parameters or statistics of their own."""
+    _axes.check_not_dict(x, "module[key](x[key])")
     channels = _axes.channel_axes(jnp.ndim(x), axes, name)
     return tuple(x.shape[axis] for axis in channels)
 

@@ -574,6 +574,39 @@ def test_what_cannot_be_right_is_named(call, error, message):
         call()
 
 
+OLD = {  # as in checkpoints of early BERTs
+    "encoder.0.LayerNorm.gamma": np.array([2.0, 3.0], np.float32),
+    "encoder.0.LayerNorm.beta": np.array([0.5, -1.0], np.float32),
+    "encoder.0.dense.weight": np.ones((2, 2), np.float32),
+}
+
+
+def test_gamma_and_beta_of_old_checkpoints_are_the_scale_and_the_bias():
+    params, stats, options = interop.from_pytorch(OLD, "encoder.0.LayerNorm", epsilon=1e-12)
+    assert (stats, options) == ({}, {"epsilon": 1e-12})
+    x = np.array([[1.0, 3.0]], np.float32)
+    near(jn.layer_norm(x, **params, **options), [[-1.5, 2.0]], 1e-6)
+    variables, rest = interop.from_pytorch_all(OLD, {"encoder.?.LayerNorm": "layer_{}/norm"})
+    for key, value in variables["params"]["layer_0"]["norm"].items():
+        same_bits(value, params[key])
+    assert list(rest) == ["encoder.0.dense.weight"]
+    back = interop.to_pytorch_all(variables, {"encoder.?.LayerNorm": "layer_{}/norm"})
+    same_bits(back["encoder.0.LayerNorm.weight"], OLD["encoder.0.LayerNorm.gamma"])
+    same_bits(back["encoder.0.LayerNorm.bias"], OLD["encoder.0.LayerNorm.beta"])
+    alone, _, options = interop.from_pytorch({"gamma": ONES})
+    assert (list(alone), options) == (["scale"], {})
+
+
+def test_two_names_of_one_array_are_an_error():
+    twice = {"weight": ONES, "gamma": ONES, "bias": ONES, "beta": ONES}
+    for call in (
+        lambda: interop.from_pytorch(twice),
+        lambda: interop.from_pytorch_all({f"n.{k}": v for k, v in twice.items()}, {"n": "n"}),
+    ):
+        with pytest.raises(ValueError, match="both gamma and weight and both beta and bias, two"):
+            call()
+
+
 DENSE = {"fc.weight": np.ones((3, 2)), "fc.bias": ONES}
 
 
