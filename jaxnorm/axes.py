@@ -478,7 +478,7 @@ def check_kept_dtype(stats: BatchStats, x: jax.Array) -> None:
     if jnp.iscomplexobj(x) and jnp.isrealobj(stats["mean"]):
         raise TypeError(
             f"the input is {x.dtype}, but the running mean is {stats['mean'].dtype} and keeps its "
-            f"dtype; start the statistics with dtype=jnp.{x.dtype} (modules: stats_dtype)"
+            f"dtype; start the statistics with dtype=jnp.{x.dtype} (modules: dtype or stats_dtype)"
         )
 
 

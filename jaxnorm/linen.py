@@ -70,9 +70,9 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
-        stats_dtype: of the running statistics, which keep it: float32 by default, or wider where
-            `param_dtype` is. Wider inputs are remembered as precisely as it is; complex ones need a
-            complex one.
+        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
+            `param_dtype` is, and complex where `init` sees complex input. Wider inputs are
+            remembered as precisely as it is.
         count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
             channel.
 
@@ -173,7 +173,7 @@ class BatchNorm(nn.Module):
         fresh = self._init_stats(
             features,
             momentum=self.momentum,
-            dtype=_modules.stats_dtype(self),
+            dtype=_modules.stats_dtype(self, x),
             count_per_channel=self.count_per_channel,
         )
         channels = _axes.channel_axes(x.ndim, self.axis, "axis")

@@ -6,6 +6,7 @@ stands which function with which of them it is; `linen.py` and `nnx.py` add thei
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -92,12 +93,17 @@ def result_dtype(dtype: Any, *arrays: Any) -> Any:
         return canonicalize_dtype(*arrays, dtype=dtype)
 
 
-def stats_dtype(module: Any) -> Any:
-    """The dtype that running statistics start in: float32, or wider where the parameters are."""
+def stats_dtype(module: Any, *inputs: Any) -> Any:
+    """The dtype that running statistics start in: float32, or wider where the parameters are.
+
+    Complex where the parameters, the module's `dtype` or the inputs, as far as they are known, are.
+    """
     if module.stats_dtype is not None:
         return module.stats_dtype
+    given = [x.dtype for x in inputs] + ([] if module.dtype is None else [module.dtype])
+    of_complex = [dtype for dtype in given if jnp.issubdtype(dtype, jnp.complexfloating)]
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(jnp.float32, module.param_dtype)
+        return functools.reduce(jnp.promote_types, [module.param_dtype, *of_complex], jnp.float32)
 
 
 def wide_stats(stats: _axes.BatchStats) -> Any:

@@ -79,9 +79,9 @@ class BatchNorm(nnx.Module):
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
-        stats_dtype: of the running statistics, which keep it: float32 by default, or wider where
-            `param_dtype` is. Wider inputs are remembered as precisely as it is; complex ones need a
-            complex one.
+        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
+            `param_dtype` is, and complex where that or `dtype` is, as complex inputs need. Wider
+            inputs are remembered as precisely as it is.
         count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
             channel.
 
