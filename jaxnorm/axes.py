@@ -17,6 +17,11 @@ Axes = int | Sequence[int]
 AxisName = Hashable | tuple[Hashable, ...]
 AxisIndexGroups = Sequence[Sequence[int]] | None
 BatchStats = Mapping[str, Any]
+KEPT = ("count", "mean", "var", "min", "max", "control_y", "control_x")  # what steps add up
+WIDENED = (
+    "jax.tree.map(lambda leaf: leaf.astype(jnp.float32) "
+    "if leaf.dtype.itemsize < 4 else leaf, stats)"
+)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -132,13 +137,11 @@ def positions(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
     return other_axes(ndim, (0, *channels))
 
 
-def as_input(x: ArrayLike) -> jax.Array:
+def as_input(
+    x: ArrayLike, each: str = "f(x[key], stats[key]) (or f(x[key]) without statistics)"
+) -> jax.Array:
     """`x` as an array of a real or complex floating type."""
-    if isinstance(x, Mapping):
-        raise TypeError(
-            f"the input is a dict with the keys {sorted(x)}; arrays and statistics stand in the "
-            "order of the function's signature, so exchange the two"
-        )
+    check_not_dict(x, each)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
@@ -148,9 +151,25 @@ def as_input(x: ArrayLike) -> jax.Array:
     return x
 
 
+def check_not_dict(x: Any, each: str) -> None:
+    """An array is needed; `each` is what is done to an entry of a dict of them."""
+    if not isinstance(x, Mapping):
+        return
+    given = f"the input is a dict with the keys {sorted(map(str, x))}"
+    if {"mean", "var"} <= x.keys():
+        raise TypeError(
+            f"{given}; arrays and statistics stand in the order of the function's signature, so "
+            "exchange the two"
+        )
+    raise TypeError(
+        f"{given}, where an array is needed; give each entry by itself, with what is kept of it: "
+        f"{{key: {each} for key in x}}"
+    )
+
+
 def as_real_input(x: ArrayLike) -> jax.Array:
     """`x` as an array of a real floating type, whose values have an order."""
-    x = as_input(x)
+    x = as_input(x, "jaxnorm.update_input_stats(fit[key], x[key])")
     if jnp.iscomplexobj(x):
         raise TypeError(
             f"the input has dtype {x.dtype}; complex values have no least and no largest, so give "
@@ -379,6 +398,31 @@ def _check_entries(
                 f"{tuple(channels)} of the input need {' or '.join(map(str, shapes))}; "
                 f"check channel_axis, or {cure}"
             )
+    kept = [*needed, "recomputed"] if "recomputed" in stats else needed
+    check_wide({key: stats[key] for key in kept}, "the running statistics")
+
+
+def check_wide(stats: BatchStats, what: str) -> None:
+    """Entries in float32 at least: in narrower ones a step below half of their ulp is lost."""
+    kept = {key: leaf for key in KEPT if key in stats for leaf in jax.tree.leaves(stats[key])}
+    for key, leaf in kept.items():
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact) and key != "count":
+            raise TypeError(
+                f"the {key} of {what} is {dtype}, which cannot hold it; give jnp.float32 or wider"
+            )
+        if is_narrow(dtype):
+            raise ValueError(
+                f"the {key} of {what} is {dtype}, in which small steps are lost; statistics are "
+                f"kept in float32 at least, so widen them once: {WIDENED}"
+            )
+    if "recomputed" in stats:
+        check_wide(stats["recomputed"], f"the recomputed part of {what}")
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Whether a dtype is a floating one narrower than float32."""
+    return jnp.issubdtype(dtype, jnp.inexact) and statistics_dtype(dtype) != dtype
 
 
 def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
@@ -408,17 +452,24 @@ def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
                 f"the {key} of the fit has shape {fit[key].shape}, but the features have shape "
                 f"{shape}; check feature_axis, or fit these with jaxnorm.init_input_stats({width})"
             )
+    check_wide(fit, "the fit")
 
 
 def check_fit_dtype(dtype: Any) -> None:
     """A real dtype in which a fit can be kept."""
-    check_inexact("dtype", dtype)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"dtype={jnp.dtype(dtype).name} has no order; give jnp.float32 or float64")
-    if statistics_dtype(jnp.dtype(dtype)) != jnp.dtype(dtype):
+    check_stats_dtype(dtype)
+
+
+def check_stats_dtype(dtype: Any) -> None:
+    """A dtype in which statistics can be kept: float32 or wider."""
+    check_inexact("dtype", dtype)
+    if is_narrow(jnp.dtype(dtype)):
         raise ValueError(
-            f"dtype={jnp.dtype(dtype).name} is too narrow for a fit, which counts rows; give "
-            "jnp.float32 or float64 (inputs may be narrower)"
+            f"dtype={jnp.dtype(dtype).name} is too narrow for statistics, in which small steps "
+            "would be lost; give jnp.float32 or wider (inputs may be narrower; modules: "
+            "stats_dtype)"
         )
 
 
@@ -427,7 +478,7 @@ def check_kept_dtype(stats: BatchStats, x: jax.Array) -> None:
     if jnp.iscomplexobj(x) and jnp.isrealobj(stats["mean"]):
         raise TypeError(
             f"the input is {x.dtype}, but the running mean is {stats['mean'].dtype} and keeps its "
-            f"dtype; start the statistics with dtype=jnp.{x.dtype} (modules: stats_dtype)"
+            f"dtype; start the statistics with dtype=jnp.{x.dtype} (modules: dtype or stats_dtype)"
         )
 
 
@@ -550,6 +601,16 @@ def check_values_per_channel(
             f"training with one value per channel in {what} of shape {tuple(shape)}: its variance "
             "is zero and the output would be the bias alone; give more examples or positions, or "
             "train=False"
+        )
+
+
+def check_values_per_group(shape: Sequence[int], values: int) -> None:
+    """More than one value a group: the variance of one is zero, and the output only bias."""
+    if values == 1 and math.prod(shape) != 0:
+        raise ValueError(
+            f"one value in every group that is measured, of an input of shape {tuple(shape)}: its "
+            "variance is zero and the output would be the bias alone; measure over more positions "
+            "or channels (fewer groups), or leave the normalization out here"
         )
 
 

@@ -130,9 +130,9 @@ def batch_norm(
     Raises:
         TypeError: an integer input, a `train` that is not a bool, real statistics to be trained on
             complex input.
-        ValueError: statistics of another width or with a missing entry, a scale of the wrong
-            shape, one value per channel in training, an axis name that is not mapped, a momentum
-            outside [0, 1], and the like; the message says what would work.
+        ValueError: statistics of another width, narrower than float32 or with a missing entry, a
+            scale of the wrong shape, one value per channel in training, an axis name that is not
+            mapped, a momentum outside [0, 1], and the like; the message says what would work.
 
     Conventions:
         Momentum weighs the old value, as in Flax and Keras (PyTorch's is one minus it). The

@@ -87,8 +87,8 @@ def update_input_stats(
 
     Raises:
         TypeError: an integer or complex input.
-        ValueError: a fit of another width or with a missing entry, a mask that does not broadcast,
-            an axis name that is not mapped.
+        ValueError: a fit of another width, narrower than float32 or with a missing entry, a mask
+            that does not broadcast, an axis name that is not mapped.
 
     Conventions:
         NaN count unless they are skipped (scikit-learn's scalers always skip them). The variance is
@@ -136,7 +136,7 @@ def merge_input_stats(a: _axes.BatchStats, b: _axes.BatchStats) -> Any:
         The merged fit, in the dtypes of `a`, and frozen where it is.
 
     Raises:
-        ValueError: fits of two widths or with a missing entry.
+        ValueError: fits of two widths, narrower than float32 or with a missing entry.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -184,8 +184,8 @@ def standardize_inputs(
 
     Raises:
         TypeError: an integer or complex input.
-        ValueError: a fit of another width or with a missing entry, a `clip` that is not positive,
-            or with `invert`.
+        ValueError: a fit of another width, narrower than float32 or with a missing entry, a `clip`
+            that is not positive, or with `invert`.
 
     Conventions:
         The variance is biased and the divisor of a constant 1, as in scikit-learn's
@@ -253,8 +253,8 @@ def min_max_inputs(
 
     Raises:
         TypeError: an integer or complex input.
-        ValueError: a fit of another width or with a missing entry, a `low` that is not below
-            `high`, `clip` with `invert`.
+        ValueError: a fit of another width, narrower than float32 or with a missing entry, a `low`
+            that is not below `high`, `clip` with `invert`.
 
     Conventions:
         The width of a constant is 1, as in scikit-learn's `MinMaxScaler`.

@@ -11,18 +11,22 @@ arguments that all modules share:
     use_scale, use_bias, scale_init, bias_init: which parameters there are, and how they start.
     axis_name, axis_index_groups: mapped axes to merge statistics over; not needed in `init`.
     use_fast_variance: taken for compatibility, without effect: the exact form is always used.
-    force_float32_reductions: False keeps the running statistics in `param_dtype`; statistics are
-        computed in float32 at least whatever it is.
+    force_float32_reductions: taken for compatibility, without effect: statistics are computed and
+        kept in float32 at least.
 
 and in the call
 
     mask: nonzero where a position counts; broadcasts to the input.
+
+Statistics are float32 at least: narrower ones that a checkpoint brings are widened in each call,
+and the first training step keeps them so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -42,6 +46,7 @@ from jaxnorm import modules as _modules
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.modules import Function, Initializer
 from jaxnorm.running import sharded
+from jaxnorm.sample import one_value_passes
 
 
 class BatchNorm(nn.Module):
@@ -65,9 +70,9 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
-        stats_dtype: of the running statistics, which keep it: float32 by default, or wider where
-            `param_dtype` is. Wider inputs are remembered as precisely as it is; complex ones need a
-            complex one.
+        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
+            `param_dtype` is, and complex where `init` sees complex input. Wider inputs are
+            remembered as precisely as it is.
         count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
             channel.
 
@@ -165,11 +170,10 @@ class BatchNorm(nn.Module):
 
     def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
         """The first running statistics, sharded as the channels of the input are."""
-        wide = _modules.stats_dtype(self)
         fresh = self._init_stats(
             features,
             momentum=self.momentum,
-            dtype=wide if self.force_float32_reductions else self.param_dtype,
+            dtype=_modules.stats_dtype(self, x),
             count_per_channel=self.count_per_channel,
         )
         channels = _axes.channel_axes(x.ndim, self.axis, "axis")
@@ -661,10 +665,12 @@ def _evaluating(module: Any, use_running_average: bool | None) -> bool:
 
 
 def _raise_missing(module: nn.Module, missing: list[str]) -> None:
+    there = sorted(module.variables.get("batch_stats", {}))
+    held = f" (which has {there})" if there else ""
     raise ValueError(
         f"{type(module).__name__} at /{'/'.join(module.path)} lacks {missing} in the collection "
-        "batch_stats; give apply the batch_stats that init made and training updated, beside the "
-        "params (in training, a mutable batch_stats may start empty)"
+        f"batch_stats{held}; give apply the batch_stats that init made and training updated, "
+        "beside the params (in training, a mutable batch_stats may start empty)"
     )
 
 
@@ -738,6 +744,53 @@ def fold(
 
     _fold.check_folded(jax.jit(results)(variables, folded), tolerance)
     return folded
+
+
+def check_marks(model: nn.Module, variables: Any, *args: Any, **options: Any) -> None:
+    """Raise an error where statistics are marked and their module does not heed the mark.
+
+    `jaxnorm.freeze_stats` and `jaxnorm.start_recomputing` mark a tree, which does not tell whose
+    statistics it holds: those of Flax's own `BatchNorm` go on moving as if nothing were marked, and
+    `OnlineNorm` and fits to inputs are not recomputed. The model is traced on shapes alone.
+
+    Args:
+        model: the network.
+        variables: with marked statistics in `batch_stats`.
+        args, options: of `model.apply`, an example in training.
+
+    Raises:
+        ValueError: marks that are not heeded; the message lists their paths.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm as jn, jaxnorm.linen as jnn
+        >>> model = nn.Sequential([nn.Dense(2), jnn.BatchNorm(use_running_average=False)])
+        >>> variables = model.init(jax.random.key(0), x := jnp.ones((4, 3)))
+        >>> stats = jn.freeze_stats(variables["batch_stats"])
+        >>> jnn.check_marks(model, {**variables, "batch_stats": stats}, x)
+    """
+    heeding = {"frozen": (BatchNorm, OnlineNorm, _InputScaling), "recomputed": (BatchNorm,)}
+    unheeded = {}
+
+    def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
+        module = context.module
+        for mark, kinds in heeding.items():
+            if module.has_variable("batch_stats", mark) and not isinstance(module, kinds):
+                unheeded["/".join(module.path)] = (mark, type(module))
+        return inner(*args, **options)
+
+    options = {"mutable": ["batch_stats"], **options}
+    with nn.intercept_methods(intercepted):
+        jax.eval_shape(lambda: model.apply(variables, *args, **options))
+    if unheeded:
+        listed = [
+            f"{path!r} ({mark}; {kind.__name__} of {kind.__module__})"
+            for path, (mark, kind) in unheeded.items()
+        ]
+        raise ValueError(
+            f"statistics are marked that do not heed it: {', '.join(listed)}; jaxnorm.linen's "
+            "BatchNorm takes the place of Flax's with the same arguments and variables; of what "
+            "cannot be marked name the other parts alone"
+        )
 
 
 def apply_folded(model: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:
@@ -818,13 +871,15 @@ def _bias(module: Any, features: tuple[int, ...]) -> Any:
 def _normalize(
     module: Any, function: Function, x: jax.Array, mask: jax.Array | None, *parameters: Any
 ) -> jax.Array:
-    """A stateless normalization, synced except during `init`."""
-    return _modules.normalize(
-        module,
-        function,
-        x,
-        *parameters,
-        dtype=_modules.result_dtype(module.dtype, x, *parameters),
-        mask=mask,
-        synced=not module.is_initializing(),
-    )
+    """A stateless normalization; in `init`, not synced, and of inputs of any size."""
+    initializing = module.is_initializing()
+    with one_value_passes() if initializing else nullcontext():
+        return _modules.normalize(
+            module,
+            function,
+            x,
+            *parameters,
+            dtype=_modules.result_dtype(module.dtype, x, *parameters),
+            mask=mask,
+            synced=not initializing,
+        )

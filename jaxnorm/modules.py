@@ -6,6 +6,7 @@ stands which function with which of them it is; `linen.py` and `nnx.py` add thei
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -81,6 +82,7 @@ def online_norm(module: Any) -> Function:
 
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes that have parameters or statistics of their own."""
+    _axes.check_not_dict(x, "module[key](x[key])")
     channels = _axes.channel_axes(jnp.ndim(x), axes, name)
     return tuple(x.shape[axis] for axis in channels)
 
@@ -91,12 +93,27 @@ def result_dtype(dtype: Any, *arrays: Any) -> Any:
         return canonicalize_dtype(*arrays, dtype=dtype)
 
 
-def stats_dtype(module: Any) -> Any:
-    """The dtype that running statistics start in: float32, or wider where the parameters are."""
+def stats_dtype(module: Any, *inputs: Any) -> Any:
+    """The dtype that running statistics start in: float32, or wider where the parameters are.
+
+    Complex where the parameters, the module's `dtype` or the inputs, as far as they are known, are.
+    """
     if module.stats_dtype is not None:
         return module.stats_dtype
+    given = [x.dtype for x in inputs] + ([] if module.dtype is None else [module.dtype])
+    of_complex = [dtype for dtype in given if jnp.issubdtype(dtype, jnp.complexfloating)]
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(jnp.float32, module.param_dtype)
+        return functools.reduce(jnp.promote_types, [module.param_dtype, *of_complex], jnp.float32)
+
+
+def wide_stats(stats: _axes.BatchStats) -> Any:
+    """Statistics as a checkpoint brings them, the narrower ones of them in float32."""
+
+    def widened(leaf: Any) -> Any:
+        narrow = _axes.is_narrow(jnp.result_type(leaf))
+        return jnp.asarray(leaf, jnp.float32) if narrow else leaf
+
+    return jax.tree.map(widened, stats)
 
 
 def kernel_axis(layer: Any) -> int:
@@ -136,7 +153,7 @@ def normalize_batch(
     """A stateful normalization's result, in `dtype`, and its new statistics."""
     y, new = function(
         _widened(x, dtype),
-        stats,
+        wide_stats(stats),
         *parameters,
         train=train,
         momentum=module.momentum,
@@ -159,7 +176,7 @@ def scale_inputs(
 ) -> tuple[jax.Array, Any]:
     """The inputs scaled by their fit, in `dtype`, in training after an update with them."""
     dtype = result_dtype(module.dtype, x)
-    x = _widened(x, dtype)
+    x, fit = _widened(x, dtype), wide_stats(fit)
     if train:
         fit = jn.update_input_stats(
             fit,
@@ -183,7 +200,11 @@ def normalize_online(
     mask: Any,
     train: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The result of online normalization, in `dtype`, and its new statistics."""
+    """The result of online normalization, in `dtype`, and its new statistics.
+
+    The control processes keep their dtype, which is that of their gradient.
+    """
+    stats = {**stats, **wide_stats({key: stats[key] for key in ("mean", "var")})}
     y, new = online_norm(module)(_widened(x, dtype), stats, *parameters, train=train, where=mask)
     return jnp.asarray(y, dtype), new
 

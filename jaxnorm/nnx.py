@@ -22,11 +22,15 @@ modules share:
 and in the call
 
     mask: nonzero where a position counts; broadcasts to the input.
+
+Statistics are float32 at least: narrower ones that a checkpoint brings are widened in each call,
+and the first training step keeps them so.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -52,6 +56,7 @@ from jaxnorm.modules import Function, Initializer
 Metadata = Mapping[str, Any]
 Model = TypeVar("Model", bound=nnx.Module)
 _CALL = "__call__"
+_EXCHANGE = "whose place jaxnorm.nnx.BatchNorm takes with the same arguments and variables"
 
 
 class BatchNorm(nnx.Module):
@@ -74,9 +79,9 @@ class BatchNorm(nnx.Module):
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
         skip_nonfinite: leave the running statistics as they were in a step whose moments are not
             finite.
-        stats_dtype: of the running statistics, which keep it: float32 by default, or wider where
-            `param_dtype` is. Wider inputs are remembered as precisely as it is; complex ones need a
-            complex one.
+        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
+            `param_dtype` is, and complex where that or `dtype` is, as complex inputs need. Wider
+            inputs are remembered as precisely as it is.
         count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
             channel.
 
@@ -897,6 +902,9 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
     Raises:
         ValueError: a part with no `BatchNorm` in it; the message lists those that there are.
 
+    Warns:
+        UserWarning: a `BatchNorm` of Flax in the parts, whose statistics go on moving.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
@@ -906,8 +914,11 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
         >>> print(model.encoder(jnp.ones((2, 1)))[:, 0].round(3), model.encoder.mean[...])
         [1. 1.] [0.]
     """
-    for norm in _named(model, parts, (BatchNorm, OnlineNorm, _InputScaling)):
+    norms = _named(model, parts, (BatchNorm, OnlineNorm, _InputScaling))
+    for norm in norms.values():
         norm.frozen = frozen
+    if frozen:
+        _warn_of_flaxs("freeze_stats", model, parts)
 
 
 def start_recomputing(model: nnx.Module, *parts: str) -> None:
@@ -924,6 +935,9 @@ def start_recomputing(model: nnx.Module, *parts: str) -> None:
     Raises:
         ValueError: statistics that are being recomputed already; a part with no `BatchNorm` in it.
 
+    Warns:
+        UserWarning: a `BatchNorm` of Flax in the parts, whose statistics are not recomputed.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
@@ -936,15 +950,16 @@ def start_recomputing(model: nnx.Module, *parts: str) -> None:
         >>> print(model.norm.mean[...], model.norm.var[...])
         [6.5] [7.]
     """
-    for norm in _named(model, parts):
+    for norm in _named(model, parts).values():
         new = _running.started(_values(norm))["recomputed"]
         norm.recomputed = nnx.Dict({key: nnx.BatchStat(value) for key, value in new.items()})
+    _warn_of_flaxs("start_recomputing", model, parts)
 
 
 def finish_recomputing(model: nnx.Module, *parts: str) -> None:
     """Put the recomputed statistics in the place of the running ones, where anything counted.
 
-    As `jaxnorm.finish_recomputing`, in the model.
+    As `jaxnorm.finish_recomputing`, in the model, with its warning.
 
     Args:
         model: changed in place.
@@ -961,7 +976,7 @@ def finish_recomputing(model: nnx.Module, *parts: str) -> None:
 def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | None = 0.99) -> None:
     """Update the running statistics once, by all that was seen since `start_recomputing`.
 
-    As `jaxnorm.finish_accumulating`, in the model.
+    As `jaxnorm.finish_accumulating`, in the model, with its warning.
 
     Args:
         model: changed in place.
@@ -989,24 +1004,61 @@ def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | No
 
 
 def _finish(model: nnx.Module, parts: Sequence[str], change: Callable[[Any], Any]) -> None:
-    for norm in _named(model, parts, recomputed=True):
-        new = change(_values(norm))
+    unseen = []
+    for path, norm in _named(model, parts, recomputed=True).items():
+        old = _values(norm)
+        if not norm.frozen and _recipes.saw_nothing(old):
+            unseen.append(path)
+        new = change(old)
         del norm.recomputed
         _each(lambda variable, value: variable.set_value(value), _variables(norm), new)
+    _recipes.warn_of_nothing_seen(unseen)
 
 
 def _named(
     model: nnx.Module, parts: Sequence[str], kinds: Any = BatchNorm, *, recomputed: bool = False
-) -> list[Any]:
-    """Every module of the kinds and their kin in the parts."""
-    norms = {p: norm for p, norm in nnx.iter_modules(model) if isinstance(norm, kinds)}
-    if recomputed:
-        norms = {path: norm for path, norm in norms.items() if hasattr(norm, "recomputed")}
-    parts = parts or ("*",)
-    _recipes.check_found(parts, list(norms), _recipes.RECOMPUTED if recomputed else "BatchNorm")
-    return [
-        norm for path, norm in norms.items() if any(_recipes.matches(path, part) for part in parts)
+) -> dict[Any, Any]:
+    """Every module of the kinds and their kin in the parts, by path."""
+    norms, others = {}, {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, kinds) and (hasattr(module, "recomputed") or not recomputed):
+            norms[path] = module
+        elif path[-1:] != ("recomputed",) and _keeps_statistics(module):
+            others[path] = _described(module)
+    what = _recipes.RECOMPUTED if recomputed else "BatchNorm of jaxnorm.nnx"
+    _recipes.check_found(parts or ("*",), list(norms), what, others)
+    return {path: norm for path, norm in norms.items() if _in_parts(path, parts)}
+
+
+def _in_parts(path: Sequence[Any], parts: Sequence[str]) -> bool:
+    return any(_recipes.matches(path, part) for part in parts or ("*",))
+
+
+def _keeps_statistics(module: nnx.Module) -> bool:
+    return any(isinstance(variable, nnx.BatchStat) for variable in vars(module).values())
+
+
+def _described(module: nnx.Module) -> str:
+    """The class of a module, and of Flax's what takes its place."""
+    kind = type(module)
+    if isinstance(module, nnx.BatchNorm):
+        return f"{kind.__name__} of flax.nnx, {_EXCHANGE}"
+    return f"{kind.__name__} of {'jaxnorm.nnx' if kind.__module__ == __name__ else kind.__module__}"
+
+
+def _warn_of_flaxs(function: str, model: nnx.Module, parts: Sequence[str]) -> None:
+    """Statistics in the parts that go on moving, as they are Flax's own."""
+    names = [
+        _recipes.joined(path)
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.BatchNorm) and _in_parts(path, parts)
     ]
+    if names:
+        warnings.warn(
+            f"{function} does not reach {names}, whose statistics go on moving: each is a "
+            f"BatchNorm of flax.nnx, {_EXCHANGE}",
+            stacklevel=3,
+        )
 
 
 def _variables(norm: Any) -> dict[str, Any]:
@@ -1020,7 +1072,8 @@ def _variables(norm: Any) -> dict[str, Any]:
 
 
 def _values(norm: BatchNorm) -> Any:
-    return _each(lambda variable: variable[...], _variables(norm))
+    """The statistics, in float32 at least."""
+    return _modules.wide_stats(_each(lambda variable: variable[...], _variables(norm)))
 
 
 def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:

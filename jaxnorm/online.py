@@ -40,7 +40,7 @@ def init_online_stats(
 
     Raises:
         TypeError: a dtype that is not a real floating one.
-        ValueError: a width that is not positive.
+        ValueError: a width that is not positive, a dtype narrower than float32.
 
     Example:
         >>> import jaxnorm as jn
@@ -105,8 +105,8 @@ def online_norm(
 
     Raises:
         TypeError: an integer or complex input, a `train` that is not a bool.
-        ValueError: channels on axis 0, statistics of another width or with a missing entry, a scale
-            of the wrong shape, a decay outside [0, 1], and the like.
+        ValueError: channels on axis 0, statistics of another width, narrower than float32 or with a
+            missing entry, a scale of the wrong shape, a decay outside [0, 1], and the like.
 
     Conventions:
         One value a channel (N = 1, no positions) is enough in training. The decays are the paper's

@@ -7,7 +7,8 @@ and what lies inside a named part belongs to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -97,6 +98,10 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
     nothing; nor does `update_input_stats`. The parameters go on learning; stop those in the
     optimizer. For NNX models there is `jaxnorm.nnx.freeze_stats`.
 
+    A tree does not tell whose statistics it holds, and Flax's own `BatchNorm` takes the mark and
+    does not heed it: `jaxnorm.linen.check_marks` says so of a model, and `jaxnorm.linen.BatchNorm`
+    takes its place with the same arguments and variables.
+
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]`.
@@ -139,7 +144,8 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
     Adds to the statistics of each named normalization an entry "recomputed" with a count, a mean
     and a variance for each channel, so a compiled step is compiled once more. Heeded by
     `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen modules; for NNX models there is
-    `jaxnorm.nnx.start_recomputing`. Frozen statistics do not move; what has other entries (fits of
+    `jaxnorm.nnx.start_recomputing`. Flax's own `BatchNorm` does not heed it
+    (`jaxnorm.linen.check_marks`). Frozen statistics do not move; what has other entries (fits of
     inputs) is not marked.
 
     Args:
@@ -149,7 +155,8 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
 
     Raises:
         TypeError: the state of an NNX model.
-        ValueError: statistics that are being recomputed already; a part with no statistics in it.
+        ValueError: statistics that are being recomputed already or are narrower than float32; a
+            part with no statistics in it.
 
     Conventions:
         The variance is that of one big batch: between the means of the batches too, and biased.
@@ -176,7 +183,8 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
 def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
     """The recomputed statistics in the place of the old ones, as from before `start_recomputing`.
 
-    Where nothing counted the old ones stay; the `steps` of batch renormalization are as they were.
+    Where nothing counted the old ones stay, and a warning names them, where the counts are known
+    (not under `jit`); the `steps` of batch renormalization are as they were.
 
     Args:
         batch_stats: what `start_recomputing` made, after any number of training steps.
@@ -184,7 +192,7 @@ def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
 
     Raises:
         TypeError: the state of an NNX model.
-        ValueError: a part in which nothing is being recomputed.
+        ValueError: a part in which nothing is being recomputed, statistics narrower than float32.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -200,7 +208,8 @@ def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | Non
     """The running statistics after one step that came in micro-batches, in one exact update.
 
     new = momentum * old + (1 - momentum) * merged, with the moments of all that was seen since
-    `start_recomputing`: those of one big batch. Batch renormalization counts one step.
+    `start_recomputing`: those of one big batch. Batch renormalization counts one step. Where
+    nothing counted the old ones stay, with a warning as of `finish_recomputing`.
 
     Args:
         batch_stats: what `start_recomputing` made, after the micro-batches of a step.
@@ -209,8 +218,8 @@ def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | Non
 
     Raises:
         TypeError: the state of an NNX model.
-        ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
-            for statistics without a count.
+        ValueError: a part in which nothing is being recomputed, statistics narrower than float32; a
+            momentum outside [0, 1], or None for statistics without a count.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -229,8 +238,45 @@ def _finished(
     function: str, batch_stats: Any, parts: Sequence[str], change: Callable[[Any], dict[str, Any]]
 ) -> Any:
     _check_not_nnx(function, batch_stats)
-    keys = {*_STATS, "recomputed"}
-    return _changed(batch_stats, parts or ("*",), keys, change, what=RECOMPUTED)
+    keys, parts = {*_STATS, "recomputed"}, parts or ("*",)
+    new = _changed(batch_stats, parts, keys, change, what=RECOMPUTED)
+    warn_of_nothing_seen(
+        path
+        for path, stats in _dicts(batch_stats)
+        if keys <= stats.keys() and "frozen" not in stats and saw_nothing(stats)
+        if any(matches(path, part) for part in parts)
+    )
+    return new
+
+
+def saw_nothing(stats: Mapping[str, Any]) -> bool:
+    """Whether it is known that nothing was counted in statistics that are recomputed."""
+    count = stats["recomputed"]["count"]
+    if _axes.is_traced(count):
+        return False
+    with jax.ensure_compile_time_eval():
+        return not jnp.any(count > 0)
+
+
+def warn_of_nothing_seen(paths: Iterable[Sequence[Any]]) -> None:
+    """Statistics that stay because nothing was counted, though their recomputing began."""
+    if names := [joined(path) for path in paths]:
+        where = f" at {names}" if any(names) else ""
+        warnings.warn(
+            f"nothing was counted since start_recomputing{where}, so the statistics stay as "
+            "they were: the model ran in evaluation, or not at all, or a normalization does not "
+            "heed the mark, as Flax's own BatchNorm does not (jaxnorm's takes its place with the "
+            "same arguments and variables)",
+            stacklevel=4,
+        )
+
+
+def _dicts(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every dict of a tree, by path."""
+    if isinstance(node, Mapping):
+        yield path, node
+        for key, value in node.items():
+            yield from _dicts(value, (*path, key))
 
 
 def sync_batch_stats(
@@ -257,7 +303,8 @@ def sync_batch_stats(
             axis, as `pmap` returns them, are merged by `pmap` again, or by `vmap` on one device.
 
     Raises:
-        ValueError: a name that is not mapped, a tree without statistics.
+        ValueError: a name that is not mapped, a tree without statistics or with some narrower than
+            float32.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxnorm as jn
@@ -270,6 +317,7 @@ def sync_batch_stats(
     layers: list[dict[str, Any]] = []
 
     def found(stats: Mapping[str, Any]) -> dict[str, Any]:
+        _axes.check_wide(stats, "the running statistics")
         layers.append(dict(stats))
         if "recomputed" in stats:
             found(stats["recomputed"])
@@ -362,12 +410,38 @@ def matches(path: Sequence[Any], part: str) -> bool:
     return any(fnmatchcase("/".join(names[:end]), part) for end in range(len(names) + 1))
 
 
-def check_found(parts: Sequence[str], paths: Sequence[Sequence[Any]], what: str) -> None:
-    """Every part names something."""
+def check_found(
+    parts: Sequence[str],
+    paths: Sequence[Sequence[Any]],
+    what: str,
+    others: Mapping[Any, str],
+) -> None:
+    """Every part names something.
+
+    Args:
+        others: what there is of another kind, by path.
+    """
     for part in parts:
         if not any(matches(path, part) for path in paths):
-            there = ["/".join(map(str, path)) for path in paths]
-            raise ValueError(f"no {what} in the part {part!r}; there are {there}")
+            there = [joined(path) for path in paths]
+            raise ValueError(
+                f"no {what} in the part {part!r}; there are {there}{_instead(part, paths, others)}"
+            )
+
+
+def _instead(part: str, paths: Sequence[Sequence[Any]], others: Mapping[Any, str]) -> str:
+    """What the part holds of another kind, or the whole tree where it has nothing of the kind."""
+    inside = {path: other for path, other in others.items() if matches(path, part)}
+    shown = inside or ({} if paths else others)
+    if not shown:
+        return ""
+    listed = [f"{joined(path)!r} ({other})" for path, other in shown.items()]
+    return f"; of another kind there are {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
+
+
+def joined(path: Sequence[Any]) -> str:
+    """A path as it is given."""
+    return "/".join(map(str, path))
 
 
 def _name(path: Sequence[Any]) -> str:
@@ -392,6 +466,7 @@ def _changed(
         what: the word for such dicts.
     """
     paths: list[tuple[Any, ...]] = []
+    others: dict[Any, str] = {}
 
     def visited(node: Any, path: tuple[Any, ...]) -> Any:
         if not isinstance(node, Mapping):
@@ -401,8 +476,10 @@ def _changed(
             paths.append(path)
             if any(matches(path, part) for part in parts):
                 return kind(change(node))
+        elif entries := [str(key) for key in node if not isinstance(node[key], Mapping)]:
+            others[path] = "with " + ", ".join(sorted(entries))
         return kind({key: visited(value, (*path, key)) for key, value in node.items()})
 
     changed = visited(tree, ())
-    check_found(parts, paths, what or " and ".join(sorted(keys)))
+    check_found(parts, paths, what or " and ".join(sorted(keys)), others)
     return changed

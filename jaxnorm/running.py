@@ -32,17 +32,19 @@ def init_batch_stats(
         momentum: as it will be given to the normalization; None adds the count that the exact
             cumulative merge needs.
         dtype: of the mean; float32, or wider to keep the precision of wider inputs (complex for
-            complex inputs).
+            complex inputs). Narrower inputs have float32 statistics: in a narrower dtype a step
+            that moves them by less than half a unit in the last place would be lost.
         count_per_channel: a count for each channel, for masks that differ by channel, where
             `momentum` is None.
 
     Returns:
-        {"mean": dtype[C] zeros, "var": real[C] ones}, with "count": real[] or real[C] zeros
-        (float32 at least) if `momentum` is None.
+        {"mean": dtype[C] zeros, "var": real[C] ones}, with "count": real[] or real[C] zeros if
+        `momentum` is None.
 
     Raises:
-        ValueError: a width that is not positive, a momentum outside [0, 1], a `count_per_channel`
-            with a momentum.
+        TypeError: a dtype that is not floating or complex.
+        ValueError: a width that is not positive, a dtype narrower than float32, a momentum outside
+            [0, 1], a `count_per_channel` with a momentum.
 
     Example:
         >>> import jaxnorm as jn
@@ -52,7 +54,7 @@ def init_batch_stats(
     widths = num_channels if isinstance(num_channels, Sequence) else (num_channels,)
     shape = tuple(_axes.check_positive_int("num_channels", width) for width in widths)
     _axes.check_momentum(momentum)
-    _axes.check_inexact("dtype", dtype)
+    _axes.check_stats_dtype(dtype)
     real = _axes.real_dtype(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, real)}
     if momentum is not None:
@@ -62,7 +64,7 @@ def init_batch_stats(
                 "cumulative merge has a count"
             )
         return stats
-    count = jnp.zeros(shape if count_per_channel else (), _axes.statistics_dtype(real))
+    count = jnp.zeros(shape if count_per_channel else (), real)
     return stats | {"count": count}
 
 
@@ -151,10 +153,10 @@ def started(stats: _axes.BatchStats) -> dict[str, Any]:
             "these statistics are being recomputed already; end that first, with "
             "finish_recomputing or finish_accumulating"
         )
+    _axes.check_wide(stats, "the running statistics")
     mean, var = jnp.asarray(stats["mean"]), jnp.asarray(stats["var"])
-    dtype = _axes.statistics_dtype(mean.dtype)
-    nothing = jnp.zeros_like(var, _axes.real_dtype(dtype))
-    recomputed = {"count": nothing, "mean": jnp.zeros_like(mean, dtype), "var": nothing}
+    nothing = jnp.zeros_like(var, _axes.real_dtype(mean.dtype))
+    recomputed = {"count": nothing, "mean": jnp.zeros_like(mean), "var": nothing}
     return {**stats, "recomputed": recomputed}
 
 
@@ -186,6 +188,7 @@ def accumulated(stats: _axes.BatchStats, momentum: ArrayLike | None) -> dict[str
 
 def _ended(stats: _axes.BatchStats) -> tuple[dict[str, Any], Moments]:
     """The old statistics, and the recomputed moments."""
+    _axes.check_wide(stats, "the running statistics")
     return {k: v for k, v in stats.items() if k != "recomputed"}, Moments(**stats["recomputed"])
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,18 @@ from jax.typing import ArrayLike
 from jaxnorm import axes as _axes
 from jaxnorm.standardize import normalize
 from jaxnorm.statistics import Scope
+
+_one_value_passes = ContextVar("_one_value_passes", default=False)
+
+
+@contextmanager
+def one_value_passes() -> Iterator[None]:
+    """Where shapes alone matter, as in `init` of Linen, one value in every group is no error."""
+    token = _one_value_passes.set(True)
+    try:
+        yield
+    finally:
+        _one_value_passes.reset(token)
 
 
 @_axes.mask_is_called("where")
@@ -46,10 +61,13 @@ def layer_norm(
 
     Raises:
         TypeError: an integer input.
-        ValueError: an axis out of range or given twice, a scale of the wrong shape, a mask that
-            does not broadcast, an axis name that is not mapped, a negative epsilon.
+        ValueError: an axis out of range or given twice, one value to measure over, a scale of the
+            wrong shape, a mask that does not broadcast, an axis name that is not mapped, a negative
+            epsilon.
 
     Conventions:
+        One value to measure over is an error: its variance is zero and the output would be the bias
+        alone, as it is in Flax. A mask may leave one value, which gives the bias.
         Epsilon is 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5; Keras: 1e-3).
 
     References:
@@ -98,7 +116,8 @@ def rms_norm(
             w - 1, so that weight decay pulls it to one.
 
     The other arguments, the result and the errors are those of `layer_norm`; also a `ValueError`
-    for a `scale_offset` without a scale. A position that does not count and is not finite yields 0.
+    for a `scale_offset` without a scale. One value to measure over is no error: its sign
+    stays. A position that does not count and is not finite yields 0.
 
     Conventions:
         Epsilon is 1e-6 as in Flax (PyTorch: the dtype's machine epsilon by default).
@@ -258,7 +277,10 @@ def _normalize(
 ) -> jax.Array:
     """`x` standardized by its own moments over `scope` and the mapped axes."""
     _axes.check_epsilon(epsilon)
-    _axes.mapped_size(axis_name, axis_index_groups)
+    members = _axes.mapped_size(axis_name, axis_index_groups)
+    if not (scope.about_zero or _one_value_passes.get()):
+        values = scope.group_size * _axes.values_per_channel(x.shape, scope.reduced)
+        _axes.check_values_per_group(x.shape, members * values)
     groups = _axes.hashable_groups(axis_index_groups)
     scope = scope._replace(axis_name=axis_name, axis_index_groups=groups)
     y, _ = normalize(x, scope, scale, bias, features, epsilon=epsilon, counted=counted)

@@ -172,6 +172,7 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["norm=flax_batch", "sync=local"], ["sync=local", "norm=flax_batch", "sync=global"]),
         (["norm=flax_batch", "norm.momentum=2"], ["norm.momentum is 2", "from 0 to 1"]),
         (["norm=instance", "model=mlp"], ["instance", "mlp"]),
+        (["norm=layer", "model=mlp", "model.hidden=[1]"], ["norm=layer", "one value in every"]),
         (["data.lengths=inked"], ["data.lengths", "model=cnn", "lstm"]),
         (["model.dropout=1"], ["model.dropout is 1", "below 1"]),
         (["data=idx_images", "data.folder=/nowhere"], ["/nowhere"]),

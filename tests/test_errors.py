@@ -98,6 +98,12 @@ ARRAYS = itertools.chain(
     wrong(every_norm, ValueError, ["mask[..., None, None]"], where=np.ones(6, bool)),
     wrong(every_norm, TypeError, ["'mask'", "where=..."], mask=np.ones((6, 5, 1), bool)),
     wrong(every_norm, TypeError, ["dict", "mean", "exchange"], x=fresh("batch", 8)),
+    wrong(
+        every_norm,
+        TypeError,
+        ["dict", "['a', 'b']", "{key: f(x[key], stats[key])", "for key in x}"],
+        x={"b": X, "a": X},
+    ),
     wrong(every_norm, TypeError, ["int32"], x=np.ones((6, 5, 8), np.int32)),
     wrong(every_norm, TypeError, ["bool"], x=np.ones((6, 5, 8), bool)),
     wrong(STATEFUL, ValueError, ["(7,)", "8 channels"], stats=fresh("renorm", 7)),

@@ -673,7 +673,16 @@ def test_a_fit_survives_a_checkpoint_bit_for_bit(tmp_path):
 
 
 X, FIT = np.ones((4, WIDTH), np.float32), jn.init_input_stats(WIDTH)
+VIEWS = {"camera": X, "joints": X}  # a gymnasium.spaces.Dict
+EACH = ["['camera', 'joints']", "{key: jaxnorm.update_input_stats(fit[key], x[key]) for key in x}"]
 BAD = [
+    (TypeError, EACH, jn.update_input_stats, (FIT, VIEWS), {}),
+    (TypeError, EACH, jn.update_input_stats, (dict.fromkeys(VIEWS, FIT), VIEWS), {}),
+    (TypeError, EACH, jn.standardize_inputs, (VIEWS, FIT), {}),
+    (TypeError, EACH, jn.min_max_inputs, (VIEWS, FIT), {}),
+    (TypeError, EACH, jn.normalize_observations, (VIEWS, FIT), {}),
+    (TypeError, ["exchange the two", "'mean'"], jn.update_input_stats, (X, FIT), {}),
+    (TypeError, ["exchange the two", "'mean'"], jn.standardize_inputs, (FIT, X), {}),
     (TypeError, ["int32", "astype"], jn.update_input_stats, (FIT, X.astype(np.int32)), {}),
     (TypeError, ["complex64", "x.real"], jn.update_input_stats, (FIT, X.astype(np.complex64)), {}),
     (TypeError, ["int32"], jn.standardize_inputs, (X.astype(np.int32), FIT), {}),
@@ -739,6 +748,22 @@ def test_a_wrong_call_is_an_error_that_names_the_cure(error, words, function, ar
         with pytest.raises(error) as caught:
             call()
         assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_dict_given_as_observation_is_fitted_by_what_the_error_says():
+    x = {"camera": cars(4), "joints": cars(7)}
+    fit = {key: jn.init_input_stats(WIDTH) for key in x}
+    fit = {key: jn.update_input_stats(fit[key], x[key]) for key in x}
+    for key in x:
+        fits(fit[key], measured(x[key]))
+
+
+@pytest.mark.parametrize("framework", [jnn, jnnx])
+def test_a_dict_given_to_a_module_is_an_error_that_names_the_cure(framework):
+    module = framework.StandardizeInputs(*([WIDTH] if framework is jnnx else []))
+    call = functools.partial(module.init, KEY) if framework is jnn else module
+    with pytest.raises(TypeError, match=r"'camera', 'joints'.*module\[key\]\(x\[key\]\) for key"):
+        call(VIEWS, use_running_average=False)
 
 
 def test_an_unmatched_width_of_an_nnx_module_is_an_error():

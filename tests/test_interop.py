@@ -247,6 +247,12 @@ def state_dicts(draw):
     return prefix, {f"{prefix}.{name}" if prefix else name: value for name, value in own.items()}
 
 
+def as_kept(name, value):
+    """Give an entry as it is kept: running statistics in float32 at least."""
+    of_stats = name.rpartition(".")[2].startswith(("running", "moving"))
+    return value.astype(np.float32) if of_stats and value.dtype.itemsize < 4 else value
+
+
 @given(state_dicts())
 def test_to_of_from_is_what_it_was_pytorch(drawn):
     prefix, own = drawn
@@ -255,7 +261,38 @@ def test_to_of_from_is_what_it_was_pytorch(drawn):
     back = interop.to_pytorch(params, stats, prefix)
     assert list(back) == list(own)
     for key, value in own.items():
-        same_bits(back[key], value)
+        same_bits(back[key], as_kept(key, value))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_statistics_of_any_library_are_read_into_float32(dtype):
+    row = np.array([1.5, 3.25], dtype)
+    pytorch = {"n.weight": row, "n.running_mean": row, "n.running_var": row}
+    keras = {"n/gamma": row, "n/moving_mean": row, "n/moving_variance": row}
+    renorm = {"n/moving_stddev": row, "n/renorm_mean": row, "n/renorm_stddev": row}
+    ema = {"hidden": row, "average": row, "counter": 3}
+    batch = {"weight": row, "hidden_mean": row, "hidden_var": row, "counter": 100_000}
+    moving = {"weight": row, "running_mean": row, "running_var": row, "first_time": False}
+    variables, _ = interop.from_pytorch_all(pytorch, {"*": "{}"})
+    read = [
+        (variables["params"]["n"], variables["batch_stats"]["n"]),
+        interop.from_pytorch(pytorch, "n"),
+        interop.from_keras(keras, "n"),
+        interop.from_keras([row, row, row], center=False),
+        interop.from_tensorflow_renorm(keras | renorm, "n"),
+        interop.from_haiku(
+            {"n": {"scale": row}}, {"n/~/mean_ema": ema, "n/~/var_ema": ema}, "n", decay_rate=0.5
+        ),
+        interop.from_equinox(batch),
+        interop.from_equinox(moving),
+    ]
+    for params, stats, *_ in read:
+        same_bits(params["scale"], row)
+        for key in ("mean", "var"):
+            same_bits(stats[key], row.astype(np.float32))
+        assert {"mean", "var"} <= jn.batch_norm(np.ones((2, 2)), stats, train=True)[1].keys()
+    scaled = interop.from_pytorch(pytorch, "n", values_per_channel=3)[1]["var"]
+    same_bits(scaled, (row.astype(np.float64) * 2 / 3).astype(np.float32))
 
 
 @given(st.data())
@@ -273,7 +310,7 @@ def test_to_of_from_is_what_it_was_keras_and_equinox(data):
         back = interop.to_keras(*read[:2])
         assert list(back) == names
         for name in names:
-            same_bits(back[name], own[name])
+            same_bits(back[name], as_kept(name, own[name]))
         theirs = interop.to_equinox(*read[:2], "n", mode="ema")
         again = interop.to_equinox(*interop.from_equinox(theirs, "n")[:2], "n", mode="ema")
         assert list(again) == list(theirs)
@@ -534,6 +571,62 @@ TEMPLATES = {"a.bn": "norm"}
 )
 def test_what_cannot_be_right_is_named(call, error, message):
     with pytest.raises(error, match=message):
+        call()
+
+
+OLD = {  # as in checkpoints of early BERTs
+    "encoder.0.LayerNorm.gamma": np.array([2.0, 3.0], np.float32),
+    "encoder.0.LayerNorm.beta": np.array([0.5, -1.0], np.float32),
+    "encoder.0.dense.weight": np.ones((2, 2), np.float32),
+}
+
+
+def test_gamma_and_beta_of_old_checkpoints_are_the_scale_and_the_bias():
+    params, stats, options = interop.from_pytorch(OLD, "encoder.0.LayerNorm", epsilon=1e-12)
+    assert (stats, options) == ({}, {"epsilon": 1e-12})
+    x = np.array([[1.0, 3.0]], np.float32)
+    near(jn.layer_norm(x, **params, **options), [[-1.5, 2.0]], 1e-6)
+    variables, rest = interop.from_pytorch_all(OLD, {"encoder.?.LayerNorm": "layer_{}/norm"})
+    for key, value in variables["params"]["layer_0"]["norm"].items():
+        same_bits(value, params[key])
+    assert list(rest) == ["encoder.0.dense.weight"]
+    back = interop.to_pytorch_all(variables, {"encoder.?.LayerNorm": "layer_{}/norm"})
+    same_bits(back["encoder.0.LayerNorm.weight"], OLD["encoder.0.LayerNorm.gamma"])
+    same_bits(back["encoder.0.LayerNorm.bias"], OLD["encoder.0.LayerNorm.beta"])
+    alone, _, options = interop.from_pytorch({"gamma": ONES})
+    assert (list(alone), options) == (["scale"], {})
+
+
+def test_two_names_of_one_array_are_an_error():
+    twice = {"weight": ONES, "gamma": ONES, "bias": ONES, "beta": ONES}
+    for call in (
+        lambda: interop.from_pytorch(twice),
+        lambda: interop.from_pytorch_all({f"n.{k}": v for k, v in twice.items()}, {"n": "n"}),
+    ):
+        with pytest.raises(ValueError, match="both gamma and weight and both beta and bias, two"):
+            call()
+
+
+DENSE = {"fc.weight": np.ones((3, 2)), "fc.bias": ONES}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: interop.from_pytorch(DENSE, "bn"), r"'fc' \(with weight, bias\)"),
+        (lambda: interop.from_pytorch({"state_dict": MODEL}, "bn"), r"'' \(with state_dict\)"),
+        (lambda: interop.from_pytorch_all(DENSE, {"*": "{}"}), r"'fc' \(with weight, bias\)"),
+        (
+            lambda: interop.to_pytorch_all({"params": {"fc": {"kernel": ONES}}}, {"*": "{}"}),
+            r"'params' \(with fc\)",
+        ),
+        (lambda: interop.from_keras({"m/fc/kernel": ONES}, "bn"), r"'m/fc' \(with kernel\)"),
+        (lambda: interop.from_haiku({"fc": {"w": ONES, "b": ONES}}, {}), r"'fc' \(with w, b\)"),
+        (lambda: interop.from_equinox({"fc.x": ONES}, "bn"), r"'fc' \(with x\)"),
+    ],
+)
+def test_where_there_is_no_normalization_what_there_is_is_said(call, message):
+    with pytest.raises(ValueError, match=rf" \[\]; of another kind there are {message}$"):
         call()
 
 

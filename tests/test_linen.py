@@ -1,5 +1,6 @@
 """The Linen modules create Flax's variables and give the functions' numbers."""
 
+import functools
 import re
 from typing import Any
 
@@ -88,6 +89,24 @@ def test_init_takes_one_value_per_channel():
     assert variables["batch_stats"]["mean"].shape == (3,)
 
 
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (jnn.LayerNorm(), (3, 1)),
+        (jnn.GroupNorm(num_groups=4), (2, 4)),
+        (jnn.InstanceNorm(), (2, 1, 1, 4)),
+    ],
+)
+def test_one_value_in_every_group_is_an_error_but_in_init(module, shape):
+    x = jnp.ones(shape)
+    for init in (module.init, functools.partial(jax.eval_shape, module.init)):
+        assert init(KEY, x)["params"]["scale"].shape == shape[-1:]
+    assert module.init_with_output(KEY, x)[0].shape == shape
+    variables = module.init(KEY, x)
+    with pytest.raises(ValueError, match="one value in every group"):
+        module.apply(variables, x)
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_evaluation_follows_training(name):
     """After enough steps on one batch the running statistics are the batch's."""
@@ -138,15 +157,16 @@ def test_skip_nonfinite_reaches_the_module():
     chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
 
 
-def test_running_statistics_of_another_dtype():
+def test_running_statistics_are_float32_also_where_flaxs_are_not():
     options = {"param_dtype": jnp.bfloat16, "force_float32_reductions": False}
     module = jnn.BatchNorm(use_running_average=False, **options)
     variables = module.init(KEY, X)
     with jax.numpy_dtype_promotion("standard"):
         expected = nn.BatchNorm(use_running_average=False, **options).init(KEY, X)
-    chex.assert_trees_all_equal(variables, expected)
-    _, updates = module.apply(variables, X, mutable=["batch_stats"])
-    assert updates["batch_stats"]["mean"].dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(variables["params"], expected["params"])
+    chex.assert_trees_all_equal(variables["batch_stats"], jn.init_batch_stats(8))
+    _, updates = module.apply(expected, X, mutable=["batch_stats"])  # Flax's are in bfloat16
+    assert updates["batch_stats"]["mean"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -285,7 +305,9 @@ def test_the_cumulative_count_is_exact_whatever_the_statistics_are():
     options = {"param_dtype": jnp.bfloat16, "force_float32_reductions": False, "momentum": None}
     module = jnn.BatchNorm(use_running_average=False, **options)
     variables = module.init(KEY, X)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables["batch_stats"])
+    variables = {**variables, "batch_stats": narrow}
     for _ in range(5):
         variables = {**variables, **module.apply(variables, X, mutable=["batch_stats"])[1]}
     assert variables["batch_stats"]["count"] == 5 * X[..., 0].size
-    assert variables["batch_stats"]["mean"].dtype == jnp.bfloat16
+    assert variables["batch_stats"]["mean"].dtype == jnp.float32

@@ -200,6 +200,90 @@ def test_the_dtype_that_nothing_names_is_each_frameworks_own(name):
     identical(y_nnx.astype(BF16), y)
 
 
+COMPLEX = normals(12, 5, CHANNELS, mean=2 - 3j, std=2.0, dtype=np.complex64)
+
+
+def in_steps(framework, name, batches, **options):
+    """Give what a module that starts afresh gives in training, and its last statistics."""
+    options = {**OPTIONS.get(name, {}), **options}
+    if framework is jnnx:
+        module = jnnx_module(name, dtype=batches[0].dtype, **options)
+        results = [module(x) for x in batches]
+        return results, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+    library = nn if framework is nn else jnn
+    module = getattr(library, CLASSES[name])(use_running_average=False, **options)
+    variables, results = module.init(KEY, batches[0]), []
+    for x in batches:
+        y, new = module.apply(variables, x, mutable=["batch_stats"])
+        variables = {**variables, **new}
+        results.append(y)
+    return results, variables["batch_stats"]
+
+
+def jnnx_module(name, **options):
+    return getattr(jnnx, CLASSES[name])(CHANNELS, rngs=nnx.Rngs(KEY), **options)
+
+
+@pytest.mark.parametrize("momentum", [0.9, None])
+@pytest.mark.parametrize("framework", [jnn, jnnx])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_module_that_starts_on_complex_input_trains_on_it(name, framework, momentum):
+    batches = [COMPLEX[:4], COMPLEX[4:8], COMPLEX[8:]]
+    results, stats = in_steps(framework, name, batches, momentum=momentum)
+    expected = fresh(name, CHANNELS, momentum=momentum, dtype=np.complex64)
+    options = {**NORMS[name].options, **OPTIONS.get(name, {}), "train": True}
+    for x, y in zip(batches, results, strict=True):
+        wanted, expected = NORMS[name].function(x, expected, momentum=momentum, **options)
+        alike(y, wanted)
+    alike(stats, expected)
+    assert (stats["mean"].dtype, stats["var"].dtype) == (np.complex64, np.float32)
+
+
+@pytest.mark.parametrize("framework", [jnn, jnnx])
+def test_on_complex_input_the_numbers_are_flaxs(framework):
+    batches = [COMPLEX[:6], COMPLEX[6:]]
+    with jax.numpy_dtype_promotion("standard"):
+        expected, kept = in_steps(nn, "batch", batches, use_fast_variance=False)
+    results, stats = in_steps(framework, "batch", batches)
+    for y, wanted in zip(results, expected, strict=True):
+        np.testing.assert_allclose(y, wanted, atol=1e-5)
+    for key, value in kept.items():
+        assert stats[key].dtype == value.dtype
+        np.testing.assert_allclose(stats[key], value, rtol=1e-5)
+
+
+def started(framework, x, **options):
+    """Give the dtypes of fresh statistics in each of the three modules."""
+    dtypes = set()
+    for name in STATEFUL:
+        given = {**OPTIONS.get(name, {}), **options}
+        if framework is jnn:
+            module = getattr(jnn, CLASSES[name])(use_running_average=False, **given)
+            stats = jax.eval_shape(module.init, KEY, x)["batch_stats"]
+        else:
+            stats = nnx.to_pure_dict(nnx.state(jnnx_module(name, **given), nnx.BatchStat))
+        dtypes.add((stats["mean"].dtype, stats["var"].dtype))
+    [both] = dtypes
+    return both
+
+
+@pytest.mark.parametrize("framework", [jnn, jnnx])
+def test_the_dtype_of_fresh_statistics(framework):
+    real, complex_ = COMPLEX.real, COMPLEX
+    assert started(framework, real) == (F32, F32)
+    assert started(framework, real, dtype=BF16, param_dtype=BF16) == (F32, F32)
+    assert started(framework, real, dtype=C64) == (C64, F32)
+    assert started(framework, real, param_dtype=C64) == (C64, F32)
+    assert started(framework, complex_, stats_dtype=C64) == (C64, F32)
+    assert started(framework, complex_) == ((C64, F32) if framework is jnn else (F32, F32))
+    with jax.enable_x64(True):
+        assert started(framework, real.astype(F64)) == (F32, F32)
+        assert started(framework, real, dtype=F64) == (F32, F32)
+        assert started(framework, real, param_dtype=F64) == (F64, F64)
+        assert started(framework, real, dtype=C64, param_dtype=F64) == (C128, F64)
+        assert started(framework, complex_.astype(C128), dtype=C128) == (C128, F64)
+
+
 def test_fresh_statistics_are_the_functions():
     for name in STATEFUL:
         for momentum in (0.9, None):

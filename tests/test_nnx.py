@@ -169,6 +169,12 @@ def test_skip_nonfinite_reaches_the_module():
         (lambda: jnnx.BatchNorm(8, axis=4, rngs=nnx.Rngs(KEY))(X), "axis=4"),
         (lambda: jnnx.BatchNorm(8, momentum=2.0, rngs=nnx.Rngs(KEY)), "momentum"),
         (lambda: jnnx.InstanceNorm(4, feature_axes=0, rngs=nnx.Rngs(KEY))(X), "batch axis"),
+        (lambda: jnnx.LayerNorm(1, rngs=nnx.Rngs(KEY))(X[..., :1]), "one value in every group"),
+        (lambda: jnnx.GroupNorm(8, 8, rngs=nnx.Rngs(KEY))(X[0, 0]), "one value in every group"),
+        (
+            lambda: jnnx.InstanceNorm(8, rngs=nnx.Rngs(KEY))(X[:, :1, :1]),
+            "one value in every group",
+        ),
     ],
 )
 def test_a_wrong_module_says_what_would_work(make, message):

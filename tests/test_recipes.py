@@ -1,5 +1,7 @@
 """The recipes do to a model's trees what they say, in Linen, in NNX and without a framework."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -208,6 +210,96 @@ def test_a_state_of_nnx_is_not_marked():
 def test_a_frozen_dict_stays_one(variables):
     stats = freeze(variables["batch_stats"])
     assert isinstance(jn.freeze_stats(stats, "block_1"), type(stats))
+
+
+class Mixed(nnx.Module):
+    """A normalization of Flax, one of ours, one of a stream, and a part of Flax's alone."""
+
+    def __init__(self, rngs):
+        self.theirs = nnx.BatchNorm(8, rngs=rngs)
+        self.ours = jnnx.BatchNorm(8, rngs=rngs)
+        self.stream = jnnx.OnlineNorm(8, rngs=rngs)
+        self.head = nnx.Dict(norm=nnx.BatchNorm(8, rngs=rngs))
+
+
+@pytest.mark.parametrize("function", [jnnx.freeze_stats, jnnx.start_recomputing])
+def test_statistics_of_flaxs_own_that_do_not_heed_are_named(function):
+    name, exchange = function.__name__, "jaxnorm.nnx.BatchNorm takes with the same arguments"
+    model = Mixed(nnx.Rngs(KEY))
+    with pytest.raises(
+        ValueError, match=r"there are \['ours'.*'head/norm' \(BatchNorm of flax"
+    ) as e:
+        function(model, "head")
+    assert exchange in str(e.value)
+    assert "theirs" not in str(e.value)
+    function(model, "ours")  # no warning
+    model = Mixed(nnx.Rngs(KEY))
+    with pytest.warns(UserWarning, match=rf"{name} does not reach") as caught:
+        function(model)
+    assert "['head/norm', 'theirs']" in str(caught[0].message)
+    assert exchange in str(caught[0].message)
+    assert caught[0].filename == __file__
+    model.ours(X)
+    if function is jnnx.freeze_stats:
+        identical(model.ours.mean[...], jnp.zeros(8))
+        jnnx.freeze_stats(model, frozen=False)  # no warning
+
+
+def test_what_an_nnx_model_has_of_another_kind_is_said():
+    alone = nnx.Dict(norm=nnx.BatchNorm(8, rngs=nnx.Rngs(KEY)))
+    streams = nnx.Dict(norm=jnnx.OnlineNorm(8, rngs=nnx.Rngs(KEY)), fit=jnnx.StandardizeInputs(8))
+    ours = nnx.Dict(norm=jnnx.BatchNorm(8, rngs=nnx.Rngs(KEY)))
+    for call, words in (
+        (lambda: jnnx.freeze_stats(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
+        (lambda: jnnx.start_recomputing(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
+        (lambda: jnnx.finish_recomputing(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
+        (lambda: jnnx.finish_accumulating(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
+        (lambda: jnnx.start_recomputing(streams), "StandardizeInputs of jaxnorm.*OnlineNorm of"),
+        (lambda: jnnx.finish_recomputing(ours), "'norm' .BatchNorm of jaxnorm.nnx"),
+    ):
+        with pytest.raises(ValueError, match=rf"in the part '\*'; there are \[\]; of.*{words}"):
+            call()
+
+
+def test_what_a_tree_has_of_another_kind_is_said():
+    params = {"Dense_0": {"kernel": X, "bias": X}, "norm": {"bias": X}}
+    for call in (
+        lambda: jn.zero_scales(params, "norm"),
+        lambda: jn.freeze_stats(params, "norm"),
+    ):
+        with pytest.raises(ValueError, match=r"there are \[\]; of.* are 'norm' \(with bias\)$"):
+            call()
+    with pytest.raises(ValueError, match=r"'Dense_0' \(with bias, kernel\), 'norm' \(with bias\)"):
+        jn.freeze_stats(params)
+
+
+class Marked(nn.Module):
+    """Normalizations of Flax and of ours, by streams too."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train, name="theirs")(x)
+        x = jnn.BatchNorm(use_running_average=not train, name="ours")(x)
+        return jnn.OnlineNorm(use_running_average=not train, name="stream")(x)
+
+
+def test_marks_that_are_not_heeded_are_found():
+    variables = Marked().init(KEY, X, True)
+    check = functools.partial(jnn.check_marks, Marked())
+
+    def marked(function, *parts):
+        return {**variables, "batch_stats": function(variables["batch_stats"], *parts)}
+
+    check(variables, X, True)
+    check(marked(jn.freeze_stats, "ours", "stream"), X, train=True)
+    check(marked(jn.start_recomputing, "ours"), X, train=True)
+    with pytest.raises(
+        ValueError, match=r"'theirs' \(frozen; BatchNorm of flax.*jaxnorm"
+    ) as caught:
+        check(marked(jn.freeze_stats), X, True)
+    assert "'stream'" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"'theirs' \(rec.*'stream' \(recomputed; OnlineNorm"):
+        check(marked(jn.start_recomputing), X, True)
 
 
 @pytest.mark.parametrize(

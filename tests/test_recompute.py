@@ -120,16 +120,16 @@ def test_each_channel_has_a_count_of_its_own():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, np.complex64])
 def test_statistics_are_recomputed_in_float32_at_least_and_kept_in_their_dtype(dtype):
-    stats = jn.start_recomputing(jn.init_batch_stats(3, dtype=dtype))
-    wide = jnp.float32 if dtype == jnp.bfloat16 else dtype
-    assert stats["recomputed"]["mean"].dtype == wide
+    kept = jnp.float32 if dtype == jnp.bfloat16 else dtype
+    stats = jn.start_recomputing(jn.init_batch_stats(3, dtype=kept))
+    assert stats["recomputed"]["mean"].dtype == kept
     assert stats["recomputed"]["var"].dtype == jnp.float32
     batches = [normals(8, 3, mean=3.0, seed=seed).astype(dtype) for seed in range(3)]
     for x in batches:
         _, stats = library("batch", x, stats=stats)
     of_population(stats["recomputed"], population(batches))
     stats = jn.finish_recomputing(stats)
-    assert stats["mean"].dtype == dtype
+    assert stats["mean"].dtype == kept
 
 
 def test_float64_is_recomputed_in_float64():
@@ -144,11 +144,15 @@ def test_float64_is_recomputed_in_float64():
 def test_where_nothing_counted_the_old_statistics_stay():
     first = seen("batch", 3)
     stats = jn.start_recomputing(first)
-    identical(jn.finish_recomputing(stats), first)
+    with pytest.warns(UserWarning, match="nothing was counted since start_recomputing, so the"):
+        identical(jn.finish_recomputing(stats), first)
     empty, none = np.zeros((0, 3), np.float32), np.zeros((4, 1), bool)
     _, stats = jn.batch_norm(empty, stats, train=True, where=np.ones((0, 1), bool))
     _, stats = library("batch", stream()[0][:4, 0], stats=stats, where=none)
-    identical(jn.finish_recomputing(stats), first)
+    with pytest.warns(UserWarning, match="nothing was counted"):
+        identical(jn.finish_recomputing(stats), first)
+    identical(jax.jit(jn.finish_recomputing)(stats), first)  # where it is not known
+    identical(jax.jit(lambda: jn.finish_recomputing(jn.start_recomputing(first)))(), first)
 
 
 def test_a_batch_that_is_not_finite_is_left_out_where_that_is_asked():
@@ -272,7 +276,8 @@ def test_parts_by_name_and_frozen_ones_and_fits():
     identical(jn.freeze_stats(stats, frozen=False)["BatchNorm_0"], first["BatchNorm_0"])
     of_population(stats["GhostBatchNorm_0"], population(inputs["GhostBatchNorm_0"]), 5e-6)
     assert "recomputed" in stats["BatchRenorm_0"]
-    assert isinstance(jn.finish_recomputing(jn.start_recomputing(freeze(first))), FrozenDict)
+    untouched = jn.freeze_stats(jn.start_recomputing(freeze(first)))
+    assert isinstance(jn.finish_recomputing(untouched), FrozenDict)
 
 
 def test_stacked_layers_are_recomputed_each_by_itself():
@@ -483,6 +488,40 @@ def test_a_part_that_is_not_there_is_an_error_that_lists_what_is():
         jn.start_recomputing({"encoder": {"norm": fresh("batch", 2)}}, "head")
     with pytest.raises(ValueError, match=r"in the part 'head'; there are \['norm'\]"):
         jnnx.start_recomputing(nnx.Dict(norm=jnnx.BatchNorm(3, rngs=nnx.Rngs(0))), "head")
+
+
+def test_flaxs_own_statistics_that_did_not_heed_the_mark_are_named():
+    x = stream()[0]
+    norm = {"use_running_average": False}
+    theirs, ours = nn.BatchNorm(**norm), jnn.BatchNorm(**norm)
+    fresh_ones = {"a": theirs.init(KEY, x)["batch_stats"], "b": ours.init(KEY, x)["batch_stats"]}
+    started, moved = jn.start_recomputing({"part": fresh_ones})["part"], {}
+    params = ours.init(KEY, x)["params"]
+    for name, module in (("a", theirs), ("b", ours)):
+        variables = {"params": params, "batch_stats": started[name]}
+        moved[name] = module.apply(variables, x, mutable=["batch_stats"])[1]["batch_stats"]
+    for finish in (jn.finish_recomputing, jn.finish_accumulating):
+        with pytest.warns(UserWarning, match=r"nothing was counted.* at \['part/a'\].*Flax's own"):
+            new = finish({"part": moved})["part"]
+        identical(new["a"]["mean"], moved["a"]["mean"])
+        assert not np.array_equal(new["b"]["mean"], np.zeros(3))
+        finish({"part": moved}, "part/b")  # no warning
+        finish(jn.freeze_stats({"part": moved}))
+
+
+def test_what_there_is_of_another_kind_is_said():
+    norm = fresh("batch", 2)
+    fit = jn.init_input_stats(2)
+    for call, words in (
+        (lambda: jn.start_recomputing({"fit": fit}), "'fit' .with count, max, mean, min, var."),
+        (lambda: jn.finish_recomputing({"a": {"b": norm}}), "there are .*'a/b' .with mean, var."),
+        (
+            lambda: jn.sync_batch_stats({"Dense_0": {"kernel": jnp.ones(2)}}, "i"),
+            "'Dense_0' .with kernel.",
+        ),
+    ):
+        with pytest.raises(ValueError, match=rf"in the part '\*'; there are \[\]; of.*{words}"):
+            call()
 
 
 # Beside PyTorch

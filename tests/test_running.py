@@ -110,8 +110,8 @@ def test_cumulative_statistics_start_at_count_zero():
 @pytest.mark.parametrize("name", STATEFUL)
 def test_statistics_start_in_the_dtype_that_is_asked_for(name):
     start = jn.init_renorm_stats if name == "renorm" else jn.init_batch_stats
-    stats = start(4, dtype=jnp.bfloat16)
-    assert (stats["mean"].dtype, stats["var"].dtype) == (jnp.bfloat16, jnp.bfloat16)
+    stats = start(4, dtype=jnp.complex64)
+    assert (stats["mean"].dtype, stats["var"].dtype) == (jnp.complex64, jnp.float32)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
@@ -132,7 +132,7 @@ def test_the_remembered_variance_is_biased(name):
 
 
 GIVEN = [jnp.bfloat16, np.float16, np.float32, np.float64, np.complex64, np.complex128]
-KEPT = [jnp.bfloat16, np.float32, np.float64, np.complex64, np.complex128]
+KEPT = [np.float32, np.float64, np.complex64, np.complex128]
 
 
 def drawn(dtype):

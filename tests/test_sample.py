@@ -1,12 +1,25 @@
 """Layer, RMS, group and instance normalization: axes, groups, and what must coincide."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import alike, chances, gradients, identical, library, near, normals, oracle, parameters
+from cases import (
+    NORMS,
+    alike,
+    chances,
+    gradients,
+    identical,
+    library,
+    near,
+    normals,
+    oracle,
+    parameters,
+)
+from jax import export
 
 import jaxnorm as jn
 
@@ -43,13 +56,13 @@ def test_axes_can_be_given_as_a_list():
     alike(lists, library("layer", x, reduction_axes=(1, 2))[0])
 
 
-GROUPED = [((3, 8), -1), ((3, 5, 8), -1), ((3, 8, 5), 1), ((2, 3, 8, 2), -2), ((2, 2, 3, 2, 8), 4)]
+GROUPED = [((3, 16), -1), ((3, 5, 8), -1), ((3, 8, 5), 1), ((2, 3, 8, 2), -2), ((2, 2, 3, 2, 8), 4)]
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 4, 8])
 @pytest.mark.parametrize(("shape", "channel_axis"), GROUPED, ids=str)
 def test_groups_are_contiguous_channels_of_one_example(shape, channel_axis, num_groups):
-    x, args = normals(*shape, mean=2.0), parameters(8)
+    x, args = normals(*shape, mean=2.0), parameters(shape[channel_axis])
     options = {"num_groups": num_groups, "channel_axis": channel_axis}
     near(library("group", x, *args, **options)[0], oracle("group", x, *args, **options)[0])
 
@@ -134,9 +147,81 @@ def test_an_empty_batch_gives_an_empty_batch(name):
         assert library(name, np.zeros(shape, np.float32))[0].shape == shape
 
 
-def test_one_feature_is_bias():
-    x, bias = normals(3, 5, 1), normals(1)
-    identical(library("layer", x, bias=bias)[0], np.broadcast_to(bias, x.shape))
+def test_one_feature_that_counts_is_bias():
+    x, bias = normals(3, 5, 2), normals(2)
+    y, _ = library("layer", x, bias=bias, where=np.array([True, False]))
+    identical(y[..., 0], np.broadcast_to(bias[0], (3, 5)))
+
+
+def one_value(call, *shape):
+    """Hold that a call is refused for having one value in every group of an input of this shape."""
+    with pytest.raises(ValueError, match=r"one value in every group.*the bias alone") as caught:
+        call()
+    assert str(shape) in str(caught.value)
+
+
+ERASED = [
+    ("layer", (3, 1), {}),
+    ("layer", (4, 5, 1), {}),
+    ("layer", (1, 4), {"reduction_axes": 0}),
+    ("layer", (4, 1, 1, 3), {"reduction_axes": (1, 2)}),
+    ("group", (2, 4), {"num_groups": 4}),
+    ("group", (2, 4), {"num_groups": None, "group_size": 1}),
+    ("group", (2, 1, 1, 4), {"num_groups": 4}),
+    ("group", (2, 5, 4), {"num_groups": 4, "reduction_axes": -1}),
+    ("instance", (32, 1, 1, 512), {}),  # the bottom of a U-Net
+    ("instance", (2, 3, 1), {"channel_axis": 1}),
+    ("instance", (2, 1, 3, 5), {"channel_axis": (2, 3)}),
+]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(("name", "shape", "options"), ERASED, ids=str)
+def test_one_value_in_every_group_is_an_error_as_the_output_would_be_the_bias_alone(
+    name, shape, options, mask
+):
+    x, options = np.ones(shape, np.float32), {**NORMS[name].options, **options}
+    options |= {"where": np.ones(shape, bool)} if mask else {}
+    one_value(lambda: NORMS[name].function(x, **options), *shape)
+    one_value(lambda: jax.eval_shape(lambda x: NORMS[name].function(x, **options), x), *shape)
+
+
+def test_rms_norm_of_one_value_keeps_its_sign():
+    x = np.array([[2.0], [-3.0]], np.float32)
+    near(library("rms", x)[0], np.sign(x), 1e-6)
+
+
+@pytest.mark.parametrize(("name", "shape", "options"), ERASED[::4], ids=str)
+def test_the_values_on_all_members_of_a_mapped_axis_count(name, shape, options):
+    x, options = normals(4, *shape, mean=1.0), {**NORMS[name].options, **options}
+
+    def mapped(x, **options):
+        call = functools.partial(NORMS[name].function, axis_name="i", **options)
+        return jax.vmap(call, axis_name="i")(x)
+
+    mean, var = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)
+    near(mapped(x, **options), (x - mean) / np.sqrt(var + 1e-6))
+    one_value(lambda: mapped(x[:1], **options), *shape)
+
+
+@pytest.mark.parametrize("name", ["layer", "group", "instance"])
+def test_without_a_group_there_is_none_of_one_value(name):
+    for shape in [(0, 1, 4), (3, 1, 0)]:
+        x = np.zeros(shape, np.float32)
+        options = {"reduction_axes": 1} if name == "layer" else {}
+        options |= {"num_groups": 4} if name == "group" else {}
+        assert NORMS[name].function(x, **options).shape == shape
+
+
+def test_a_symbolic_size_is_not_one():
+    (batch,) = export.symbolic_shape("n")
+    shaped = jax.ShapeDtypeStruct((batch, batch, 3), np.float32)
+    program = export.export(jax.jit(jn.instance_norm))(shaped)
+    x = normals(4, 4, 3)
+    alike(program.call(x), library("instance", x)[0])
+    single = jax.ShapeDtypeStruct((batch, 1), np.float32)
+    with pytest.raises(ValueError, match=r"one value in every group.*shape \(n, 1\)"):
+        export.export(jax.jit(jn.layer_norm))(single)
 
 
 def test_rms_norm_divides_by_the_root_of_the_mean_square():

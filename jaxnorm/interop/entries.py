@@ -74,17 +74,32 @@ def layer(
     held = f"{others[:5]}{' ...' if len(others) > 5 else ''}" if inside else "nothing"
     raise ValueError(
         f"the prefix {prefix!r} is not a normalization's, which has entries among {list(names)}: "
-        f"it holds {held}; normalizations are at {normalizations(entries, names, separator)}"
+        f"it holds {held}; normalizations are at "
+        + there(normalizations(entries, names, separator), groups(entries, separator))
     )
 
 
 def normalizations(entries: Mapping[str, Any], names: Sequence[str], separator: str) -> list[str]:
     """The prefixes whose entries look like a normalization's: vectors under these names alone."""
-    groups: dict[str, dict[str, Any]] = {}
+    by_prefix = groups(entries, separator)
+    return [prefix for prefix, group in by_prefix.items() if _looks_right(group, names)]
+
+
+def groups(entries: Mapping[str, Any], separator: str) -> dict[str, dict[str, Any]]:
+    """The entries by their names, by prefix."""
+    by_prefix: dict[str, dict[str, Any]] = {}
     for key, value in entries.items():
         prefix, _, name = str(key).rpartition(separator)
-        groups.setdefault(prefix, {})[name] = value
-    return [prefix for prefix, group in groups.items() if _looks_right(group, names)]
+        by_prefix.setdefault(prefix, {})[name] = value
+    return by_prefix
+
+
+def there(found: Sequence[str], others: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where normalizations are; where none is, what there is of another kind."""
+    if found or not others:
+        return str(list(found))
+    listed = [f"{prefix!r} (with {', '.join(map(str, own))})" for prefix, own in others.items()]
+    return f"[]; of another kind there are {', '.join(listed[:5])}{' ...' if listed[5:] else ''}"
 
 
 def _looks_right(group: Mapping[str, Any], names: Sequence[str]) -> bool:
@@ -113,8 +128,13 @@ def ours(own: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Arrays, Arra
     by_name = {names[name]: array for name, array in theirs.items()}
     return (
         {key: by_name[key] for key in PARAMS if key in by_name},
-        {key: by_name[key] for key in STATS if key in by_name},
+        {key: widened(by_name[key]) for key in STATS if key in by_name},
     )
+
+
+def widened(array: Array) -> Array:
+    """A statistic in float32 at least: training moves it by steps that a narrower one loses."""
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def read(

@@ -41,7 +41,8 @@ def from_equinox(
     Returns:
         params {"scale", "bias"}, those that there are (an RMSNorm of Equinox has a bias, which is
         added after ours); stats {"mean", "var"}, with the counter of mode "batch" as "steps", or {}
-        for layer, group and RMS normalization; options {"momentum", "epsilon"}.
+        for layer, group and RMS normalization; options {"momentum", "epsilon"}. Statistics are in
+        float32 at least.
 
     Raises:
         TypeError: what does not become a NumPy array of floating-point numbers.

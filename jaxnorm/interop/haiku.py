@@ -38,6 +38,7 @@ def from_haiku(
         params {"scale", "bias"}, those that there are; stats {"mean", "var", "steps"}, or {} for
         layer, group, instance and RMS normalization; options {"momentum", "epsilon"}, without
         momentum where `decay_rate` is not given. BatchNorm's [1, ..., 1, C] become [C].
+        Statistics are in float32 at least.
 
     Raises:
         TypeError: what does not become a NumPy array of floating-point numbers.
@@ -147,7 +148,7 @@ def _parameters(params: Mapping[str, Any], state: Mapping[str, Any], prefix: str
         there += [name.removesuffix("/~/mean_ema") for name in state if "/~/mean_ema" in name]
         raise ValueError(
             f"no normalization is at {prefix!r}, which holds {sorted(own)}; normalizations are at "
-            f"{list(dict.fromkeys(there))}"
+            + _entries.there(list(dict.fromkeys(there)), params)
         )
     return own
 

@@ -43,7 +43,8 @@ def from_keras(
     Returns:
         params {"scale", "bias"}, those that there are, of the shape [C] (LayerNormalization: of
         its axes); stats {"mean", "var"}, {} for layer, group and RMS normalization; options
-        {"momentum", "epsilon"}. Arrays are copies, in the dtype that they had.
+        {"momentum", "epsilon"}. Arrays are copies in the dtype that they had,
+        statistics in float32 at least.
 
     Raises:
         TypeError: what does not become a NumPy array of floating-point numbers; `scale` or `center`

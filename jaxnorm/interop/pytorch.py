@@ -12,8 +12,10 @@ from jaxnorm.interop import patterns as _patterns
 from jaxnorm.interop.entries import Array, Arrays, Converted
 
 _NAMES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+_OLD = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names, as in checkpoints of early BERTs
 _BATCHES = "num_batches_tracked"
 _RUNNING = ("running_mean", "running_var")
+_ENTRIES = (*_NAMES, *_OLD, _BATCHES)
 
 
 def from_pytorch(
@@ -27,7 +29,8 @@ def from_pytorch(
     """The parameters, statistics and options of one normalization of PyTorch.
 
     `weight` is our scale, `running_mean` and `running_var` are our mean and var as they stand, so
-    that evaluation gives the same; `num_batches_tracked` is our steps.
+    that evaluation gives the same; `num_batches_tracked` is our steps. `gamma` and `beta`, as in
+    checkpoints of early BERTs, are read as `weight` and `bias`.
 
     Args:
         state_dict: as of a module or of a safetensors file: NumPy arrays, or what becomes one
@@ -48,14 +51,15 @@ def from_pytorch(
         params {"scale", "bias"}, those that there are, of the shape [C] (LayerNorm and RMSNorm:
         `normalized_shape`); stats {"mean", "var", "steps"}, with "count" if `momentum` is None, or
         {} for LayerNorm, GroupNorm, RMSNorm and InstanceNorm without running statistics; options
-        {"momentum", "epsilon"} as ours. Arrays are copies, in the dtype that they had.
+        {"momentum", "epsilon"} as ours. Arrays are copies in the dtype that they
+        had, statistics in float32 at least.
 
     Raises:
         TypeError: what does not become a NumPy array (the message says how it would), or holds no
             floating-point numbers.
         ValueError: a prefix that is not a normalization's (the message lists those that are), a
-            missing entry, shapes that differ, a momentum outside [0, 1], a `values_per_channel`
-            below 2.
+            missing entry, `gamma` beside `weight`, shapes that differ, a momentum outside [0, 1], a
+            `values_per_channel` below 2.
 
     Conventions:
         PyTorch normalizes by the biased variance and keeps the unbiased one; it evaluates an
@@ -77,7 +81,7 @@ def from_pytorch(
     _entries.check_weight("momentum", momentum)
     _entries.check_epsilon(epsilon)
     _check_values(values_per_channel)
-    own = _entries.layer(state_dict, prefix, (*_NAMES, _BATCHES), ".")
+    own = _renamed(prefix, _entries.layer(state_dict, prefix, _ENTRIES, "."))
     has_stats = not own.keys().isdisjoint((*_RUNNING, _BATCHES))
     _entries.check_all_there(prefix, own, _RUNNING if has_stats else ("weight",))
     params, stats = _entries.ours(own, _NAMES)
@@ -158,7 +162,8 @@ def from_pytorch_all(
     Returns:
         {"params", "batch_stats"}, nested dicts as Linen has them, and the rest: every entry that
         was not converted, as it came, `num_batches_tracked` too (a Linen BatchNorm has no place for
-        it). The state dict again is `{**rest, **to_pytorch_all(variables, names)}`.
+        it). The state dict again is `{**rest, **to_pytorch_all(variables, names)}`, with `weight`
+        and `bias` for `gamma` and `beta`.
 
     Raises:
         TypeError, ValueError: those of `from_pytorch`; a pattern that no normalization matches (the
@@ -175,15 +180,15 @@ def from_pytorch_all(
     """
     _patterns.check_names(names)
     _entries.check_mapping("the state dict", state_dict)
-    there = _entries.normalizations(state_dict, (*_NAMES, _BATCHES), ".")
+    there = _entries.normalizations(state_dict, _ENTRIES, ".")
     paths = {prefix: _patterns.ours(prefix, names) for prefix in there}
     found = {prefix: path for prefix, path in paths.items() if path is not None}
-    _check_matched(names, there, _patterns.ours)
+    _check_matched(names, there, _patterns.ours, _entries.groups(state_dict, "."))
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     rest = dict(state_dict)
     for prefix, path in found.items():
-        theirs = {f"{prefix}.{name}" if prefix else name for name in _NAMES} & state_dict.keys()
-        own = {key: rest.pop(key) for key in theirs}
+        names_of = (f"{prefix}.{name}" if prefix else name for name in (*_NAMES, *_OLD))
+        own = {name: rest.pop(name) for name in names_of if name in state_dict}
         params, stats, _ = from_pytorch(own, prefix)
         for collection, arrays in (("params", params), ("batch_stats", stats)):
             _put(variables[collection], path, arrays)
@@ -217,7 +222,7 @@ def to_pytorch_all(variables: Mapping[str, Any], names: Mapping[str, str]) -> Ar
     there = [*params, *(path for path in stats if path not in params)]
     prefixes = {path: _patterns.theirs(path, names) for path in there}
     found = {path: prefix for path, prefix in prefixes.items() if prefix is not None}
-    _check_matched(names, there, _patterns.theirs)
+    _check_matched(names, there, _patterns.theirs, variables)
     state_dict: Arrays = {}
     for path, prefix in found.items():
         state_dict |= to_pytorch(params.get(path, {}), stats.get(path, {}), prefix)
@@ -234,6 +239,17 @@ def _check_values(values_per_channel: int | None) -> None:
             f"values_per_channel must be 2 or more, got {values_per_channel}: the unbiased "
             "variance of one value is not defined"
         )
+
+
+def _renamed(prefix: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a layer, the old names among them as today's."""
+    twice = [f"{old} and {new}" for old, new in _OLD.items() if {old, new} <= own.keys()]
+    if twice:
+        raise ValueError(
+            f"the layer at {prefix!r} has both {' and both '.join(twice)}, two names of one array; "
+            "leave one out"
+        )
+    return {_OLD.get(name, name): value for name, value in own.items()}
 
 
 def _count(prefix: str, stats: Arrays, values_per_channel: int | None) -> Array:
@@ -264,12 +280,14 @@ def _check_matched(
     names: Mapping[str, str],
     there: Sequence[str],
     match: Callable[[str, Mapping[str, str]], str | None],
+    others: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Every pattern has a normalization."""
+    """Every pattern has a normalization; `others` is what there is where there is none."""
     for pattern, template in names.items():
         if not any(match(name, {pattern: template}) is not None for name in there):
             raise ValueError(
-                f"no normalization matches {pattern!r} (ours: {template!r}); there are {there}"
+                f"no normalization matches {pattern!r} (ours: {template!r}); there are "
+                + _entries.there(there, others)
             )
 
 
