@@ -22,6 +22,7 @@ VIEWS = {
     "batch, three channels": (1, 1000, 3, 1, 1),
     "batch, channels first": (1, 8, 5, 1, 300),
     "batch, wide": (1, 40, 1500, 1, 1),
+    "batch, a row more than a chunk": (1, 2049, 32, 1, 1),
     "ghosts": (4, 50, 20, 1, 1),
     "layer": (40, 1, 1, 1000, 1),
     "layer, short": (50, 1, 1, 7, 1),

@@ -61,7 +61,7 @@ static inline Partition partition_of(const View& v, int64_t share) {
   p.strips = ceil_div(v.G, strip);
   p.strip = ceil_div(v.G, p.strips);
   p.strips = ceil_div(v.G, p.strip);
-  p.row_chunks = ceil_div(v.R, p.rows);
+  p.row_chunks = ceil_div(v.R - p.copies + 1, p.rows);  // each has a whole wide row
 
   const int64_t values = v.R * p.strip * p.length;
   p.fused = p.row_chunks * p.pieces == 1 || (values <= kCached && v.A * p.strips >= 8);
@@ -91,7 +91,7 @@ static inline Box chunk_box(const View& v, const Partition& p, int64_t a, int64_
   Box box = strip_box(v, p, a, strip);
   const int64_t row = chunk / p.pieces, piece = chunk % p.pieces;
   box.r0 = row * p.rows;
-  box.r1 = smaller(v.R, box.r0 + p.rows);
+  box.r1 = row + 1 == p.row_chunks ? v.R : box.r0 + p.rows;
   box.l0 = piece * p.piece;
   box.l1 = smaller(p.length, box.l0 + p.piece);
   return box;
