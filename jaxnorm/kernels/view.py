@@ -49,10 +49,11 @@ def view_of(
     view = _view(shape, reduced, features, channel, group_size)
     if view is not None:
         return view
-    wide = [axis for axis, size in enumerate(shape) if size > 1]
-    across = {*features}.intersection(wide) == {*reduced}.intersection(wide)
-    view = _view(shape, reduced, (), channel, group_size) if across else None
-    return view._replace(by_row=True) if view and view.S == view.T == 1 else None
+    wide = {axis for axis, size in enumerate(shape) if size > 1}
+    if wide.intersection(features) != wide.intersection(reduced):
+        return None
+    view = _view(shape, reduced, (), channel, group_size)
+    return view._replace(by_row=True) if view is not None and view.S == view.T == 1 else None
 
 
 def _view(
@@ -63,7 +64,7 @@ def _view(
     group_size: int,
 ) -> View | None:
     """The view in which scale and bias have the shape [G, S]."""
-    extents, rest = dict.fromkeys("ARGST", 1), "ARGST"
+    extents, rest = View()._asdict(), "ARGST"
     for choices, size in _axes(shape, reduced, features, channel, group_size):
         if size == 1:
             continue
