@@ -60,7 +60,8 @@ struct Case {
   View view;
   int64_t P;
   bool about_zero;
-  int64_t slices = view.A * view.G, parameters = P * view.G * view.S;
+  int64_t slices = view.A * view.G, width = view.by_row ? view.R : view.G * view.S;
+  int64_t parameters = P * width;
   int64_t n = view.A * view.R * view.G * view.S * view.T;
   double count = static_cast<double>(view.R * view.S * view.T);
   Values<T> x{n}, g{n}, y{n};
@@ -84,7 +85,8 @@ struct Case {
         for (int64_t k = 0; k < view.G; ++k)
           for (int64_t s = 0; s < view.S; ++s)
             for (int64_t t = 0; t < view.T; ++t)
-              each(i++, a * view.G + k, (a / (view.A / P) * view.G + k) * view.S + s);
+              each(i++, a * view.G + k,
+                   a / (view.A / P) * width + (view.by_row ? r : k * view.S + s));
   }
 
   Expected expected() {
@@ -124,8 +126,8 @@ struct Case {
     c.x = x.data();
     for (Rows* rows : {&c.mean, &c.var, &c.gain, &c.shift, &c.rstd, &c.along_mean, &c.total_mean})
       *rows = {nullptr, 0, 1};
-    c.scale = {scale.data(), view.G * view.S, view.A / P};
-    c.bias = {bias.data(), view.G * view.S, view.A / P};
+    c.scale = {scale.data(), width, view.A / P};
+    c.bias = {bias.data(), width, view.A / P};
     c.y = y.data();
     return c;
   }
@@ -176,6 +178,7 @@ void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool
   const auto name = [&](const char* of) {
     std::string text = std::string(set) + " " + std::to_string(static_cast<int>(kDtype<T>)) + " ";
     for (const int64_t extent : {v.A, v.R, v.G, v.S, v.T, P}) text += std::to_string(extent) + " ";
+    if (v.by_row) text += "by row ";
     return text + of;
   };
 
@@ -246,12 +249,17 @@ void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool
 
 void check_set(const char* set, Plan (*planner)(Call&)) {
   const View views[] = {
-      {1, 1, 1, 1, 1},      {1, 300, 64, 1, 1},  {1, 1000, 3, 1, 1},   {1, 77, 16, 1, 1},
-      {1, 4099, 100, 1, 1}, {1, 40, 2000, 1, 1}, {16, 50, 32, 2, 1},   {5, 7, 7, 3, 2},
-      {300, 1, 1, 64, 1},   {33, 1, 1, 1000, 1}, {7, 1, 4, 3, 1},      {3, 1, 1, 70000, 1},
-      {2, 1, 1, 1, 200000}, {2, 1, 2, 5, 70001}, {3, 1, 8, 4, 49},     {2, 32, 16, 1, 49},
-      {1, 12, 5, 1, 500},   {1, 9, 3, 300, 1},   {20, 40, 1, 300, 1},  {2, 3, 3, 200, 5},
-      {2, 1, 1, 70000, 3},  {64, 4, 6, 1, 1},    {10, 3000, 64, 1, 1}, {2, 1, 1030, 1, 33},
+      {1, 1, 1, 1, 1},           {1, 300, 64, 1, 1},        {1, 1000, 3, 1, 1},
+      {1, 77, 16, 1, 1},         {1, 4099, 100, 1, 1},      {1, 40, 2000, 1, 1},
+      {1, 2049, 32, 1, 1},       {16, 50, 32, 2, 1},        {5, 7, 7, 3, 2},
+      {300, 1, 1, 64, 1},        {33, 1, 1, 1000, 1},       {7, 1, 4, 3, 1},
+      {3, 1, 1, 70000, 1},       {2, 1, 1, 1, 200000},      {2, 1, 2, 5, 70001},
+      {3, 1, 8, 4, 49},          {2, 32, 16, 1, 49},        {1, 12, 5, 1, 500},
+      {1, 9, 3, 300, 1},         {20, 40, 1, 300, 1},       {2, 3, 3, 200, 5},
+      {2, 1, 1, 70000, 3},       {64, 4, 6, 1, 1},          {10, 3000, 64, 1, 1},
+      {2, 1, 1030, 1, 33},       {6, 96, 49, 1, 1, true},   {20, 7, 3, 1, 1, true},
+      {3, 1, 5, 1, 1, true},     {2, 30, 2100, 1, 1, true}, {2, 1100, 300, 1, 1, true},
+      {1, 2049, 32, 1, 1, true}, {9, 64, 208, 1, 1, true},
   };
   for (const View& view : views) {
     for (const bool about_zero : {false, true}) {

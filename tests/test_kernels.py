@@ -74,7 +74,14 @@ VIEWS = [
     (((8, 5, 6, 4), (1, 2), (3,)), View(A=8, R=30, G=4)),
     (((8, 4, 5, 6), (2, 3), (1,)), View(A=8, G=4, T=30)),
     (((8, 5, 4), (0, 1), ()), View(R=40, G=4)),
-    (((8, 5, 6), (1,), (1,)), None),
+    (((8, 5, 6), (1,), (1,)), View(A=8, R=5, G=6, by_row=True)),
+    (((8, 5, 6, 4), (1,), (1,)), View(A=8, R=5, G=24, by_row=True)),
+    (((5, 1, 6), (0,), (0,)), View(R=5, G=6, by_row=True)),
+    (((8, 5, 1, 6), (1, 2), (1,)), View(A=8, R=5, G=6, by_row=True)),
+    (((8, 5, 2, 6), (1, 2), (1, 2)), View(A=8, R=10, G=6, by_row=True)),
+    (((8, 5, 2, 6), (1, 2), (1,)), None),
+    (((8, 5, 2, 6), (1, 3), (1, 3)), None),
+    (((8, 5, 6), (1,), (1, 2)), None),
     (((8, 5, 6), (0,), (2,)), None),
     (((8, 0, 4), (0, 1), (2,)), View(R=0, G=4)),
     (((1, 4), (0,), (1,)), View(G=4)),
@@ -89,7 +96,11 @@ def test_the_view_of_an_input(arguments, expected):
 
 # Values
 
-REDUCED = {"layer": (-1, (1, 2), (0, 1, 2)), "rms": (-1, (1, 2))}
+# What is measured over, and the axis of the scale.
+AXES = {
+    "layer": [(-1, 2), ((1, 2), 2), ((0, 1, 2), 2), (1, 1)],
+    "rms": [(-1, 2), ((1, 2), 2), (1, 1)],
+}
 DTYPES = [np.float32, jnp.bfloat16] + [np.float16] * FLOAT16  # where XLA has it
 
 
@@ -102,8 +113,7 @@ def drawn_calls(draw):
     channel = 2 if last else 1
     options = dict(NORMS[name].options)
     if name in ("layer", "rms"):
-        options["reduction_axes"] = draw(st.sampled_from(REDUCED[name]))
-        channel = 2
+        options["reduction_axes"], channel = draw(st.sampled_from(AXES[name]))
     else:
         options["channel_axis"] = channel
     if name == "group":
@@ -153,6 +163,11 @@ def alike(actual, expected, slack, rounding):
     assert (np.abs(actual - expected) <= 4 * slack * size + rounding * np.abs(expected)).all()
 
 
+def first(name, x, scale):
+    """Normalize over the channels of an input that has them before its positions."""
+    return NORMS[name].function(x, scale, reduction_axes=1, feature_axes=1)
+
+
 SHAPES = {"batch": (64, 9, 5), "layer": (6, 5, 600), "rms": (6, 5, 600), "instance": (3, 500, 4)}
 
 
@@ -164,6 +179,16 @@ def test_the_native_form_is_as_precise_as_is_promised(name, ratio):
     result = jax.jit(lambda x: NORMS[name].function(x, *state, **NORMS[name].options))(x)
     y = result[0] if state else result
     near(y / promised(name, x), oracle(name, x)[0] / promised(name, x), 1.0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_channels_first_are_as_precise_as_channels_last(name, ratio):
+    x, scale = normals(6, 600, 5, mean=ratio), normals(600, mean=1.0, std=0.1)
+    last = np.moveaxis(x, 1, -1)
+    y = np.moveaxis(np.asarray(jax.jit(functools.partial(first, name))(x, scale)), 1, -1)
+    tolerance = promised(name, last) * 2
+    near(y / tolerance, oracle(name, last, scale)[0] / tolerance, 1.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
@@ -197,6 +222,36 @@ def test_one_device_runs_the_native_form_both_ways(name):
     apart = {"jaxnorm_measure", "jaxnorm_apply", "jaxnorm_sums", "jaxnorm_backward"}
     at_once = {"jaxnorm_normalize", "jaxnorm_backward_fused"}
     assert backward == (apart if name == "renorm" else at_once)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_channels_first_run_the_native_form_both_ways(name):
+    gradient = jax.grad(lambda x, scale: (first(name, x, scale) ** 3).sum(), (0, 1))
+    at_once = {"jaxnorm_normalize", "jaxnorm_backward_fused"}
+    assert calls(gradient, X, np.ones(6, np.float32)) == at_once
+    assert calls(jax.vmap(gradient), X[None], np.ones((1, 6), np.float32)) == at_once
+
+
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_channels_first_over_a_mapped_axis_run_the_native_form_in_steps(name):
+    """The channels are split over devices: each step is a handler of its own."""
+
+    def gradients(x, scale, g):
+        y, backward = jax.vjp(lambda x, scale: function(x, scale, axis_name="i", **axes), x, scale)
+        return y, *backward(g)
+
+    function, axes = NORMS[name].function, {"reduction_axes": 1, "feature_axes": 1}
+    x, g = normals(3, 8, 50, mean=2.0), normals(3, 8, 50, seed=1)
+    scale = normals(8, mean=1.5, std=0.3)
+    split = {"in_specs": (P(None, "i"), P("i"), P(None, "i"))}
+    split["out_specs"] = (P(None, "i"), P(None, "i"), P("i"))
+    mapped = jax.shard_map(gradients, mesh=mesh(), **split)
+    steps = {f"jaxnorm_{step}" for step in ("measure", "apply", "sums", "backward")}
+    assert calls(mapped, x, scale, g) == steps
+    _, plain = jax.vjp(lambda x, scale: function(x, scale, **axes), x, scale)
+    expected = (function(x, scale, **axes), *plain(g))
+    for actual, alone in zip(jax.jit(mapped)(x, scale, g), expected, strict=True):
+        near(actual, alone, 1e-5)
 
 
 def test_evaluation_runs_the_native_form():
@@ -287,6 +342,49 @@ def test_the_third_derivative_in_reverse(name):
         near(third, (second(0.1 + 1e-5) - second(0.1 - 1e-5)) / 2e-5, 1e-6 * max(1, abs(third)))
 
 
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_a_batch_of_models_of_channels_first(name):
+    x, g = normals(3, 4, 6, 50, mean=2.0), normals(3, 4, 6, 50, seed=1)
+    scales = normals(3, 6, mean=1.0)
+
+    def gradients(x, scale, g):
+        y, backward = jax.vjp(functools.partial(first, name), x, scale)
+        return y, *backward(g)
+
+    together = jax.jit(jax.vmap(gradients))(x, scales, g)
+    shared = jax.jit(jax.vmap(gradients, in_axes=(0, None, 0)))(x, scales[0], g)
+    moved = jax.jit(jax.vmap(gradients, in_axes=(2, 0, 2)))(
+        np.moveaxis(x, 0, 2), scales, np.moveaxis(g, 0, 2)
+    )
+    compare = functools.partial(alike, slack=1e-6, rounding=0.0)
+    for at in range(3):
+        with plain_form():
+            apart = jax.jit(lambda *operands: gradients(*operands))(x[at], scales[at], g[at])
+        for found in (together, moved):
+            jax.tree.map(compare, tuple(leaf[at] for leaf in found), apart)
+        if at == 0:
+            jax.tree.map(compare, tuple(leaf[at] for leaf in shared), apart)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_the_third_derivative_of_channels_first(name):
+    """In reverse, and in both modes, beside the plain form's."""
+    with jax.enable_x64(True):
+        x, direction = normals(3, 4, 5, dtype=np.float64), normals(3, 4, 5, seed=3).astype(float)
+        scale = np.linspace(0.5, 2.0, 4)
+
+        def line(t):
+            return jnp.sum(jnp.sin(first(name, x + t * direction, scale + t)))
+
+        def derivatives(t):
+            third = jax.grad(jax.grad(jax.grad(line)))(t)
+            return jax.grad(line)(t), jax.jvp(jax.grad(line), (t,), (1.0,))[1], third
+
+        native_form, plain = both_forms(derivatives, 0.1)
+        for actual, expected in zip(native_form, plain, strict=True):
+            near(actual, expected, 1e-9 * max(1, abs(expected)))
+
+
 @pytest.mark.parametrize("name", every_norm)
 def test_scan_remat_and_donated_buffers(name):
     gradient = jax.jit(jax.grad(functools.partial(loss, name), (0, 1)))
@@ -331,7 +429,12 @@ for shape in [(2048, 256), (37, 3001), (64, 28, 28, 32), (8, 32, 50, 50)]:
             layer, pull = jax.vjp(lambda x, s: jn.layer_norm(x, s, reduction_axes=-1), x, scale)
             batch, push = jax.vjp(lambda x, s: jn.batch_norm(x, stats, s, train=True)[0], x, scale)
             return layer, batch, pull(x), push(x)
-        for leaf in jax.tree.leaves(jax.jit(both)(x, scale)):
+        def first(x, scale):
+            layer = lambda x, s: jn.layer_norm(x, s, reduction_axes=1, feature_axes=1)
+            y, pull = jax.vjp(layer, x, scale)
+            return y, pull(x)
+        across = jax.numpy.linspace(0.5, 2.0, shape[1])
+        for leaf in jax.tree.leaves((jax.jit(both)(x, scale), jax.jit(first)(x, across))):
             digest.update(np.asarray(leaf).tobytes())
 print(digest.hexdigest())
 """

@@ -1,5 +1,6 @@
 """The handlers of the native library, called directly, beside float64 NumPy."""
 
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import jaxnorm
 from jaxnorm.kernels import library
+from jaxnorm.kernels.view import View
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not library.library().loaded, reason=library.status())
@@ -22,6 +24,7 @@ VIEWS = {
     "batch, three channels": (1, 1000, 3, 1, 1),
     "batch, channels first": (1, 8, 5, 1, 300),
     "batch, wide": (1, 40, 1500, 1, 1),
+    "batch, a row more than a chunk": (1, 2049, 32, 1, 1),
     "ghosts": (4, 50, 20, 1, 1),
     "layer": (40, 1, 1, 1000, 1),
     "layer, short": (50, 1, 1, 7, 1),
@@ -33,13 +36,18 @@ VIEWS = {
     "instance": (3, 100, 65, 1, 1),
     "instance, channels first": (3, 1, 6, 1, 3136),
     "one value": (1, 1, 1, 1, 1),
+    "layer, channels first": (6, 96, 49, 1, 1, True),
+    "layer, channels first, few positions": (5, 70, 3, 1, 1, True),
+    "layer, channels first, many positions": (12, 100, 2048, 1, 1, True),
+    "layer, channels first, in chunks": (2, 1100, 300, 1, 1, True),
 }
 TOLERANCES = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 1e-3}
 
 
 def call(name, results, *operands, view, **attributes):
-    extents = dict(zip("ARGST", map(np.int64, view), strict=True))
-    return jax.ffi.ffi_call(f"jaxnorm_{name}", results)(*operands, **extents, **attributes)
+    *extents, by_row = View(*view)
+    attributes |= dict(zip("ARGST", map(np.int64, extents), strict=True)) | {"by_row": by_row}
+    return jax.ffi.ffi_call(f"jaxnorm_{name}", results)(*operands, **attributes)
 
 
 def rows(view):
@@ -50,8 +58,16 @@ def like(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
+def count(view):
+    return math.prod(view[:5])
+
+
+def parameter_shape(view, owners=1):
+    return (owners, view[1], 1, 1, 1) if View(*view).by_row else (owners, 1, view[2], view[3], 1)
+
+
 def parameters(view, owners=1):
-    return jax.ShapeDtypeStruct((owners, view[2], view[3]), jnp.float32)
+    return jax.ShapeDtypeStruct(parameter_shape(view, owners), jnp.float32)
 
 
 def none():
@@ -79,20 +95,20 @@ class Reference:
     """y, the moments and all derivatives in float64, by the formulas."""
 
     def __init__(self, x, g, view, scale, bias, about_zero=False):
-        A, _, G, S, _ = view
-        x, g = (np.asarray(part, np.float64).reshape(view) for part in (x, g))
+        A, _, G, *_ = view
+        x, g = (np.asarray(part, np.float64).reshape(view[:5]) for part in (x, g))
         owners = scale.shape[0]
         scale, bias = (
-            np.repeat(np.asarray(part, np.float64), A // owners, 0).reshape(A, 1, G, S, 1)
-            for part in (scale, bias)
+            np.repeat(np.asarray(part, np.float64), A // owners, 0) for part in (scale, bias)
         )
 
         def mean(values):
             return values.mean((1, 3, 4), keepdims=True)
 
         def by_parameter(values):
-            shape = (owners, A // owners, *view[1:])
-            return values.reshape(shape).sum((1, 2, 5))
+            kept = (owners, A // owners, *scale.shape[1:])
+            summed = tuple(axis for axis in range(1, 6) if axis == 1 or kept[axis] == 1)
+            return values.reshape(owners, A // owners, *view[1:5]).sum(summed, keepdims=True)[:, 0]
 
         center = 0 * mean(x) if about_zero else mean(x)
         deviation = x - center
@@ -109,10 +125,10 @@ class Reference:
 
 def drawn(view, dtype, owners=1, seed=0):
     generator = np.random.default_rng(seed)
-    n = int(np.prod(view))
+    n = count(view)
     x = jnp.asarray(3 + 2 * generator.normal(size=n), dtype)
     g = jnp.asarray(generator.normal(size=n), dtype)
-    shape = (owners, view[2], view[3])
+    shape = parameter_shape(view, owners)
     scale, bias = (jnp.asarray(generator.normal(size=shape), jnp.float32) for _ in range(2))
     return x, g, scale, bias
 
@@ -138,7 +154,7 @@ def test_normalizing_and_its_derivative(name, dtype, about_zero):
     np.testing.assert_allclose(
         np.asarray(dx, np.float64), expected.dx.ravel(), rtol=0, atol=TOLERANCES[dtype] * magnitude
     )
-    summed = np.sqrt(np.prod(view))
+    summed = np.sqrt(count(view))
     np.testing.assert_allclose(dscale, expected.dscale, rtol=1e-5, atol=1e-6 * summed)
     np.testing.assert_allclose(dbias, expected.dbias, rtol=1e-5, atol=1e-6 * summed)
 
@@ -161,7 +177,7 @@ def test_the_same_in_steps(name):
     np.testing.assert_allclose(
         dx, expected.dx.ravel(), rtol=0, atol=2e-6 * max(1, abs(expected.dx).max())
     )
-    summed = np.sqrt(np.prod(view))
+    summed = np.sqrt(count(view))
     np.testing.assert_allclose(dscale, expected.dscale, rtol=1e-5, atol=1e-6 * summed)
 
 
@@ -174,7 +190,7 @@ def test_renormalization():
     y = call("apply", like(x), x, mean, gain, shift, scale, bias, view=view)
     of_x = (np.asarray(x).reshape(view)[0, :, :, 0, 0] - mean) * gain + shift
     np.testing.assert_allclose(
-        y.reshape(of_x.shape), of_x * scale[0, :, 0] + bias[0, :, 0], atol=1e-5
+        y.reshape(of_x.shape), of_x * scale.ravel() + bias.ravel(), atol=1e-5
     )
     results = (rows(view), rows(view), parameters(view), parameters(view))
     _, _, dscale, _ = call("sums", results, x, g, mean, gain, shift, scale, view=view)
@@ -188,15 +204,25 @@ def test_running_statistics():
     x, g, scale, bias = drawn(view, jnp.float32)
     mean, gain = (jnp.linspace(low, high, 16)[None] for low, high in ((1, 3), (0.2, 0.9)))
     y = call("apply", like(x), x, mean, gain, none(), scale, bias, view=view)
-    expected = (np.asarray(x).reshape(-1, 16) - mean) * gain * scale[0, :, 0] + bias[0, :, 0]
+    expected = (np.asarray(x).reshape(-1, 16) - mean) * gain * scale.ravel() + bias.ravel()
     np.testing.assert_allclose(y.reshape(-1, 16), expected, atol=1e-5)
     absent = (none(), none(), none())
     dx = call("backward", like(x), x, g, mean, gain, *absent, scale, view=view)
-    expected = np.asarray(g).reshape(-1, 16) * gain * scale[0, :, 0]
+    expected = np.asarray(g).reshape(-1, 16) * gain * scale.ravel()
     np.testing.assert_allclose(dx.reshape(-1, 16), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["layer", "ghosts", "group", "group, channels first"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer",
+        "ghosts",
+        "group",
+        "group, channels first",
+        "layer, channels first",
+        "layer, channels first, in chunks",
+    ],
+)
 @pytest.mark.parametrize("shared", [1, 2])
 def test_parameters_for_each_slice(name, shared):
     view = VIEWS[name]
@@ -227,18 +253,18 @@ def test_without_parameters():
 @pytest.mark.parametrize(
     "view",
     [(1, 64, 5, 1, 1), (1, 200_000, 3, 1, 1), (3, 1, 1, 64, 1), (2, 1, 1, 100_000, 1),
-     (1, 30, 3, 1, 5000), (2, 3000, 8, 2, 1)],
+     (1, 30, 3, 1, 5000), (2, 3000, 8, 2, 1), (2, 700, 50, 1, 1, True), (3, 5, 300, 1, 1, True)],
 )  # fmt: skip
 @pytest.mark.parametrize("order", ["drawn", "sorted", "outlier first"])
 def test_a_mean_far_above_the_deviation(view, ratio, order):
     generator = np.random.default_rng(1)
-    values = generator.normal(size=int(np.prod(view)))
+    values = generator.normal(size=count(view))
     if order == "sorted":
         values = np.sort(values)
     elif order == "outlier first":
         values[0] = 50
     x = jnp.asarray((values + ratio).astype(np.float32))
-    ones = np.ones((1, view[2], view[3]))
+    ones = np.ones(parameter_shape(view))
     expected = Reference(x, x, view, ones, 0 * ones)
     y, mean, _ = normalize(x, view, epsilon=EPSILON)
     bound = 1e-5 + np.spacing(np.float32(ratio)) * expected.rstd.max()
@@ -247,10 +273,13 @@ def test_a_mean_far_above_the_deviation(view, ratio, order):
 
 
 @pytest.mark.parametrize("value", [1e-40, 1.1, -3e38, 1e15, 65504.0])
-@pytest.mark.parametrize("view", [(1, 999, 7, 1, 1), (4, 1, 1, 1001, 1), (2, 50, 3, 2, 40)])
+@pytest.mark.parametrize(
+    "view",
+    [(1, 999, 7, 1, 1), (4, 1, 1, 1001, 1), (2, 50, 3, 2, 40), (2, 99, 70, 1, 1, True)],
+)
 def test_a_constant_has_no_variance(view, value):
-    x = jnp.full(int(np.prod(view)), value, jnp.float32)
-    bias = jnp.full((1, view[2], view[3]), 0.3, jnp.float32)
+    x = jnp.full(count(view), value, jnp.float32)
+    bias = jnp.full(parameter_shape(view), 0.3, jnp.float32)
     for epsilon in (0.0, EPSILON):
         y, _, var = normalize(x, view, None, bias, epsilon=epsilon)
         assert (np.asarray(var) == 0).all()
@@ -258,31 +287,40 @@ def test_a_constant_has_no_variance(view, value):
 
 
 @pytest.mark.parametrize("size", [1e-18, 1e15])
-@pytest.mark.parametrize("name", ["batch", "layer", "group, channels first", "instance"])
+@pytest.mark.parametrize(
+    "name",
+    ["batch", "layer", "group, channels first", "instance", "layer, channels first"],
+)
 def test_small_and_large_data(name, size):
     view = VIEWS[name]
     x, _, _, _ = drawn(view, jnp.float32)
-    ones = np.ones((1, view[2], view[3]))
+    ones = np.ones(parameter_shape(view))
     expected = Reference(x, x, view, ones, 0 * ones)
     y, _, _ = normalize(x * size, view, epsilon=0.0)
     close(y, expected.y, 3e-6)
 
 
-@pytest.mark.parametrize("name", ["batch", "layer", "group", "instance, channels first"])
+@pytest.mark.parametrize(
+    "name",
+    ["batch", "layer", "group", "instance, channels first", "layer, channels first"],
+)
 def test_an_overflow_is_seen(name):
     view = VIEWS[name]
-    signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], int(np.prod(view))))
+    signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], count(view)))
     for size in (1e25, 3e38):
         _, var = measure(jnp.float32(size) * signs.astype(jnp.float32), view)
         assert not np.isfinite(var).any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["batch", "layer", "group", "group, channels first"])
+@pytest.mark.parametrize(
+    "name",
+    ["batch", "layer", "group", "group, channels first", "layer, channels first"],
+)
 def test_what_is_not_finite_spoils_its_own_statistic(name, bad):
     view = VIEWS[name]
     x, _, scale, bias = drawn(view, jnp.float32)
-    spoiled = np.asarray(x).reshape(view).copy()
+    spoiled = np.asarray(x).reshape(view[:5]).copy()
     spoiled[-1, -1, 1 % view[2], -1, -1] = bad
     y, mean, var = normalize(jnp.asarray(spoiled).ravel(), view, scale, bias)
     clean = normalize(x, view, scale, bias)
@@ -290,7 +328,7 @@ def test_what_is_not_finite_spoils_its_own_statistic(name, bad):
     own[-1, 1 % view[2]] = True
     assert not np.isfinite(np.asarray(var)[own]).any()
     np.testing.assert_array_equal(np.asarray(mean)[~own], np.asarray(clean[1])[~own])
-    kept = np.broadcast_to(~own[:, None, :, None, None], view).ravel()
+    kept = np.broadcast_to(~own[:, None, :, None, None], view[:5]).ravel()
     np.testing.assert_array_equal(np.asarray(y)[kept], np.asarray(clean[0])[kept])
 
 
@@ -328,6 +366,7 @@ def test_empty_views():
         ((1, 10, 7, 1, 1), "x has 64 values where the view has 70"),
         ((1 << 40, 1 << 40, 1, 1, 1), "overflow"),
         ((-1, 64, 1, 1, 1), "negative"),
+        ((1, 16, 1, 4, 1, True), "by row there are neither S and T nor a shift"),
     ],
 )
 def test_views_that_do_not_fit(view, message):
@@ -340,7 +379,7 @@ def test_operands_that_do_not_fit():
     view = VIEWS["batch"]
     x, g, scale, _ = drawn(view, jnp.float32)
     with pytest.raises(jax.errors.JaxRuntimeError, match="no rows of 64"):
-        jax.block_until_ready(normalize(x, view, scale[:, :60]))
+        jax.block_until_ready(normalize(x, view, scale[:, :, :60]))
     with pytest.raises(jax.errors.JaxRuntimeError, match="scale must be float32"):
         jax.block_until_ready(normalize(x, view, scale.astype(jnp.bfloat16)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="float32, bfloat16, float16 or float64"):
@@ -348,10 +387,16 @@ def test_operands_that_do_not_fit():
     mean, var = measure(x, view)
     with pytest.raises(jax.errors.JaxRuntimeError, match="not of x's dtype"):
         jax.block_until_ready(backward_fused(x, g.astype(jnp.bfloat16), view, mean, var, scale))
+    by_row = (*view, True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no rows of 700"):
+        jax.block_until_ready(normalize(x, by_row, scale))
+    shifted = (mean, var, mean, none(), none())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="nor a shift"):
+        jax.block_until_ready(call("apply", like(x), x, *shifted, view=by_row))
 
 
 def test_the_same_bits_every_time():
-    for name in ("batch", "layer", "group"):
+    for name in ("batch", "layer", "group", "layer, channels first"):
         view = VIEWS[name]
         view = (view[0], 40 * view[1], *view[2:])
         x, g, scale, bias = drawn(view, jnp.float32)
@@ -374,7 +419,8 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import numpy as np
 from test_kernels_native import *
 digest = hashlib.sha256()
-for view in [(1, 9000, 64, 1, 1), (3000, 1, 1, 100, 1), (12, 1500, 8, 2, 1), (1, 20, 9, 1, 2500)]:
+for view in [(1, 9000, 64, 1, 1), (3000, 1, 1, 100, 1), (12, 1500, 8, 2, 1), (1, 20, 9, 1, 2500),
+             (40, 96, 400, 1, 1, True), (2, 3000, 912, 1, 1, True)]:
     x, g, scale, bias = drawn(view, jnp.float32)
     y, mean, var = normalize(x, view, scale, bias)
     for part in (y, mean, var, *backward_fused(x, g, view, mean, var, scale)):

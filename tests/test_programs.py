@@ -13,6 +13,7 @@ CASES = {
     "batch": ("BatchNorm", {"use_running_average": False}),
     "evaluation": ("BatchNorm", {"use_running_average": True}),
     "layer": ("LayerNorm", {}),
+    "layer, channels first": ("LayerNorm", {"reduction_axes": 1, "feature_axes": 1}),
     "rms": ("RMSNorm", {}),
     "group": ("GroupNorm", {"num_groups": 32}),
     "instance": ("InstanceNorm", {}),

@@ -113,9 +113,10 @@ def _native(*present: jax.Array, operation: Operation) -> list[jax.Array]:
         jax.ShapeDtypeStruct((0,), rows) if wanted is None else jax.ShapeDtypeStruct(*wanted)
         for wanted in operation.results
     ]
-    extents = {name: np.int64(size) for name, size in operation.view._asdict().items()}
+    *extents, by_row = operation.view
+    view = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
     call = jax.ffi.ffi_call(operation.handler, results)
-    found = call(*every, **extents, **dict(operation.attributes))
+    found = call(*every, **view, by_row=by_row, **dict(operation.attributes))
     return [part for part, wanted in zip(found, operation.results, strict=True) if wanted]
 
 

@@ -1,12 +1,13 @@
 """One view of the input, x[A, R, G, S, T], that serves every normalization.
 
-Moments of each (a, g) are over (R, S, T); a scale and a bias have the shape [G, S]. The view is a
-reshape that moves nothing:
+Moments of each (a, g) are over (R, S, T); a scale and a bias have the shape [G, S], or [R] by row.
+The view is a reshape that moves nothing:
 
 | normalization | A | R | G | S | T |
 | --- | --- | --- | --- | --- | --- |
 | batch, channels last (first) | 1 | examples, positions (examples) | C | 1 | 1 (positions) |
 | layer, RMS over the last axis | the other axes | 1 | 1 | C | 1 |
+| layer, RMS over channels first, by row | examples | C | positions | 1 | 1 |
 | group, channels last (first) | examples | positions (1) | groups | of a group | 1 (positions) |
 | instance, channels last (first) | examples | positions (1) | C | 1 | 1 (positions) |
 """
@@ -18,13 +19,14 @@ from typing import NamedTuple
 
 
 class View(NamedTuple):
-    """The extents of the five axes."""
+    """The extents of the five axes, and whether scale and bias have the shape [R]."""
 
     A: int = 1
     R: int = 1
     G: int = 1
     S: int = 1
     T: int = 1
+    by_row: bool = False
 
 
 def view_of(
@@ -44,7 +46,25 @@ def view_of(
     """
     if not all(isinstance(size, int) for size in shape):
         return None
-    extents, rest = dict.fromkeys(View._fields, 1), "ARGST"
+    view = _view(shape, reduced, features, channel, group_size)
+    if view is not None:
+        return view
+    wide = {axis for axis, size in enumerate(shape) if size > 1}
+    if wide.intersection(features) != wide.intersection(reduced):
+        return None
+    view = _view(shape, reduced, (), channel, group_size)
+    return view._replace(by_row=True) if view is not None and view.S == view.T == 1 else None
+
+
+def _view(
+    shape: Sequence[int],
+    reduced: Sequence[int],
+    features: Sequence[int],
+    channel: int,
+    group_size: int,
+) -> View | None:
+    """The view in which scale and bias have the shape [G, S]."""
+    extents, rest = View()._asdict(), "ARGST"
     for choices, size in _axes(shape, reduced, features, channel, group_size):
         if size == 1:
             continue

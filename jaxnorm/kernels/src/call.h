@@ -12,9 +12,10 @@ enum class Dtype { float32, float64, bfloat16, float16 };
 enum class Operation { measure, apply, normalize, sums, backward, backward_fused };
 
 // The input as x[A, R, G, S, T], row-major and contiguous. The moments of each (a, g) are taken
-// over (R, S, T); scale and bias have one value for each (g, s).
+// over (R, S, T); scale and bias have one value for each (g, s), or for each r, where S = T = 1.
 struct View {
   int64_t A, R, G, S, T;
+  bool by_row = false;
 };
 
 // Rows of statistics or parameters, in the statistics' dtype: `share` consecutive a have one row of
@@ -26,7 +27,7 @@ struct Rows {
 
 // How the work is cut into tasks: by the shape alone, never by the number of threads, so that the
 // order of every sum is fixed. See partition.h.
-enum class Layout { columns, elementwise, runs };
+enum class Layout { columns, crossed, elementwise, runs };
 
 struct Partition {
   Layout layout;

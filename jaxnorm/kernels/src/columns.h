@@ -17,6 +17,9 @@ constexpr int64_t kRunRows = 64;    // rows in a short run
 constexpr int64_t kNear = 512;  // values: as many of the next rows fit the first-level cache too
 constexpr int kTogether = 4;    // rows added at once
 
+// Values from a row to the one that is fetched while it is worked on.
+static inline int64_t rows_ahead(int64_t stride) { return larger(1, kAhead / stride) * stride; }
+
 // A box of columns as wide rows, the last of which may be shorter.
 struct Wide {
   int64_t columns;     // of the strip
@@ -24,7 +27,8 @@ struct Wide {
   int64_t rows, tail;  // whole wide rows; values of the shorter one
   int64_t stride;      // from one wide row to the next
   int64_t width() const { return columns * copies; }
-  int64_t ahead() const { return larger(1, kAhead / stride) * stride; }  // values to fetch early
+  double count(int64_t copy) const { return static_cast<double>(rows + (copy * columns < tail)); }
+  int64_t ahead() const { return rows_ahead(stride); }
 };
 
 static inline Wide wide_of(const View& v, const Partition& p, const Box& box) {
@@ -151,40 +155,41 @@ struct Columns {
           drain(squares, square, wide.width());
         });
 
-    for (int64_t j = 0; j < wide.width(); ++j) {
-      const double count = static_cast<double>(wide.rows + (j < wide.tail));
-      const Moments m = moments_about(center[j], deviation[j], square[j], count, call.about_zero);
-      deviation[j] = m.mean;
-      square[j] = m.m2;
+    for (int64_t copy = 0; copy < wide.copies; ++copy) {
+      const double count = wide.count(copy);
+      for (int64_t j = copy * wide.columns; j < (copy + 1) * wide.columns; ++j) {
+        const Moments m = moments_about(center[j], deviation[j], square[j], count, call.about_zero);
+        deviation[j] = m.mean;
+        square[j] = m.m2;
+      }
     }
     fold(wide, p.length, box.groups(), deviation, square, mean, m2);
   }
 
-  // Merges the columns of each group and their copies.
-  static void fold(const Wide& wide, int64_t length, int64_t groups, const double* means,
-                   const double* m2s, double* mean, double* m2) {
-    const double rows = static_cast<double>(wide.rows * wide.copies + wide.tail / wide.columns);
+  // Merges the copies of the columns, and then the columns of each group.
+  static void fold(const Wide& wide, int64_t length, int64_t groups, double* means, double* m2s,
+                   double* mean, double* m2) {
+    double rows = wide.count(0);
+    for (int64_t copy = 1; copy < wide.copies; ++copy) {
+      const double *more_mean = means + copy * wide.columns, *more_m2 = m2s + copy * wide.columns;
+      merge(wide.columns, rows, means, m2s, wide.count(copy), more_mean, more_m2);
+      rows += wide.count(copy);
+    }
+    if (length == 1) {
+      for (int64_t group = 0; group < groups; ++group) mean[group] = means[group];
+      for (int64_t group = 0; group < groups; ++group) m2[group] = m2s[group];
+      return;
+    }
     for (int64_t group = 0; group < groups; ++group) {
       const double first = means[group * length];
       double sum = 0, squares = 0;
-      for_each_column(wide, length, group,
-                      [&](int64_t j, double count) { sum += count * (means[j] - first); });
-      mean[group] = first + sum / (rows * static_cast<double>(length));
-      for_each_column(wide, length, group, [&](int64_t j, double count) {
+      for (int64_t j = group * length; j < (group + 1) * length; ++j) sum += means[j] - first;
+      mean[group] = first + sum / static_cast<double>(length);
+      for (int64_t j = group * length; j < (group + 1) * length; ++j) {
         const double difference = means[j] - mean[group];
-        squares += m2s[j] + count * (difference * difference);
-      });
-      m2[group] = squares;
-    }
-  }
-
-  template <class Each>
-  static void for_each_column(const Wide& wide, int64_t length, int64_t group, Each each) {
-    for (int64_t copy = 0; copy < wide.copies; ++copy) {
-      const int64_t first = copy * wide.columns + group * length;
-      for (int64_t j = first; j < first + length; ++j) {
-        each(j, static_cast<double>(wide.rows + (j < wide.tail)));
+        squares += m2s[j] + rows * (difference * difference);
       }
+      m2[group] = squares;
     }
   }
 

@@ -1,12 +1,14 @@
 // The handlers that XLA calls.
 //
-// Each takes the view of x as the attributes A, R, G, S and T. Of an operand or a result only the
-// dtype and the number of values are looked at; what is optional has none where it is not given.
+// Each takes the view of x as the attributes A, R, G, S, T and by_row. Of an operand or a result
+// only the dtype and the number of values are looked at; what is optional has none where it is not
+// given.
 //
 //   D          float32, bfloat16, float16 or float64: x, g, y, dx
 //   F          float32, float64 where D is float64: statistics and parameters
 //   rows       F[A, G], or F[1, G], the same for every a
-//   parameters F[P, G, S], where P divides A: A / P consecutive a have the same
+//   parameters F[P, G, S], where P divides A: A / P consecutive a have the same; by row F[P, R],
+//              where S = T = 1, and without a shift
 //
 //   jaxnorm_measure         x; about_zero -> mean, var
 //   jaxnorm_apply           x, mean, gain, shift?, scale?, bias? -> y
@@ -108,7 +110,7 @@ class Operands {
         dtype_(dtype_of(type_)),
         count_(product({view.A, view.R, view.G, view.S, view.T})),
         rows_(product({view.A, view.G})),
-        parameters_(product({view.G, view.S})) {}
+        parameters_(view.by_row ? view.R : product({view.G, view.S})) {}
 
   Dtype dtype() const { return dtype_; }
   bool empty() const { return count_ == 0; }
@@ -223,6 +225,9 @@ ffi::Future run(Operation operation, const View& view, const ffi::ThreadPool& po
     return ready();
   }
   describe(operands, call);
+  if (view.by_row && (view.S != 1 || view.T != 1 || call.shift.data != nullptr)) {
+    throw Invalid("by row there are neither S and T nor a shift");
+  }
   const Plan plan = instruction_set().plan(call);
   return std::make_shared<Job>(call, plan)->run(pool);
 } catch (const Invalid& invalid) {
@@ -235,8 +240,8 @@ using Buffer = ffi::AnyBuffer;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
 ffi::Future measure(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                    bool about_zero, Buffer x, Out mean, Out var) {
-  return run(Operation::measure, {A, R, G, S, T}, pool, x, {mean, var},
+                    bool by_row, bool about_zero, Buffer x, Out mean, Out var) {
+  return run(Operation::measure, {A, R, G, S, T, by_row}, pool, x, {mean, var},
              [&](const Operands& operands, Call& call) {
                call.about_zero = about_zero;
                call.out_mean = operands.result("mean", *mean);
@@ -245,9 +250,9 @@ ffi::Future measure(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64
 }
 
 ffi::Future apply(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                  Buffer x, Buffer mean, Buffer gain, Buffer shift, Buffer scale, Buffer bias,
-                  Out y) {
-  return run(Operation::apply, {A, R, G, S, T}, pool, x, {y},
+                  bool by_row, Buffer x, Buffer mean, Buffer gain, Buffer shift, Buffer scale,
+                  Buffer bias, Out y) {
+  return run(Operation::apply, {A, R, G, S, T, by_row}, pool, x, {y},
              [&](const Operands& operands, Call& call) {
                call.mean = operands.statistics("mean", mean);
                call.gain = operands.statistics("gain", gain);
@@ -259,9 +264,9 @@ ffi::Future apply(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t
 }
 
 ffi::Future normalize(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                      bool about_zero, Buffer x, Buffer scale, Buffer bias, Buffer epsilon, Out y,
-                      Out mean, Out var) {
-  return run(Operation::normalize, {A, R, G, S, T}, pool, x, {y, mean, var},
+                      bool by_row, bool about_zero, Buffer x, Buffer scale, Buffer bias,
+                      Buffer epsilon, Out y, Out mean, Out var) {
+  return run(Operation::normalize, {A, R, G, S, T, by_row}, pool, x, {y, mean, var},
              [&](const Operands& operands, Call& call) {
                call.about_zero = about_zero;
                call.scale = operands.parameters_or_none("scale", scale);
@@ -287,9 +292,9 @@ void describe_parameters(const Operands& operands, Call& call, const Buffer& dsc
 }
 
 ffi::Future sums(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                 Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer shift, Buffer scale,
-                 Out along, Out total, Out dscale, Out dbias) {
-  return run(Operation::sums, {A, R, G, S, T}, pool, x, {along, total, dscale, dbias},
+                 bool by_row, Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer shift,
+                 Buffer scale, Out along, Out total, Out dscale, Out dbias) {
+  return run(Operation::sums, {A, R, G, S, T, by_row}, pool, x, {along, total, dscale, dbias},
              [&](const Operands& operands, Call& call) {
                call.g = operands.values("g", g);
                call.mean = operands.statistics("mean", mean);
@@ -303,9 +308,9 @@ ffi::Future sums(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t 
 }
 
 ffi::Future backward(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                     Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer rstd, Buffer along_mean,
-                     Buffer total_mean, Buffer scale, Out dx) {
-  return run(Operation::backward, {A, R, G, S, T}, pool, x, {dx},
+                     bool by_row, Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer rstd,
+                     Buffer along_mean, Buffer total_mean, Buffer scale, Out dx) {
+  return run(Operation::backward, {A, R, G, S, T, by_row}, pool, x, {dx},
              [&](const Operands& operands, Call& call) {
                call.g = operands.values("g", g);
                call.mean = operands.statistics("mean", mean);
@@ -319,9 +324,10 @@ ffi::Future backward(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int6
 }
 
 ffi::Future backward_fused(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S,
-                           int64_t T, bool about_zero, Buffer x, Buffer g, Buffer mean, Buffer var,
-                           Buffer scale, Buffer epsilon, Out dx, Out dscale, Out dbias) {
-  return run(Operation::backward_fused, {A, R, G, S, T}, pool, x, {dx, dscale, dbias},
+                           int64_t T, bool by_row, bool about_zero, Buffer x, Buffer g, Buffer mean,
+                           Buffer var, Buffer scale, Buffer epsilon, Out dx, Out dscale,
+                           Out dbias) {
+  return run(Operation::backward_fused, {A, R, G, S, T, by_row}, pool, x, {dx, dscale, dbias},
              [&](const Operands& operands, Call& call) {
                call.about_zero = about_zero;
                call.g = operands.values("g", g);
@@ -341,7 +347,8 @@ auto of_view() {
       .Attr<int64_t>("R")
       .Attr<int64_t>("G")
       .Attr<int64_t>("S")
-      .Attr<int64_t>("T");
+      .Attr<int64_t>("T")
+      .Attr<bool>("by_row");
 }
 
 }  // namespace

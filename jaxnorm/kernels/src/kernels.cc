@@ -5,6 +5,7 @@
 
 #include "call.h"
 #include "columns.h"
+#include "crossed.h"
 #include "moments.h"
 #include "partition.h"
 #include "rows.h"
@@ -59,7 +60,7 @@ inline Bundle bundle_of_task(const Call& call, int64_t task) {
   return {a0, smaller(begin + p.share, a0 + p.bundle), strip_of_task(call, task), row};
 }
 
-// --- Partial sums of the parameters: [rows][2][G * S]
+// --- Partial sums of the parameters: [rows][2][G * S], or [rows][strips][2][R] by row
 // -----------------------------------------------
 
 inline bool wants_parameters(const Call& call) {
@@ -68,28 +69,40 @@ inline bool wants_parameters(const Call& call) {
 
 inline int64_t parameter_rows(const Call& call) {
   const Partition& p = call.partition;
-  if (p.fused) return call.view.A / p.share * p.bundles;
-  return call.view.A * p.row_chunks * (p.shared_pieces ? p.pieces : 1);
+  const int64_t bundles = p.fused ? call.view.A / p.share * p.bundles : call.view.A;
+  if (call.view.by_row) return bundles * p.strips;
+  return p.fused ? bundles : bundles * p.row_chunks * (p.shared_pieces ? p.pieces : 1);
 }
 
 // The part of a row that a box adds to, zeroed.
 inline BackwardSums parameter_sums(const Call& call, int64_t row, const Box& box) {
   if (!wants_parameters(call)) return {};
   const View& v = call.view;
-  const int64_t width = v.G * v.S;
-  double* scale = call.parameters + row * 2 * width + box.g0 * v.S;
-  double* bias = scale + width;
-  const bool part = !call.partition.shared_pieces && box.length() < call.partition.length;
-  const int64_t s0 = part ? box.l0 / v.T : 0, s1 = part ? ceil_div(box.l1, v.T) : v.S;
-  for (int64_t group = 0; group < box.groups(); ++group) {
-    for (int64_t i = group * v.S + s0; i < group * v.S + s1; ++i) scale[i] = bias[i] = 0;
+  const Partition& p = call.partition;
+  const int64_t width = parameter_count(v);
+  double *scale, *bias;
+  const auto clear = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) scale[i] = bias[i] = 0;
+  };
+  if (v.by_row) {
+    const int64_t bundle = p.fused ? row : box.a;
+    scale = call.parameters + (bundle * p.strips + box.g0 / p.strip) * 2 * width;
+    bias = scale + width;
+    clear(box.r0, box.r1);
+  } else {
+    scale = call.parameters + row * 2 * width + box.g0 * v.S;
+    bias = scale + width;
+    const bool part = !p.shared_pieces && box.length() < p.length;
+    const int64_t s0 = part ? box.l0 / v.T : 0, s1 = part ? ceil_div(box.l1, v.T) : v.S;
+    for (int64_t group = 0; group < box.groups(); ++group)
+      clear(group * v.S + s0, group * v.S + s1);
   }
   return {nullptr, nullptr, scale, call.out_bias == nullptr ? nullptr : bias};
 }
 
 template <class R>
 inline void reduce_parameters(const Call& call, int64_t task) {
-  const int64_t width = call.view.G * call.view.S, blocks = ceil_div(width, kParameters);
+  const int64_t width = parameter_count(call.view), blocks = ceil_div(width, kParameters);
   const int64_t first = task % blocks * kParameters, n = smaller(kParameters, width - first);
   const int64_t owner = task / blocks;
   const int64_t rows = parameter_rows(call) / (call.view.A / call.partition.share);
@@ -109,7 +122,7 @@ inline void reduce_parameters(const Call& call, int64_t task) {
 inline int64_t parameter_tasks(const Call& call) {
   if (!wants_parameters(call)) return 0;
   const int64_t owners = call.view.A / call.partition.share;
-  return owners * ceil_div(call.view.G * call.view.S, kParameters);
+  return owners * ceil_div(parameter_count(call.view), kParameters);
 }
 
 // --- Operations
@@ -121,7 +134,8 @@ struct Operations {
 
   static Strip<R> strip_of(const Call& call, const Box& box) {
     const bool expanded = call.partition.layout == jaxnorm::Layout::elementwise;
-    const int64_t first = box.g0 * (expanded ? call.partition.length : call.view.S);
+    const int64_t each = expanded ? call.partition.length : call.view.S;
+    const int64_t first = call.view.by_row ? 0 : box.g0 * each;
     const auto row = [&](const Rows& rows) { return row_of<R>(rows, box.a, box.g0); };
     return {row(call.mean),
             row(call.gain),
@@ -385,7 +399,8 @@ struct Operations {
         break;
       case Operation::sums:
       case Operation::backward_fused: {
-        plan.parameters = wants_parameters(call) ? parameter_rows(call) * 2 * v.G * v.S : 0;
+        plan.parameters =
+            wants_parameters(call) ? parameter_rows(call) * 2 * parameter_count(v) : 0;
         plan.means = is_fused_operation(call) ? v.A * v.G : 0;
         if (p.fused) {
           add(plan, bundles, writing<backward_bundle>);
@@ -439,6 +454,16 @@ inline void prepare(Call& call) {
   if (biases > 0) prepare_rows(call, call.bias, R{0}, to + scales);
 }
 
+// Whether every row that is put begins aligned: some streamed and some not are the slowest.
+template <class T>
+inline bool rows_are_aligned(const Call& call) {
+  const Partition& p = call.partition;
+  const int64_t copies = p.layout == Layout::crossed ? 1 : p.copies;
+  const int64_t row = copies * call.view.G * p.length, strip = p.strip * p.length;
+  constexpr int64_t vector = kWidth<Real<T>>;
+  return row % vector == 0 && (p.strips == 1 || strip % vector == 0);
+}
+
 template <class T>
 inline Plan plan_of_dtype(Call& call) {
   const int64_t prepared = prepared_size(call, call.scale) + bias_size(call);
@@ -446,6 +471,9 @@ inline Plan plan_of_dtype(Call& call) {
   switch (call.partition.layout) {
     case Layout::columns:
       plan = Operations<T, Columns<T>>::plan(call);
+      break;
+    case Layout::crossed:
+      plan = Operations<T, Crossed<T>>::plan(call);
       break;
     case Layout::elementwise:
       plan = Operations<T, Elementwise<T>>::plan(call);
@@ -460,7 +488,7 @@ inline Plan plan_of_dtype(Call& call) {
   const View& v = call.view;
   const int64_t bytes = v.A * v.R * v.G * v.S * v.T * static_cast<int64_t>(sizeof(T));
   plan.bytes = bytes * (backward ? 3 : 2);
-  call.streamed = bytes >= kStreamed;
+  call.streamed = bytes >= kStreamed && rows_are_aligned<T>(call);
   return plan;
 }
 

@@ -58,7 +58,7 @@ inline void merge(int64_t sets, double count, double* mean, double* m2, double m
 template <class Real>
 inline Real reciprocal_deviation(Real var, double epsilon) {
   const double power = var + epsilon;
-  return power == 0 ? Real{0} : static_cast<Real>(1 / __builtin_sqrt(power));
+  return static_cast<Real>(1 / __builtin_sqrt(power == 0 ? __builtin_inf() : power));
 }
 
 }  // namespace JAXNORM_ISA

@@ -2,6 +2,7 @@
 // each strip of an a into chunks of r and, where a group is long, pieces of it.
 //
 // - columns: short groups over many r (channels last), with an accumulator for each channel
+// - crossed: the same with a parameter for each r (layer normalization of channels first)
 // - elementwise: long groups with a parameter for each value (layer normalization)
 // - runs: long groups with a parameter for each run of T values (channels first)
 #ifndef JAXNORM_PARTITION_H_
@@ -15,6 +16,7 @@ inline namespace JAXNORM_ISA {
 constexpr int64_t kLongGroup = 256;  // values: a longer group is summed along, not down
 constexpr int64_t kShortRun = 32;    // values: a shorter run has a copy of its parameter for each
 constexpr int64_t kWide = 256;       // values: a shorter row is taken together with the next
+constexpr int64_t kAligned = 32;     // columns of a strip come in so many, if there are several
 constexpr int64_t kStrip = 1024;     // values at most in a strip of columns, groups in any strip
 constexpr int64_t kChunkRows = 256;  // wide rows in a chunk
 constexpr int64_t kChunk = 65536;    // values in a chunk of long groups
@@ -36,6 +38,9 @@ static inline int64_t copies_of(int64_t width) {
   return ceil_div(copies, multiple) * multiple;
 }
 
+// Values of a scale or a bias for one a.
+static inline int64_t parameter_count(const View& v) { return v.by_row ? v.R : v.G * v.S; }
+
 static inline Partition partition_of(const View& v, int64_t share) {
   Partition p = {};
   p.length = v.S * v.T;
@@ -43,8 +48,8 @@ static inline Partition partition_of(const View& v, int64_t share) {
   p.piece = p.length;
   p.share = share;
   int64_t strip;
-  if (v.R > 1 && p.length <= kLongGroup) {
-    p.layout = Layout::columns;
+  if (v.by_row || (v.R > 1 && p.length <= kLongGroup)) {
+    p.layout = v.by_row ? Layout::crossed : Layout::columns;
     p.copies = smaller(copies_of(v.G * p.length), v.R);
     strip = v.G * p.length < kWide ? v.G : larger(1, kStrip / p.length);
     p.rows = kChunkRows * p.copies;
@@ -60,8 +65,9 @@ static inline Partition partition_of(const View& v, int64_t share) {
   }
   p.strips = ceil_div(v.G, strip);
   p.strip = ceil_div(v.G, p.strips);
+  if (p.strips > 1 && p.length == 1) p.strip = ceil_div(p.strip, kAligned) * kAligned;
   p.strips = ceil_div(v.G, p.strip);
-  p.row_chunks = ceil_div(v.R, p.rows);
+  p.row_chunks = ceil_div(v.R - p.copies + 1, p.rows);  // each has a whole wide row
 
   const int64_t values = v.R * p.strip * p.length;
   p.fused = p.row_chunks * p.pieces == 1 || (values <= kCached && v.A * p.strips >= 8);
@@ -91,7 +97,7 @@ static inline Box chunk_box(const View& v, const Partition& p, int64_t a, int64_
   Box box = strip_box(v, p, a, strip);
   const int64_t row = chunk / p.pieces, piece = chunk % p.pieces;
   box.r0 = row * p.rows;
-  box.r1 = smaller(v.R, box.r0 + p.rows);
+  box.r1 = row + 1 == p.row_chunks ? v.R : box.r0 + p.rows;
   box.l0 = piece * p.piece;
   box.l1 = smaller(p.length, box.l0 + p.piece);
   return box;

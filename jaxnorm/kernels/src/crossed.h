@@ -1,0 +1,91 @@
+// Columns with a parameter for each row: down the rows for the statistics, along each row for the
+// derivatives of its scale and bias.
+#ifndef JAXNORM_CROSSED_H_
+#define JAXNORM_CROSSED_H_
+
+#include "columns.h"
+
+namespace jaxnorm {
+inline namespace JAXNORM_ISA {
+
+template <class T>
+struct Crossed : Columns<T> {
+  using R = Real<T>;
+
+  // Calls each(offset, r) for the rows of the box, of box.groups() values.
+  template <class Each>
+  static void for_each_row(const Call& call, const Box& box, Each each) {
+    for (int64_t r = box.r0; r < box.r1; ++r) {
+      each(offset_of(call.view, call.partition, box.a, r, box.g0), r);
+    }
+  }
+
+  static void apply(const Call& call, const Box& box, const Strip<R>& strip) {
+    const R *mean = strip.mean, *gain = strip.gain;
+    const int64_t ahead = rows_ahead(call.view.G);
+    for_each_row(call, box, [&](int64_t offset, int64_t r) {
+      const T* x = static_cast<const T*>(call.x) + offset;
+      T* y = static_cast<T*>(call.y) + offset;
+      const R scale = value_or(strip.scale, r, R{1}), bias = value_or(strip.bias, r, R{0});
+      put_values<R>(y, box.groups(), call.streamed, [&](auto at) {
+        at.template fetch<1, 2>(x + ahead);
+        at.put(y, (at(x) - at(mean)) * (at(gain) * scale) + bias);
+      });
+    });
+  }
+
+  static void sums(const Call& call, const Box& box, const Strip<R>& strip,
+                   const BackwardSums& sums) {
+    const R *mean = strip.mean, *gain = strip.gain;
+    const int64_t ahead = rows_ahead(call.view.G);
+    R along[kStrip], total[kStrip];
+    clear(along, box.groups());
+    clear(total, box.groups());
+    for_each_row(call, box, [&](int64_t offset, int64_t r) {
+      const T *x = static_cast<const T*>(call.x) + offset,
+              *g = static_cast<const T*>(call.g) + offset;
+      const R scale = value_or(strip.scale, r, R{1});
+      TwoSums row;
+      sum_values<R>(box.groups(), row, [&](auto at, auto& of_scale, auto& of_bias) {
+        at.template fetch<1, 2>(x + ahead);
+        at.template fetch<1, 2>(g + ahead);
+        const auto cotangent = at(g), deviation = at(x) - at(mean);
+        const auto scaled = cotangent * scale;
+        at.put(along, at(along) + scaled * deviation);
+        at.put(total, at(total) + scaled);
+        of_scale += cotangent * (deviation * at(gain));
+        of_bias += cotangent;
+      });
+      if (sums.scale != nullptr) sums.scale[r] += row.first;
+      if (sums.bias != nullptr) sums.bias[r] += row.second;
+      if ((r + 1 - box.r0) % kRunRows == 0 || r + 1 == box.r1) {
+        drain(along, sums.along, box.groups());
+        drain(total, sums.total, box.groups());
+      }
+    });
+  }
+
+  static void backward(const Call& call, const Box& box, const Strip<R>& strip) {
+    const R *mean = strip.mean, *gain = strip.gain;
+    R slope[kStrip], level[kStrip];
+    for (int64_t group = 0; group < box.groups(); ++group) {
+      const Projection<R> of = projection_of(strip, group);
+      slope[group] = of.slope;
+      level[group] = of.level;
+    }
+    for_each_row(call, box, [&](int64_t offset, int64_t r) {
+      const T *x = static_cast<const T*>(call.x) + offset,
+              *g = static_cast<const T*>(call.g) + offset;
+      T* dx = static_cast<T*>(call.y) + offset;
+      const R scale = value_or(strip.scale, r, R{1});
+      put_values<R>(dx, box.groups(), call.streamed, [&](auto at) {
+        at.put(dx, at(gain) * scale * at(g) - (at(x) - at(mean)) * at(slope) - at(level));
+      });
+    });
+  }
+};
+
+}  // namespace JAXNORM_ISA
+}  // namespace jaxnorm
+
+#endif  // JAXNORM_CROSSED_H_
