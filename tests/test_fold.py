@@ -686,6 +686,24 @@ def test_a_norm_that_feeds_several_layers_and_folding_again():
     assert "name all the layers that a normalization feeds" in message
 
 
+class PreNorm(nn.Module):
+    """Flax's attention of what is normalized, beside what is not."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = jnn.BatchNorm(name="norm", **NORM)(x)
+        return x + nn.MultiHeadDotProductAttention(2, use_bias=False, name="attention")(y)
+
+
+def test_a_norm_into_the_projections_of_an_attention():
+    model, x = PreNorm(), normals(2, 3, 4)
+    variables = started(model, x)
+    pairs = {f"attention/{name}": "norm" for name in ("query", "key", "value")}
+    folded = jnn.fold(model, variables, pairs, x)
+    assert folded["params"]["attention"]["query"]["bias"].shape == (2, 2)
+    alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
+
+
 def test_integers_that_an_input_normalization_made_floating():
     model = nn.Sequential([jnn.StandardizeInputs(**NORM), nn.Dense(3)])
     x = jnp.arange(8).reshape(2, 4)
