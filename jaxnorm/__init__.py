@@ -6,7 +6,7 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 from jaxnorm import interop as interop
 from jaxnorm.batch import batch_norm, batch_renorm, ghost_batch_norm
 from jaxnorm.distributed import sync_moments
-from jaxnorm.fold import fold_batch_norm
+from jaxnorm.fold import fold_batch_norm, fold_batch_norm_into_next
 from jaxnorm.inputs import (
     init_input_stats,
     merge_input_stats,
@@ -39,6 +39,7 @@ __all__ = [
     "finish_accumulating",
     "finish_recomputing",
     "fold_batch_norm",
+    "fold_batch_norm_into_next",
     "freeze_stats",
     "ghost_batch_norm",
     "group_norm",

@@ -630,25 +630,8 @@ def as_kernel(kernel: ArrayLike) -> jax.Array:
     return kernel
 
 
-def of_kernel(name: str, value: ArrayLike | None, kernel: jax.Array, axis: int) -> Any:
-    """A vector with a number for each output channel of a kernel."""
-    if value is None:
-        return None
-    value, shape = jnp.asarray(value), (kernel.shape[axis],)
-    if value.shape != shape:
-        raise ValueError(
-            f"{name} has shape {value.shape}, but kernel_axis={axis} of the kernel of shape "
-            f"{kernel.shape} has {shape[0]} output channels, which need {shape}; check "
-            "kernel_axis (the last in Flax, 0 in OIHW), and fold a transposed kernel of shape "
-            "(in, out / groups, ...) a group at a time"
-        )
-    if jnp.iscomplexobj(value) and jnp.isrealobj(kernel):
-        raise TypeError(f"{name} is {value.dtype}, but the kernel is real; give a real {name}")
-    return value
-
-
-def kernel_stats(stats: BatchStats, kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """The running mean and variance of a kernel's output channels."""
+def check_kernel_stats(stats: BatchStats) -> None:
+    """Running statistics with what folding needs."""
     if not isinstance(stats, Mapping):
         raise TypeError(
             f"the running statistics must be a dict with mean and var, got {type(stats).__name__}"
@@ -658,5 +641,24 @@ def kernel_stats(stats: BatchStats, kernel: jax.Array, axis: int) -> tuple[jax.A
             f"the running statistics lack {missing}; they have the keys {sorted(stats)}; give "
             "those that batch_norm keeps, with mean and var"
         )
-    mean, var = (of_kernel(f"the running {k}", stats[k], kernel, axis) for k in ("mean", "var"))
-    return mean, var
+
+
+def of_kernel(
+    name: str,
+    value: ArrayLike | None,
+    kernel: jax.Array,
+    shape: tuple[int, ...],
+    needs: str,
+    cure: Callable[[tuple[int, ...]], str],
+) -> Any:
+    """An array with a number for each channel of a kernel."""
+    if value is None:
+        return None
+    value = jnp.asarray(value)
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} has shape {value.shape}, but {needs}, which need {shape}; {cure(value.shape)}"
+        )
+    if jnp.iscomplexobj(value) and jnp.isrealobj(kernel):
+        raise TypeError(f"{name} is {value.dtype}, but the kernel is real; give a real {name}")
+    return value

@@ -1,14 +1,10 @@
-"""Batch normalization in evaluation, folded into the dense or convolutional layer before it.
-
-`fold_batch_norm` folds arrays. What `jaxnorm.linen.fold` and `jaxnorm.nnx.fold` do with a whole
-model stands here too, as far as it is the same for both: a framework gives `run(around)`, which
-evaluates the model and hands each call of a module to `around`.
-"""
+"""A normalization in evaluation, folded into the layer before it or after it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +12,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import layers as _layers
+
+Padding = str | int | Sequence[int | tuple[int, int]] | None
 
 
 def fold_batch_norm(
@@ -26,7 +25,11 @@ def fold_batch_norm(
     norm_bias: ArrayLike | None,
     *,
     epsilon: ArrayLike = 1e-5,
-    kernel_axis: int = -1,
+    kernel_axis: int | None = None,
+    layer: str | None = None,
+    groups: int = 1,
+    transpose_kernel: bool = False,
+    equation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel and the bias of a layer that gives what it and the normalization after it gave.
 
@@ -36,25 +39,32 @@ def fold_batch_norm(
     Strides, dilation, padding and groups of the input's channels do not matter.
 
     Args:
-        kernel: of C output channels on `kernel_axis`, any shape, floating or complex.
-        bias: of the layer, [C]; None for one without.
-        stats: {"mean", "var"}, each [C], as in evaluation; other entries are not read.
+        kernel: of C output channels, any shape, floating or complex.
+        bias: of the layer, [C]; None for one without. That of "flax.ConvLocal" has the positions of
+            the output before the channels, that of an equation the axes that its kernel and its
+            output share, in the output's order and with the channels last.
+        stats: {"mean", "var"}, each [C], as in evaluation.
         norm_scale, norm_bias: of the normalization, [C]; None for one without.
         epsilon: that of the normalization: 1e-5 in Flax and PyTorch, 1e-3 in Keras.
-        kernel_axis: the axis of the output channels. The last in Flax and Keras, depthwise and
-            grouped kernels too; -2 for Flax's `ConvTranspose` with `transpose_kernel=True`; 0 in
-            OIHW, as PyTorch's `Conv2d` and `Linear`; 1 for PyTorch's `ConvTranspose2d` of one
-            group. (Of several, its kernel [in, C / groups, ...] is folded a group at a time: see
-            the documentation.)
+        kernel_axis: the axis of the output channels, where no layer is given; None: the last.
+        layer: the type of the layer, which says where its kernel has the channels: "flax.Conv",
+            "keras.DepthwiseConv2D", "pytorch.ConvTranspose2d" and others, which the documentation
+            and the error of an unknown one list.
+        groups: of the layer, as PyTorch's transposed convolutions need it.
+        transpose_kernel: as of Flax's `ConvTranspose`.
+        equation: of "flax.Einsum", "keras.EinsumDense", and of "flax.DenseGeneral" and
+            "flax.LinearGeneral" with more axes than two: "abc,cd->abd", the input, the kernel and
+            the output.
 
     Returns:
-        The kernel in its dtype and a bias [C] in that of the bias, or of the kernel where there was
-        none: a wider one would promote the whole layer. Computed in float32 at least and rounded
-        once.
+        The kernel in its dtype and a bias as described above in the dtype of the bias, or of the
+        kernel where there was none: a wider one would promote the whole layer. Computed in float32
+        at least and rounded once.
 
     Raises:
         TypeError: a kernel of integers (fold before quantizing), complex statistics for a real one.
-        ValueError: an axis out of range, or a bias, a scale or statistics of another width than
+        ValueError: an axis out of range, an unknown layer, an option that the layer has not, a
+            kernel of another number of axes, a bias, a scale or statistics of another width than
             the kernel's, or statistics without a mean or a variance.
 
     References:
@@ -70,188 +80,225 @@ def fold_batch_norm(
         >>> print(y, x @ kernel + bias)
         [[-1.5 -8. ]] [[-1.5 -8. ]]
     """
+    described = _layers.Layer(layer, kernel_axis, None, groups, transpose_kernel, equation)
+    of = _parts(described, kernel, bias, stats, norm_scale, norm_bias, epsilon, into_next=False)
+    layout = of.layout
+    shift = (of.bias - of.mean) * of.ratio + of.norm_bias
+    return of.result(of.kernel * _along(of.ratio, layout.outputs, layout), shift)
+
+
+def fold_batch_norm_into_next(
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    stats: _axes.BatchStats,
+    norm_scale: ArrayLike | None,
+    norm_bias: ArrayLike | None,
+    *,
+    epsilon: ArrayLike = 1e-5,
+    kernel_axis: int | None = None,
+    input_axis: int | None = None,
+    layer: str | None = None,
+    groups: int = 1,
+    transpose_kernel: bool = False,
+    equation: str | None = None,
+    padding: Padding = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The kernel and the bias of a layer that gives what it gave of the normalization before it.
+
+    kernel * s along its input channels and bias + sum(kernel * t), with s = norm_scale /
+    sqrt(var + epsilon) and t = norm_bias - mean * s, since a normalization in evaluation gives
+    x * s + t; the sum is over all axes of the kernel but that of the output channels. It takes
+    `batch_norm`, `ghost_batch_norm`, `batch_renorm` and `standardize_inputs` (without a `clip`).
+    Strides and dilation of the kernel do not matter.
+
+    A layer that pads its input with zeros pads the normalized input. Folded it would pad the input
+    itself, and t would be added at positions that are not there; so the padding must be none, or of
+    values of the input ("CIRCULAR", "REFLECT", "REPLICATE"), or none because the window is of one
+    position ("SAME", "CAUSAL"). For another one, pad the input of the layer with what is
+    normalized to zero, mean - norm_bias * sqrt(var + epsilon) / norm_scale (the mean where there is
+    no norm_bias), give the layer no padding, and fold with padding="VALID"; which also is right
+    where t is zero in every channel. A dilation of the input is such a padding too. A transposed
+    convolution sums over other positions of its kernel at each position of its output: no single
+    bias holds t there, and nothing is folded.
+
+    Args:
+        kernel: of C input channels, any shape, floating or complex.
+        bias: of the layer, [out]; None for one without. That of "flax.ConvLocal" has the positions
+            of the output before the channels, that of an equation the axes that its kernel and its
+            output share, in the output's order.
+        stats: {"mean", "var"}, each [C], as in evaluation; or a fit as from `update_input_stats`,
+            of whose features those of var + epsilon = 0 are divided by 1, as by
+            `standardize_inputs`.
+        norm_scale, norm_bias: of the normalization, [C]; None for one without.
+        epsilon: that of the normalization: 1e-5 in Flax and PyTorch, 1e-3 in Keras, 0 by default of
+            `standardize_inputs`.
+        kernel_axis, input_axis: the axes of the output channels and of the input channels of a
+            group, where no layer is given; None: the last and the one before it.
+        layer: the type of the layer, as for `fold_batch_norm`.
+        groups: of the input's channels, as the layer has them.
+        transpose_kernel: as of Flax's `ConvTranspose`.
+        equation: as for `fold_batch_norm`; the channels are the last axis of its input.
+        padding: that of the layer, where its kernel has a window of positions: a string, a number,
+            or a number or a pair for each position axis.
+
+    Returns:
+        The kernel in its dtype and a bias as described above in the dtype of the bias, or of the
+        kernel where there was none. Computed in float32 at least and rounded once.
+
+    Raises:
+        TypeError: a kernel of integers, complex statistics for a real one, a padding of another
+            kind.
+        ValueError: as of `fold_batch_norm`; a padding with zeros, or none where there is a window;
+            a transposed convolution; a separable one, which is folded in two steps.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> kernel, x = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1.0, -1.0]])
+        >>> stats = {"mean": jnp.array([1.0, 2.0]), "var": jnp.array([4.0, 0.25])}
+        >>> y, _ = jn.batch_norm(x, stats, train=False, epsilon=0.0)
+        >>> new, bias = jn.fold_batch_norm_into_next(kernel, None, stats, None, None, epsilon=0.0)
+        >>> print(y @ kernel, x @ new + bias)
+        [[-18. -24.]] [[-18. -24.]]
+    """
+    described = _layers.Layer(layer, kernel_axis, input_axis, groups, transpose_kernel, equation)
+    of = _parts(described, kernel, bias, stats, norm_scale, norm_bias, epsilon, into_next=True)
+    layout = of.layout
+    _check_window(described, layout, padding)
+    offset = of.norm_bias - of.mean * of.ratio
+    summed = [place for place, name in enumerate(layout.names) if name not in layout.bias]
+    kept = [name for name in layout.names if name in layout.bias]
+    shift = (of.kernel * _along(offset, layout.inputs, layout)).sum(summed)
+    shift = shift.transpose([kept.index(name) for name in layout.bias])
+    shift = of.bias + shift.reshape(layout.bias_shape)
+    return of.result(of.kernel * _along(of.ratio, layout.inputs, layout), shift)
+
+
+class _Parts(NamedTuple):
+    """What is folded, in one dtype, wide enough; `like` has the old kernel and the bias' dtype."""
+
+    layout: _layers.Layout
+    kernel: jax.Array
+    bias: jax.Array
+    mean: jax.Array
+    ratio: jax.Array
+    norm_bias: jax.Array
+    like: tuple[jax.Array, Any]
+
+    def result(self, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The new kernel and bias in the shape and the dtypes of the old ones."""
+        old, dtype = self.like
+        bias = jnp.broadcast_to(bias, self.layout.bias_shape)
+        return kernel.reshape(old.shape).astype(old.dtype), bias.astype(dtype)
+
+
+def _parts(
+    layer: _layers.Layer,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    stats: _axes.BatchStats,
+    norm_scale: ArrayLike | None,
+    norm_bias: ArrayLike | None,
+    epsilon: ArrayLike,
+    *,
+    into_next: bool,
+) -> _Parts:
+    """The arguments, checked against the axes of the kernel."""
     _axes.check_epsilon(epsilon)
-    kernel = _axes.as_kernel(kernel)
-    axis = _axes.single_axis(kernel.ndim, kernel_axis, "kernel_axis")
-    mean, var = _axes.kernel_stats(stats, kernel, axis)
-    given = {"bias": bias, "norm_scale": norm_scale, "norm_bias": norm_bias}
-    vectors = {name: _axes.of_kernel(name, value, kernel, axis) for name, value in given.items()}
-    present = [value for value in vectors.values() if value is not None]
+    old = _axes.as_kernel(kernel)
+    _axes.check_kernel_stats(stats)
+    layout = _layers.layout(layer, old.shape, jnp.size(stats["mean"]) if into_next else None)
+    width, side = (layout.in_width, "input") if into_next else (layout.out_width, "output")
+    of_channels = partial(
+        _axes.of_kernel,
+        kernel=old,
+        shape=(width,),
+        needs=f"{layout.kernel} has {width} {side} channels",
+        cure=partial(_layers.cure, layer, layout, old.shape, into_next),
+    )
+    mean, var = (of_channels(f"the running {key}", stats[key]) for key in ("mean", "var"))
+    scale = of_channels("norm_scale", norm_scale)
+    offset = of_channels("norm_bias", norm_bias)
+    needs = f"{layout.kernel} has {layout.out_width} output channels"
+    own = _axes.of_kernel("bias", bias, old, layout.bias_shape, needs, lambda _: layout.cure)
+    given = [array for array in (mean, var, scale, offset, own) if array is not None]
     with jax.numpy_dtype_promotion("standard"):
-        wide = jnp.result_type(jnp.float32, kernel, mean, var, *present)
-
-    def widened(value: jax.Array | None, missing: float) -> jax.Array:
-        return jnp.full(var.shape, missing, wide) if value is None else value.astype(wide)
-
-    ratio = widened(vectors["norm_scale"], 1.0) / jnp.sqrt(var.astype(wide) + epsilon)
-    shift = (widened(vectors["bias"], 0.0) - mean.astype(wide)) * ratio
-    shift = shift + widened(vectors["norm_bias"], 0.0)
-    along = jnp.expand_dims(ratio, _axes.other_axes(kernel.ndim, (axis,)))
-    old = kernel if vectors["bias"] is None else vectors["bias"]
-    return (kernel.astype(wide) * along).astype(kernel.dtype), shift.astype(old.dtype)
-
-
-class Call(NamedTuple):
-    """A call of a module in the model, with the arrays that went in and came out."""
-
-    path: str
-    module: Any
-    input: Any
-    output: Any
+        wide = jnp.result_type(jnp.float32, old, *given)
+    power = var.astype(wide) + jnp.asarray(epsilon, wide)
+    still = 1 if "min" in stats else 0  # of no variance: as standardize_inputs, as batch_norm
+    rstd = jnp.where(power == 0, still, 1 / jnp.sqrt(jnp.where(power == 0, 1, power)))
+    zero = jnp.zeros((), wide)
+    return _Parts(
+        layout=layout,
+        kernel=old.astype(wide).reshape(layout.sizes),
+        bias=zero if own is None else own.astype(wide),
+        mean=mean.astype(wide),
+        ratio=rstd if scale is None else scale.astype(wide) * rstd,
+        norm_bias=zero if offset is None else offset.astype(wide),
+        like=(old, (old if own is None else own).dtype),
+    )
 
 
-class Pair(NamedTuple):
-    """A layer, and the batch normalization of what it gives."""
-
-    layer: Call
-    norm: Call
-
-
-Inner = Callable[..., Any]
-Around = Callable[[str, Any, Inner, Sequence[Any], Mapping[str, Any]], Any]
+def _along(vector: jax.Array, names: Sequence[str], layout: _layers.Layout) -> jax.Array:
+    """A number for each channel where the kernel has the channels, of one or two axes."""
+    places = [layout.names.index(name) for name in names]
+    order = sorted(range(len(names)), key=places.__getitem__)
+    spread = vector.reshape(layout.shape(names)).transpose(order)
+    return jnp.expand_dims(spread, _axes.other_axes(len(layout.names), places))
 
 
-def recorded(run: Callable[[Around], Any]) -> list[Call]:
-    """Every call of a module in an abstract evaluation, the inner before the outer."""
-    calls: list[Call] = []
-
-    def record(
-        path: str, module: Any, inner: Inner, args: Sequence[Any], options: Mapping[str, Any]
-    ) -> Any:
-        output = inner(*args, **options)
-        first = args[0] if args else next(iter(options.values()), None)
-        calls.append(Call(path, module, first, output))
-        return output
-
-    jax.eval_shape(lambda: run(record))
-    return calls
+OF_THE_INPUT = ("VALID", "CIRCULAR", "REFLECT", "REPLICATE")
+WITH_ZEROS = ("SAME", "SAME_LOWER", "CAUSAL")
 
 
-def found_pairs(
-    pairs: Mapping[str, str], calls: Sequence[Call], kinds: tuple[Any, ...]
-) -> list[Pair]:
-    """The calls of the named layers and normalizations, of which each is one after the other."""
-    if not isinstance(pairs, Mapping):
+def _check_window(layer: _layers.Layer, layout: _layers.Layout, padding: Padding) -> None:
+    """The shift of a channel is added as often at each position of the output."""
+    name = layer.name or "the layer"
+    if "Separable" in name:
+        raise ValueError(
+            f"the input of {name} meets its depthwise kernel first; fold into that one with "
+            f"layer={name.replace('Separable', 'Depthwise')!r}, which gives a bias, and add this "
+            "bias times the pointwise kernel to the bias of the layer"
+        )
+    if "Transpose" in name:
+        raise ValueError(
+            f"{name} sums over other positions of its kernel at each position of its output, at "
+            "the border and with strides, so that no bias holds the shift of a normalization "
+            "before it; leave that normalization, or fold it into a layer before it"
+        )
+    if layout.window is None:
+        if padding is not None:
+            raise ValueError(
+                f"padding={padding!r} is given, but {layout.kernel} has no window of positions; "
+                "leave it out"
+            )
+        return
+    if padding is None:
+        raise ValueError(
+            f"{layout.kernel} has a window of {layout.window} positions; give the padding of the "
+            "layer, for example padding='VALID': folding is exact without padding alone"
+        )
+    if not _is_exact(padding, layout.window):
+        raise ValueError(
+            f"padding={padding!r} cannot be folded: the layer pads with zeros what is normalized, "
+            "and folded it would pad the input of the normalization, where zero is another value, "
+            "so the border would be off; pad that input with mean - norm_bias * "
+            "sqrt(var + epsilon) / norm_scale in each channel (the mean where there is no "
+            "norm_bias), which is normalized to zero, give the layer no padding, and fold with "
+            "padding='VALID'"
+        )
+
+
+def _is_exact(padding: Any, window: Sequence[int]) -> bool:
+    """Whether nothing but values of the input is under the window."""
+    if isinstance(padding, str):
+        known = (*OF_THE_INPUT, *WITH_ZEROS)
+        if padding.upper() not in known:
+            raise ValueError(f"padding={padding!r} is none of {', '.join(known)}, in any case")
+        return padding.upper() in OF_THE_INPUT or all(size == 1 for size in window)
+    try:
+        return all(operator.index(number) <= 0 for number in jax.tree.leaves(padding))
+    except TypeError:
         raise TypeError(
-            f"the pairs must be a dict from layers to normalizations, got {pairs!r}; give for "
-            'example {"Conv_0": "BatchNorm_0"}'
-        )
-    if not pairs:
-        raise ValueError(f"there is no pair to fold; the model calls {_paths(calls)}")
-    found: dict[str, Pair] = {}
-    for layer, norm in pairs.items():
-        pattern = re.compile(re.escape(layer).replace(r"\*", "([^/]*)"))
-        matched = [match for call in calls if (match := pattern.fullmatch(call.path))]
-        if not matched:
-            raise ValueError(f"the model calls no {layer!r}; it calls {_paths(calls)}")
-        for match in {match[0]: match for match in matched}.values():
-            if match[0] in found:
-                raise ValueError(f"the layer {match[0]!r} is named by two of the pairs {pairs}")
-            path = norm
-            for part in match.groups():
-                path = path.replace("*", part, 1)
-            pair = Pair(_only_call(match[0], calls), _only_call(path, calls))
-            _check_pair(pair, calls, kinds)
-            found[match[0]] = pair
-    return list(found.values())
-
-
-def _paths(calls: Sequence[Call]) -> list[str]:
-    return sorted({call.path for call in calls} - {""})
-
-
-def _only_call(path: str, calls: Sequence[Call]) -> Call:
-    """The one call of the module at a path."""
-    its = [call for call in calls if call.path == path]
-    if not its:
-        raise ValueError(f"the model calls no {path!r}; it calls {_paths(calls)}")
-    if len(its) > 1:
-        raise ValueError(
-            f"{path!r} is called {len(its)} times; a layer and a normalization are folded where "
-            "each is called once, so leave this pair out"
-        )
-    return its[0]
-
-
-def _check_pair(pair: Pair, calls: Sequence[Call], kinds: tuple[Any, ...]) -> None:
-    """The second is a batch normalization, over the last axis, of what the first gives."""
-    layer, norm = pair
-    module: Any = norm.module
-    if not isinstance(module, kinds):
-        raise TypeError(
-            f"{norm.path!r} is a {type(module).__name__}; what can be folded is a batch "
-            "normalization, which has running statistics: BatchNorm, GhostBatchNorm or BatchRenorm"
-        )
-    if norm.input is not layer.output:
-        source = next((call.path for call in calls if call.output is norm.input), None)
-        between = (
-            "of no module: a function such as an activation, an addition, a cast or a reshape "
-            "stands between"
-            if source is None
-            else f"that of {source!r}"
-        )
-        raise ValueError(
-            f"the input of {norm.path!r} is not the output of {layer.path!r} but {between}; only "
-            "what directly follows a layer can be folded into it"
-        )
-    last = norm.input.ndim - 1
-    if _axes.channel_axes(norm.input.ndim, module.axis, "axis") != (last,):
-        raise ValueError(
-            f"{norm.path!r} normalizes the axis {module.axis}; folded into a layer of Flax "
-            f"is one over the last axis, where the layer has its channels: axis=-1 or {last}"
-        )
-
-
-def hidden(pairs: Sequence[Pair]) -> Around:
-    """Calls in which nobody but its normalization sees what a layer gives: others see NaN."""
-    norms = {pair.layer.path: pair.norm.path for pair in pairs}
-    seen: dict[str, Any] = {}
-
-    def hide(
-        path: str, module: Any, inner: Inner, args: Sequence[Any], options: Mapping[str, Any]
-    ) -> Any:
-        if path in seen:
-            return inner(seen.pop(path), *args[1:], **(options if args else {}))
-        output = inner(*args, **options)
-        if path not in norms:
-            return output
-        seen[norms[path]] = output
-        return jnp.full_like(output, jnp.nan)
-
-    return hide
-
-
-def check_folded(results: tuple[Any, Any, Any], tolerance: float) -> None:
-    """Raise an error unless a model gives the same: as it is, with its layers hidden, folded."""
-    unfolded, alone, folded = results
-    if not _distance(alone, unfolded) <= tolerance:
-        raise ValueError(
-            "the output of a layer in the pairs is used elsewhere too, beside its normalization, "
-            "where it would be missed unfolded; leave the pair of that layer out"
-        )
-    far = _distance(folded, unfolded)
-    if not far <= tolerance:
-        raise ValueError(
-            f"the folded model's output is {far:.1e} of the output's largest value away from the "
-            f"unfolded one's, more than tolerance={tolerance:g}; is it in evaluation (the running "
-            "statistics are folded), and is each layer linear in its kernel, with a bias that "
-            "is added last? For kernels or results coarser than float32 give the tolerance that "
-            "they have, for example tolerance=0.05 for bfloat16"
-        )
-
-
-def _distance(result: Any, expected: Any) -> float:
-    """The largest difference of two outputs, relative to the largest value of each array."""
-
-    def distance(leaf: jax.Array, other: jax.Array) -> float:
-        if leaf.size == 0:
-            return 0.0
-        if not jnp.issubdtype(other.dtype, jnp.inexact):
-            return 0.0 if bool((leaf == other).all()) else float("inf")
-        same = (leaf == other) | (jnp.isnan(leaf) & jnp.isnan(other))
-        difference = float(jnp.where(same, 0, abs(leaf - other)).max())
-        size = float(jnp.where(jnp.isfinite(other), abs(other), 0).max())
-        return difference / size if size > 0 else difference
-
-    leaves = jax.tree.leaves(jax.tree.map(distance, result, expected))
-    return float(jnp.max(jnp.array(leaves, jnp.float32))) if leaves else 0.0
+            f"padding must be a string, a number, or numbers or pairs of numbers for each position "
+            f"axis, got {padding!r}"
+        ) from None

@@ -1,4 +1,4 @@
-"""Folded batch normalization: a layer that gives what it and the normalization gave."""
+"""Folded normalizations: a layer that gives what it and the normalization gave."""
 
 import re
 from collections import Counter
@@ -178,6 +178,19 @@ def test_own_convolutions(call, shape, axis, channels):
     alike(*both(x, kernel), ulps=32)
 
 
+def test_channels_of_no_variance_without_epsilon_are_folded_as_they_are_normalized():
+    kernel, x = normals(4, 3), normals(2, 4, seed=1)
+    stats = {"mean": normals(3, seed=2), "var": jnp.array([1.0, 0.0, 2.0])}
+    scale, norm_bias = parameters(3)
+    options = {"epsilon": 0.0}
+    expected, _ = jn.batch_norm(x @ kernel, stats, scale, norm_bias, train=False, **options)
+    new, bias = jn.fold_batch_norm(kernel, None, stats, scale, norm_bias, **options)
+    near(x @ new + bias, expected, 1e-5)
+    expected, _ = jn.batch_norm(x[:, :3], stats, scale, norm_bias, train=False, **options)
+    new, bias = jn.fold_batch_norm_into_next(kernel[:3], None, stats, scale, norm_bias, **options)
+    near(x[:, :3] @ new + bias, expected @ kernel[:3], 1e-5)
+
+
 def test_a_grouped_transposed_kernel_is_folded_a_group_at_a_time():
     groups, kernel = 2, normals(4, 3, 2, 2)  # [in, out / groups, ...]
     stats = seen("batch", 6)
@@ -223,6 +236,134 @@ def folding(**changes):
 def test_bad_input_is_named(changes, words):
     message = error(folding(**changes))
     assert all(word in message for word in words), message
+
+
+# Arrays: the layer after a normalization
+
+
+@given(layers())
+def test_fold_into_the_next_then_evaluate_is_evaluate(layer):
+    groups, outside, seed = layer["groups"], layer["outside"], layer["seed"]
+    width = groups * layer["inside"]
+    kernel = normals(layer["size"], layer["inside"], outside, seed=seed)
+    x = normals(2, 5, width, mean=layer["mean"], seed=seed + 1)
+    given_ = (normals(n, mean=1.0, seed=seed + p) for p, n in enumerate((outside, width, width), 2))
+    bias, scale, norm_bias = (
+        v if has else None for v, has in zip(given_, layer["has"], strict=True)
+    )
+    stats = seen("batch", width, mean=layer["mean"])
+    normalized, _ = reference.batch_norm(x, stats, scale, norm_bias, train=False)
+    expected = convolved_in_float64(normalized, kernel, groups, layer["dilation"])
+    expected = expected if bias is None else expected + bias
+    new, shift = jn.fold_batch_norm_into_next(
+        kernel, bias, stats, scale, norm_bias, groups=groups, padding="VALID"
+    )
+    y = convolved_in_float64(x, new, groups, layer["dilation"]) + reference.widen(shift)
+    # Rounded: each number of the kernel once, and the sum that is the bias.
+    size = np.abs(reference.widen(new)).sum((0, 1)).max() * (np.abs(x).max() + layer["mean"] + 2)
+    near(y, expected, 8 * np.spacing(np.float32(size + np.abs(reference.widen(shift)).max())))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kernel", "options", "channels"),
+    [
+        (("NCHW", "OIHW", "NCHW"), (6, 2, 3, 3), {"kernel_axis": 0, "input_axis": 1}, 1),
+        (("NHWC", "HWIO", "NHWC"), (3, 3, 2, 6), {}, -1),
+        (("NHWC", "OHWI", "NHWC"), (6, 3, 3, 2), {"kernel_axis": 0, "input_axis": -1}, -1),
+    ],
+)
+def test_own_convolutions_after_a_normalization(spec, kernel, options, channels):
+    x = np.moveaxis(IMAGES, -1, 1) if channels == 1 else IMAGES
+    kernel, stats, (scale, norm_bias) = normals(*kernel), seen("batch", 4), parameters(4)
+
+    @jax.jit
+    def both(x, kernel):
+        call = partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(2, 1),
+            padding="VALID",
+            dimension_numbers=spec,
+            feature_group_count=2,
+        )
+        y, _ = jn.batch_norm(x, stats, scale, norm_bias, train=False, channel_axis=channels)
+        new, bias = jn.fold_batch_norm_into_next(
+            kernel, None, stats, scale, norm_bias, groups=2, padding=0, **options
+        )
+        along = bias.reshape([-1 if a == channels % 4 else 1 for a in range(4)])
+        return call(x, new) + along, call(y, kernel)
+
+    alike(*both(x, kernel), ulps=64)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3])
+def test_a_fit_to_inputs_with_a_constant_feature_into_the_first_layer(epsilon):
+    x = np.concatenate([normals(20, 3, mean=5.0, std=[0.1, 1.0, 30.0]), np.full((20, 1), 7.0)], 1)
+    x = x.astype(np.float32)
+    fit = jn.update_input_stats(jn.init_input_stats(4), x)
+    assert fit["var"][3] == 0
+    kernel, bias = normals(4, 3, seed=1), normals(3, seed=2)
+    served = x + normals(20, 4, seed=3)  # where the constant varies
+    expected = jn.standardize_inputs(served, fit, epsilon=epsilon) @ kernel + bias
+    new, shift = jn.fold_batch_norm_into_next(kernel, bias, fit, None, None, epsilon=epsilon)
+    y = reference.widen(served) @ reference.widen(new) + reference.widen(shift)
+    near(y, expected, 1e-5 * (np.abs(served) @ np.abs(np.asarray(new))).max())
+
+
+def test_the_padding_of_the_error_with_what_is_normalized_to_zero_is_exact():
+    kernel, (scale, norm_bias), stats = normals(3, 4, 6), parameters(4), seen("batch", 4)
+    x = normals(2, 5, 4, seed=1)
+    normalized, _ = reference.batch_norm(x, stats, scale, norm_bias, train=False)
+    around = [(0, 0), (1, 1), (0, 0)]
+    expected = convolved_in_float64(np.pad(normalized, around), kernel, 1, 1)
+    message = error(
+        lambda: jn.fold_batch_norm_into_next(
+            kernel, None, stats, scale, norm_bias, padding=((1, 1),)
+        )
+    )
+    assert "mean - norm_bias * sqrt(var + epsilon) / norm_scale" in message
+    zero = stats["mean"] - norm_bias * np.sqrt(stats["var"] + 1e-5) / scale
+    padded = np.broadcast_to(zero, (2, 7, 4)).copy()
+    padded[:, 1:-1] = x
+    new, bias = jn.fold_batch_norm_into_next(kernel, None, stats, scale, norm_bias, padding="VALID")
+    near(convolved_in_float64(padded, new, 1, 1) + reference.widen(bias), expected, 1e-5)
+
+
+EXACT = ["VALID", "valid", "CIRCULAR", "reflect", "replicate", 0, [0], ((0, 0),), [(-1, 0)]]
+ONE_POSITION = ["SAME", "same", "CAUSAL", "SAME_LOWER"]
+WITH_ZEROS = [*ONE_POSITION, 1, [1], [(0, 1)], ((1, 1),)]
+
+
+def padded_fold(size, padding):
+    stats, kernel = jn.init_batch_stats(2), jnp.ones((size, 2, 3))
+    return jn.fold_batch_norm_into_next(kernel, None, stats, None, None, padding=padding)
+
+
+@pytest.mark.parametrize("padding", EXACT)
+def test_a_padding_of_values_of_the_input_or_none_is_taken(padding):
+    assert padded_fold(3, padding)[1].shape == (3,)
+
+
+@pytest.mark.parametrize("padding", ONE_POSITION)
+def test_a_padding_that_pads_nothing_is_taken(padding):
+    assert padded_fold(1, padding)[1].shape == (3,)
+
+
+@pytest.mark.parametrize("padding", WITH_ZEROS)
+def test_a_padding_with_zeros_says_why_not_and_what_works(padding):
+    message = error(lambda: padded_fold(3, padding))
+    words = [f"padding={padding!r}", "border", "padding='VALID'", "sqrt(var + epsilon)"]
+    assert all(word in message for word in words), message
+
+
+def test_a_padding_of_one_zero_is_not_taken_with_a_window_of_one_position_either():
+    assert "border" in error(lambda: padded_fold(1, 1))
+
+
+def test_the_bias_of_the_next_layer_keeps_its_dtype_and_a_new_one_takes_the_kernels():
+    kernel, stats = jnp.ones((3, 2), jnp.bfloat16), seen("batch", 3)
+    new, kept = jn.fold_batch_norm_into_next(kernel, jnp.ones(2), stats, None, None)
+    fresh = jn.fold_batch_norm_into_next(kernel, None, stats, None, None)[1]
+    assert (new.dtype, kept.dtype, fresh.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
 
 
 # Models
@@ -437,6 +578,263 @@ def test_an_nnx_model(library):
     alike(*nnx.jit(lambda a, b: (a(IMAGES), b(IMAGES)))(folded, model), ulps=64)
 
 
+# Models: the layer after a normalization
+
+
+class After(nn.Module):
+    """Normalizations, each before a layer."""
+
+    layers: tuple
+    norms: tuple
+
+    def __call__(self, x):
+        both = zip(self.layers, self.norms, strict=True)
+        return [nn.relu(layer(norm(x))) for layer, norm in both]
+
+
+VALID = {"padding": "VALID", "use_bias": False}
+NEXT_LAYERS = (
+    nn.Dense(6),
+    nn.DenseGeneral((2, 3), axis=(1, -1), use_bias=False),
+    nn.DenseGeneral(3, axis=-1, batch_dims=(0, 1), use_bias=False),
+    nn.Einsum((4, 2, 3), "nhwc,cab->nahwb", use_bias=False),
+    nn.Conv(6, (3, 3), 2, feature_group_count=2, **VALID),
+    nn.Conv(8, (2, 3), padding=0, kernel_dilation=2, feature_group_count=4),
+    nn.Conv(5, (3, 3), padding="CIRCULAR", use_bias=False),
+    nn.Conv(5, (1, 1), mask=np.float32(np.arange(20).reshape(1, 1, 4, 5) % 2)),
+    nn.ConvLocal(3, (2, 2), 3, **VALID),
+    nn.Dense(3),
+)
+NEXT_NORMS = (
+    jnn.BatchNorm(**NORM),
+    jnn.GhostBatchNorm(num_ghosts=2, epsilon=1e-3, **NORM),
+    jnn.BatchRenorm(use_scale=False, **NORM),
+    nn.BatchNorm(use_bias=False, **NORM),
+    jnn.BatchNorm(use_bias=False, use_scale=False, momentum=None, **NORM),
+    nn.BatchNorm(**NORM),
+    jnn.BatchNorm(axis=3, **NORM),
+    jnn.BatchNorm(**NORM),
+    jnn.BatchNorm(**NORM),
+    jnn.StandardizeInputs(**NORM),
+)
+
+
+def test_the_norms_of_a_linen_model_into_the_layers_after_them():
+    model = After(NEXT_LAYERS, NEXT_NORMS)
+    variables = started(model, IMAGES)
+    folded = jnn.fold(model, variables, {"layers_*": "norms_*"}, IMAGES)
+    assert folded.keys() == {"params"}
+    assert folded["params"].keys() == {f"layers_{place}" for place in range(len(NEXT_LAYERS))}
+    without = After(
+        tuple(layer.clone(use_bias=True) for layer in NEXT_LAYERS),
+        (lambda x: x,) * len(NEXT_LAYERS),
+    )
+    applied, plain, unfolded = jax.jit(
+        lambda variables, folded: (
+            jnn.apply_folded(model, folded, IMAGES),
+            without.apply(folded, IMAGES),
+            model.apply(variables, IMAGES),
+        )
+    )(variables, folded)
+    alike(applied, unfolded, ulps=64)
+    alike(plain, unfolded, ulps=64)
+
+
+GENERAL_LAYERS = (
+    nn.DenseGeneral((2, 3), use_bias=False),
+    nn.DenseGeneral((2, 3), axis=(1, 3), batch_dims=(0,), use_bias=False),
+    nn.Einsum((3, 4, 2), "nhwc,bca->nahwb", use_bias=False),
+    nn.ConvLocal(3, (2, 2), 3, padding="SAME", use_bias=False),
+    nn.Conv(5, (3, 3), mask=np.float32(np.arange(180).reshape(3, 3, 4, 5) % 2)),
+)
+
+
+def test_norms_after_layers_whose_bias_has_more_axes_than_the_channels():
+    norms = (jnn.BatchNorm(**NORM),) * len(GENERAL_LAYERS)
+    model = Branches(GENERAL_LAYERS, tuple(norm.clone() for norm in norms))
+    variables = started(model, IMAGES)
+    folded = jnn.fold(model, variables, {"layers_*": "norms_*"}, IMAGES)
+    without = Branches(
+        tuple(layer.clone(use_bias=True) for layer in GENERAL_LAYERS), (lambda x: x,) * len(norms)
+    )
+    unfolded = model.apply(variables, IMAGES)
+    alike(jnn.apply_folded(model, folded, IMAGES), unfolded, ulps=64)
+    alike(without.apply(folded, IMAGES), unfolded, ulps=64)
+
+
+class Attention(nn.Module):
+    """An input normalization, then a normalization that feeds three layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4, name="first")(jnn.StandardizeInputs(name="inputs", **NORM)(x))
+        x = jnn.BatchNorm(name="norm", **NORM)(nn.relu(x))
+        q, k, v = (nn.Dense(4, use_bias=False, name=name)(x) for name in "qkv")
+        return jnn.BatchNorm(name="after", **NORM)(q) + k * v
+
+
+def test_a_norm_that_feeds_several_layers_and_folding_again():
+    model, x = Attention(), normals(3, 4)
+    variables = started(model, x)
+    pairs = {"first": "inputs", "q": "norm", "k": "norm", "v": "norm"}
+    folded = jnn.fold(model, variables, pairs, x)
+    assert folded["batch_stats"].keys() == {"after"}
+    folded = jnn.fold(model, folded, {"q": "after"}, x)
+    assert folded.keys() == {"params"}
+    alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
+    message = error(lambda: jnn.fold(model, variables, {"q": "norm", "k": "norm"}, x))
+    assert "name all the layers that a normalization feeds" in message
+
+
+class PreNorm(nn.Module):
+    """Flax's attention of what is normalized, beside what is not."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = jnn.BatchNorm(name="norm", **NORM)(x)
+        return x + nn.MultiHeadDotProductAttention(2, use_bias=False, name="attention")(y)
+
+
+def test_a_norm_into_the_projections_of_an_attention():
+    model, x = PreNorm(), normals(2, 3, 4)
+    variables = started(model, x)
+    pairs = {f"attention/{name}": "norm" for name in ("query", "key", "value")}
+    folded = jnn.fold(model, variables, pairs, x)
+    assert folded["params"]["attention"]["query"]["bias"].shape == (2, 2)
+    alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
+
+
+def test_integers_that_an_input_normalization_made_floating():
+    model = nn.Sequential([jnn.StandardizeInputs(**NORM), nn.Dense(3)])
+    x = jnp.arange(8).reshape(2, 4)
+    variables = started(model, x)
+    folded = jnn.fold(model, variables, {"layers_1": "layers_0"}, x)
+    alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
+
+
+class NnxNext(nnx.Module):
+    """Normalizations of NNX, each before a layer, and one after."""
+
+    def __init__(self, library, rngs):
+        conv = partial(nnx.Conv, kernel_size=(3, 3), rngs=rngs, padding="VALID")
+        linear = partial(nnx.LinearGeneral, use_bias=False, rngs=rngs)
+        self.layers = nnx.List(
+            [
+                conv(4, 8, feature_group_count=2),
+                conv(8, 6, use_bias=False),
+                linear(6, (2, 3)),
+                nnx.Einsum("nhwac,bca->nhwb", (4, 3, 2), rngs=rngs),
+                linear((2, 4), 3, axis=(1, 3)),
+            ]
+        )
+        widths = (4, 8, 6, 3, 4)
+        self.norms = nnx.List(
+            [
+                jnnx.StandardizeInputs(4),
+                *(library.BatchNorm(width, rngs=rngs) for width in widths[1:]),
+            ]
+        )
+
+    def __call__(self, x):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = nnx.relu(layer(norm(x)))
+        return x
+
+
+@pytest.mark.parametrize("library", [jnnx, nnx], ids=["ours", "Flax's"])
+def test_an_nnx_model_into_the_layers_after(library):
+    model = NnxNext(library, nnx.Rngs(KEY))
+    nnx.update(model, warm(nnx.state(model)))
+    before = nnx.state(nnx.clone(model))
+    folded = jnnx.fold(model, {"layers/*": "norms/*"}, IMAGES)
+    identical(nnx.state(model), before)
+    assert not jax.tree.leaves(nnx.state(folded, nnx.BatchStat))
+    assert all(isinstance(norm, jnnx.Identity) for norm in folded.norms)
+    model.eval()
+    alike(*nnx.jit(lambda a, b: (a(IMAGES), b(IMAGES)))(folded, model), ulps=64)
+
+
+class NnxShared(nnx.Module):
+    """A normalization between a layer and two others."""
+
+    def __init__(self, rngs):
+        self.first, self.left, self.right = (nnx.Linear(4, 4, rngs=rngs) for _ in range(3))
+        self.norm = jnnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm(self.first(x))
+        return self.left(x) * self.right(x)
+
+
+def test_an_nnx_norm_into_two_layers_or_into_the_one_before():
+    model = NnxShared(nnx.Rngs(KEY))
+    nnx.update(model, warm(nnx.state(model)))
+    x = normals(3, 4)
+    model.eval()
+    expected = model(x)
+    for pairs in ({"left": "norm", "right": "norm"}, {"first": "norm"}):
+        alike(jnnx.fold(model, pairs, x)(x), expected, ulps=64)
+    message = error(lambda: jnnx.fold(model, {"first": "norm", "left": "norm"}, x))
+    assert all(word in message for word in ["twice", "'first' before it", "'left' after it"])
+    message = error(lambda: jnnx.fold(model, {"left": "norm"}, x))
+    assert "name all the layers that a normalization feeds" in message
+
+
+NOT_INTO_NEXT = {
+    "zeros": (nn.Conv(3, (3, 3)), jnn.BatchNorm(**NORM), ["padding='SAME'", "border"]),
+    "input dilation": (
+        nn.Conv(3, (1, 1), input_dilation=2, padding=0),
+        jnn.BatchNorm(**NORM),
+        ["input_dilation=2", "zeros"],
+    ),
+    "transposed": (nn.ConvTranspose(3, (2, 2)), jnn.BatchNorm(**NORM), ["other positions"]),
+    "clipped": (nn.Dense(3), jnn.StandardizeInputs(clip=5.0, **NORM), ["clip=5.0", "clip=None"]),
+    "not contracted": (
+        nn.DenseGeneral(3, axis=1),
+        jnn.BatchNorm(**NORM),
+        ["last axis of the input", "no axis of the kernel"],
+    ),
+    "scaled to a range": (nn.Dense(3), jnn.MinMaxInputs(**NORM), ["MinMaxInputs", "StandardizeI"]),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_INTO_NEXT)
+def test_what_the_next_layer_cannot_take_is_named(kind):
+    layer, norm, words = NOT_INTO_NEXT[kind]
+    model = nn.Sequential([norm, layer])
+    variables = model.init(KEY, IMAGES)
+    message = error(lambda: jnn.fold(model, variables, {"layers_1": "layers_0"}, IMAGES))
+    assert all(word in message for word in ["'layers_0'", *words]), message
+
+
+def test_an_nnx_layer_that_pads_with_zeros_is_named():
+    rngs = nnx.Rngs(KEY)
+    model = nnx.Sequential(jnnx.BatchNorm(4, rngs=rngs), nnx.Conv(4, 3, (3, 3), rngs=rngs))
+    message = error(lambda: jnnx.fold(model, {"layers/1": "layers/0"}, IMAGES))
+    words = ["'layers/0' cannot be folded into 'layers/1'", "padding='SAME'"]
+    assert all(word in message for word in words), message
+
+
+class OwnConv(nn.Module):
+    """A layer that is not Flax's, and pads with zeros unseen."""
+
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (3, x.shape[-1], 3))
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+        )
+
+
+def test_an_own_layer_that_pads_with_zeros_is_found_by_the_outputs():
+    model, x = nn.Sequential([jnn.BatchNorm(**NORM), OwnConv()]), normals(2, 5, 4)
+    variables = started(model, x)
+    message = error(lambda: jnn.fold(model, variables, {"layers_1": "layers_0"}, x))
+    assert "tolerance=1e-05" in message
+
+
 # What cannot be folded
 
 
@@ -450,8 +848,11 @@ class Wrong(nn.Module):
         layer = nn.Dense(4, name="layer")
         norm = nn.LayerNorm if self.kind == "layer norm" else partial(jnn.BatchNorm, **NORM)
         norm = norm(name="norm") if self.kind != "axis" else norm(name="norm", axis=1)
-        if self.kind == "first":
-            return layer(norm(x))
+        if self.kind == "activation before":
+            return layer(nn.relu(norm(x)))
+        if self.kind == "elsewhere before":
+            y = norm(x)
+            return layer(y) + y
         y = layer(x)
         if self.kind == "activation":
             return norm(nn.relu(y))
@@ -478,8 +879,11 @@ class NnxWrong(nnx.Module):
 
     def __call__(self, x):
         layer, norm = self.layer, self.norm
-        if self.kind == "first":
-            return layer(norm(x))
+        if self.kind == "activation before":
+            return layer(nnx.relu(norm(x)))
+        if self.kind == "elsewhere before":
+            y = norm(x)
+            return layer(y) + y
         y = layer(x)
         if self.kind == "activation":
             return norm(nnx.relu(y))
@@ -495,7 +899,8 @@ class NnxWrong(nnx.Module):
 
 
 WRONG = {
-    "first": ["'norm'", "'layer'", "of no module"],
+    "activation before": ["'norm'", "'layer'", "activation"],
+    "elsewhere before": ["elsewhere"],
     "activation": ["'norm'", "'layer'", "activation"],
     "other": ["'norm'", "'layer'", "'between'"],
     "residual": ["'norm'", "'layer'", "addition"],

@@ -117,6 +117,8 @@ def use_modules(x: jax.Array) -> jax.Array:
     mean: jax.Array = model.batch.mean[...]
     kernel, bias = jn.fold_batch_norm(jnp.eye(4), None, jn.init_batch_stats(4), None, None)
     assert_type(bias, jax.Array)
+    stats = jn.init_batch_stats(4)
+    jn.fold_batch_norm_into_next(kernel, bias, stats, None, None, layer="flax.Dense")
     mask: Any = jn.weight_decay_mask(nnx.state(model, nnx.Param))
     assert not any(jax.tree.leaves(mask))
     return model(x).sum() + mean.sum() + (kernel + bias).sum() + jnp.sum(logits)

@@ -1,0 +1,331 @@
+"""Where the kernels of the layers of Flax, Keras and PyTorch have their channels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from jaxnorm import axes as _axes
+
+# The axes of each layer's kernel. `window*` is one axis or more, parentheses are one axis that
+# holds two, the first the slower. The channels of the input are (groups in), those of the output
+# (groups out); of a depthwise layer they are (in) and (in multiplier). What `places*` has is not
+# shared: each position of the output has weights and biases of its own.
+AXES = {
+    "flax.Dense": "in out",
+    "flax.Linear": "in out",
+    "flax.DenseGeneral": "in out",
+    "flax.LinearGeneral": "in out",
+    "flax.Einsum": "",
+    "flax.Conv": "window* in (groups out)",
+    "flax.ConvLocal": "places* (in window) out",
+    "flax.ConvTranspose": "window* in out",
+    "keras.Dense": "in out",
+    "keras.EinsumDense": "",
+    "keras.Conv1D": "length in (groups out)",
+    "keras.Conv2D": "height width in (groups out)",
+    "keras.Conv3D": "depth height width in (groups out)",
+    "keras.DepthwiseConv1D": "length in multiplier",
+    "keras.DepthwiseConv2D": "height width in multiplier",
+    "keras.SeparableConv1D": "length in out",
+    "keras.SeparableConv2D": "height width in out",
+    "keras.Conv1DTranspose": "length out in",
+    "keras.Conv2DTranspose": "height width out in",
+    "keras.Conv3DTranspose": "depth height width out in",
+    "pytorch.Linear": "out in",
+    "pytorch.Conv1d": "(groups out) in length",
+    "pytorch.Conv2d": "(groups out) in height width",
+    "pytorch.Conv3d": "(groups out) in depth height width",
+    "pytorch.ConvTranspose1d": "(groups in) out length",
+    "pytorch.ConvTranspose2d": "(groups in) out height width",
+    "pytorch.ConvTranspose3d": "(groups in) out depth height width",
+}
+TRANSPOSED_KERNEL = "window* out in"  # of flax.ConvTranspose with transpose_kernel=True
+BY_EQUATION = ("flax.DenseGeneral", "flax.LinearGeneral", "flax.Einsum", "keras.EinsumDense")
+_WINDOW = ("window", "length", "depth", "height", "width")
+
+
+class Layer(NamedTuple):
+    """What the caller says of a layer: its type, or the axes of its kernel."""
+
+    name: str | None = None
+    kernel_axis: int | None = None
+    input_axis: int | None = None
+    groups: int = 1
+    transpose_kernel: bool = False
+    equation: str | None = None
+
+
+class Layout(NamedTuple):
+    """A kernel's axes by name, once each that holds two is split.
+
+    Attributes:
+        names, sizes: of each axis.
+        inputs, outputs: the names that make up the channels, the slower first.
+        bias: the names of the axes of the bias, in their order.
+        kernel: what the kernel is, in words.
+        cure: what to check where a width does not fit.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bias: tuple[str, ...]
+    kernel: str
+    cure: str
+
+    def shape(self, names: Sequence[str]) -> tuple[int, ...]:
+        return tuple(self.sizes[self.names.index(name)] for name in names)
+
+    @property
+    def in_width(self) -> int:
+        return math.prod(self.shape(self.inputs))
+
+    @property
+    def out_width(self) -> int:
+        return math.prod(self.shape(self.outputs))
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """That of the layer's bias, in which the output channels are one axis."""
+        before = self.bias[: len(self.bias) - len(self.outputs)]
+        if not self.outputs or self.bias != before + self.outputs:
+            return self.shape(self.bias)
+        return (*self.shape(before), self.out_width)
+
+    @property
+    def window(self) -> tuple[int, ...] | None:
+        """The sizes of the axes of positions that are summed over, None where there are none."""
+        positions = [name for name in self.names if name.startswith(_WINDOW)]
+        return self.shape(positions) if positions else None
+
+
+def layout(layer: Layer, shape: tuple[int, ...], features: int | None = None) -> Layout:
+    """The axes of a kernel of a shape.
+
+    Args:
+        features: the width of the input, which the kernel of flax.ConvLocal does not tell; None
+            where the axes of the output alone are needed.
+    """
+    _axes.check_positive_int("groups", layer.groups)
+    if layer.name is None:
+        return _by_axes(layer, shape, features is not None)
+    _check_named(layer)
+    if layer.equation is not None:
+        return _by_equation(layer.name, layer.equation, shape, features is not None)
+    return _by_pattern(layer, shape, {} if features is None else {"in": features})
+
+
+def _by_pattern(layer: Layer, shape: tuple[int, ...], known: Mapping[str, int]) -> Layout:
+    """The axes of a kernel by the layer's type."""
+    assert layer.name is not None
+    pattern = TRANSPOSED_KERNEL if layer.transpose_kernel else AXES[layer.name]
+    parts = _expanded(pattern, len(shape))
+    if len(parts) != len(shape):
+        also = "; give the equation of one with other axes" if layer.name in BY_EQUATION else ""
+        raise ValueError(
+            f"the kernel of {layer.name} has the axes [{_shown(pattern)}], got one of shape "
+            f"{shape}; check the layer's name{also}"
+        )
+    kernel = f"the kernel of {layer.name}, [{_shown(pattern)}], of shape {shape}"
+    if layer.groups > 1:
+        kernel += f" in {layer.groups} groups"
+    names, sizes = _split(parts, shape, {"groups": layer.groups, **known}, kernel)
+    outputs = ("in", "multiplier") if "multiplier" in names else ("groups", "out")
+    places = tuple(name for name in names if name.startswith("places"))
+    cure = "check the layer's name"
+    if "groups" in pattern:
+        cure += " and groups, as the layer has them"
+    if layer.name == "flax.ConvTranspose":
+        cure += " and transpose_kernel, as the layer has it"
+    return _laid_out(names, sizes, ("groups", "in"), outputs, places, kernel, cure)
+
+
+def _check_named(layer: Layer) -> None:
+    """A known type, and no option that it has not."""
+    name = layer.name
+    if not isinstance(name, str):
+        raise TypeError(f"layer must be a string such as 'flax.Conv', got {name!r}")
+    if name not in AXES:
+        raise ValueError(
+            f"layer={name!r} is none of {', '.join(AXES)}; of another layer give the axes of its "
+            "kernel, as kernel_axis"
+        )
+    axes = {"kernel_axis": layer.kernel_axis, "input_axis": layer.input_axis}
+    for option, value in axes.items():
+        if value is not None:
+            raise ValueError(
+                f"layer={name!r} says where the channels are, and {option}={value!r} says it too; "
+                "leave one of the two out"
+            )
+    if layer.groups != 1 and "groups" not in AXES[name]:
+        raise ValueError(f"groups={layer.groups} is given, but {name} has no groups; leave it out")
+    if layer.transpose_kernel and name != "flax.ConvTranspose":
+        raise ValueError(
+            f"transpose_kernel=True is of flax.ConvTranspose, not of {name}; leave it out"
+        )
+    if layer.equation is not None and name not in BY_EQUATION:
+        raise ValueError(
+            f"equation={layer.equation!r} is of {', '.join(BY_EQUATION)}, not of {name}; leave it "
+            "out"
+        )
+    if layer.equation is None and not AXES[name]:
+        raise ValueError(
+            f"the axes of the kernel of {name} are in its equation; give for example "
+            "equation='abc,cd->abd'"
+        )
+
+
+def _expanded(pattern: str, ndim: int) -> list[str]:
+    """The parts of a pattern, an axis each, of a kernel with `ndim` axes."""
+    expanded = []
+    for part in _parts(pattern):
+        number = max(ndim - len(_parts(pattern)) + 1, 1)
+        several = [f"{part[:-1]}{place}" for place in range(number)]
+        expanded += several if part.endswith("*") else [part]
+    return expanded
+
+
+def _parts(pattern: str) -> list[str]:
+    parts: list[str] = re.findall(r"\([^)]*\)|\S+", pattern)
+    return parts
+
+
+def _shown(pattern: str) -> str:
+    """A pattern for people: [window..., in, groups * out]."""
+    parts = (part.replace("*", "...") for part in _parts(pattern))
+    return ", ".join(" * ".join(part.strip("()").split()) for part in parts)
+
+
+def _split(
+    parts: Sequence[str], shape: Sequence[int], known: Mapping[str, int], kernel: str
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The names and sizes of the axes, of which those in parentheses become two."""
+    names: list[str] = []
+    sizes: list[int] = []
+    for part, size in zip(parts, shape, strict=True):
+        held = part.strip("()").split()
+        first = known.get(held[0], size)
+        if len(held) == 1 or (held[0] == "groups" and first == 1):
+            names.append(held[-1])
+            sizes.append(size)
+            continue
+        if size % first:
+            raise ValueError(
+                f"{held[0]}={first} does not divide the axis of {size} in {kernel}; check the "
+                "layer's name, its groups and the width of the statistics"
+            )
+        names += held
+        sizes += [first, size // first]
+    return tuple(names), tuple(sizes)
+
+
+def _by_equation(name: str, equation: str, shape: tuple[int, ...], into_next: bool) -> Layout:
+    """The axes of a kernel by their letters in an einsum, with the channels last in its arrays."""
+    match = re.fullmatch(r"([A-Za-z.]*),([A-Za-z]*)->([A-Za-z.]*)", equation.replace(" ", ""))
+    if match is None:
+        raise ValueError(
+            f"equation={equation!r} must have an input, a kernel and an output, as in "
+            "'abc,cd->abd', and no '...' in the kernel"
+        )
+    x, names, y = match[1], match[2], match[3]
+    kernel = f"the kernel of {name}, {names!r} of {equation!r}, of shape {shape}"
+    if len(names) != len(shape) or len(set(names)) != len(names):
+        raise ValueError(f"{kernel}, must have as many axes as letters, each of them once")
+    channels, array = (x, "input") if into_next else (y, "output")
+    if channels[-1:] not in tuple(names):
+        raise ValueError(
+            f"the channels, which are the last axis of the {array} {channels!r} of {equation!r}, "
+            f"are no axis of the kernel {names!r}, so they cannot be folded into it"
+        )
+    if into_next and (left_out := set(x) - set(names) - set(y)):
+        raise ValueError(
+            f"{equation!r} sums its input over {''.join(sorted(left_out))!r}, which is no axis of "
+            "the kernel: how often the shift is added cannot be told, so sum the input first"
+        )
+    return Layout(
+        names=tuple(names),
+        sizes=shape,
+        inputs=(x[-1],) if into_next else (),
+        outputs=(y[-1],) if y[-1:] in tuple(names) else (),
+        bias=tuple(letter for letter in y if letter in names),
+        kernel=kernel,
+        cure="check the equation",
+    )
+
+
+def _by_axes(layer: Layer, shape: tuple[int, ...], into_next: bool) -> Layout:
+    """The axes of a kernel whose output channels, and input channels, are on a given axis."""
+    ndim = len(shape)
+    if layer.transpose_kernel or layer.equation is not None:
+        raise ValueError(
+            "transpose_kernel and equation are of a layer's type; give it, for example "
+            "layer='flax.ConvTranspose'"
+        )
+    axis = -1 if layer.kernel_axis is None else layer.kernel_axis
+    outputs = _axes.single_axis(ndim, axis, "kernel_axis")
+    parts = [f"window{place}" for place in range(ndim)]
+    parts[outputs] = "(groups out)"
+    kernel, cure = f"kernel_axis={outputs} of the kernel of shape {shape}", "check kernel_axis"
+    if into_next:
+        if ndim == 1:
+            raise ValueError(
+                f"the kernel of shape {shape} has one axis; one with input and output channels has "
+                "two or more"
+            )
+        axis = -2 if layer.input_axis is None else layer.input_axis
+        inputs = _axes.single_axis(ndim, axis, "input_axis")
+        if inputs == outputs:
+            raise ValueError(
+                f"input_axis={axis} and kernel_axis={layer.kernel_axis} name the same axis of the "
+                f"kernel of shape {shape}; give that of the input channels and that of the output "
+                "channels"
+            )
+        parts[inputs] = "in"
+        kernel = f"the kernel of shape {shape} with kernel_axis={outputs} and input_axis={inputs}"
+        if layer.groups > 1:
+            kernel += f" in {layer.groups} groups"
+        cure = "check input_axis, kernel_axis and groups"
+    elif layer.groups != 1:
+        raise ValueError(
+            f"groups={layer.groups} is of a layer's type; give it, for example "
+            "layer='pytorch.ConvTranspose2d'"
+        )
+    cure += " (the last in Flax, 0 in OIHW), or give the type, as layer='pytorch.ConvTranspose2d'"
+    names, sizes = _split(parts, shape, {"groups": layer.groups}, kernel)
+    inputs_named = ("groups", "in") if into_next else ()
+    return _laid_out(names, sizes, inputs_named, ("groups", "out"), (), kernel, cure)
+
+
+def _laid_out(
+    names: tuple[str, ...],
+    sizes: tuple[int, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    places: Sequence[str],
+    kernel: str,
+    cure: str,
+) -> Layout:
+    """The layout whose channels are those of `inputs` and `outputs` that the kernel has."""
+    channels = tuple(name for name in outputs if name in names)
+    ins = tuple(name for name in inputs if name in names)
+    return Layout(names, sizes, ins, channels, (*places, *channels), kernel, cure)
+
+
+def cure(
+    layer: Layer, of: Layout, shape: tuple[int, ...], into_next: bool, given: tuple[int, ...]
+) -> str:
+    """What to check where an array has the shape `given`, with the groups that would fit it."""
+    for groups in range(1, max(shape) + 1):
+        try:
+            tried = layout(
+                layer._replace(groups=groups), shape, math.prod(given) if into_next else None
+            )
+        except ValueError:
+            continue
+        if given == (tried.in_width if into_next else tried.out_width,):
+            return f"{of.cure}: groups={groups} would fit"
+    return of.cure
