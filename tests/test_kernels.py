@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from waiting import PATIENCE
 
 import jaxnorm as jn
 from jaxnorm import kernels
@@ -382,7 +383,7 @@ def test_eight_devices_of_a_processor_never_wait_for_each_other():
         capture_output=True,
         text=True,
         check=True,
-        timeout=600,
+        timeout=PATIENCE,
         env={**os.environ, **flags},
     )
     assert found.stdout == "done\n"

@@ -12,6 +12,7 @@ import pytest
 from environment import generator
 from runs_of import ROOT
 from runs_of import composed as config_of
+from waiting import PATIENCE
 
 from experiments.config import Jit, Single
 from experiments.data.batching import Batches, training_rows
@@ -235,7 +236,7 @@ def test_a_sweep_makes_virtual_devices_here_and_in_its_workers(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert ended.returncode == 0, ended.stderr
     written = [json.loads(path.read_text()) for path in tmp_path.glob("*/seed-0/result.json")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
+from waiting import PATIENCE
 
 from experiments.config import register_schemas
 from experiments.errors import ConfigError
@@ -138,7 +139,7 @@ def test_without_fashion_mnist_a_study_takes_the_digits_and_says_so(name, monkey
 @pytest.mark.slow
 def test_every_study_runs(tmp_path):
     command = [sys.executable, "-m", "experiments.studies", "--smoke", f"output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     pages = {path.stem.removesuffix("-changed") for path in tmp_path.glob("*.html")}
     assert pages == {*studies(), "index"}

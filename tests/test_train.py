@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 from runs_of import composed, replaced, result
+from waiting import PATIENCE
 
 from experiments import train
 from experiments.launch import run as running
@@ -58,7 +59,7 @@ def program(module, *arguments):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -389,12 +390,14 @@ def test_a_study_from_its_command_to_its_page(places, tmp_path):
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
     assert all(line.isprintable() for line in lines), "no control characters"
-    assert len(lines) == 4, "each run starts and ends"
+    assert {line[:6] for line in lines} == {"[1/2] ", "[2/2] "}
     for norm in ("none", "group"):  # by two processes, in any order
-        start, end = (line for line in lines if f" digits-cnn-{norm}-batch256-" in line)
-        assert start[:6] == end[:6] in ("[1/2] ", "[2/2] ")
-        assert start.endswith(f" norm={norm}: training")
-        assert "test accuracy" in end
+        start, *signs, end = (line for line in lines if f" norm={norm}: " in line)
+        assert {line[:6] for line in (start, *signs, end)} == {start[:6]}, "a run has one number"
+        assert f" digits-cnn-{norm}-batch256-" in start
+        assert start.endswith(": training")
+        assert all(": seed " in sign for sign in signs), "signs of life, where it takes long"
+        assert ": test accuracy" in end
     directories = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert len(directories) == 2
     assert all({path.name for path in each.iterdir()} == FILES for each in directories)
