@@ -19,6 +19,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from compiled import drop_programs  # noqa: E402
 from environment import FLOAT16, NO_FLOAT16, SEED  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -33,6 +34,13 @@ QUIET = {
 hypothesis.settings.register_profile("default", max_examples=40, **QUIET)
 hypothesis.settings.register_profile("thorough", max_examples=600, **QUIET)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_file():
+    """Drop what a file has compiled; what the next one shares with it is on the disk."""
+    yield
+    drop_programs()
 
 
 def takes_float16(item):
