@@ -19,10 +19,11 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from compiled import drop_programs  # noqa: E402
+from compiled import drop_programs, programs  # noqa: E402
 from environment import FLOAT16, NO_FLOAT16, SEED  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+MOST_HELD = 400  # programs of a file, which are some 2 MB each
 
 # HYPOTHESIS_PROFILE=thorough draws fifteen times as many cases.
 QUIET = {
@@ -41,6 +42,14 @@ def programs_of_a_file():
     """Drop what a file has compiled; what the next one shares with it is on the disk."""
     yield
     drop_programs()
+
+
+@pytest.fixture(autouse=True)
+def programs_of_a_test():
+    """Drop them sooner where a file compiles many."""
+    yield
+    if programs() > MOST_HELD:
+        drop_programs()
 
 
 def takes_float16(item):

@@ -22,13 +22,32 @@ def test_double():
     assert double(np.ones(3)).sum() == 6
     assert programs() > 0
 """
+MANY = """
+import conftest
+import jax
+import numpy as np
+from compiled import programs
+
+
+def test_few():
+    assert jax.jit(lambda x: 2 * x)(np.ones(3)).sum() == 6
+
+
+def test_many():
+    assert programs() > 0
+    conftest.MOST_HELD = 0
+
+
+def test_none():
+    assert programs() == 0
+"""
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Run the tests of two files with the options of this suite."""
-    for name in "ab":
-        (tmp_path / f"test_{name}.py").write_text(FILE)
+    """Run the tests of three files with the options of this suite."""
+    for name, text in {"a": FILE, "b": FILE, "c": MANY}.items():
+        (tmp_path / f"test_{name}.py").write_text(text)
 
     def suite(*options):
         common = ("--import-mode=importlib", "-p", "conftest", f"--rootdir={tmp_path}")
@@ -45,6 +64,6 @@ def run(tmp_path):
 
 
 @pytest.mark.long
-def test_programs_are_dropped_between_files(run):
+def test_programs_are_dropped_between_files_and_where_there_are_many(run):
     ended = run()
     assert ended.returncode == 0, ended.stdout
