@@ -112,11 +112,13 @@ def alike(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_eight_devices_give_the_curve_of_one(data, on_one_device, way):
     alike(curves(data, f"parallel={way}"), on_one_device)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_a_mesh_of_one_device_gives_the_curve_of_one(data, on_one_device, way, monkeypatch):
     first = jax.devices()[:1]
@@ -163,6 +165,7 @@ def test_jit_carries_steps_and_seeds_together(data, on_one_device):
     alike(curves(data, "seeds_together=true", "steps_per_call=2"), on_one_device)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_steps_of_several_cpu_devices_run_one_at_a_time(data, way):
     config = composed(f"parallel={way}")
@@ -188,6 +191,7 @@ def after_a_step(config, data, rows, filling):
     return jax.device_get(program.train(state, batch._replace(inputs=inputs.astype(np.float32))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("way", "norm"),
     [

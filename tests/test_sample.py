@@ -10,7 +10,7 @@ from cases import alike, chances, gradients, identical, library, near, normals, 
 
 import jaxnorm as jn
 
-pytestmark = pytest.mark.numerical
+pytestmark = [pytest.mark.numerical, pytest.mark.core]
 
 SAMPLE = ["layer", "rms", "group", "instance"]
 AXES = [-1, 1, (1, 2), (-1, -3), (2, 1), (0, 2), (0, 1, 2, 3), (3,)]

@@ -58,6 +58,7 @@ def contrast(**changes):
     return ["study=ghost", *(f"study.contrast.{key}='{value}'" for key, value in changes.items())]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -77,6 +78,7 @@ def test_a_contrast_that_cannot_be_right_is_told_before_training(overrides, mess
         grid(overrides)
 
 
+@pytest.mark.long
 def test_a_part_of_a_study_may_be_trained():
     configs = grid(["study=convergence", "norm=none"])  # the arm of norm=batch picks none of these
     assert {config.norm["name"] for config in configs} == {"none"}
@@ -96,6 +98,7 @@ def test_a_study_takes_the_place_of_what_stands_in_train():
     assert config.batch_size == 30
 
 
+@pytest.mark.long
 def test_runs_are_left_out_of_a_sweep():
     sweep = ["model=mlp,cnn", "norm=batch,instance", "study.without=['model=mlp norm=instance']"]
     kept = [(config.model["name"], config.norm["name"]) for config in grid(sweep)]

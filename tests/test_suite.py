@@ -1,6 +1,7 @@
 """What the suite does with itself: no test is of the library."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,14 @@ def run(tmp_path):
 def test_programs_are_dropped_between_files_and_where_there_are_many(run):
     ended = run()
     assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.long
+def test_more_programs_than_are_allowed_are_a_failure(run):
+    workers = ("--numprocesses=2", "--dist=loadfile")
+    allowed = run("--most-programs=100", *workers)
+    assert allowed.returncode == 0, allowed.stdout
+    [made] = re.findall(r"^(\d+) programs were compiled, of at most 100$", allowed.stdout, re.M)
+    ended = run(f"--most-programs={int(made) - 1}", *workers)
+    assert ended.returncode == 1
+    assert "5 passed" in ended.stdout

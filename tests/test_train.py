@@ -90,6 +90,7 @@ def test_a_run_leaves_its_files_and_is_not_run_again(call, places, capsys):
     assert (directory / "seed-1" / "result.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.long
 def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     call(*TINY, *places)
     before = result(composed(*TINY, *places))
@@ -101,6 +102,7 @@ def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     assert result(composed(*TINY, *places)) == before
 
 
+@pytest.mark.long
 def test_results_of_other_code_are_named_and_made_again(call, places, capsys, monkeypatch):
     call(*TINY, *places)
     config = composed(*TINY, *places)
@@ -122,6 +124,7 @@ def test_results_of_other_code_are_named_and_made_again(call, places, capsys, mo
         assert result(config, seed)["parameters"] == before[seed]["parameters"]
 
 
+@pytest.mark.long
 def test_a_state_of_other_code_is_not_gone_on_from(call, places, monkeypatch):
     config = composed(*TINY, *places, "checkpoint_every=1")
     end_after(monkeypatch, 3)
@@ -159,6 +162,7 @@ def begins(monkeypatch):
     return steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["none", "cut", "emptied", "half written"])
 def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
     places, monkeypatch, tmp_path, damage
@@ -187,6 +191,7 @@ def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
     )
 
 
+@pytest.mark.long
 def test_seeds_together_go_on_each_from_its_newest_checkpoint(places, monkeypatch):
     config = composed(*TINY, *places, "checkpoint_every=1", "seeds_together=true")
     end_after(monkeypatch, 4)  # of the first seed, so that the second has no step 4
@@ -199,6 +204,7 @@ def test_seeds_together_go_on_each_from_its_newest_checkpoint(places, monkeypatc
         assert result(config, seed)["ended"] == "done"
 
 
+@pytest.mark.long
 def test_seeds_together_go_on_to_the_same_bits(places, monkeypatch, tmp_path):
     config = composed(*TINY, *places, "checkpoint_every=1", "seeds_together=true")
     end_after(monkeypatch, 4, seed=1)
@@ -213,6 +219,7 @@ def test_seeds_together_go_on_to_the_same_bits(places, monkeypatch, tmp_path):
         assert result(config, seed)["parameters"] == result(whole, seed)["parameters"]
 
 
+@pytest.mark.long
 def test_a_run_that_another_process_trains_is_left_to_it(call, places):
     config = composed(*TINY, *places)
     directory = run_directory(config)
@@ -223,6 +230,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(call, places):
     assert files(directory) == {"lock"}
 
 
+@pytest.mark.long
 def test_events_of_a_run_that_went_on_are_there_once(places, monkeypatch):
     tensorboard = pytest.importorskip(
         "tensorboardX.proto.event_pb2", reason="tensorboardX is of the experiments"
@@ -253,6 +261,7 @@ def records_of(path):
         at += 16 + length
 
 
+@pytest.mark.long
 def test_a_bug_is_not_taken_for_a_wrong_configuration(call, places, monkeypatch):
     def fail(*args):
         raise ValueError("a bug")
@@ -264,6 +273,7 @@ def test_a_bug_is_not_taken_for_a_wrong_configuration(call, places, monkeypatch)
     assert "ValueError: a bug" in log.read_text(), "with its traceback"
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_and_loses_nothing(call, places, monkeypatch):
     config = composed(*TINY, *places, "checkpoint_every=1", "seeds=1")
     full = ocp.CheckpointManager.save
@@ -284,6 +294,7 @@ def test_a_full_disk_is_told_and_loses_nothing(call, places, monkeypatch):
     assert begun == [2]
 
 
+@pytest.mark.long
 def test_the_directory_follows_what_determines_the_result():
     base = composed()
     for same in (
@@ -314,6 +325,7 @@ def test_the_directory_follows_what_determines_the_result():
     )
 
 
+@pytest.mark.long
 def test_the_digest_of_the_code_is_of_what_trains_the_run(monkeypatch):
     cnn, mlp = composed(), composed("model=mlp")
     of_cnn, of_mlp = (code._imported((code.TRAINING, target(c))) for c in (cnn, mlp))
