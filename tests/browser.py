@@ -11,6 +11,7 @@ import tempfile
 from base64 import b64decode
 
 import pytest
+from waiting import PATIENCE
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -33,7 +34,6 @@ commands, answers = (os.dup(os.dup(os.dup(int(end)))) for end in sys.argv[1:3])
 os.dup2(commands, 3), os.dup2(answers, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-TIMEOUT = 60  # seconds that an answer may take
 
 
 class Page:
@@ -162,7 +162,7 @@ class Connection:
 
     def _next(self):
         while b"\0" not in self._received:
-            ready, _, _ = select.select([self._answers], [], [], TIMEOUT)
+            ready, _, _ = select.select([self._answers], [], [], PATIENCE)
             assert ready, "Chromium does not answer"
             part = self._answers.read(1 << 16)
             assert part, "Chromium has ended"

@@ -19,9 +19,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from compiled import drop_programs, note_programs, programs  # noqa: E402
 from environment import FLOAT16, NO_FLOAT16, SEED  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+MADE = note_programs()
+MOST_HELD = 400  # programs of a file, which are some 2 MB each
 
 # HYPOTHESIS_PROFILE=thorough draws fifteen times as many cases.
 QUIET = {
@@ -35,6 +38,21 @@ hypothesis.settings.register_profile("thorough", max_examples=600, **QUIET)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_file():
+    """Drop what a file has compiled; what the next one shares with it is on the disk."""
+    yield
+    drop_programs()
+
+
+@pytest.fixture(autouse=True)
+def programs_of_a_test():
+    """Drop them sooner where a file compiles many."""
+    yield
+    if programs() > MOST_HELD:
+        drop_programs()
+
+
 def takes_float16(item):
     """Say whether float16 is among the parameters of a test."""
     parameters = getattr(item, "callspec", None) and list(item.callspec.params.values())
@@ -43,14 +61,18 @@ def takes_float16(item):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--first", action="store_true", help="the first case of every test alone")
+    parser.addoption("--first", action="store_true", help="one case of every test, and all of core")
+    parser.addoption("--most-programs", type=int, help="fail where more programs are compiled")
 
 
 def first_cases(items):
-    """Give the first of the cases of every test."""
-    return list({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())[::-1]
+    """Give the first of the cases of every test, and every case of the core."""
+    tests = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+    first = set(tests.values())
+    return [item for item in items if item in first or item.get_closest_marker("core")]
 
 
+@pytest.hookimpl(trylast=True)  # of those that -m leaves
 def pytest_collection_modifyitems(config, items):
     """Seed what Hypothesis draws, and leave float16 out where XLA has none."""
     if config.getoption("first"):
@@ -61,3 +83,29 @@ def pytest_collection_modifyitems(config, items):
             hypothesis.seed(SEED)(test)
         if not FLOAT16 and takes_float16(item):
             item.add_marker(pytest.mark.skip(reason=NO_FLOAT16))
+
+
+def pytest_collection_finish():
+    """Count from here: every worker imports all files."""
+    MADE.clear()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take over what a worker of pytest-xdist has compiled."""
+    MADE.extend(getattr(node, "workeroutput", {}).get("programs", []))
+
+
+def pytest_sessionfinish(session):
+    """Fail where more programs were compiled than --most-programs."""
+    config, most = session.config, session.config.getoption("most_programs")
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["programs"] = MADE
+    elif most is not None and len(MADE) > most:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    most = config.getoption("most_programs")
+    if most is not None:
+        terminalreporter.write_line(f"{len(MADE)} programs were compiled, of at most {most}")

@@ -1,7 +1,8 @@
 """Stand-ins for runs, which worker processes import; and a sweep of them as a program of its own.
 
-A configuration is a dictionary with `name`, and of what is to happen `steps` of 0.1 s, `fail`,
-`die` (how many times the process ends under it) and `files` (a directory for traces).
+A configuration is a dictionary with `name`, and of what is to happen `steps`, `fail`, `die` (how
+many times the process ends under it), `files` (a directory for traces) and `beside` (another run,
+which has to begin before this one ends).
 """
 
 import os
@@ -9,6 +10,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+from waiting import until
 
 from experiments.launch import local
 from experiments.launch.jobs import Job
@@ -24,7 +27,9 @@ def run(configs, watch):
             raise ValueError("a bug\nin two lines")
         for step in range(config.get("steps", 0)):
             watch(Update(config["name"], 0, step, config["steps"], 1.0, None))
-            time.sleep(0.1)
+        if "beside" in config:
+            other = {**config, "name": config["beside"]}
+            until(lambda other=other: traces(other, "begun"), f"run {other['name']}")
         if 0 < len(traces(config, "begun")) <= config.get("die", 0):
             os.kill(os.getpid(), signal.SIGKILL)
         trace(config, "ended")
@@ -50,7 +55,8 @@ def traces(config, what):
 
 
 def main(files, where="here"):
-    jobs = [Job(name, "p", {"name": name, "steps": 50, "files": files}) for name in "abc"]
+    """Start runs that end when there is a trace of one named go."""
+    jobs = [Job(name, "p", {"name": name, "beside": "go", "files": files}) for name in "abc"]
     display.start_study("sweep", len(jobs))
     try:
         if where == "ray":

@@ -12,6 +12,7 @@ import numpy as np
 from environment import generator
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from waiting import PATIENCE
 
 import jaxnorm as jn
 
@@ -82,7 +83,14 @@ def rows_of(array):
 
 def main():
     address, processes, index, directory = sys.argv[1:]
-    jax.distributed.initialize(address, int(processes), int(index), initialization_timeout=60)
+    jax.distributed.initialize(
+        address,
+        int(processes),
+        int(index),
+        initialization_timeout=PATIENCE,
+        heartbeat_timeout_seconds=PATIENCE,
+        shutdown_timeout_seconds=PATIENCE,
+    )
     arrays = batch()
     for way in WAYS:
         (y, gradient), held = run(way, arrays)

@@ -125,6 +125,7 @@ def loss_of_all(params, stats, xs, ys):
     return total, (out, stats)
 
 
+@pytest.mark.long
 def test_two_scans_have_the_values_of_the_whole_batch():
     step = jax.jit(jax.value_and_grad(loss_of_all, has_aux=True))
     (value, (out, stats)), grads = step(*first(), X, Y)
@@ -145,11 +146,13 @@ def one_update(net, params, stats, xs, ys):
     return value, out, jn.finish_accumulating(tree, momentum=0.9), grads
 
 
+@pytest.mark.long
 def test_micro_batches_by_themselves_have_the_values_of_ghosts():
     actual = jax.jit(functools.partial(one_update, Net()))(*first(), X, Y)
     same(actual, whole(Net(jnn.GhostBatchNorm, num_ghosts=MICROS)))
 
 
+@pytest.mark.long
 def test_batch_renorm_counts_one_step():
     params, stats = first(jnn.BatchRenorm)
     net = Net(jnn.BatchRenorm)
@@ -180,6 +183,7 @@ def test_one_update_is_that_of_the_whole_batch(name, momentum):
     }
 
 
+@pytest.mark.long
 def test_stacked_layers_and_parts():
     layers = [{**fresh("renorm", 3, momentum=None), "count": jnp.asarray(4.0)} for _ in range(2)]
     step = jax.vmap(lambda stats, x: jn.batch_renorm(x, stats, train=True, momentum=None)[1])
@@ -199,6 +203,7 @@ def test_where_nothing_counted_nothing_moves():
         near(jn.finish_accumulating(jn.start_recomputing(old)), old, 0)
 
 
+@pytest.mark.long
 def test_an_nnx_model():
     model, other = (
         nnx.Dict(norm=jnnx.BatchRenorm(3, momentum=0.9, rngs=nnx.Rngs(0))) for _ in range(2)

@@ -109,6 +109,7 @@ def test_the_native_form_is_timed_in_a_process_with_so_many_threads():
     assert all(milliseconds > 0 for milliseconds in found.values())
 
 
+@pytest.mark.long
 def test_inference_is_the_same_folded(monkeypatch):
     def interleaved(functions, rounds):
         assert list(functions) == ["folded", "jaxnorm", "Flax"]
@@ -121,6 +122,7 @@ def test_inference_is_the_same_folded(monkeypatch):
         fold._check_alike({"folded": jnp.ones(2) * 1.1, "Flax": jnp.ones(2)})
 
 
+@pytest.mark.long
 @with_kernels
 def test_a_step_is_flaxs_in_both_forms(monkeypatch):
     def interleaved(functions, rounds):

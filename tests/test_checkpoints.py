@@ -67,6 +67,7 @@ def test_linen_variables_are_read_bit_for_bit(writer, reader, tmp_path):
         jax.eval_shape(partial(Net(reader).apply, mutable=["batch_stats"]), read, X)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("writer", "reader"), [(nnx, jnnx), (jnnx, nnx)], ids=["from", "to"])
 def test_nnx_states_are_read_bit_for_bit(writer, reader, tmp_path):
     written, fresh = NnxNet(writer, nnx.Rngs(KEY)), NnxNet(reader, nnx.Rngs(1))
@@ -119,6 +120,7 @@ def test_nnx_states_are_the_same_frozen_or_not(frozen, tmp_path):
     assert fresh.batch.frozen is not frozen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["GhostBatchNorm", "BatchRenorm"])
 def test_all_that_the_other_two_remember_comes_back(name, tmp_path):
     options = {"num_ghosts": 2} if name == "GhostBatchNorm" else {}

@@ -61,6 +61,7 @@ def test_synced_batch_norm_communicates_once_each_way(way, devices, masked):
     assert back[-1] == "all-reduce"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_it_communicates_channels_whatever_the_batch(way):
     def numbers(**sizes):

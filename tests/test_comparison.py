@@ -49,6 +49,7 @@ def compared(output, gain, noise=NOISE, **changes):
     return compare(contrast(**changes), collect(configs))
 
 
+@pytest.mark.long
 def test_the_differences_are_paired_by_seed(tmp_path):
     result = compared(tmp_path, 2.0)
     np.testing.assert_allclose(result.d, 2 + NOISE)
@@ -91,6 +92,7 @@ def test_equality_is_two_one_sided_tests():
     np.testing.assert_allclose(comparison.p_value(d, 0.5, "equal"), max(above, below))
 
 
+@pytest.mark.long
 def test_a_correction_for_others_can_take_a_verdict_away(tmp_path):
     result = compared(tmp_path, 0.73)
     assert 0.025 < result.p < 0.05
@@ -104,6 +106,7 @@ def test_a_correction_for_others_can_take_a_verdict_away(tmp_path):
     assert judged["one"].word == CANNOT_TELL
 
 
+@pytest.mark.long
 def test_the_family_is_of_all_studies_reported_or_not(tmp_path):
     result = compared(tmp_path, 2.0)
     waiting = reported("waiting", None, "no seed is finished")
@@ -113,6 +116,7 @@ def test_the_family_is_of_all_studies_reported_or_not(tmp_path):
     assert set(judged) == {"one", "waiting"}
 
 
+@pytest.mark.long
 def test_a_study_that_is_no_longer_there_corrects_nothing(tmp_path):
     result = compared(tmp_path, 2.0)
     gone = reported("gone", result)
@@ -122,6 +126,7 @@ def test_a_study_that_is_no_longer_there_corrects_nothing(tmp_path):
     assert verdict_text(gone, None).startswith("no verdict: configs/study has no study")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_an_open_comparison_gets_no_verdict_but_its_numbers(tmp_path, direction):
     result = compared(tmp_path, 2.0, direction=direction)
@@ -138,6 +143,7 @@ def test_the_correction_is_holms():
     assert comparison.adjusted([]) == []
 
 
+@pytest.mark.long
 def test_a_study_without_enough_seeds_is_open(tmp_path):
     configs = [arm(tmp_path, "batch", [90.0]), arm(tmp_path, "none", [91.0])]
     reason = compare(contrast(), collect(configs))

@@ -84,6 +84,7 @@ def test_every_choice_composes(group, choice):
     assert type(getattr(config, group)) is GROUPS[group][choice]
 
 
+@pytest.mark.long
 def test_the_study_is_a_grid_of_different_runs():
     configs = grid(["study=norms"])
     assert {config.norm["name"] for config in configs} == set(NORMS) - {

@@ -10,6 +10,7 @@ import pytest
 from data_sources import CONFIGS, source
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from statsmodels.datasets import anes96
+from waiting import PATIENCE
 
 from experiments.errors import ConfigError
 
@@ -229,7 +230,7 @@ def test_two_processes_prepare_at_once(tmp_path):
     environment = {"PYTHONPATH": f"{tests}:{tests.parent}"}
     quiet = {"stdout": subprocess.DEVNULL, "env": environment}
     processes = [subprocess.Popen(command, **quiet) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=PATIENCE) for process in processes] == [0, 0]
     assert not list(tmp_path.rglob("*incomplete*"))
 
 

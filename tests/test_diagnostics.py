@@ -79,6 +79,7 @@ def near(actual, expected):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("position", ["before", "after"])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_steps_beyond_the_lengths_are_left_out(name, position):
@@ -88,6 +89,7 @@ def test_steps_beyond_the_lengths_are_left_out(name, position):
     near(padded, watched(name, ROWS[:, :SHORTER], position=position))
 
 
+@pytest.mark.long
 def test_tokens_beyond_the_lengths_are_left_out():
     captured = {}
     for rows in (ROWS, ROWS[:, :SHORTER]):
@@ -100,6 +102,7 @@ def test_tokens_beyond_the_lengths_are_left_out():
     near(padded, cut)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cnn", "gru"])
 def test_examples_that_fill_a_batch_are_left_out(name):
     inputs = normals(6, 4, 4, 1)
@@ -128,6 +131,7 @@ def test_what_does_not_count_may_be_nan_and_of_nothing_they_are():
     assert np.isnan(quantiles(sown(values, mask & False))["norm"]["input"]).all()
 
 
+@pytest.mark.long
 def test_of_many_values_a_few_are_taken_with_their_masks():
     values = normals(2 * MOST_VALUES, 2)
     mask = np.arange(len(values)) % 2 == 0

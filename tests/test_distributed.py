@@ -221,6 +221,7 @@ def test_gradients_of_groups_are_those_of_ghosts(way):
     near(actual[2], expected[2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_each_device_by_itself_is_a_ghost_of_the_whole_batch(way):
     stats, args, where = seen("ghost", 3), parameters(3), UNEVEN[..., None]
@@ -234,6 +235,7 @@ def test_each_device_by_itself_is_a_ghost_of_the_whole_batch(way):
         identical({k: v[device] for k, v in new.items()}, {k: v[0] for k, v in new.items()})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ratio", [1e3, 1e5])
 @pytest.mark.parametrize("way", DEVICES)
 def test_gradients_are_precise_at_a_large_mean(way, ratio):
@@ -327,6 +329,7 @@ def test_channels_can_be_split_over_the_other_axis(name, momentum, check_vma):
         near(mine, theirs, 5e-5)
 
 
+@pytest.mark.long
 def test_a_name_of_vmap_inside_a_checked_shard_map_is_an_error():
     call = synced("batch", fresh("batch", 3), axis_name=("i", "j"))
     inner = jax.vmap(lambda x: call(x, None)[0], axis_name="j")
@@ -338,6 +341,7 @@ def test_a_name_of_vmap_inside_a_checked_shard_map_is_an_error():
     near(y.reshape(-1, 3), oracle("batch", x.reshape(-1, 3))[0])
 
 
+@pytest.mark.long
 def test_names_of_pmap_and_vmap_together():
     x, g = normals(2, 4, 5, 3, mean=2.0), normals(2, 4, 5, 3, seed=5)
 

@@ -11,6 +11,8 @@ from cases import NORMS, STATEFUL, every_norm, fresh, normals
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.core
+
 X = normals(6, 5, 8)
 GROUPED = ("group", "instance")
 FLAXS_WORDS = (  # on which users' code may match
@@ -264,6 +266,7 @@ def test_the_message_lists_the_statistics_that_were_found(name):
         call(name, stats=stats)()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_count_for_each_channel_is_as_good_as_one(name):
     stats = fresh(name, 8, momentum=None)

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
-SECONDS = 600  # many times what any of them takes
 
 
 def output_of(program, *arguments):
@@ -22,7 +22,7 @@ def output_of(program, *arguments):
         env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -97,6 +97,7 @@ class Net(nn.Module):
         return jnn.InstanceNorm()(jnn.GroupNorm(num_groups=2)(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", [True, False])
 def test_linen_modules_are_exported(train):
     net, (axes, sizes) = Net(train), LAYOUTS["channels last"]
@@ -104,6 +105,7 @@ def test_linen_modules_are_exported(train):
     hold(lambda x: net.apply(variables, x, mutable=["batch_stats"]), axes, sizes)
 
 
+@pytest.mark.long
 def test_nnx_modules_are_exported():
     rngs, axes = nnx.Rngs(0), LAYOUTS["channels last"][0]
     net = nnx.Sequential(

@@ -33,6 +33,7 @@ def test_numbers_stand_along_x_and_norms_are_series(tmp_path, accuracy):
     np.testing.assert_allclose(none.error_y.arrayminus, [high - 91] * 3, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_third_key_makes_facets_and_more_are_one_label(tmp_path, accuracy):
     changes = [
         {"norm": n, "batch_size": b, "dtype": d}

@@ -419,6 +419,7 @@ NORMS = (
 )
 
 
+@pytest.mark.long
 def test_the_layers_and_norms_of_a_linen_model():
     model = Branches(LAYERS, NORMS)
     variables = started(model, IMAGES)
@@ -467,6 +468,7 @@ def arithmetic(program):
     return Counter(re.findall(rf"stablehlo\.({words})\b", program.as_text()))
 
 
+@pytest.mark.long
 def test_a_whole_resnet_costs_what_it_costs_without_its_normalizations():
     model, images = residual(Modules(jnn.BatchNorm, tuple(NORM.items()))), normals(2, 8, 8, 1)
     variables = started(model, images, train=False)
@@ -483,6 +485,7 @@ def test_a_whole_resnet_costs_what_it_costs_without_its_normalizations():
     assert arithmetic(unfolded.lower(variables, images))["rsqrt"] == 9
 
 
+@pytest.mark.long
 def test_a_bfloat16_model_within_its_tolerance_and_not_within_that_of_float32():
     layer = nn.Conv(6, (3, 3), use_bias=False, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     model = nn.Sequential([layer, jnn.BatchNorm(**NORM), nn.relu])
@@ -495,6 +498,7 @@ def test_a_bfloat16_model_within_its_tolerance_and_not_within_that_of_float32():
     assert y.dtype == jnp.float32  # as that of the normalization, whose parameters are
 
 
+@pytest.mark.long
 def test_parameters_in_a_box_stay_in_it():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     model = nn.Sequential([nn.Dense(3, kernel_init=init), jnn.BatchNorm(**NORM)])
@@ -523,6 +527,7 @@ class Blocks(nn.Module):
         return x
 
 
+@pytest.mark.long
 def test_pairs_of_nested_and_recomputed_blocks_and_frozen_statistics():
     model = Blocks()
     variables = started(model, IMAGES)
@@ -956,6 +961,7 @@ class Bounded(nn.Module):
         return x @ jnp.tanh(kernel)
 
 
+@pytest.mark.long
 def test_a_layer_that_is_not_linear_in_its_kernel_is_found_by_the_outputs():
     model = nn.Sequential([Bounded(), jnn.BatchNorm(**NORM)])
     variables = started(model, IMAGES)
@@ -973,6 +979,7 @@ class Own(nn.Module):
         return x @ kernel + self.param("bias", nn.initializers.ones, (4,))
 
 
+@pytest.mark.long
 def test_an_own_layer_and_outputs_that_are_not_finite_or_not_floating():
     def outputs(y):
         return y, jnp.where(y > 0, y, -jnp.inf), y > 0, y[:0]

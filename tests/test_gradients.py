@@ -110,12 +110,14 @@ def same_gradients(name, args, g, where=None, epsilon=0.1, tolerance=1e-5):
         near(one, other, tolerance * max(1.0, np.abs(other).max()))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", every_norm)
 def test_gradients_are_those_of_the_oracle(name, mask):
     same_gradients(name, inputs(name), normals(*SHAPE, seed=3), MASKS[mask])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", every_norm)
 def test_gradients_with_nan_under_the_mask_are_those_of_the_oracle(name):
     args, where = inputs(name), MASKS["masked"]
@@ -123,6 +125,7 @@ def test_gradients_with_nan_under_the_mask_are_those_of_the_oracle(name):
     same_gradients(name, args, normals(*SHAPE, seed=3), where)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", every_norm)
 def test_gradients_at_a_constant_are_those_of_the_oracle(name):
     args = inputs(name)

@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from runs_of import composed, curves, trained
+from waiting import PATIENCE, until
 
 from experiments.runs.directory import run_directory
 from experiments.training.setup import setup
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "experiments.md").read_text()
 COMMANDS = re.findall(r"^    (python -m experiments\.train .*distributed=manual.*)$", PAGE, re.M)
 SHORT = ("epochs=2", "seeds=1", "model.channels=[4]", "batch_size=480")
-LIMIT = 120  # seconds, in which nothing here may fail to end
+PATIENT = f"distributed.timeout={PATIENCE}"
 
 
 @pytest.fixture
@@ -68,9 +68,10 @@ def start(tmp_path):
         output.close()
 
 
-def manual(index, *arguments):
+def manual(index, *arguments, patient=PATIENT):
     return (
         "distributed=manual",
+        patient,
         "distributed.processes=2",
         f"distributed.index={index}",
         *SHORT,
@@ -94,22 +95,15 @@ def in_one_process(places, *arguments):
     return np.array(curves(config))[:, [0, 2, 3]]
 
 
-def until(condition, what):
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {LIMIT} s"
-        time.sleep(0.1)
-
-
 @pytest.mark.long
 def test_the_commands_of_the_readme_run_as_written(places, start, tmp_path):
     assert [re.search(r"index=(\d)", command)[1] for command in COMMANDS] == ["0", "1"]
     processes = []
     for command in COMMANDS:
         arguments = shlex.split(command.removesuffix(" &"))[3:]
-        processes.append(start([*arguments, *SHORT, *places]))
+        processes.append(start([*arguments, *SHORT, PATIENT, *places]))
     for process in processes:
-        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+        assert process.wait(timeout=PATIENCE) == 0, start.text(process)
     first, second = (start.text(process) for process in processes)
     assert "test accuracy" in first
     assert "accuracy" not in second, "one process prints"
@@ -122,7 +116,7 @@ def test_processes_that_slurm_starts_find_each_other(places, start):
     options = (*SHORT, "parallel=shard_map", "sync=group")
     processes = [
         start(
-            ("distributed=auto", *options, *places[1:]),
+            ("distributed=auto", PATIENT, *options, *places[1:]),
             SLURM_JOB_ID=str(places[0].rpartition(":")[2]),  # by which JAX chooses the port
             SLURM_STEP_NODELIST="127.0.0.1",
             SLURM_NTASKS="2",
@@ -132,7 +126,7 @@ def test_processes_that_slurm_starts_find_each_other(places, start):
         for index in (0, 1)
     ]
     for process in processes:
-        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+        assert process.wait(timeout=PATIENCE) == 0, start.text(process)
     # The same two groups on eight devices.
     expected = in_one_process(places, *options)
     np.testing.assert_allclose(history(places), expected, atol=2e-6)
@@ -143,14 +137,16 @@ def test_processes_that_slurm_starts_find_each_other(places, start):
     ("victim", "how", "way"), [(1, signal.SIGKILL, "pmap"), (0, signal.SIGSTOP, "jit")]
 )
 def test_a_process_that_dies_or_hangs_ends_the_other(places, start, victim, how, way):
-    options = ("epochs=100000", f"parallel={way}", "distributed.timeout=10", *places)
-    processes = [start(manual(index, *options)) for index in (0, 1)]
-    until(lambda: "training" in start.text(processes[0]), "training")
-    time.sleep(5)  # into its steps
+    options = ("epochs=100000", f"parallel={way}", *places)
+    processes = [
+        start(manual(index, *options, patient="distributed.timeout=30")) for index in (0, 1)
+    ]
+    run = Path(places[1].removeprefix("output="))
+    until(lambda: list(run.glob("*/seed-0/history.jsonl")), "evaluation")
     assert [process.poll() for process in processes] == [None, None]
     processes[victim].send_signal(how)
     other = processes[1 - victim]
-    assert other.wait(timeout=60) not in (0, None)
+    assert other.wait(timeout=PATIENCE) not in (0, None)
     text = start.text(other)
     assert "another process has ended" in text or "another task died" in text
     assert not list(Path(places[1].removeprefix("output=")).glob("*/seed-0/result.json"))
@@ -168,14 +164,14 @@ def test_processes_that_are_killed_go_on_together(places, start, tmp_path):
         process.wait()
     second = [start(manual(index, *options)) for index in (0, 1)]
     for process in second:
-        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+        assert process.wait(timeout=PATIENCE) == 0, start.text(process)
     [log] = run.glob("*/log.txt")
     begun = [line for line in log.read_text().splitlines() if "begins at step" in line]
     assert len(begun) == 2
     assert "begins at step 0 " not in begun[1]
     whole = [start(manual(index, *options, f"{places[1]}/whole")) for index in (0, 1)]
     for process in whole:
-        assert process.wait(timeout=LIMIT) == 0, start.text(process)
+        assert process.wait(timeout=PATIENCE) == 0, start.text(process)
     results = [json.loads(path.read_text()) for path in run.rglob("result.json")]
     assert len({result["parameters"] for result in results}) == 1 == len(results) - 1
 
@@ -187,7 +183,7 @@ def test_a_process_that_fails_ends_the_other(places, start):
     directory.write_text("a file where process 0 wants a directory")
     processes = [start(manual(index, *places)) for index in (0, 1)]
     for process in processes:
-        assert process.wait(timeout=LIMIT) not in (0, None)
+        assert process.wait(timeout=PATIENCE) not in (0, None)
     assert "FileExistsError" in start.text(processes[0])
 
 
@@ -195,13 +191,13 @@ def test_a_process_that_fails_ends_the_other(places, start):
 def test_processes_of_different_runs_are_told(places, start):
     processes = [start(manual(index, f"epochs={2 + index}", *places)) for index in (0, 1)]
     for process in processes:
-        assert process.wait(timeout=LIMIT) not in (0, None)
+        assert process.wait(timeout=PATIENCE) not in (0, None)
     assert "give all processes the same configuration" in start.text(processes[1])
 
 
 @pytest.mark.slow
 def test_who_waits_in_vain_is_told(places, start):
-    process = start(manual(1, "distributed.timeout=2", *places))
-    assert process.wait(timeout=60) not in (0, None)
+    process = start(manual(1, *places, patient="distributed.timeout=2"))
+    assert process.wait(timeout=PATIENCE) not in (0, None)
     assert "waiting up to 2 s for the other processes" in start.text(process)
     assert "DEADLINE_EXCEEDED" in start.text(process)

@@ -78,17 +78,20 @@ def groups_of_ten(places):
     )
 
 
+@pytest.mark.long
 def test_batches_of_evaluation_are_normalized_by_their_own_statistics(groups_of_ten):
     expected = of_groups(groups_of_ten, groups_of_ten.dataset.test, 10)
     np.testing.assert_allclose(groups_of_ten.evaluated(), [expected], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_batches_of_evaluation_do_not_depend_on_those_that_are_compiled(groups_of_ten, monkeypatch):
     of_one_call = groups_of_ten.evaluated()
     monkeypatch.setattr("experiments.training.fit.EVALUATION_BATCH", 15)  # two groups a call
     np.testing.assert_allclose(groups_of_ten.evaluated(), of_one_call, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "other",
     [
@@ -108,6 +111,7 @@ def test_batches_of_evaluation_are_the_same_in_every_run(groups_of_ten, places, 
     np.testing.assert_allclose(ready.evaluated()[0], groups_of_ten.evaluated()[0], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_single_examples_are_normalized_by_themselves(places):
     options = ("norm=batch", "inference=batch", "inference.batch_size=1")
     ready = Ready(*DIGITS, *SINGLE, *places, *options)
@@ -149,6 +153,7 @@ def plain(places):
     return Ready(*WINE, *SINGLE, *places, "norm=batch")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "size", "number"),
     [
@@ -171,6 +176,7 @@ def test_recomputed_statistics_are_the_moments_of_training_examples(
     np.testing.assert_allclose(ready.evaluated(), [means_of(logits, test.labels)], rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options", [("seeds=2", "seeds_together=true"), ("parallel=jit",), ("parallel=shard_map",)]
 )
@@ -180,6 +186,7 @@ def test_recomputed_statistics_are_the_same_in_every_run(places, plain, options)
     assert_close(ready.training._of(stats, 0), moments(plain, of_training(plain, 50, 3)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [("parallel=shard_map", "sync=local"), ("norm=ghost_batch",)])
 def test_recomputed_statistics_are_merged_over_ghosts(places, plain, options):
     """What goes into the first place is the same, whatever the ghosts."""
@@ -191,6 +198,7 @@ def test_recomputed_statistics_are_merged_over_ghosts(places, plain, options):
     assert abs(stats["norm_1"]["mean"] - expected["norm_1"]["mean"]).max() > 1e-3
 
 
+@pytest.mark.long
 def test_a_run_is_saved_as_it_was_evaluated_and_trained_as_without(places, plain):
     options = (*WINE, *SINGLE, *places, "norm=batch")
     config = composed(*options, "inference=recomputed")
@@ -210,6 +218,7 @@ def test_a_run_is_saved_as_it_was_evaluated_and_trained_as_without(places, plain
         np.testing.assert_allclose(reached, means_of(logits, split.labels), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_what_was_fitted_is_told_of_the_first_training_examples(places, monkeypatch):
     monkeypatch.setattr("experiments.training.fit.FITTED_EXAMPLES", 70)
     ready = Ready(*WINE, *SINGLE, *places, "norm=none")
@@ -222,6 +231,7 @@ def test_what_was_fitted_is_told_of_the_first_training_examples(places, monkeypa
     np.testing.assert_allclose(fitted, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", ["batch", "recomputed"])
 def test_what_keeps_no_statistics_is_evaluated_as_ever(places, inference):
     ready = Ready(*WINE, *SINGLE, *places, "norm=layer", f"inference={inference}")

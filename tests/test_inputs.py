@@ -212,6 +212,7 @@ def test_any_axis_or_axes_are_the_features(axis):
     near(jn.min_max_inputs(x, fit, feature_axis=axis).max(rest), np.ones(fit["max"].shape), 0)
 
 
+@pytest.mark.long
 def test_the_fit_keeps_its_dtypes_and_a_wide_one_counts_on_beyond_2_to_the_24():
     with jax.enable_x64(True):
         for dtype in (np.float32, np.float64):
@@ -324,6 +325,7 @@ def test_no_gradient_goes_through_the_fit():
     near(jax.grad(through)(x[0]), np.broadcast_to(1 / np.sqrt(new["var"]), x[0].shape), 1e-6)
 
 
+@pytest.mark.long
 def test_fits_are_batched_by_vmap():
     x = cars(4, 6)
     fit = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), jn.init_input_stats(WIDTH))
@@ -362,6 +364,7 @@ def test_devices_with_unequal_counts_share_one_fit(way):
     near(y, exact, 1e-5 + 4 * ulp(np.float32(7e4)) / np.sqrt(expected["var"].min()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", DEVICES)
 def test_groups_of_devices_share_a_fit_each(way):
     x, where = shards()
@@ -412,6 +415,7 @@ def test_sharded_rows_and_features_are_fitted_without_a_name(kind):
         near(scaled, (x - expected["min"]) / width, 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_replicas_that_fitted_alone_are_merged_in_a_tree(way):
     x, where = shards()
@@ -425,6 +429,7 @@ def test_replicas_that_fitted_alone_are_merged_in_a_tree(way):
     identical(merged["other"], unseen)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_a_constant_over_devices_has_no_variance(way):
     x, where = np.full((8, 9, 1), 0.1, np.float32), shards()[1]
@@ -440,6 +445,7 @@ def test_a_constant_over_devices_has_no_variance(way):
         near(fit["mean"], np.full((8, 1), np.float32(0.1)), 0)
 
 
+@pytest.mark.long
 def test_what_was_merged_is_known_to_be_alike_on_every_device():
     """Where shard_map checks, an out_spec of P() needs it to be."""
     x, where = shards()
@@ -454,6 +460,7 @@ def test_what_was_merged_is_known_to_be_alike_on_every_device():
         fits(fit, measured(x, where))
 
 
+@pytest.mark.long
 def test_replicas_of_an_nnx_model_are_merged_into_its_state():
     x, where = shards()
     model = nnx.Dict(scale=jnnx.StandardizeInputs(WIDTH))
@@ -490,6 +497,7 @@ def streamed(x, fit, where=None, **options):
     return jax.jit(lambda fit, pairs: jax.lax.scan(step, fit, pairs))(fit, (x, where))[1]
 
 
+@pytest.mark.long
 def test_gymnasiums_running_moments_agree_from_the_same_start():
     utils = pytest.importorskip("gymnasium.wrappers.utils", reason="gymnasium is not installed")
     x, peer = observations(), utils.RunningMeanStd(shape=(WIDTH,))
@@ -609,6 +617,7 @@ def test_init_does_not_update_and_makes_no_parameters(name):
     assert not jax.tree.leaves(nnx.state(getattr(jnnx, name)(WIDTH), nnx.Param))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIONS)
 def test_modules_take_integers_another_axis_and_another_dtype(name):
     x = np.arange(24).reshape(2, 3, 4)
@@ -645,6 +654,7 @@ def test_a_frozen_fit_is_used_and_left(name):
     assert not np.array_equal(model.scale.mean[...], before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_modules_share_their_fit_over_devices(way):
     x, where = shards()

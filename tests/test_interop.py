@@ -23,7 +23,7 @@ import jaxnorm.linen as jnn
 from jaxnorm import interop
 from jaxnorm.interop import patterns
 
-pytestmark = pytest.mark.numerical
+pytestmark = [pytest.mark.numerical, pytest.mark.core]
 
 RECORDED = dict(np.load(PATH))
 PACKAGES = {"pytorch": "torch"}
@@ -357,6 +357,7 @@ def test_training_goes_on_with_the_biased_variance():
     assert back["norm.num_batches_tracked"].dtype == np.int64
 
 
+@pytest.mark.long
 def test_a_cumulative_average_of_batches_becomes_one_of_values():
     weights, x, _ = of(RECORDED, "pytorch cumulative")
     params, stats, options = interop.from_pytorch(

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from waiting import PATIENCE
 
 import jaxnorm as jn
 from jaxnorm import kernels
@@ -131,6 +132,7 @@ def drawn_calls(draw):
     return name, shape, channel, options, dtype, mean, given
 
 
+@pytest.mark.long
 @given(drawn_calls())
 def test_both_forms_give_the_same(call):
     name, shape, channel, options, dtype, mean, given = call
@@ -171,6 +173,7 @@ def first(name, x, scale):
 SHAPES = {"batch": (64, 9, 5), "layer": (6, 5, 600), "rms": (6, 5, 600), "instance": (3, 500, 4)}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("ratio", [0.0, 1e3, 1e6])
 @pytest.mark.parametrize("name", every_norm)
 def test_the_native_form_is_as_precise_as_is_promised(name, ratio):
@@ -216,6 +219,7 @@ def loss(name, x, scale):
     return ((result[0] if state else result) ** 3).sum()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", every_norm)
 def test_one_device_runs_the_native_form_both_ways(name):
     backward = calls(jax.grad(functools.partial(loss, name), (0, 1)), X, SCALE)
@@ -323,6 +327,7 @@ def test_a_batch_of_models_with_scales_of_their_own(name):
     assert calls(jax.vmap(gradient), x, scales)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", every_norm)
 def test_the_third_derivative_in_reverse(name):
     with jax.enable_x64(True):
@@ -488,7 +493,7 @@ def test_eight_devices_of_a_processor_never_wait_for_each_other():
         capture_output=True,
         text=True,
         check=True,
-        timeout=600,
+        timeout=PATIENCE,
         env={**os.environ, **flags},
     )
     assert found.stdout == "done\n"

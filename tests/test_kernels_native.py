@@ -395,6 +395,7 @@ def test_operands_that_do_not_fit():
         jax.block_until_ready(call("apply", like(x), x, *shifted, view=by_row))
 
 
+@pytest.mark.long
 def test_the_same_bits_every_time():
     for name in ("batch", "layer", "group", "layer, channels first"):
         view = VIEWS[name]
@@ -461,6 +462,7 @@ def test_status_says_what_is_used():
     assert "plain form (/nowhere.so does not load" in status(JAXNORM_KERNELS="/nowhere.so")
 
 
+@pytest.mark.long
 def test_eight_devices_at_once_never_wait_for_each_other():
     view = (1, 4000, 32, 1, 1)  # three phases, on several threads
     x, g, scale, bias = drawn(view, jnp.float32)

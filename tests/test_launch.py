@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import launch_jobs
 import pytest
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
+from waiting import PATIENCE, until
 
 from experiments.config import register_schemas
 from experiments.launch import local
@@ -74,7 +74,11 @@ def test_of_a_group_that_fails_only_those_fail_that_have_to():
 @pytest.mark.long
 def test_workers_have_a_core_each_and_keep_to_a_program(tmp_path):
     events = []
-    sweep = jobs(["a1", "a2", "a3", "b1", "b2", "b3"], tmp_path, steps=3)
+    # Each of one program goes on until that of the other has begun: no worker is ahead.
+    sweep = [
+        *(job for n in "123" for job in jobs([f"a{n}"], tmp_path, beside=f"b{n}")),
+        *(job for n in "123" for job in jobs([f"b{n}"], tmp_path, beside=f"a{n}")),
+    ]
     assert local.launch(sweep, launch_jobs.run, events.append, None) == []
     ended = {event.run: event.outcome for event in events if isinstance(event, RunEnded)}
     assert sorted(ended) == ["a1", "a2", "a3", "b1", "b2", "b3"]
@@ -136,17 +140,19 @@ def test_workers_end_with_the_sweep(tmp_path, how):
         text=True,
         start_new_session=True,
     )
-    wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+    told = [sweep.stdout.readline() for _ in range(2)]
+    until(lambda: len(list(tmp_path.iterdir())) == 2, "two runs")
     workers = [int(path.name.split("-")[3]) for path in tmp_path.iterdir()]
     assert all(map(is_alive, workers))
     if how == signal.SIGINT:
         os.killpg(sweep.pid, how)  # as Ctrl-C does
     else:
         sweep.send_signal(how)
-    out, err = sweep.communicate(timeout=30)
-    wait_for(lambda: not any(map(is_alive, workers)), 5)
+    out, err = sweep.communicate(timeout=PATIENCE)
+    until(lambda: not any(map(is_alive, workers)), "end of the workers")
     assert len(list(tmp_path.iterdir())) == 2, "no run was begun any more"
-    assert sorted(line[-11:] for line in out.splitlines()) == ["a: training", "b: training"]
+    assert sorted(line[-12:] for line in told) == ["a: training\n", "b: training\n"]
+    assert out == ""
     if how == signal.SIGINT:
         assert (sweep.returncode, err) == (130, "interrupted\n")
     else:
@@ -159,13 +165,6 @@ def is_alive(pid):
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
@@ -196,7 +195,7 @@ def test_a_sweep_of_which_a_run_fails(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert sweep.returncode == 1
     told = sweep.stderr.splitlines()

@@ -57,6 +57,7 @@ def trained(module, variables, x):
     return jax.grad(step, argnums=(0, 1), has_aux=True)(variables["params"], x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", ["remat", "jit", "scan", "vmap"])
 def test_a_transformed_block_is_flaxs(transform):
     ours, flaxs = (lifted(transform, library) for library in (jnn, nn))
@@ -145,7 +146,7 @@ def test_tabulate_shows_what_it_shows_of_flaxs():
     assert "BatchNorm_0" in table[jnn]
 
 
-@pytest.mark.parametrize("groups", [None, [[0, 1], [2, 3]]])
+@pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], None])
 @pytest.mark.parametrize("name", ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"])
 def test_devices_merge_what_flaxs_merge(name, groups):
     options = {"axis_name": "devices", "axis_index_groups": groups}

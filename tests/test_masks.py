@@ -72,6 +72,7 @@ def test_a_mask_that_keeps_all_changes_nothing(name):
     near(library(name, x, where=np.ones((), bool))[0], library(name, x)[0], 1e-6)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("name", every_norm)
 def test_what_is_masked_is_not_seen(name, fill):
@@ -88,6 +89,7 @@ def test_what_is_masked_is_not_seen(name, fill):
     assert not np.asarray(dx)[~where].any()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", every_norm)
 def test_a_masked_value_is_standardized_if_it_is_finite_and_else_bias(name):
     x, where, (scale, bias) = normals(*SHAPE), chances(*SHAPE), parameters(6)
@@ -112,6 +114,7 @@ def nothing_somewhere():
 NOTHING = nothing_somewhere()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("where", NOTHING.values(), ids=NOTHING)
 @pytest.mark.parametrize("name", every_norm)
 def test_a_statistic_without_values_is_harmless(name, where):

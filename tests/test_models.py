@@ -186,6 +186,7 @@ def test_the_gates_have_one_bias(name):
         assert set(params["recurrence"]["norm_cell"]) == {"scale", "bias"}
 
 
+@pytest.mark.long
 def test_the_last_scale_of_a_block_starts_from_zero(all_stages):
     net = model("resnet", placement("batch"))
     params = initial(net, inputs_of("resnet"))["params"]
@@ -239,6 +240,7 @@ def test_a_sequence_is_what_it_is_alone_and_cut(name):
     np.testing.assert_allclose(together[3:4], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_a_sequence_without_rows_is_finite(name):
     net = model(name, placement("batch"))
@@ -307,6 +309,7 @@ def test_a_recurrence_is_a_loop_over_the_rows(name, norm_name, position):
         np.testing.assert_allclose(stats["var"][row], var, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_row_that_no_sequence_reaches_changes_no_statistics():
     net = model("lstm", placement("batch"))
     variables = started(net, IMAGES)
@@ -317,6 +320,7 @@ def test_a_row_that_no_sequence_reaches_changes_no_statistics():
         assert (stats["var"][:2] != 1).all()
 
 
+@pytest.mark.long
 def test_recurrent_scales_start_small_for_batch_statistics_alone():
     for norm_name, scale in (("batch", 0.1), ("layer", 1.0)):
         params = initial(model("lstm", placement(norm_name)), IMAGES)["params"]["recurrence"]
@@ -415,6 +419,7 @@ def test_a_transformer_normalizes_before_its_layers_or_after_its_sums(order):
     np.testing.assert_allclose(of(kept, "head"), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_statistics_of_a_transformer_are_those_of_the_tokens_that_count():
     net = model("transformer", placement("batch", momentum=0.0), order="pre")
     variables = started(net, IMAGES)
@@ -429,6 +434,7 @@ def test_the_statistics_of_a_transformer_are_those_of_the_tokens_that_count():
     np.testing.assert_allclose(stats["var"], counted.var(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_ghosts_of_a_transformer_are_of_whole_examples():
     ghosts = model("transformer", placement("ghost_batch", ghost_size=4))
     scoped = model("transformer", placement("batch", scope=Scope(num_ghosts=2)))
@@ -452,6 +458,7 @@ def test_dropout_leaves_out_in_training_alone(name):
     assert (logits[0] != logits[3]).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
 def test_noise_is_another_at_every_row(name):
     net = model(name, placement("noisy_batch", example_noise=0.0))
@@ -468,6 +475,7 @@ def test_noise_is_another_at_every_row(name):
         assert made.shape == given.shape == (BATCH * 4, 8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lstm", "mlp"])
 def test_statistics_freeze_inside_a_model(name):
     variables = started(model(name, placement("batch")), IMAGES)
@@ -487,6 +495,7 @@ def test_statistics_freeze_inside_a_model(name):
     all_close(moving, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
 def test_an_mlp_is_its_layers(activation):
     function = {"sigmoid": sigmoid, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}[activation]

@@ -117,6 +117,7 @@ def test_the_two_modules_and_the_function_are_one(name, dtypes, train):
     hold(name, dtypes, train)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtypes", WIDE, ids=named)
 @pytest.mark.parametrize(("name", "train"), MODES)
 def test_they_are_one_in_double_precision(name, dtypes, train):
@@ -176,6 +177,7 @@ def test_their_gradients_are_one(name):
     assert all(jnp.any(gradient != 0) for gradient in jax.tree.leaves(expected))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", every_norm)
 def test_they_are_one_under_jit(name):
     linen, twin, params, stats = built(name)

@@ -132,6 +132,7 @@ def test_a_module_used_twice_updates_twice():
         near(getattr(ours, key)[...], getattr(flaxs, key)[...], 2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axis", [(1, 3), (-1, 2)])
 def test_several_axes_of_channels_are_one_row_of_features(axis):
     shape = tuple(X.shape[a] for a in sorted(a % 4 for a in axis))
@@ -233,6 +234,7 @@ def test_momentum_none_on_a_built_module_says_how_to_start_a_count(name):
 # promote_dtype
 
 
+@pytest.mark.long
 def test_a_promote_dtype_of_ones_own_is_used():
     seen = []
 
@@ -288,6 +290,7 @@ def test_groups_with_axes_of_their_own_follow_the_oracle(shape, reduction_axes):
     assert np.max(np.abs(nnx.GroupNorm(8, rngs=nnx.Rngs(KEY), **options)(x) - expected)) > 0.1
 
 
+@pytest.mark.long
 def test_complex_statistics_keep_their_imaginary_part():
     x = normals(6, 8, mean=1j, dtype=np.complex64)
     norm = jnnx.BatchNorm(8, momentum=0.0, stats_dtype=jnp.complex64, rngs=nnx.Rngs(KEY))

@@ -158,6 +158,7 @@ def test_vmap_trains_several_models_at_once():
     hold(*results)
 
 
+@pytest.mark.long
 def test_scan_runs_a_stack_of_layers():
     results = []
     for library in (jnnx, nnx):
@@ -186,6 +187,7 @@ def test_scan_carries_the_statistics_over_batches():
     hold(*results)
 
 
+@pytest.mark.long
 def test_no_gradient_goes_through_the_statistics_that_are_kept():
     def evaluated(x, norm):
         norm(x)

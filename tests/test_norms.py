@@ -85,6 +85,7 @@ def test_a_norm_is_what_numpy_says(name, shape):
     np.testing.assert_allclose(y, EXPECTED[name](np.asarray(x)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_is_what_ours_is(name):
     weights = np.cos(np.arange(IMAGES.size, dtype=np.float32)).reshape(IMAGES.shape)
@@ -112,6 +113,7 @@ def test_a_peer_is_what_ours_is(name):
     jax.tree.map(near, theirs, ours)
 
 
+@pytest.mark.long
 def test_peers_have_the_values_of_ours_and_a_mask():
     for name in PEERS:
         peer, ours = dataclasses.asdict(norm(name)), norm(name.removeprefix("flax_"))
@@ -196,6 +198,7 @@ def test_bfloat16_comes_out_where_it_is_the_runs(name):
         )
 
 
+@pytest.mark.long
 def test_ghosts_follow_the_scope_or_count_examples_of_several_rows():
     x = np.asarray(ROWS)
     y, _ = run(placement("batch", scope=Scope(num_ghosts=4)), x)
@@ -267,6 +270,7 @@ def noisy():
     return np.asarray(jax.jit(jax.vmap(apply))(jax.random.split(KEY, 200)))
 
 
+@pytest.mark.long
 def test_noise_is_drawn_for_each_step_channel_and_example(noisy):
     up, down = noisy[:, 1::2], noisy[:, ::2]  # scale + mean, mean - scale
     of_steps = (up.mean(1) + down.mean(1)) / 2, (up.mean(1) - down.mean(1)) / 2
@@ -280,6 +284,7 @@ def test_noise_is_drawn_for_each_step_channel_and_example(noisy):
     assert abs(within).max() < 0.23
 
 
+@pytest.mark.long
 def test_noise_of_a_step_is_common_to_examples_where_they_have_none_of_their_own():
     place = placement("noisy_batch", example_noise=0.0)
     y, _ = run(place, IMAGES)
@@ -287,6 +292,7 @@ def test_noise_of_a_step_is_common_to_examples_where_they_have_none_of_their_own
     np.testing.assert_allclose(slope, np.broadcast_to(slope.mean((0, 1, 2)), y.shape), rtol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["pmap", "shard_map", "unchecked"])
 def test_devices_share_the_noise_of_channels_and_draw_that_of_their_examples(way):
     rows = np.broadcast_to(ROWS[:4], (8, 4, CHANNELS))  # the same on every device

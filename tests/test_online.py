@@ -177,6 +177,7 @@ def test_a_huge_first_example_is_finite():
     assert np.all(np.isfinite([y[0, 0], *(stats[key][0] for key in ("mean", "var"))]))
 
 
+@pytest.mark.long
 def test_no_variance_and_no_epsilon_is_finite():
     stats = jn.init_online_stats(1) | {"var": jnp.zeros(1)}
 
@@ -239,6 +240,7 @@ def test_frozen_statistics_and_control_processes_stay():
     alike(grads[0], np.broadcast_to(parameters(3)[0] / np.sqrt(stats["var"] + 1e-5), x.shape))
 
 
+@pytest.mark.long
 def test_replicas_merge():
     stats = jax.tree.map(lambda *parts: jnp.stack(parts), trained(), jn.init_online_stats(3))
     merged = jax.vmap(lambda one: jn.sync_batch_stats(one, "replicas"), axis_name="replicas")(stats)
@@ -246,6 +248,7 @@ def test_replicas_merge():
     identical(merged["control_y"], stats["control_y"])
 
 
+@pytest.mark.long
 def test_models_are_mapped_and_steps_are_scanned():
     x, g = normals(2, 8, 3), normals(2, 8, 3, seed=1)
     start = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), jn.init_online_stats(3))

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from cases import NORMS, STATEFUL, every_norm, fresh, normals, parameters
 
+pytestmark = pytest.mark.core
+
 SHAPE = (4, 4, 4)
 
 CHANGES = {

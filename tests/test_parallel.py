@@ -12,6 +12,7 @@ import pytest
 from environment import generator
 from runs_of import ROOT
 from runs_of import composed as config_of
+from waiting import PATIENCE
 
 from experiments.config import Jit, Single
 from experiments.data.batching import Batches, training_rows
@@ -111,11 +112,13 @@ def alike(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_eight_devices_give_the_curve_of_one(data, on_one_device, way):
     alike(curves(data, f"parallel={way}"), on_one_device)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_a_mesh_of_one_device_gives_the_curve_of_one(data, on_one_device, way, monkeypatch):
     first = jax.devices()[:1]
@@ -162,6 +165,7 @@ def test_jit_carries_steps_and_seeds_together(data, on_one_device):
     alike(curves(data, "seeds_together=true", "steps_per_call=2"), on_one_device)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_steps_of_several_cpu_devices_run_one_at_a_time(data, way):
     config = composed(f"parallel={way}")
@@ -187,6 +191,7 @@ def after_a_step(config, data, rows, filling):
     return jax.device_get(program.train(state, batch._replace(inputs=inputs.astype(np.float32))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("way", "norm"),
     [
@@ -235,7 +240,7 @@ def test_a_sweep_makes_virtual_devices_here_and_in_its_workers(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert ended.returncode == 0, ended.stderr
     written = [json.loads(path.read_text()) for path in tmp_path.glob("*/seed-0/result.json")]

@@ -11,9 +11,9 @@ import pytest
 from cases import allowed, near
 from process_worker import CHANNELS, MEAN, WAYS, batch
 from test_distributed import in_float64
+from waiting import PATIENCE
 
 TESTS = Path(__file__).parent
-SECONDS = 240
 
 
 def run_processes(processes, devices, directory):
@@ -39,7 +39,7 @@ def run_processes(processes, devices, directory):
     ]
     try:
         for worker in workers:
-            output, _ = worker.communicate(timeout=SECONDS)
+            output, _ = worker.communicate(timeout=PATIENCE)
             assert worker.returncode == 0, output
     finally:
         for worker in workers:

@@ -37,6 +37,7 @@ def lines(library, name, which):
     return len(program.lower(variables["params"], X).as_text("hlo").splitlines())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["forward", "both"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_program_is_hardly_longer_than_flaxs(name, which):

@@ -80,6 +80,7 @@ FUNCTIONS += [pytest.param(layer, linen, id=f"{layer}-linen") for layer in MODUL
 FUNCTIONS += [pytest.param(layer, functional_nnx, id=f"{layer}-nnx") for layer in MODULES]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("layer", "made"), FUNCTIONS)
 def test_forward_and_gradients_are_pytorchs(vectors, layer, made):
     own, params = of(vectors, layer)

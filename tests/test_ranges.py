@@ -68,6 +68,7 @@ def test_other_keys_that_are_swept_make_trials_of_ranges(tmp_path):
     assert "the arms have unequal numbers of trials, 2 and 1" in result.open_because
 
 
+@pytest.mark.long
 def test_a_range_over_which_nothing_trains_tells_nothing(tmp_path):
     configs = [c for norm in ("batch", "none") for c in runs_over_rates(tmp_path, norm, [()] * 8)]
     assert compare(contrast(), collect(configs), X).p == 1

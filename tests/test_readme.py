@@ -25,6 +25,7 @@ def test_there_are_snippets():
     assert len(snippets(ROOT / "README.md")) >= 3  # functions, Linen, NNX
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("page", "snippet"),
     [

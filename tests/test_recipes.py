@@ -80,6 +80,7 @@ def decays(path):
     return path[-1].key in ("kernel", "embedding")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [dict, freeze])
 def test_weight_decay_leaves_out_scales_and_biases(variables, kind):
     params = jax.tree.map(lambda leaf: leaf + 1, kind(variables["params"]))

@@ -90,6 +90,7 @@ def test_a_pass_gives_the_moments_of_the_whole_stream(name, momentum):
         assert stats["steps"] == first["steps"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mean", [300.0, -1e4])
 def test_large_means_lose_no_variance(mean):
     stats = jn.start_recomputing(jn.init_batch_stats(3))
@@ -102,6 +103,7 @@ def test_large_means_lose_no_variance(mean):
     near(stats["var"], expected["var"], rounding * np.sqrt(expected["var"].max()))
 
 
+@pytest.mark.long
 def test_each_channel_has_a_count_of_its_own():
     stats = jn.start_recomputing(fresh("batch", 3))
     for number, x in enumerate(stream()):
@@ -132,6 +134,7 @@ def test_statistics_are_recomputed_in_float32_at_least_and_kept_in_their_dtype(d
     assert stats["mean"].dtype == kept
 
 
+@pytest.mark.long
 def test_float64_is_recomputed_in_float64():
     with jax.enable_x64(True):
         stats = jn.start_recomputing(jn.init_batch_stats(3, dtype=jnp.float64))
@@ -141,6 +144,7 @@ def test_float64_is_recomputed_in_float64():
         of_population(jn.finish_recomputing(stats), population(batches), 1e-14)
 
 
+@pytest.mark.long
 def test_where_nothing_counted_the_old_statistics_stay():
     first = seen("batch", 3)
     stats = jn.start_recomputing(first)
@@ -237,6 +241,7 @@ def passed(step, params, stats, batches):
     return stats, inputs
 
 
+@pytest.mark.long
 def test_every_layer_has_the_moments_of_its_own_inputs():
     params, first, step = trained()
     stats, inputs = passed(step, params, jn.start_recomputing(first), flat_stream())
@@ -248,6 +253,7 @@ def test_every_layer_has_the_moments_of_its_own_inputs():
     assert stats["BatchRenorm_0"]["steps"] == first["BatchRenorm_0"]["steps"]
 
 
+@pytest.mark.long
 def test_a_compiled_step_is_compiled_once_more_and_then_goes_on():
     params, first, _ = trained()
     step = jax.jit(
@@ -263,6 +269,7 @@ def test_a_compiled_step_is_compiled_once_more_and_then_goes_on():
     assert compiled == [1, 2, 2]
 
 
+@pytest.mark.long
 def test_parts_by_name_and_frozen_ones_and_fits():
     params, first, step = trained()
     fit = {"count": jnp.zeros(()), **fresh("batch", 2), "min": jnp.zeros(2), "max": jnp.zeros(2)}
@@ -280,6 +287,7 @@ def test_parts_by_name_and_frozen_ones_and_fits():
     assert isinstance(jn.finish_recomputing(untouched), FrozenDict)
 
 
+@pytest.mark.long
 def test_stacked_layers_are_recomputed_each_by_itself():
     class Layer(nn.Module):
         @nn.compact
@@ -333,6 +341,7 @@ class NnxNet(nnx.Module):
         return x
 
 
+@pytest.mark.long
 def test_an_nnx_model_as_a_linen_tree():
     params, first, step = trained()
     model = NnxNet(params)
@@ -387,6 +396,7 @@ def test_devices_with_different_counts(way):
     identical(*({key: stats[key][at] for key in stats} for at in (0, 7)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("momentum", [0.9, None])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_statistics_on_a_mesh_are_sharded_as_the_channels(kind, momentum):
@@ -414,6 +424,7 @@ def test_statistics_on_a_mesh_are_sharded_as_the_channels(kind, momentum):
         assert jax.tree.map(jax.typeof, updated) == jax.tree.map(jax.typeof, first)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_replicas_in_the_middle_of_recomputing_merge_by_what_they_saw(way):
     x = normals(8, 4, 3, mean=np.arange(8.0)[:, None, None])

@@ -81,6 +81,7 @@ def drifted_tree():
     return jn.freeze_stats(jax.jit(apply)(DATA[:, 0])["batch_stats"], "BatchNorm_0")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_a_whole_tree_is_merged(way):
     stats = drifted_tree()
@@ -103,6 +104,7 @@ def test_an_nnx_models_statistics_are_merged():
     near(norm.var[...], np.full(3, 3.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layers", [2, 3])
 def test_stacked_layers_are_weighed_by_their_own_counts(layers):
     count = np.ones((4, layers), np.float32)
@@ -116,6 +118,7 @@ def test_stacked_layers_are_weighed_by_their_own_counts(layers):
     near(merged["mean"][2], expected, 1e-6)
 
 
+@pytest.mark.long
 def test_real_and_complex_statistics_are_merged_each_in_its_dtype():
     counts = np.arange(1000, 1008, dtype=np.float32)
     stats = {

@@ -203,6 +203,7 @@ def test_the_table_and_the_page_hold_the_numbers(finished, overrides, tmp_path):
     assert (tmp_path / "plotly.min.js").stat().st_size > 1_000_000
 
 
+@pytest.mark.long
 def test_the_index_links_every_study(finished, overrides, tmp_path):
     printed(overrides)
     html = (tmp_path / "index.html").read_text()
@@ -211,6 +212,7 @@ def test_the_index_links_every_study(finished, overrides, tmp_path):
     assert "none, as the study claims nothing" in html
 
 
+@pytest.mark.long
 def test_missing_runs_are_told_and_the_others_reported(overrides, tmp_path):
     first, *missing = composed(*overrides)
     run_files.write_run(first, [0.90, 0.91, 0.92])
@@ -240,6 +242,7 @@ def written(name, output, **others):
     return console.file.getvalue()
 
 
+@pytest.mark.long
 def test_verdicts_correct_each_other_on_every_page(tmp_path, monkeypatch):
     """A second study makes the p-value of the first larger, on its page too."""
     monkeypatch.setattr("experiments.report.family", lambda: ["first"])
@@ -270,6 +273,7 @@ def test_what_makes_another_study_is_found():
     assert changes([*same, *others]) == others
 
 
+@pytest.mark.long
 def test_a_changed_study_leaves_the_verdict_as_it_was(finished, overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.report.family", lambda: ["norms"])
     text = printed(overrides)
@@ -280,6 +284,7 @@ def test_a_changed_study_leaves_the_verdict_as_it_was(finished, overrides, tmp_p
     assert told in (tmp_path / "norms-changed.html").read_text()
 
 
+@pytest.mark.long
 def test_a_page_says_near_its_verdict_what_is_stale(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.report.family", lambda: ["first"])
     text = written("first", tmp_path, code="other")
@@ -291,6 +296,7 @@ def test_a_page_says_near_its_verdict_what_is_stale(tmp_path, monkeypatch):
     assert "so far mean +2.50 points" in box
 
 
+@pytest.mark.long
 def test_without_a_study_all_that_have_runs_are_reported(finished, overrides, tmp_path):
     text = printed(overrides[1:], report_all)
     assert f"report: {tmp_path / 'norms.html'}" in text

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from environment import SEED
 from runs_of import ROOT
+from waiting import PATIENCE
 
 RUN = (
     "model=mlp",
@@ -24,7 +25,6 @@ RUN = (
     "evaluate_every=200",
     "checkpoint_every=50",
 )
-LIMIT = 240  # seconds, in which a run ends
 
 
 def start(output, *overrides):
@@ -52,7 +52,7 @@ def killed_after(process, output, delay):
 
     A name is there from when writing begins; another, when it is written.
     """
-    before, end = checkpoints(output), time.monotonic() + LIMIT
+    before, end = checkpoints(output), time.monotonic() + PATIENCE
     seen = set(before)
     while process.poll() is None and len(checkpoints(output) | seen) < len(before) + 7:
         assert time.monotonic() < end
@@ -66,14 +66,14 @@ def killed_after(process, output, delay):
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     whole = start(tmp_path / "whole")
-    assert whole.wait(timeout=LIMIT) == 0
+    assert whole.wait(timeout=PATIENCE) == 0
     draws, killed = random.Random(SEED), tmp_path / "killed"
     # While it is saved (which takes some 30 ms), right after, and later.
     delays = [draws.uniform(0, 0.03) for _ in range(3)] + [draws.uniform(0, 0.5) for _ in range(2)]
     kills = sum(killed_after(start(killed), killed, delay) for delay in delays)
     assert kills >= 3
     last = start(killed)
-    assert last.wait(timeout=LIMIT) == 0
+    assert last.wait(timeout=PATIENCE) == 0
     assert len(parameters(killed)) == 2
     assert parameters(killed) == parameters(tmp_path / "whole")
     [log] = killed.glob("*/log.txt")

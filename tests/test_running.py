@@ -59,6 +59,7 @@ def remembered(momentum, x, where):
     return run(jn.init_batch_stats(x.shape[-1], momentum=momentum), x, where)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mean", [2.0, 300.0])
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
 def test_ten_thousand_decayed_steps_agree_with_float64(momentum, mean):
@@ -114,6 +115,7 @@ def test_statistics_start_in_the_dtype_that_is_asked_for(name):
     assert (stats["mean"].dtype, stats["var"].dtype) == (jnp.complex64, jnp.float32)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_momentum_is_the_weight_of_the_old_value(name, momentum):
@@ -165,6 +167,7 @@ def test_no_step_changes_the_dtype_or_the_shape_of_any_entry(name, momentum, kep
                 assert (y.dtype, kind(new)) == (x.dtype, kind(stats))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("framework", [jnn, jnnx])
 @pytest.mark.parametrize("given", GIVEN)
 def test_no_step_of_a_module_changes_the_dtype_of_its_statistics(given, framework):

@@ -23,7 +23,7 @@ from jax import export
 
 import jaxnorm as jn
 
-pytestmark = pytest.mark.numerical
+pytestmark = [pytest.mark.numerical, pytest.mark.core]
 
 SAMPLE = ["layer", "rms", "group", "instance"]
 AXES = [-1, 1, (1, 2), (-1, -3), (2, 1), (0, 2), (0, 1, 2, 3), (3,)]

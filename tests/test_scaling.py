@@ -10,6 +10,7 @@ from benchmarks import collectives, scaling
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", collectives.WAYS)
 @pytest.mark.parametrize("devices", [2, 8])
 def test_the_model_has_the_collectives_of_compiled_programs(devices, way):

@@ -111,6 +111,7 @@ def test_any_axis_can_be_split_over_an_automatic_mesh(name, split):
     hold(sharded(name, grid, SPLITS[split], masked), expected(name, masked))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_ghosts", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_ghosts_of_any_size_are_those_of_one_device(kind, num_ghosts):
@@ -135,6 +136,7 @@ def test_evaluation_of_sharded_arrays(name, kind):
     near(y, oracle(name, X, stats=seen(name, 8), train=False)[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", every_norm)
 def test_outside_of_jit_no_mesh_need_be_set(name):
     grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
@@ -188,6 +190,7 @@ def test_fresh_statistics_follow_the_channels(name, kind, fresh_options):
         assert new["mean"].sharding.spec == new["var"].sharding.spec == P("j")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fresh_options", FRESH.values(), ids=FRESH)
 @pytest.mark.parametrize("module", ["BatchNorm", "GhostBatchNorm", "BatchRenorm"])
 def test_fresh_statistics_of_modules_follow_the_channels(module, fresh_options):

@@ -74,6 +74,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("ratio", [1e3, 1e6])
 @pytest.mark.parametrize(("name", "options"), LAYOUTS, ids=str)
 def test_float32_is_precise_along_any_axes(name, options, ratio):
@@ -95,6 +96,7 @@ def test_every_channel_is_precise_beside_unlike_ones(name):
     precise(name, x, **options)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5])
 @pytest.mark.parametrize("size", [1e15, 1e-18])
 @pytest.mark.parametrize("name", every_norm)
@@ -193,6 +195,7 @@ def test_complex_numbers_are_standardized_by_their_modulus(name, complex_scale):
         near(stats, expected_stats)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", every_norm)
 def test_float64_keeps_its_precision(name):
     with jax.enable_x64(True):

@@ -41,6 +41,7 @@ def same_moments(actual, expected, tolerance=2e-6):
 AXES = [0, -1, 1, (0, 1), (0, 2), (-1, 0), (1, -1), (0, 1, 2)]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("axis", AXES, ids=str)
 def test_moments_are_those_of_the_counted_values(axis, masked):
@@ -133,6 +134,7 @@ SPLITS = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("mean", [0.0, 3.0])
 @pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
 def test_merging_any_split_gives_the_whole(sizes, mean):

@@ -41,6 +41,7 @@ def assert_equal(batch, other):
         np.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "changed"), CASES)
 def test_a_streamed_set_has_the_batches_of_a_held_one(name, changed, directory):
     held, streamed = both(name, directory, changed)
@@ -123,6 +124,7 @@ def loaded_by_other_code(monkeypatch, directory, module, added):
     return {path.name for path in directory.rglob("arrays/*.npz")}
 
 
+@pytest.mark.long
 def test_what_other_code_measured_or_laid_out_is_not_taken(tmp_path, monkeypatch):
     kept = loaded_by_other_code(monkeypatch, tmp_path, "", "")
     assert len(kept) == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
+from waiting import PATIENCE
 
 from experiments.config import register_schemas
 from experiments.errors import ConfigError
@@ -57,6 +58,7 @@ def contrast(**changes):
     return ["study=ghost", *(f"study.contrast.{key}='{value}'" for key, value in changes.items())]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -76,6 +78,7 @@ def test_a_contrast_that_cannot_be_right_is_told_before_training(overrides, mess
         grid(overrides)
 
 
+@pytest.mark.long
 def test_a_part_of_a_study_may_be_trained():
     configs = grid(["study=convergence", "norm=none"])  # the arm of norm=batch picks none of these
     assert {config.norm["name"] for config in configs} == {"none"}
@@ -95,6 +98,7 @@ def test_a_study_takes_the_place_of_what_stands_in_train():
     assert config.batch_size == 30
 
 
+@pytest.mark.long
 def test_runs_are_left_out_of_a_sweep():
     sweep = ["model=mlp,cnn", "norm=batch,instance", "study.without=['model=mlp norm=instance']"]
     kept = [(config.model["name"], config.norm["name"]) for config in grid(sweep)]
@@ -138,7 +142,7 @@ def test_without_fashion_mnist_a_study_takes_the_digits_and_says_so(name, monkey
 @pytest.mark.slow
 def test_every_study_runs(tmp_path):
     command = [sys.executable, "-m", "experiments.studies", "--smoke", f"output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     pages = {path.stem.removesuffix("-changed") for path in tmp_path.glob("*.html")}
     assert pages == {*studies(), "index"}

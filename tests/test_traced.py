@@ -26,6 +26,7 @@ def call(name, option, value):
     return NORMS[name].function(X, *state, *scale, **{**NORMS[name].options, option: value})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "option", "value"), NUMBERS)
 def test_a_number_may_be_an_array_or_traced(name, option, value):
     expected = call(name, option, value)

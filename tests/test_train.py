@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 from runs_of import composed, replaced, result
+from waiting import PATIENCE
 
 from experiments import train
 from experiments.launch import run as running
@@ -58,7 +59,7 @@ def program(module, *arguments):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -89,6 +90,7 @@ def test_a_run_leaves_its_files_and_is_not_run_again(call, places, capsys):
     assert (directory / "seed-1" / "result.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.long
 def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     call(*TINY, *places)
     before = result(composed(*TINY, *places))
@@ -100,6 +102,7 @@ def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     assert result(composed(*TINY, *places)) == before
 
 
+@pytest.mark.long
 def test_results_of_other_code_are_named_and_made_again(call, places, capsys, monkeypatch):
     call(*TINY, *places)
     config = composed(*TINY, *places)
@@ -121,6 +124,7 @@ def test_results_of_other_code_are_named_and_made_again(call, places, capsys, mo
         assert result(config, seed)["parameters"] == before[seed]["parameters"]
 
 
+@pytest.mark.long
 def test_a_state_of_other_code_is_not_gone_on_from(call, places, monkeypatch):
     config = composed(*TINY, *places, "checkpoint_every=1")
     end_after(monkeypatch, 3)
@@ -158,6 +162,7 @@ def begins(monkeypatch):
     return steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["none", "cut", "emptied", "half written"])
 def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
     places, monkeypatch, tmp_path, damage
@@ -186,6 +191,7 @@ def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
     )
 
 
+@pytest.mark.long
 def test_seeds_together_go_on_each_from_its_newest_checkpoint(places, monkeypatch):
     config = composed(*TINY, *places, "checkpoint_every=1", "seeds_together=true")
     end_after(monkeypatch, 4)  # of the first seed, so that the second has no step 4
@@ -198,6 +204,7 @@ def test_seeds_together_go_on_each_from_its_newest_checkpoint(places, monkeypatc
         assert result(config, seed)["ended"] == "done"
 
 
+@pytest.mark.long
 def test_seeds_together_go_on_to_the_same_bits(places, monkeypatch, tmp_path):
     config = composed(*TINY, *places, "checkpoint_every=1", "seeds_together=true")
     end_after(monkeypatch, 4, seed=1)
@@ -212,6 +219,7 @@ def test_seeds_together_go_on_to_the_same_bits(places, monkeypatch, tmp_path):
         assert result(config, seed)["parameters"] == result(whole, seed)["parameters"]
 
 
+@pytest.mark.long
 def test_a_run_that_another_process_trains_is_left_to_it(call, places):
     config = composed(*TINY, *places)
     directory = run_directory(config)
@@ -222,6 +230,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(call, places):
     assert files(directory) == {"lock"}
 
 
+@pytest.mark.long
 def test_events_of_a_run_that_went_on_are_there_once(places, monkeypatch):
     tensorboard = pytest.importorskip(
         "tensorboardX.proto.event_pb2", reason="tensorboardX is of the experiments"
@@ -252,6 +261,7 @@ def records_of(path):
         at += 16 + length
 
 
+@pytest.mark.long
 def test_a_bug_is_not_taken_for_a_wrong_configuration(call, places, monkeypatch):
     def fail(*args):
         raise ValueError("a bug")
@@ -263,6 +273,7 @@ def test_a_bug_is_not_taken_for_a_wrong_configuration(call, places, monkeypatch)
     assert "ValueError: a bug" in log.read_text(), "with its traceback"
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_and_loses_nothing(call, places, monkeypatch):
     config = composed(*TINY, *places, "checkpoint_every=1", "seeds=1")
     full = ocp.CheckpointManager.save
@@ -283,6 +294,7 @@ def test_a_full_disk_is_told_and_loses_nothing(call, places, monkeypatch):
     assert begun == [2]
 
 
+@pytest.mark.long
 def test_the_directory_follows_what_determines_the_result():
     base = composed()
     for same in (
@@ -313,6 +325,7 @@ def test_the_directory_follows_what_determines_the_result():
     )
 
 
+@pytest.mark.long
 def test_the_digest_of_the_code_is_of_what_trains_the_run(monkeypatch):
     cnn, mlp = composed(), composed("model=mlp")
     of_cnn, of_mlp = (code._imported((code.TRAINING, target(c))) for c in (cnn, mlp))
@@ -389,12 +402,14 @@ def test_a_study_from_its_command_to_its_page(places, tmp_path):
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
     assert all(line.isprintable() for line in lines), "no control characters"
-    assert len(lines) == 4, "each run starts and ends"
+    assert {line[:6] for line in lines} == {"[1/2] ", "[2/2] "}
     for norm in ("none", "group"):  # by two processes, in any order
-        start, end = (line for line in lines if f" digits-cnn-{norm}-batch256-" in line)
-        assert start[:6] == end[:6] in ("[1/2] ", "[2/2] ")
-        assert start.endswith(f" norm={norm}: training")
-        assert "test accuracy" in end
+        start, *signs, end = (line for line in lines if f" norm={norm}: " in line)
+        assert {line[:6] for line in (start, *signs, end)} == {start[:6]}, "a run has one number"
+        assert f" digits-cnn-{norm}-batch256-" in start
+        assert start.endswith(": training")
+        assert all(": seed " in sign for sign in signs), "signs of life, where it takes long"
+        assert ": test accuracy" in end
     directories = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert len(directories) == 2
     assert all({path.name for path in each.iterdir()} == FILES for each in directories)

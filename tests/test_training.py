@@ -114,6 +114,7 @@ def test_evaluation_counts_every_test_example(tiny, plain):
         np.testing.assert_allclose(reached[f"{split}_accuracy"], accuracy, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_evaluation_in_several_batches_is_that_in_one(tiny, plain, monkeypatch):
     made = setup(tiny)
     program = compile_program(tiny, made)
@@ -261,6 +262,7 @@ def test_bfloat16_activations_keep_float32_parameters(tiny, tmp_path):
     assert result(config)["parameters"] != result(tiny)["parameters"]
 
 
+@pytest.mark.long
 def test_weight_decay_is_of_weights_alone(tiny):
     made = setup(tiny)
     program = compile_program(tiny, made)
@@ -299,6 +301,7 @@ def test_the_rate_warms_up_and_follows_its_schedule(places, schedule, scaling, f
     np.testing.assert_allclose(rates[4:], peak * expected, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_clipping_bounds_what_the_optimizer_is_given(places, optimizer):
     config = composed(*places, f"optimizer={optimizer}", "optimizer.clip_norm=0.5")

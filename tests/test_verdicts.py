@@ -218,6 +218,7 @@ def test_a_section_says_all_that_a_verdict_rests_on(written, entries):
     assert all(f"\n{paragraph}\n" in text for paragraph in RULE)
 
 
+@pytest.mark.long
 def test_all_follows_from_what_is_committed_and_nothing_else(written, monkeypatch):
     files = [path for path in written.rglob("*.*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
@@ -243,6 +244,7 @@ def test_what_is_kept_is_rounded_and_keeps_its_bytes(written, entries):
     assert not (written / STUDIES / "unrun.json").exists()
 
 
+@pytest.mark.long
 def test_a_further_study_corrects_those_that_are_committed(root, entries):
     [worse] = [entry for entry in entries if entry.name == "worse"]
     keep_entry(root / STUDIES, worse)
@@ -252,6 +254,7 @@ def test_a_further_study_corrects_those_that_are_committed(root, entries):
         assert f"p = {len(family) * worse.compared.p:.2g} |" in readme
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rates", "won", "trials"),
     [
@@ -338,6 +341,7 @@ def test_a_strip_of_nothing_but_zeros_is_drawn(tmp_path):
     assert len(drawn(compare(asked, points))["circle"]) == 3
 
 
+@pytest.mark.long
 def test_the_index_shows_strips_and_the_rule(written, entries):
     refresh(written / "runs", NAMES)
     html = (written / "runs" / "index.html").read_text()
