@@ -25,7 +25,7 @@ def fold_batch_norm(
     norm_bias: ArrayLike | None,
     *,
     epsilon: ArrayLike = 1e-5,
-    kernel_axis: int | None = None,
+    kernel_axis: int = -1,
     layer: str | None = None,
     groups: int = 1,
     transpose_kernel: bool = False,
@@ -46,7 +46,7 @@ def fold_batch_norm(
         stats: {"mean", "var"}, each [C], as in evaluation.
         norm_scale, norm_bias: of the normalization, [C]; None for one without.
         epsilon: that of the normalization: 1e-5 in Flax and PyTorch, 1e-3 in Keras.
-        kernel_axis: the axis of the output channels, where no layer is given; None: the last.
+        kernel_axis: the axis of the output channels, where no layer is given.
         layer: the type of the layer, which says where its kernel has the channels: "flax.Conv",
             "keras.DepthwiseConv2D", "pytorch.ConvTranspose2d" and others, which the documentation
             and the error of an unknown one list.
@@ -95,7 +95,7 @@ def fold_batch_norm_into_next(
     norm_bias: ArrayLike | None,
     *,
     epsilon: ArrayLike = 1e-5,
-    kernel_axis: int | None = None,
+    kernel_axis: int = -1,
     input_axis: int | None = None,
     layer: str | None = None,
     groups: int = 1,

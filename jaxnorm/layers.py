@@ -51,7 +51,7 @@ class Layer(NamedTuple):
     """What the caller says of a layer: its type, or the axes of its kernel."""
 
     name: str | None = None
-    kernel_axis: int | None = None
+    kernel_axis: int = -1
     input_axis: int | None = None
     groups: int = 1
     transpose_kernel: bool = False
@@ -154,9 +154,9 @@ def _check_named(layer: Layer) -> None:
             f"layer={name!r} is none of {', '.join(AXES)}; of another layer give the axes of its "
             "kernel, as kernel_axis"
         )
-    axes = {"kernel_axis": layer.kernel_axis, "input_axis": layer.input_axis}
-    for option, value in axes.items():
-        if value is not None:
+    axes = {"kernel_axis": (layer.kernel_axis, -1), "input_axis": (layer.input_axis, None)}
+    for option, (value, default) in axes.items():
+        if value != default:
             raise ValueError(
                 f"layer={name!r} says where the channels are, and {option}={value!r} says it too; "
                 "leave one of the two out"
@@ -265,8 +265,7 @@ def _by_axes(layer: Layer, shape: tuple[int, ...], into_next: bool) -> Layout:
             "transpose_kernel and equation are of a layer's type; give it, for example "
             "layer='flax.ConvTranspose'"
         )
-    axis = -1 if layer.kernel_axis is None else layer.kernel_axis
-    outputs = _axes.single_axis(ndim, axis, "kernel_axis")
+    outputs = _axes.single_axis(ndim, layer.kernel_axis, "kernel_axis")
     parts = [f"window{place}" for place in range(ndim)]
     parts[outputs] = "(groups out)"
     kernel, cure = f"kernel_axis={outputs} of the kernel of shape {shape}", "check kernel_axis"

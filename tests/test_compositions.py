@@ -11,7 +11,7 @@ from cases import NORMS, STATEFUL, chances, every_norm, fresh, near, normals, pa
 
 import jaxnorm as jn
 
-pytestmark = pytest.mark.numerical
+pytestmark = [pytest.mark.numerical, pytest.mark.long]
 
 SHAPE = (4, 2, 4)
 EPSILON = 0.1

@@ -11,6 +11,8 @@ from cases import every_norm, near, within
 from functions import FUNCTIONS, WHERE, X, function, gradient
 from jax.experimental import checkify
 
+pytestmark = pytest.mark.long
+
 
 @functools.cache
 def expected(name, masked):

@@ -277,7 +277,7 @@ def fold(kernel, width, into_next=False, **options):
             ["flax.Conv, ", "pytorch.Linear", "kernel_axis"],
         ),
         (fold((2, 3), 3, layer=nn.Dense), ["string such as 'flax.Conv'"]),
-        (fold((2, 3), 3, layer="flax.Dense", kernel_axis=-1), ["'flax.Dense'", "kernel_axis=-1"]),
+        (fold((2, 3), 3, layer="flax.Dense", kernel_axis=0), ["'flax.Dense'", "kernel_axis=0"]),
         (fold((2, 3), 2, True, layer="flax.Dense", input_axis=0), ["'flax.Dense'", "input_axis=0"]),
         (fold((2, 3), 4, layer="flax.Dense"), ["[in, out]", "(2, 3)", "3 output channels", "(4,)"]),
         (

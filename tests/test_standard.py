@@ -11,6 +11,8 @@ from functions import FUNCTIONS, WHERE, X, function, gradient
 import jaxnorm as jn
 from jaxnorm.kernels import standard
 
+pytestmark = pytest.mark.long
+
 
 def primitives(jaxpr):
     """Give the names of all primitives, at any depth."""
