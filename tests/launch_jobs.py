@@ -56,6 +56,7 @@ def traces(config, what):
 
 def main(files, where="here"):
     """Start runs that end when there is a trace of one named go."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for `command &`
     jobs = [Job(name, "p", {"name": name, "beside": "go", "files": files}) for name in "abc"]
     display.start_study("sweep", len(jobs))
     try:
