@@ -56,7 +56,8 @@ def traces(config, what):
 
 def main(files, where="here"):
     """Start runs that end when there is a trace of one named go."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for `command &`
+    # A shell that started the tests in the background would have it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     jobs = [Job(name, "p", {"name": name, "beside": "go", "files": files}) for name in "abc"]
     display.start_study("sweep", len(jobs))
     try:

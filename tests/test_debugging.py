@@ -30,8 +30,15 @@ CONTEXTS = {
 }
 
 
-CASES = [(context, name, False) for context in CONTEXTS for name in FUNCTIONS]
-CASES += [("disable_jit", name, True) for name in FUNCTIONS]
+# All functions in one context, and some in all: the rest are of the same few primitives.
+SOME = ("batch", "layer", "moments", "online", "inputs")
+CASES = [("disable_jit", name, masked) for name in FUNCTIONS for masked in (False, True)]
+CASES += [
+    pytest.param(context, name, False, marks=() if name in SOME else pytest.mark.slow)
+    for context in CONTEXTS
+    if context != "disable_jit"
+    for name in FUNCTIONS
+]
 
 
 @pytest.mark.parametrize(("context", "name", "masked"), CASES)

@@ -55,7 +55,7 @@ def run(tmp_path):
         return subprocess.run(
             [sys.executable, "-m", "pytest", *common, *options, str(tmp_path)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
+            env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PYTEST_ADDOPTS": ""},
             capture_output=True,
             text=True,
             timeout=PATIENCE,

@@ -1,5 +1,6 @@
 """A user's file that uses every function and every module; `make lint` checks its types."""
 
+from functools import partial
 from typing import Any, assert_type
 
 import flax.linen as nn
@@ -43,7 +44,9 @@ def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
     y = jn.rms_norm(y, scale, scale_offset=1.0)
     y = jn.group_norm(y, scale, bias, num_groups=2)
     y = jn.group_norm(y, num_groups=None, group_size=2)
-    y = jn.instance_norm(y[:, None], scale, channel_axis=(2,))
+    with jn.standard_primitives():
+        y = jn.rms_norm(y)
+    y = jn.instance_norm(jnp.stack([y, -y], 1), scale, channel_axis=(2,))
     assert_type(y, jax.Array)
     return y
 
@@ -74,7 +77,7 @@ class Linen(nn.Module):
         x = jnn.LayerNorm(dtype=jnp.bfloat16, scale_init=nn.initializers.ones)(x, mask=mask)
         x = jnn.RMSNorm(scale_offset=1.0, scale_init=nn.initializers.zeros)(x)
         x = jnn.GroupNorm(num_groups=None, group_size=2, reduction_axes=-1)(x)
-        x = jnn.InstanceNorm(feature_axes=(-1,), axis_name=None)(x[:, None])
+        x = jnn.InstanceNorm(feature_axes=(-1,), axis_name=None)(jnp.stack([x, -x], 1))
         assert_type(x, jax.Array)
         return x
 
@@ -94,7 +97,7 @@ class Nnx(nnx.Module):
         x = self.batch(x, mask=mask, update_stats=False)
         x = self.renorm(self.ghost(x), False)
         x = self.group(self.rms(self.layer(self.online(x)), mask))
-        x = self.instance(x[:, None])
+        x = self.instance(jnp.stack([x, -x], 1))
         assert_type(x, jax.Array)
         return x
 
@@ -103,8 +106,10 @@ def use_modules(x: jax.Array) -> jax.Array:
     variables = Linen(True).init(jax.random.key(0), x)
     _, updates = Linen(True).apply(variables, x, mutable=["batch_stats"])
     stats = jn.freeze_stats(updates["batch_stats"], "BatchNorm_0")
-    stats = jn.finish_recomputing(jn.start_recomputing(stats))
-    stats = jn.finish_accumulating(jn.start_recomputing(stats, "*"), momentum=0.9)
+    for finish in (jn.finish_recomputing, partial(jn.finish_accumulating, momentum=0.9)):
+        started = {**variables, "batch_stats": jn.start_recomputing(stats, "BatchRenorm_0")}
+        _, updates = Linen(True).apply(started, x, mutable=["batch_stats"])
+        stats = finish(updates["batch_stats"])
     params = jn.zero_scales(variables["params"], "LayerNorm_0")
     logits: Any = Linen(False).apply({"params": params, "batch_stats": stats}, x)
     model = Nnx(nnx.Rngs(0))
