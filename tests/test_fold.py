@@ -565,6 +565,7 @@ class Net(nnx.Module):
         return self.last(self.dense(x.mean((1, 2))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("library", [jnnx, nnx], ids=["ours", "Flax's"])
 def test_an_nnx_model(library):
     model = Net(library, nnx.Rngs(KEY))
@@ -624,6 +625,7 @@ NEXT_NORMS = (
 )
 
 
+@pytest.mark.long
 def test_the_norms_of_a_linen_model_into_the_layers_after_them():
     model = After(NEXT_LAYERS, NEXT_NORMS)
     variables = started(model, IMAGES)
@@ -654,6 +656,7 @@ GENERAL_LAYERS = (
 )
 
 
+@pytest.mark.long
 def test_norms_after_layers_whose_bias_has_more_axes_than_the_channels():
     norms = (jnn.BatchNorm(**NORM),) * len(GENERAL_LAYERS)
     model = Branches(GENERAL_LAYERS, tuple(norm.clone() for norm in norms))
@@ -678,6 +681,7 @@ class Attention(nn.Module):
         return jnn.BatchNorm(name="after", **NORM)(q) + k * v
 
 
+@pytest.mark.long
 def test_a_norm_that_feeds_several_layers_and_folding_again():
     model, x = Attention(), normals(3, 4)
     variables = started(model, x)
@@ -700,6 +704,7 @@ class PreNorm(nn.Module):
         return x + nn.MultiHeadDotProductAttention(2, use_bias=False, name="attention")(y)
 
 
+@pytest.mark.long
 def test_a_norm_into_the_projections_of_an_attention():
     model, x = PreNorm(), normals(2, 3, 4)
     variables = started(model, x)
@@ -709,6 +714,7 @@ def test_a_norm_into_the_projections_of_an_attention():
     alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
 
 
+@pytest.mark.long
 def test_integers_that_an_input_normalization_made_floating():
     model = nn.Sequential([jnn.StandardizeInputs(**NORM), nn.Dense(3)])
     x = jnp.arange(8).reshape(2, 4)
@@ -746,6 +752,7 @@ class NnxNext(nnx.Module):
         return x
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("library", [jnnx, nnx], ids=["ours", "Flax's"])
 def test_an_nnx_model_into_the_layers_after(library):
     model = NnxNext(library, nnx.Rngs(KEY))
