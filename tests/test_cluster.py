@@ -113,9 +113,10 @@ def test_the_runs_of_a_lost_machine_go_on_on_another(cluster, sweep, tmp_path):
         line_with(process.stdout, "training")
     cluster.stdin.write("\n")
     cluster.stdin.flush()
-    line_with(process.stdout, "its process or machine was lost")
+    until(lambda: len(processes_of("a") + processes_of("b")) == 1, "loss of the machine")
     trace({"name": "go", "files": str(files)}, "begun")
     lines = process.stdout.read().splitlines()
     assert process.wait() == 0
+    assert line_with(lines, "its process or machine was lost")
     assert sorted(line.split()[1] for line in lines if "on core" in line) == ["a:", "b:", "c:"]
     assert lines[-1] == "failures: []"

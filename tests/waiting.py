@@ -2,7 +2,7 @@
 
 import time
 
-PATIENCE = 3600  # seconds: what takes longer hangs
+PATIENCE = 900  # seconds: what takes longer hangs
 
 
 def until(condition, what):
