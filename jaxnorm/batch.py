@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import states as _states
 from jaxnorm.arrays import explicit_shards, full_without
 from jaxnorm.distributed import sync_moments
 from jaxnorm.running import running_moments, sharded, update
@@ -24,7 +27,7 @@ class _Layer(NamedTuple):
     """The checked arguments that the three functions share."""
 
     x: jax.Array
-    stats: _axes.BatchStats
+    stats: _states.BatchStats
     scale: jax.Array | None
     bias: jax.Array | None
     counted: jax.Array | None
@@ -61,7 +64,7 @@ class _Layer(NamedTuple):
 
     def evaluated(self) -> jax.Array:
         """Standardized by the running statistics."""
-        running = running_moments(self.stats, _axes.statistics_dtype(self.x.dtype))
+        running = running_moments(self.stats, _dtypes.statistics_dtype(self.x.dtype))
         return self.standardized(running, Scope(self.reduced), given=True)
 
     def counted_over(self, m: Moments, members: int) -> Moments:
@@ -83,10 +86,10 @@ class _Layer(NamedTuple):
         )
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def batch_norm(
     x: ArrayLike,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
@@ -172,10 +175,10 @@ def batch_norm(
     return y, layer.updated(layer.counted_over(m, members))
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def ghost_batch_norm(
     x: ArrayLike,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
@@ -244,7 +247,7 @@ def ghost_batch_norm(
     batch, *rest = layer.x.shape
     size = _axes.ghost_size_of(batch, num_ghosts, ghost_size)
     ghosts = batch // size if num_ghosts is None else num_ghosts
-    _axes.check_values_per_channel((size, *rest), layer.reduced, 1, "ghosts")
+    _checks.check_values_per_channel((size, *rest), layer.reduced, 1, "ghosts")
     shards = explicit_shards(layer.x, 0)
     parts = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost over devices
     split = _split(layer, ghosts * parts, size // parts)
@@ -269,10 +272,10 @@ def _relaxed(step: Any, steps: tuple[float, float], limits: tuple[float, float])
     return jnp.interp(*(jnp.asarray(part, jnp.float32) for part in (step, steps, limits)))
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def batch_renorm(
     x: ArrayLike,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
@@ -369,13 +372,13 @@ def _limit(name: str, limit: ArrayLike | Schedule, low: float) -> Schedule:
     """A number as a constant schedule."""
     if callable(limit):
         return limit
-    _axes.check_number(name, limit, low, finite=False)
+    _checks.check_number(name, limit, low, finite=False)
     return lambda _: limit
 
 
 def _checked(
     x: ArrayLike,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     scale: ArrayLike | None,
     bias: ArrayLike | None,
     *,
@@ -389,25 +392,25 @@ def _checked(
     skip_nonfinite: bool,
     renorm: bool = False,
 ) -> _Layer:
-    x = _axes.as_input(x)
+    x = _checks.as_input(x)
     channels = _axes.channel_axes(x.ndim, channel_axis)
-    _axes.check_choice("train", train)
-    _axes.check_choice("skip_nonfinite", skip_nonfinite)
-    _axes.check_momentum(momentum)
-    _axes.check_epsilon(epsilon)
+    _checks.check_choice("train", train)
+    _checks.check_choice("skip_nonfinite", skip_nonfinite)
+    _checks.check_momentum(momentum)
+    _checks.check_epsilon(epsilon)
     _axes.check_axis_index_groups(axis_name, axis_index_groups)
-    _axes.check_stats(stats, x, channels, momentum, renorm)
-    counted = _axes.as_mask(where, x.shape)
+    _states.check_stats(stats, x, channels, momentum, renorm)
+    counted = _checks.as_mask(where, x.shape)
     if not _evaluates(train, stats):
-        _axes.check_kept_dtype(stats, x)
+        _states.check_kept_dtype(stats, x)
         if momentum is None:
-            _axes.check_count(stats, counted, channels)
+            _states.check_count(stats, counted, channels)
     reduced = _axes.other_axes(x.ndim, channels)
     return _Layer(
         x=x,
         stats=sharded(stats, x, reduced),
-        scale=_axes.as_parameter("scale", scale, x, channels),
-        bias=_axes.as_parameter("bias", bias, x, channels),
+        scale=_checks.as_parameter("scale", scale, x, channels),
+        bias=_checks.as_parameter("bias", bias, x, channels),
         counted=counted,
         channels=channels,
         reduced=reduced,
@@ -417,7 +420,7 @@ def _checked(
     )
 
 
-def _evaluates(train: bool, stats: _axes.BatchStats) -> bool:
+def _evaluates(train: bool, stats: _states.BatchStats) -> bool:
     """Whether the running statistics are used: in evaluation, and where they are frozen."""
     return not train or "frozen" in stats
 
@@ -427,7 +430,7 @@ def _whole_batch(
 ) -> tuple[Scope, int]:
     """What the moments of the batch are taken over, and over how many members of the axes."""
     members = _axes.mapped_size(axis_name, axis_index_groups)
-    _axes.check_values_per_channel(layer.x.shape, layer.reduced, members, "an input")
+    _checks.check_values_per_channel(layer.x.shape, layer.reduced, members, "an input")
     groups = _axes.hashable_groups(axis_index_groups)
     return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups), members
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
 from jaxnorm import layers as _layers
+from jaxnorm import states as _states
 
 Padding = str | int | Sequence[int | tuple[int, int]] | None
 
@@ -20,7 +22,7 @@ Padding = str | int | Sequence[int | tuple[int, int]] | None
 def fold_batch_norm(
     kernel: ArrayLike,
     bias: ArrayLike | None,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     norm_scale: ArrayLike | None,
     norm_bias: ArrayLike | None,
     *,
@@ -90,7 +92,7 @@ def fold_batch_norm(
 def fold_batch_norm_into_next(
     kernel: ArrayLike,
     bias: ArrayLike | None,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     norm_scale: ArrayLike | None,
     norm_bias: ArrayLike | None,
     *,
@@ -195,7 +197,7 @@ def _parts(
     layer: _layers.Layer,
     kernel: ArrayLike,
     bias: ArrayLike | None,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     norm_scale: ArrayLike | None,
     norm_bias: ArrayLike | None,
     epsilon: ArrayLike,
@@ -203,13 +205,13 @@ def _parts(
     into_next: bool,
 ) -> _Parts:
     """The arguments, checked against the axes of the kernel."""
-    _axes.check_epsilon(epsilon)
-    old = _axes.as_kernel(kernel)
-    _axes.check_kernel_stats(stats)
+    _checks.check_epsilon(epsilon)
+    old = _as_kernel(kernel)
+    _check_stats(stats)
     layout = _layers.layout(layer, old.shape, jnp.size(stats["mean"]) if into_next else None)
     width, side = (layout.in_width, "input") if into_next else (layout.out_width, "output")
     of_channels = partial(
-        _axes.of_kernel,
+        _of_kernel,
         kernel=old,
         shape=(width,),
         needs=f"{layout.kernel} has {width} {side} channels",
@@ -219,7 +221,7 @@ def _parts(
     scale = of_channels("norm_scale", norm_scale)
     offset = of_channels("norm_bias", norm_bias)
     needs = f"{layout.kernel} has {layout.out_width} output channels"
-    own = _axes.of_kernel("bias", bias, old, layout.bias_shape, needs, lambda _: layout.cure)
+    own = _of_kernel("bias", bias, old, layout.bias_shape, needs, lambda _: layout.cure)
     given = [array for array in (mean, var, scale, offset, own) if array is not None]
     with jax.numpy_dtype_promotion("standard"):
         wide = jnp.result_type(jnp.float32, old, *given)
@@ -302,3 +304,48 @@ def _is_exact(padding: Any, window: Sequence[int]) -> bool:
             f"padding must be a string, a number, or numbers or pairs of numbers for each position "
             f"axis, got {padding!r}"
         ) from None
+
+
+def _as_kernel(kernel: ArrayLike) -> jax.Array:
+    """`kernel` as an array of a real or complex floating type."""
+    kernel = jnp.asarray(kernel)
+    if not jnp.issubdtype(kernel.dtype, jnp.inexact):
+        raise TypeError(
+            f"the kernel has dtype {kernel.dtype}; folding multiplies it, so give a floating or "
+            "complex one: fold first and quantize the result"
+        )
+    return kernel
+
+
+def _check_stats(stats: _states.BatchStats) -> None:
+    """Running statistics with what folding needs."""
+    if not isinstance(stats, Mapping):
+        raise TypeError(
+            f"the running statistics must be a dict with mean and var, got {type(stats).__name__}"
+        )
+    if missing := [key for key in ("mean", "var") if key not in stats]:
+        raise ValueError(
+            f"the running statistics lack {missing}; they have the keys {sorted(stats)}; give "
+            "those that batch_norm keeps, with mean and var"
+        )
+
+
+def _of_kernel(
+    name: str,
+    value: ArrayLike | None,
+    kernel: jax.Array,
+    shape: tuple[int, ...],
+    needs: str,
+    cure: Callable[[tuple[int, ...]], str],
+) -> Any:
+    """An array with a number for each channel of a kernel."""
+    if value is None:
+        return None
+    value = jnp.asarray(value)
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} has shape {value.shape}, but {needs}, which need {shape}; {cure(value.shape)}"
+        )
+    if jnp.iscomplexobj(value) and jnp.isrealobj(kernel):
+        raise TypeError(f"{name} is {value.dtype}, but the kernel is real; give a real {name}")
+    return value

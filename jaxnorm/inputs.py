@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import states as _states
 from jaxnorm.arrays import everywhere, repeated
 from jaxnorm.distributed import sync_extremes, sync_moments
 from jaxnorm.running import init_batch_stats, sharded, update
@@ -48,15 +51,15 @@ def init_input_stats(
     """
     widths = num_features if isinstance(num_features, Sequence) else (num_features,)
     shape = tuple(_axes.check_positive_int("num_features", width) for width in widths)
-    _axes.check_fit_dtype(dtype)
+    _states.check_fit_dtype(dtype)
     stats = init_batch_stats(shape, momentum=None, dtype=dtype, count_per_channel=True)
     most = jnp.full(shape, -jnp.inf, dtype)
     return {key: stats[key] for key in ("count", "mean", "var")} | {"min": -most, "max": most}
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def update_input_stats(
-    fit: _axes.BatchStats,
+    fit: _states.BatchStats,
     x: ArrayLike,
     *,
     feature_axis: _axes.Axes = -1,
@@ -106,7 +109,7 @@ def update_input_stats(
         >>> print(fit["mean"], fit["min"], fit["max"], fit["count"])
         [4.e+00 2.e+05] [3.e+00 1.e+05] [5.e+00 3.e+05] [2. 2.]
     """
-    _axes.check_choice("skip_nan", skip_nan)
+    _checks.check_choice("skip_nan", skip_nan)
     _axes.check_axis_index_groups(axis_name, axis_index_groups)
     checked = _checked(x, fit, feature_axis, where)
     if "frozen" in fit:
@@ -123,7 +126,7 @@ def update_input_stats(
     return _merged(jax.lax.stop_gradient(checked.fit), m, least, most)
 
 
-def merge_input_stats(a: _axes.BatchStats, b: _axes.BatchStats) -> Any:
+def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
     """The fit to all that two fits saw: those of two parts, files, or processes.
 
     Associative and commutative up to the rounding of moments; a fresh fit changes nothing. No row
@@ -145,16 +148,16 @@ def merge_input_stats(a: _axes.BatchStats, b: _axes.BatchStats) -> Any:
         >>> print(merged["mean"], merged["var"], merged["max"], merged["count"])
         [3.] [4.6666665] [6.] [3.]
     """
-    _axes.check_fit(a)
-    _axes.check_fit(b, jnp.shape(a["mean"]))
+    _states.check_fit(a)
+    _states.check_fit(b, jnp.shape(a["mean"]))
     m = Moments(*(jnp.asarray(b[key]) for key in ("count", "mean", "var")))
     return _merged(a, m, jnp.asarray(b["min"]), jnp.asarray(b["max"]))
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def standardize_inputs(
     x: ArrayLike,
-    fit: _axes.BatchStats,
+    fit: _states.BatchStats,
     *,
     epsilon: ArrayLike = 0.0,
     clip: ArrayLike | None = None,
@@ -200,10 +203,10 @@ def standardize_inputs(
         [[-1. -1.]
          [ 1.  1.]] [5.e+00 3.e+05]
     """
-    _axes.check_epsilon(epsilon)
-    _axes.check_choice("invert", invert)
+    _checks.check_epsilon(epsilon)
+    _checks.check_choice("invert", invert)
     if clip is not None:
-        _axes.check_positive("clip", clip)
+        _checks.check_positive("clip", clip)
         _check_invertible("clip", clip, invert)
     checked = _checked(x, fit, feature_axis, where)
     mean = checked.spread("mean")
@@ -219,10 +222,10 @@ def standardize_inputs(
     return checked.result(y)
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def min_max_inputs(
     x: ArrayLike,
-    fit: _axes.BatchStats,
+    fit: _states.BatchStats,
     *,
     low: ArrayLike = 0.0,
     high: ArrayLike = 1.0,
@@ -268,9 +271,9 @@ def min_max_inputs(
          [-0.5  0. ]
          [ 1.   1. ]]
     """
-    _axes.check_range(low, high)
-    _axes.check_choice("clip", clip)
-    _axes.check_choice("invert", invert)
+    _checks.check_range(low, high)
+    _checks.check_choice("clip", clip)
+    _checks.check_choice("invert", invert)
     if clip:
         _check_invertible("clip", clip, invert)
     checked = _checked(x, fit, feature_axis, where)
@@ -288,10 +291,10 @@ def min_max_inputs(
     return checked.result(jnp.clip(y, low, high) if clip else y)
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def normalize_observations(
     x: ArrayLike,
-    fit: _axes.BatchStats,
+    fit: _states.BatchStats,
     *,
     clip: ArrayLike | None = 10.0,
     epsilon: ArrayLike = 1e-8,
@@ -332,7 +335,7 @@ def normalize_observations(
         >>> print(y[:, 0].round(1), fit["mean"], fit["var"])
         [-0.5  1.6] [3.] [3.5]
     """
-    _axes.check_choice("update", update)
+    _checks.check_choice("update", update)
     if update:
         fit = update_input_stats(
             fit, x, feature_axis=feature_axis, where=where, axis_name=axis_name
@@ -351,7 +354,7 @@ class _Checked(NamedTuple):
     """
 
     x: jax.Array
-    fit: _axes.BatchStats
+    fit: _states.BatchStats
     counted: jax.Array | None
     reduced: tuple[int, ...]
     dtype: Any
@@ -371,15 +374,15 @@ class _Checked(NamedTuple):
 
 
 def _checked(
-    x: ArrayLike, fit: _axes.BatchStats, feature_axis: _axes.Axes, where: ArrayLike | None
+    x: ArrayLike, fit: _states.BatchStats, feature_axis: _axes.Axes, where: ArrayLike | None
 ) -> _Checked:
-    x = _axes.as_real_input(x)
+    x = _checks.as_real_input(x)
     features = _axes.channel_axes(x.ndim, feature_axis, "feature_axis")
-    _axes.check_fit(fit, tuple(x.shape[axis] for axis in features))
-    counted = _axes.as_mask(where, x.shape)
+    _states.check_fit(fit, tuple(x.shape[axis] for axis in features))
+    counted = _checks.as_mask(where, x.shape)
     reduced = _axes.other_axes(x.ndim, features)
     with jax.numpy_dtype_promotion("standard"):
-        wide = _axes.statistics_dtype(jnp.promote_types(x.dtype, fit["mean"].dtype))
+        wide = _dtypes.statistics_dtype(jnp.promote_types(x.dtype, fit["mean"].dtype))
     return _Checked(x.astype(wide), sharded(fit, x, reduced), counted, reduced, x.dtype)
 
 
@@ -391,7 +394,7 @@ def _check_invertible(name: str, value: Any, invert: bool) -> None:
         )
 
 
-def _merged(fit: _axes.BatchStats, m: Moments, least: jax.Array, most: jax.Array) -> Any:
+def _merged(fit: _states.BatchStats, m: Moments, least: jax.Array, most: jax.Array) -> Any:
     """The fit after values of these moments, least and most."""
     least = jnp.minimum(fit["min"], least.astype(fit["min"].dtype))
     most = jnp.maximum(fit["max"], most.astype(fit["max"].dtype))

@@ -41,6 +41,7 @@ from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
 from jaxnorm import modules as _modules
 from jaxnorm import pairs as _pairs
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
@@ -124,7 +125,7 @@ class BatchNorm(nn.Module):
         return jn.init_batch_stats(shape, **options)
 
     @nn.compact
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -135,7 +136,7 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         evaluating = _evaluating(self, use_running_average)
         evaluating = evaluating or self.has_variable("batch_stats", "frozen")
-        _axes.check_choice("update_stats", update_stats)
+        _checks.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
         features = _modules.feature_shape(x, self.axis, "axis")
         stats = self._stats(x, features, needed=evaluating and not initializing)
@@ -304,7 +305,7 @@ class OnlineNorm(nn.Module):
     stats_dtype: Any = None
 
     @nn.compact
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -366,7 +367,7 @@ class _InputScaling(nn.Module):
         raise NotImplementedError
 
     @nn.compact
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -503,7 +504,7 @@ class LayerNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(
@@ -551,7 +552,7 @@ class RMSNorm(nn.Module):
     scale_offset: ArrayLike = 0.0
 
     @nn.compact
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(self, _modules.rms_norm(self), x, mask, _scale(self, features))
@@ -598,7 +599,7 @@ class GroupNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, -1)
         function = _modules.group_norm(self, self.num_groups, self.group_size)
@@ -643,7 +644,7 @@ class InstanceNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         features = _modules.feature_shape(x, self.feature_axes)
         return _normalize(
@@ -659,7 +660,7 @@ class InstanceNorm(nn.Module):
 def _evaluating(module: Any, use_running_average: bool | None) -> bool:
     """Whether evaluation is asked for, by the call or by the module."""
     name = "use_running_average"
-    return _axes.as_choice(
+    return _checks.as_choice(
         name, nn.merge_param(name, module.use_running_average, use_running_average)
     )
 

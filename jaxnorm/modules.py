@@ -18,8 +18,11 @@ from flax.linen.dtypes import canonicalize_dtype
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
 from jaxnorm import layers as _layers
 from jaxnorm import pairs as _pairs
+from jaxnorm import states as _states
 
 Function = Callable[..., Any]
 Initializer = Callable[..., Any]
@@ -85,7 +88,7 @@ def online_norm(module: Any) -> Function:
 
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes that have parameters or statistics of their own."""
-    _axes.check_not_dict(x, "module[key](x[key])")
+    _checks.check_not_dict(x, "module[key](x[key])")
     channels = _axes.channel_axes(jnp.ndim(x), axes, name)
     return tuple(x.shape[axis] for axis in channels)
 
@@ -109,18 +112,22 @@ def stats_dtype(module: Any, *inputs: Any) -> Any:
         return functools.reduce(jnp.promote_types, [module.param_dtype, *of_complex], jnp.float32)
 
 
-def wide_stats(stats: _axes.BatchStats) -> Any:
+def wide_stats(stats: _states.BatchStats) -> Any:
     """Statistics as a checkpoint brings them, the narrower ones of them in float32."""
 
     def widened(leaf: Any) -> Any:
-        narrow = _axes.is_narrow(jnp.result_type(leaf))
+        narrow = _dtypes.is_narrow(jnp.result_type(leaf))
         return jnp.asarray(leaf, jnp.float32) if narrow else leaf
 
     return jax.tree.map(widened, stats)
 
 
 def folded(
-    pair: _pairs.Pair, kernel: jax.Array, bias: Any, stats: _axes.BatchStats, *parameters: Any
+    pair: _pairs.Pair,
+    kernel: jax.Array,
+    bias: Any,
+    stats: _states.BatchStats,
+    *parameters: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel and the bias of a layer that takes its normalization of those parameters."""
     function = jn.fold_batch_norm_into_next if pair.into_next else jn.fold_batch_norm
@@ -243,7 +250,7 @@ def normalize_batch(
     module: Any,
     function: Function,
     x: jax.Array,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     *parameters: Any,
     dtype: Any,
     mask: Any,
@@ -268,7 +275,7 @@ def scale_inputs(
     module: Any,
     function: Function,
     x: jax.Array,
-    fit: _axes.BatchStats,
+    fit: _states.BatchStats,
     *,
     mask: Any,
     train: bool,
@@ -294,7 +301,7 @@ def scale_inputs(
 def normalize_online(
     module: Any,
     x: jax.Array,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     *parameters: Any,
     dtype: Any,
     mask: Any,

@@ -46,6 +46,7 @@ from jax.typing import ArrayLike
 
 import jaxnorm as jn
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
 from jaxnorm import modules as _modules
 from jaxnorm import pairs as _pairs
 from jaxnorm import recipes as _recipes
@@ -168,7 +169,7 @@ class BatchNorm(nnx.Module):
     def _init_stats(self, num_features: int, **options: Any) -> dict[str, jax.Array]:
         return jn.init_batch_stats(num_features, **options)
 
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -178,7 +179,7 @@ class BatchNorm(nnx.Module):
         update_stats: bool = True,
     ) -> jax.Array:
         evaluating = _evaluates(self, use_running_average)
-        _axes.check_choice("update_stats", update_stats)
+        _checks.check_choice("update_stats", update_stats)
         self._check_momentum()
         features = _modules.feature_shape(x, self.axis, "axis")
         variables = _variables(self)
@@ -394,7 +395,7 @@ class OnlineNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -501,7 +502,7 @@ class _InputScaling(nnx.Module):
     def _function(self) -> Function:
         raise NotImplementedError
 
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(
         self,
         x: jax.Array,
@@ -674,7 +675,7 @@ class LayerNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self, _modules.layer_norm(self), x, mask, self.feature_axes, self.scale, self.bias
@@ -739,7 +740,7 @@ class RMSNorm(nnx.Module):
         self.scale_offset = scale_offset
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
 
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(self, _modules.rms_norm(self), x, mask, self.feature_axes, self.scale)
 
@@ -808,7 +809,7 @@ class GroupNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self,
@@ -879,7 +880,7 @@ class InstanceNorm(nnx.Module):
         self.scale = _parameter(self, use_scale, scale_init, rngs, scale_metadata)
         self.bias = _parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
-    @_axes.mask_is_called("mask")
+    @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         return _normalize(
             self, _modules.instance_norm(self), x, mask, self.feature_axes, self.scale, self.bias
@@ -999,7 +1000,7 @@ def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | No
         >>> print(model.norm.mean[...])
         [2.5]
     """
-    _axes.check_momentum(momentum)
+    _checks.check_momentum(momentum)
     _finish(model, parts, partial(_running.accumulated, momentum=momentum))
 
 
@@ -1098,7 +1099,7 @@ def _evaluating(module: Any, use_running_average: bool | None) -> bool:
             "or by nnx.view, or call train() or eval() of the model"
         ),
     )
-    return _axes.as_choice("use_running_average", chosen)
+    return _checks.as_choice("use_running_average", chosen)
 
 
 class Identity(nnx.Module):

@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import states as _states
 from jaxnorm.arrays import only
 from jaxnorm.running import init_batch_stats, running_moments, wider
 from jaxnorm.standardize import standardize
@@ -48,14 +51,14 @@ def init_online_stats(
         ['control_x', 'control_y', 'mean', 'var']
     """
     stats = init_batch_stats(num_channels, dtype=dtype)
-    _axes.check_real("dtype", dtype)
+    _checks.check_real("dtype", dtype)
     return stats | {key: jnp.zeros_like(stats["mean"]) for key in ("control_y", "control_x")}
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def online_norm(
     x: ArrayLike,
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
@@ -133,25 +136,25 @@ def online_norm(
         >>> print(stats["mean"], stats["var"], stats["control_y"].round(2))
         [0.5] [1.5] [2.]
     """
-    x = _axes.as_input(x)
+    x = _checks.as_input(x)
     channels = _axes.channel_axes(x.ndim, channel_axis)
     scope = Scope(_axes.positions(x.ndim, channels))
-    _axes.check_choice("train", train)
-    _axes.check_number("forward_decay", forward_decay, 0.0, 1.0)
-    _axes.check_number("backward_decay", backward_decay, 0.0, 1.0)
-    _axes.check_epsilon(epsilon)
-    _axes.check_real("the input's dtype", x.dtype)
-    _axes.check_online_stats(stats, x, channels, train)
-    counted = _axes.as_mask(where, x.shape)
-    scale = _axes.as_parameter("scale", scale, x, channels)
-    bias = _axes.as_parameter("bias", bias, x, channels)
+    _checks.check_choice("train", train)
+    _checks.check_number("forward_decay", forward_decay, 0.0, 1.0)
+    _checks.check_number("backward_decay", backward_decay, 0.0, 1.0)
+    _checks.check_epsilon(epsilon)
+    _checks.check_real("the input's dtype", x.dtype)
+    _states.check_online_stats(stats, x, channels, train)
+    counted = _checks.as_mask(where, x.shape)
+    scale = _checks.as_parameter("scale", scale, x, channels)
+    bias = _checks.as_parameter("bias", bias, x, channels)
     options: dict[str, Any] = {"epsilon": epsilon, "counted": counted}
     if not train or "frozen" in stats:
-        running = running_moments(stats, _axes.statistics_dtype(x.dtype))
+        running = running_moments(stats, _dtypes.statistics_dtype(x.dtype))
         over = Scope((0, *scope.reduced))
         y = standardize(x, running, over, scale, bias, channels, given=True, **options)
         return _kept(y, _control(stats)) if train else y, stats
-    wide = x.astype(_axes.statistics_dtype(x.dtype))
+    wide = x.astype(_dtypes.statistics_dtype(x.dtype))
     before, new = _streamed(stats, measure(wide, scope, counted), forward_decay)
     y = _controlled(scope, wide, before, _control(stats), backward_decay, **options)
     for parameter, combined in ((scale, jnp.multiply), (bias, jnp.add)):
@@ -160,14 +163,14 @@ def online_norm(
     return y.astype(x.dtype), new
 
 
-def _control(stats: _axes.BatchStats) -> Control:
+def _control(stats: _states.BatchStats) -> Control:
     """The errors of the two control processes."""
     return stats["control_y"], stats["control_x"]
 
 
 def _streamed(
-    stats: _axes.BatchStats, m: Moments, decay: ArrayLike
-) -> tuple[Moments, _axes.BatchStats]:
+    stats: _states.BatchStats, m: Moments, decay: ArrayLike
+) -> tuple[Moments, _states.BatchStats]:
     """The running moments before each example, and the statistics after the last.
 
     Args:

@@ -19,7 +19,10 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
 from jaxnorm import running as _running
+from jaxnorm import states as _states
 from jaxnorm.distributed import sync_extremes, sync_moments
 from jaxnorm.inputs import exact_constants
 from jaxnorm.statistics import Moments
@@ -229,7 +232,7 @@ def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | Non
         >>> print(jn.finish_accumulating(stats, momentum=0.5)["mean"])
         [2.5]
     """
-    _axes.check_momentum(momentum)
+    _checks.check_momentum(momentum)
     change = partial(_running.accumulated, momentum=momentum)
     return _finished("finish_accumulating", batch_stats, parts, change)
 
@@ -252,7 +255,7 @@ def _finished(
 def saw_nothing(stats: Mapping[str, Any]) -> bool:
     """Whether it is known that nothing was counted in statistics that are recomputed."""
     count = stats["recomputed"]["count"]
-    if _axes.is_traced(count):
+    if _checks.is_traced(count):
         return False
     with jax.ensure_compile_time_eval():
         return not jnp.any(count > 0)
@@ -317,7 +320,7 @@ def sync_batch_stats(
     layers: list[dict[str, Any]] = []
 
     def found(stats: Mapping[str, Any]) -> dict[str, Any]:
-        _axes.check_wide(stats, "the running statistics")
+        _states.check_wide(stats, "the running statistics")
         layers.append(dict(stats))
         if "recomputed" in stats:
             found(stats["recomputed"])
@@ -328,10 +331,10 @@ def sync_batch_stats(
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves([stats["mean"] for stats in layers]))
     means, rebuilt_means = _raveled([stats["mean"] for stats in layers], dtype)
     variances, rebuilt_variances = _raveled(
-        [stats["var"] for stats in layers], _axes.real_dtype(dtype)
+        [stats["var"] for stats in layers], _dtypes.real_dtype(dtype)
     )
     counts, rebuilt_counts = _raveled(
-        [_counts(stats, _axes.real_dtype(dtype)) for stats in layers], _axes.real_dtype(dtype)
+        [_counts(stats, _dtypes.real_dtype(dtype)) for stats in layers], _dtypes.real_dtype(dtype)
     )
     m = sync_moments(Moments(counts, means, variances), axis_name, axis_index_groups)
     rebuilt = rebuilt_counts(m.count), rebuilt_means(m.mean), rebuilt_variances(m.var)

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import states as _states
 from jaxnorm.arrays import sharded_without
 from jaxnorm.statistics import Moments, is_finite, merge_moments
 
@@ -53,9 +56,9 @@ def init_batch_stats(
     """
     widths = num_channels if isinstance(num_channels, Sequence) else (num_channels,)
     shape = tuple(_axes.check_positive_int("num_channels", width) for width in widths)
-    _axes.check_momentum(momentum)
-    _axes.check_stats_dtype(dtype)
-    real = _axes.real_dtype(dtype)
+    _checks.check_momentum(momentum)
+    _states.check_stats_dtype(dtype)
+    real = _dtypes.real_dtype(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, real)}
     if momentum is not None:
         if count_per_channel:
@@ -88,7 +91,7 @@ def init_renorm_stats(
     return stats | {"steps": jnp.zeros((), jnp.int32)}
 
 
-def sharded(stats: _axes.BatchStats, x: jax.Array, reduced: Sequence[int]) -> Any:
+def sharded(stats: _states.BatchStats, x: jax.Array, reduced: Sequence[int]) -> Any:
     """The running statistics, those of each channel sharded as the channels of `x` are."""
     by_channel: dict[str, Any] = {
         key: sharded_without(jnp.asarray(stats[key]), x, reduced)
@@ -100,20 +103,20 @@ def sharded(stats: _axes.BatchStats, x: jax.Array, reduced: Sequence[int]) -> An
     return type(stats)({**stats, **by_channel})  # type: ignore[call-arg]
 
 
-def running_moments(stats: _axes.BatchStats, dtype: Any) -> Moments:
+def running_moments(stats: _states.BatchStats, dtype: Any) -> Moments:
     """The running statistics as moments, in `dtype`."""
-    var = jnp.asarray(stats["var"], _axes.real_dtype(dtype))
+    var = jnp.asarray(stats["var"], _dtypes.real_dtype(dtype))
     return Moments(jnp.ones_like(var), jnp.asarray(stats["mean"], dtype), var)
 
 
 def update(
-    stats: _axes.BatchStats,
+    stats: _states.BatchStats,
     m: Moments,
     *,
     momentum: ArrayLike | None,
     skip_nonfinite: bool,
     all_seen: bool = False,
-) -> _axes.BatchStats:
+) -> _states.BatchStats:
     """`stats` after a step whose batch had the moments `m`, in their shapes and dtypes.
 
     Where nothing counted they stay as they were; with `skip_nonfinite`, also in a step with any
@@ -129,7 +132,7 @@ def update(
         )
         return type(stats)({**stats, "recomputed": recomputed})  # type: ignore[call-arg]
     dtype = wider(stats["mean"].dtype, m.mean.dtype)
-    real = _axes.real_dtype(dtype)
+    real = _dtypes.real_dtype(dtype)
     m = Moments(m.count.astype(real), m.mean.astype(dtype), m.var.astype(real))
     old = running_moments(stats, dtype)
     if momentum is None:
@@ -146,21 +149,21 @@ def update(
     return type(stats)({**stats, **new})  # type: ignore[call-arg]
 
 
-def started(stats: _axes.BatchStats) -> dict[str, Any]:
+def started(stats: _states.BatchStats) -> dict[str, Any]:
     """`stats`, and beside them recomputed ones that have seen nothing yet."""
     if "recomputed" in stats:
         raise ValueError(
             "these statistics are being recomputed already; end that first, with "
             "finish_recomputing or finish_accumulating"
         )
-    _axes.check_wide(stats, "the running statistics")
+    _states.check_wide(stats, "the running statistics")
     mean, var = jnp.asarray(stats["mean"]), jnp.asarray(stats["var"])
-    nothing = jnp.zeros_like(var, _axes.real_dtype(mean.dtype))
+    nothing = jnp.zeros_like(var, _dtypes.real_dtype(mean.dtype))
     recomputed = {"count": nothing, "mean": jnp.zeros_like(mean), "var": nothing}
     return {**stats, "recomputed": recomputed}
 
 
-def replaced(stats: _axes.BatchStats) -> dict[str, Any]:
+def replaced(stats: _states.BatchStats) -> dict[str, Any]:
     """The recomputed statistics in the place of the old ones, where anything counted."""
     old, m = _ended(stats)
     new = {"mean": m.mean, "var": m.var}
@@ -173,7 +176,7 @@ def replaced(stats: _axes.BatchStats) -> dict[str, Any]:
     return {**old, **new}
 
 
-def accumulated(stats: _axes.BatchStats, momentum: ArrayLike | None) -> dict[str, Any]:
+def accumulated(stats: _states.BatchStats, momentum: ArrayLike | None) -> dict[str, Any]:
     """The running statistics after one step with the moments that were recomputed."""
     old, m = _ended(stats)
     if momentum is None and "count" not in old:
@@ -186,9 +189,9 @@ def accumulated(stats: _axes.BatchStats, momentum: ArrayLike | None) -> dict[str
     return {**new, **{key: as_before(old[key], new[key]) for key in by_channel}}
 
 
-def _ended(stats: _axes.BatchStats) -> tuple[dict[str, Any], Moments]:
+def _ended(stats: _states.BatchStats) -> tuple[dict[str, Any], Moments]:
     """The old statistics, and the recomputed moments."""
-    _axes.check_wide(stats, "the running statistics")
+    _states.check_wide(stats, "the running statistics")
     return {k: v for k, v in stats.items() if k != "recomputed"}, Moments(**stats["recomputed"])
 
 
@@ -229,4 +232,4 @@ def _cumulated(old: Moments, m: Moments) -> dict[str, jax.Array]:
 def wider(a: Any, b: Any) -> Any:
     """The dtype that holds both, at least as precise as statistics are kept."""
     with jax.numpy_dtype_promotion("standard"):
-        return _axes.statistics_dtype(jnp.promote_types(a, b))
+        return _dtypes.statistics_dtype(jnp.promote_types(a, b))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
 from jaxnorm.standardize import normalize
 from jaxnorm.statistics import Scope
 
@@ -28,7 +29,7 @@ def one_value_passes() -> Iterator[None]:
         _one_value_passes.reset(token)
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def layer_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -78,14 +79,14 @@ def layer_norm(
         >>> print(jn.layer_norm(jnp.array([1.0, 3.0])).round(3))
         [-1.  1.]
     """
-    x = _axes.as_input(x)
+    x = _checks.as_input(x)
     reduced = _axes.reduction_axes(x.ndim, reduction_axes)
     features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
     return _normalize(
         x,
-        _axes.as_parameter("scale", scale, x, features),
-        _axes.as_parameter("bias", bias, x, features),
-        _axes.as_mask(where, x.shape),
+        _checks.as_parameter("scale", scale, x, features),
+        _checks.as_parameter("bias", bias, x, features),
+        _checks.as_mask(where, x.shape),
         Scope(reduced),
         features=features,
         epsilon=epsilon,
@@ -94,7 +95,7 @@ def layer_norm(
     )
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def rms_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -130,14 +131,14 @@ def rms_norm(
         >>> print(jn.rms_norm(jnp.array([3.0, 4.0, 0.0, 0.0])).round(3))
         [1.2 1.6 0.  0. ]
     """
-    x = _axes.as_input(x)
+    x = _checks.as_input(x)
     reduced = _axes.reduction_axes(x.ndim, reduction_axes)
     features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
     return _normalize(
         x,
-        _offset(_axes.as_parameter("scale", scale, x, features), scale_offset),
+        _offset(_checks.as_parameter("scale", scale, x, features), scale_offset),
         None,
-        _axes.as_mask(where, x.shape),
+        _checks.as_mask(where, x.shape),
         Scope(reduced, about_zero=True),
         features=features,
         epsilon=epsilon,
@@ -146,7 +147,7 @@ def rms_norm(
     )
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def group_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -191,14 +192,14 @@ def group_norm(
         >>> print(jn.group_norm(x, num_groups=2).round(3))
         [[-1.  1. -1.  1.]]
     """
-    x = _axes.as_input(x)
+    x = _checks.as_input(x)
     channel = _axes.single_axis(x.ndim, channel_axis)
     size = _axes.group_size_of(x.shape[channel], num_groups, group_size)
     positions = _positions(x.ndim, channel, reduction_axes)
-    counted = _axes.as_mask(where, x.shape)
+    counted = _checks.as_mask(where, x.shape)
     scope = Scope(positions, channel, size)
-    scale = _axes.as_parameter("scale", scale, x, (channel,))
-    bias = _axes.as_parameter("bias", bias, x, (channel,))
+    scale = _checks.as_parameter("scale", scale, x, (channel,))
+    bias = _checks.as_parameter("bias", bias, x, (channel,))
     return _normalize(
         x,
         scale,
@@ -212,7 +213,7 @@ def group_norm(
     )
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def instance_norm(
     x: ArrayLike,
     scale: ArrayLike | None = None,
@@ -248,13 +249,13 @@ def instance_norm(
         [[[-1. -1.]
           [ 1.  1.]]]
     """
-    x = _axes.as_input(x)
+    x = _checks.as_input(x)
     channels = _axes.channel_axes(x.ndim, channel_axis)
     return _normalize(
         x,
-        _axes.as_parameter("scale", scale, x, channels),
-        _axes.as_parameter("bias", bias, x, channels),
-        _axes.as_mask(where, x.shape),
+        _checks.as_parameter("scale", scale, x, channels),
+        _checks.as_parameter("bias", bias, x, channels),
+        _checks.as_mask(where, x.shape),
         Scope(_axes.sample_axes(x.ndim, channels)),
         features=channels,
         epsilon=epsilon,
@@ -276,11 +277,11 @@ def _normalize(
     axis_index_groups: _axes.AxisIndexGroups,
 ) -> jax.Array:
     """`x` standardized by its own moments over `scope` and the mapped axes."""
-    _axes.check_epsilon(epsilon)
+    _checks.check_epsilon(epsilon)
     members = _axes.mapped_size(axis_name, axis_index_groups)
     if not (scope.about_zero or _one_value_passes.get()):
         values = scope.group_size * _axes.values_per_channel(x.shape, scope.reduced)
-        _axes.check_values_per_group(x.shape, members * values)
+        _checks.check_values_per_group(x.shape, members * values)
     groups = _axes.hashable_groups(axis_index_groups)
     scope = scope._replace(axis_name=axis_name, axis_index_groups=groups)
     y, _ = normalize(x, scope, scale, bias, features, epsilon=epsilon, counted=counted)
@@ -289,8 +290,8 @@ def _normalize(
 
 def _offset(scale: jax.Array | None, scale_offset: ArrayLike) -> jax.Array | None:
     """scale + scale_offset, in the scale's dtype."""
-    _axes.check_number("scale_offset", scale_offset, -math.inf)
-    if not _axes.is_traced(scale_offset) and scale_offset == 0:
+    _checks.check_number("scale_offset", scale_offset, -math.inf)
+    if not _checks.is_traced(scale_offset) and scale_offset == 0:
         return scale
     if scale is None:
         raise ValueError(f"scale_offset={scale_offset!r} needs a scale that it is added to")

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import only, repeated
 from jaxnorm.distributed import sum_over, sync_moments
 from jaxnorm.kernels.linear import Map
@@ -65,7 +67,7 @@ class Form(NamedTuple):
     def parameter(self, x: jax.Array) -> Result:
         """Shape and dtype of a scale or a bias."""
         shape = tuple(x.shape[axis] for axis in self.features)
-        return shape, _axes.statistics_dtype(x.dtype)
+        return shape, _dtypes.statistics_dtype(x.dtype)
 
 
 class Rows(NamedTuple):
@@ -113,7 +115,7 @@ def normalize(
         m = sync_moments(measure(x, scope, counted), scope.axis_name, scope.axis_index_groups)
         y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, counted=counted)
         return y, m
-    epsilon = jnp.asarray(epsilon, _axes.statistics_dtype(x.dtype))
+    epsilon = jnp.asarray(epsilon, _dtypes.statistics_dtype(x.dtype))
     y, mean, var = _normalized(x, scale, bias, epsilon, form, view)
     return y, Moments(count_of(scope, x), mean, var)
 
@@ -161,11 +163,11 @@ def _form(
     epsilon: ArrayLike,
     counted: jax.Array | None,
 ) -> Form:
-    smallest = float(jnp.finfo(_axes.statistics_dtype(x.dtype)).tiny)
+    smallest = float(jnp.finfo(_dtypes.statistics_dtype(x.dtype)).tiny)
     return Form(
         scope,
         () if scale is None and bias is None else features,
-        positive=counted is None and _axes.is_at_least(epsilon, smallest),
+        positive=counted is None and _checks.is_at_least(epsilon, smallest),
     )
 
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import (
     everywhere,
     full_without,
@@ -104,7 +106,7 @@ class Scope(NamedTuple):
         return _axes.kept_axis(self.channel, self.reduced)
 
 
-@_axes.mask_is_called("where")
+@_checks.mask_is_called("where")
 def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
     r"""Count, mean and biased variance of `x` over `axis`.
 
@@ -133,8 +135,8 @@ def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -
         >>> print(m.count, m.mean, m.var)
         3.0 3.0 4.6666665
     """
-    x = _axes.as_input(x)
-    counted = _axes.as_mask(where, x.shape)
+    x = _checks.as_input(x)
+    counted = _checks.as_mask(where, x.shape)
     return measure(x, Scope(_axes.canonical_axes(x.ndim, axis)), counted)
 
 
@@ -156,7 +158,7 @@ def _measured(
     view = scope.view(x) if counted is None else None
     if view is None:
         return plainly_measured(scope, x, count, counted)
-    dtype = _axes.statistics_dtype(x.dtype)
+    dtype = _dtypes.statistics_dtype(x.dtype)
     row = (scope.kept_shape(x), dtype)
     operation = Operation(
         "jaxnorm_measure",
@@ -179,7 +181,7 @@ def plainly_measured(
     """Mean and variance by the corrected two-pass algorithm, about a first mean."""
     count = count_of(scope, x, counted) if count is None else count
     values = divisor(count)
-    x = only(counted, x.astype(_axes.statistics_dtype(x.dtype)))
+    x = only(counted, x.astype(_dtypes.statistics_dtype(x.dtype)))
     if scope.about_zero:
         square = scope.sum(_squared(x, _UNIT)) / values
         return jnp.zeros(square.shape, x.dtype), square / _UNIT**2
@@ -311,7 +313,7 @@ def is_finite(m: Moments) -> jax.Array:
 
 def count_of(scope: Scope, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
     """How many values count, in the shape of the statistics."""
-    dtype = _axes.real_dtype(_axes.statistics_dtype(x.dtype))
+    dtype = _dtypes.real_dtype(_dtypes.statistics_dtype(x.dtype))
     if counted is None:
         number = _axes.values_per_channel(x.shape, scope.reduced)
         return scope.grouped(full_without(x, scope.reduced, number, dtype))

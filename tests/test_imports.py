@@ -7,7 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
+    "dtypes",
     "axes",
+    "checks",
+    "states",
     "arrays",
     "kernels",
     "statistics",

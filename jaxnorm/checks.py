@@ -1,0 +1,235 @@
+"""Checks of arguments: every error says what was given and what would work."""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import axes as _axes
+from jaxnorm import dtypes as _dtypes
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def mask_is_called(right: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function that names the mask's keyword where it is given the other one."""
+    wrong = "mask" if right == "where" else "where"
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function, assigned=(*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
+        def checked(*args: P.args, **options: P.kwargs) -> R:
+            if wrong in options:
+                raise TypeError(
+                    f"{function.__qualname__}() got an unexpected keyword argument {wrong!r}: a "
+                    "mask is given to jaxnorm's functions as where=..., to its modules as "
+                    f"mask=...; here write {right}=..."
+                )
+            return function(*args, **options)
+
+        return checked
+
+    return decorated
+
+
+def as_input(
+    x: ArrayLike, each: str = "f(x[key], stats[key]) (or f(x[key]) without statistics)"
+) -> jax.Array:
+    """`x` as an array of a real or complex floating type."""
+    check_not_dict(x, each)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(
+            f"the input has dtype {x.dtype}; normalization needs a floating or complex dtype, "
+            "so convert it first, for example x.astype(jnp.float32)"
+        )
+    return x
+
+
+def check_not_dict(x: Any, each: str) -> None:
+    """An array is needed; `each` is what is done to an entry of a dict of them."""
+    if not isinstance(x, Mapping):
+        return
+    given = f"the input is a dict with the keys {sorted(map(str, x))}"
+    if {"mean", "var"} <= x.keys():
+        raise TypeError(
+            f"{given}; arrays and statistics stand in the order of the function's signature, so "
+            "exchange the two"
+        )
+    raise TypeError(
+        f"{given}, where an array is needed; give each entry by itself, with what is kept of it: "
+        f"{{key: {each} for key in x}}"
+    )
+
+
+def as_real_input(x: ArrayLike) -> jax.Array:
+    """`x` as an array of a real floating type, whose values have an order."""
+    x = as_input(x, "jaxnorm.update_input_stats(fit[key], x[key])")
+    if jnp.iscomplexobj(x):
+        raise TypeError(
+            f"the input has dtype {x.dtype}; complex values have no least and no largest, so give "
+            "their parts as features, for example jnp.concatenate([x.real, x.imag], -1)"
+        )
+    return x
+
+
+def check_inexact(name: str, dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"{name}={jnp.dtype(dtype).name} cannot hold statistics; give a floating or complex "
+            "dtype, for example jnp.float32"
+        )
+
+
+def check_real(name: str, dtype: Any) -> None:
+    """No complex dtype."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{name} is {jnp.dtype(dtype).name}, but online normalization is of real numbers; give "
+            "the real and the imaginary part channels of their own"
+        )
+
+
+def check_choice(name: str, value: Any) -> None:
+    """A choice made at trace time: a Python bool."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be a Python bool, known when the function is traced, got {value!r}; "
+            f"under jit make it static or call once with {name}=True and once with {name}=False"
+        )
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only when the compiled program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def is_at_least(value: Any, low: float) -> bool:
+    """Whether a number is known to be `low` or more."""
+    return not is_traced(value) and float(value) >= low
+
+
+def as_choice(name: str, value: Any) -> bool:
+    """A choice of a module as a Python bool: as in Flax, of NumPy or JAX where it is known."""
+    if not is_traced(value) and getattr(value, "dtype", None) == jnp.bool_ and jnp.size(value) == 1:
+        return bool(value)
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    check_choice(name, value)
+    return cast(bool, value)
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, finite: bool = True
+) -> None:
+    """A real number in [low, high], by default finite; of a traced one the kind alone."""
+    if hasattr(value, "dtype"):
+        kinds = (jnp.floating, jnp.integer)
+        if value.ndim > 0 or not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+            raise TypeError(
+                f"{name} must be one real number, got an array of shape {value.shape} and dtype "
+                f"{value.dtype}"
+            )
+        if is_traced(value):
+            return
+    elif not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be one real number, got {value!r}")
+    if not low <= float(value) <= high or (finite and math.isinf(value)):
+        bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"a number >= {low:g}"
+        raise ValueError(f"{name}={value!r} must be {bounds}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """A real, finite number above zero; of a traced one the kind alone."""
+    check_number(name, value, 0.0)
+    if not is_traced(value) and float(value) == 0:
+        raise ValueError(f"{name}={value!r} must be above 0")
+
+
+def check_range(low: Any, high: Any) -> None:
+    """Two numbers, the first below the second."""
+    check_number("low", low, -math.inf)
+    check_number("high", high, -math.inf)
+    if not (is_traced(low) or is_traced(high) or float(low) < float(high)):
+        raise ValueError(f"low={low!r} must be below high={high!r}")
+
+
+def check_epsilon(epsilon: ArrayLike) -> None:
+    check_number("epsilon", epsilon, 0.0)
+
+
+def check_momentum(momentum: ArrayLike | None) -> None:
+    """The weight of the old value, or None for the cumulative merge."""
+    if momentum is not None:
+        check_number("momentum", momentum, 0.0, 1.0)
+
+
+def as_parameter(
+    name: str, value: ArrayLike | None, x: jax.Array, features: Sequence[int]
+) -> jax.Array | None:
+    """A scale or a bias with the shape of the axes `features` of `x`, in its statistics' dtype."""
+    if value is None:
+        return None
+    value = jnp.asarray(value)
+    shape = tuple(x.shape[axis] for axis in features)
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the input "
+            f"have shape {shape}; give {name} that shape, or None to leave it out"
+        )
+    if jnp.iscomplexobj(value) and jnp.isrealobj(x):
+        raise TypeError(f"{name} is {value.dtype}, but the input is real; give a real {name}")
+    return value.astype(_dtypes.statistics_dtype(x.dtype))
+
+
+def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """`where != 0` with as many axes as `shape`, to which it broadcasts."""
+    if where is None:
+        return None
+    where = jnp.asarray(where)
+    if not _broadcasts(where.shape, shape):
+        missing = len(shape) - where.ndim
+        of_first_axes = missing > 0 and _broadcasts(where.shape, shape[: where.ndim])
+        expanded = f"mask[..., {', '.join(['None'] * missing)}]"
+        cure = f"; a mask of the first axes is given as {expanded}" if of_first_axes else ""
+        raise ValueError(
+            f"the mask `where` has shape {where.shape}, which does not broadcast to the input's "
+            f"{shape}; each of its axes, counted from the last, must be 1 or the input's{cure}"
+        )
+    return where.astype(bool).reshape((1,) * (len(shape) - where.ndim) + where.shape)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
+def check_values_per_channel(
+    shape: Sequence[int], axes: Sequence[int], mapped: int, what: str
+) -> None:
+    """More than one value a channel: the variance of one is zero, and the output only bias."""
+    if _axes.values_per_channel(shape, axes) * mapped == 1:
+        raise ValueError(
+            f"training with one value per channel in {what} of shape {tuple(shape)}: its variance "
+            "is zero and the output would be the bias alone; give more examples or positions, or "
+            "train=False"
+        )
+
+
+def check_values_per_group(shape: Sequence[int], values: int) -> None:
+    """More than one value a group: the variance of one is zero, and the output only bias."""
+    if values == 1 and math.prod(shape) != 0:
+        raise ValueError(
+            f"one value in every group that is measured, of an input of shape {tuple(shape)}: its "
+            "variance is zero and the output would be the bias alone; measure over more positions "
+            "or channels (fewer groups), or leave the normalization out here"
+        )

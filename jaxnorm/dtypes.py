@@ -1,0 +1,22 @@
+"""The dtypes of statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def statistics_dtype(dtype: Any) -> Any:
+    """The dtype in which statistics of `dtype` are computed and kept: at least float32."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def real_dtype(dtype: Any) -> Any:
+    """The dtype of the real part."""
+    return jnp.finfo(dtype).dtype
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Whether a dtype is a floating one narrower than float32."""
+    return jnp.issubdtype(dtype, jnp.inexact) and statistics_dtype(dtype) != dtype
