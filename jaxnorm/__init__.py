@@ -17,18 +17,17 @@ from jaxnorm.inputs import (
 )
 from jaxnorm.kernels.standard import standard_primitives
 from jaxnorm.online import init_online_stats, online_norm
-from jaxnorm.recipes import (
+from jaxnorm.parameters import weight_decay_mask, zero_scales
+from jaxnorm.replicas import sync_batch_stats
+from jaxnorm.running import init_batch_stats, init_renorm_stats
+from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
+from jaxnorm.statistics import Moments, merge_moments, merge_moments_axis, moments
+from jaxnorm.trees import (
     finish_accumulating,
     finish_recomputing,
     freeze_stats,
     start_recomputing,
-    sync_batch_stats,
-    weight_decay_mask,
-    zero_scales,
 )
-from jaxnorm.running import init_batch_stats, init_renorm_stats
-from jaxnorm.sample import group_norm, instance_norm, layer_norm, rms_norm
-from jaxnorm.statistics import Moments, merge_moments, merge_moments_axis, moments
 
 __version__ = "0.2.0"
 

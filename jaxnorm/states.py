@@ -13,7 +13,8 @@ from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 
 BatchStats = Mapping[str, Any]
-KEPT = ("count", "mean", "var", "min", "max", "control_y", "control_x")  # what steps add up
+CONTROL = ("control_y", "control_x")  # the control processes of online normalization
+KEPT = ("count", "mean", "var", "min", "max", *CONTROL)  # what steps add up
 WIDENED = (
     "jax.tree.map(lambda leaf: leaf.astype(jnp.float32) "
     "if leaf.dtype.itemsize < 4 else leaf, stats)"

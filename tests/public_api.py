@@ -25,15 +25,11 @@ REQUIRED = {"num_features": CHANNELS, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """`__all__`, or what the module defines without an underscore."""
-    own = [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and getattr(value, "__module__", None) == module.__name__
-        and (inspect.isfunction(value) or inspect.isclass(value))
-    ]
-    return sorted(getattr(module, "__all__", own))
+    """The functions and the classes of `__all__`."""
+    values = {name: getattr(module, name) for name in module.__all__}
+    return sorted(
+        name for name, value in values.items() if inspect.isroutine(value) or inspect.isclass(value)
+    )
 
 
 def default(value: Any) -> str:

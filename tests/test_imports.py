@@ -24,11 +24,17 @@ ORDER = [
     "layers",
     "fold",
     "pairs",
-    "recipes",
-    "modules",
+    "paths",
+    "parameters",
+    "trees",
+    "replicas",
+    "flax_layers",
+    "shells",
     "linen",
     "nnx",
 ]
+PACKAGES = {"kernels", "linen", "nnx"}
+SHELLS = ["variables", "batch", "sample", "online", "inputs", "fold", "trees"]
 
 
 def imported(path: Path) -> set[str]:
@@ -43,16 +49,26 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def files_of(module: str) -> list[Path]:
+    """The files of a module or of a package."""
+    package = ROOT / "jaxnorm"
+    return sorted((package / module).glob("*.py")) or [package / f"{module}.py"]
+
+
 def test_every_module_has_its_place():
     modules = {path.stem for path in (ROOT / "jaxnorm").glob("*.py")} - {"__init__", "__main__"}
-    assert modules | {"kernels"} == set(ORDER)
+    assert modules | PACKAGES == set(ORDER)
+    for framework in ("linen", "nnx"):
+        files = {path.stem for path in (ROOT / "jaxnorm" / framework).glob("*.py")}
+        assert files == {"__init__", *SHELLS}, "a normalization stands at one place in both"
 
 
 def test_modules_import_only_what_stands_above_them():
     for place, module in enumerate(ORDER):
         below = {f"jaxnorm.{name}" for name in ORDER[place:]}
-        if module != "kernels":
-            assert not imported(ROOT / "jaxnorm" / f"{module}.py") & below, module
+        for path in files_of(module):
+            assert module in PACKAGES or not imported(path) & below, path
+            assert not imported(path) & below - {f"jaxnorm.{module}"}, path
 
 
 def test_the_kernels_import_nothing_of_the_library_and_numpy_for_the_attributes_of_calls():
@@ -67,10 +83,11 @@ def test_the_kernels_import_nothing_of_the_library_and_numpy_for_the_attributes_
 
 def test_the_library_imports_jax_and_flax_only():
     allowed = {"jax", "jaxnorm", "__future__"} | set(sys.stdlib_module_names)
-    for path in (ROOT / "jaxnorm").glob("*.py"):
-        packages = {name.split(".")[0] for name in imported(path)}
-        extra = {"flax"} if path.stem in ("modules", "linen", "nnx") else set()
-        assert packages <= allowed | extra, path.name
+    of_flax = {"flax_layers", "shells", "linen", "nnx"}
+    for module in set(ORDER) - {"kernels"}:
+        for path in files_of(module):
+            packages = {name.split(".")[0] for name in imported(path)}
+            assert packages <= allowed | ({"flax"} if module in of_flax else set()), path
 
 
 def test_interop_imports_numpy_only_and_nothing_of_the_library_imports_it():
@@ -87,8 +104,24 @@ def test_interop_imports_numpy_only_and_nothing_of_the_library_imports_it():
 
 
 def test_the_shells_of_one_framework_import_nothing_of_the_other():
-    assert not {name for name in imported(ROOT / "jaxnorm" / "linen.py") if "nnx" in name}
-    assert not {name for name in imported(ROOT / "jaxnorm" / "nnx.py") if "linen" in name}
+    for framework, other in (("linen", "nnx"), ("nnx", "linen")):
+        for path in files_of(framework):
+            assert not {name for name in imported(path) if other in name}, path
+
+
+def test_the_shells_import_each_other_in_one_order():
+    for framework in ("linen", "nnx"):
+        for place, module in enumerate(SHELLS):
+            below = {f"jaxnorm.{framework}.{name}" for name in SHELLS[place:]}
+            path = ROOT / "jaxnorm" / framework / f"{module}.py"
+            assert not imported(path) & below, path
+
+
+def test_no_file_of_the_library_has_more_than_400_lines():
+    lengths = {
+        path: len(path.read_text().splitlines()) for path in (ROOT / "jaxnorm").rglob("*.py")
+    }
+    assert {path.name: length for path, length in lengths.items() if length > 400} == {}
 
 
 def test_experiments_use_the_library_as_users_do():

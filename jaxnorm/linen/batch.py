@@ -1,0 +1,224 @@
+"""Batch normalization, in ghosts of the batch, and renormalized."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import shells as _shells
+from jaxnorm.batch import Schedule, default_d_max, default_r_max
+from jaxnorm.linen.variables import bias_of, evaluates, raise_missing, scale_of
+from jaxnorm.running import sharded
+from jaxnorm.shells import Function, Initializer
+
+# `init` takes a batch of any size.
+_ONE_GHOST = partial(jn.ghost_batch_norm, num_ghosts=1, ghost_size=None)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization: `jaxnorm.batch_norm` with its statistics in `batch_stats`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
+    x is [..., C] (C at `axis`), and y of its shape, in `dtype`, by default what x and
+    the parameters promote to.
+
+    `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
+    updated in training either, and those of `jaxnorm.start_recomputing` merge all batches beside
+    the old ones. `momentum=None` merges all batches exactly and keeps their `count` in
+    `batch_stats` too.
+
+    Attributes:
+        use_running_average: True to normalize with the statistics in `batch_stats`, False to
+            measure the batch and update them; here or in the call.
+        axis: the axis or axes of the channels.
+        momentum: the weight of the old statistics (PyTorch's is one minus it); the variance
+            that is kept is biased (PyTorch's is not).
+        epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
+        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
+            finite.
+        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
+            `param_dtype` is, and complex where `init` sees complex input. Wider inputs are
+            remembered as precisely as it is.
+        count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
+            channel.
+
+    In the call:
+        update_stats: False to measure the batch without updating the statistics, which then need
+            not be mutable.
+
+    References:
+        Ioffe and Szegedy, "Batch normalization", 2015.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import BatchNorm
+        >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+        >>> norm = BatchNorm(use_running_average=False, momentum=0.5)
+        >>> variables = norm.init(jax.random.key(0), x)
+        >>> y, updates = norm.apply(variables, x, mutable=["batch_stats"])
+        >>> print(y.round(3), updates["batch_stats"]["mean"])
+        [[-1. -1.]
+         [ 1.  1.]] [ 1. 10.]
+    """
+
+    use_running_average: bool | None = None
+    axis: _axes.Axes = -1
+    momentum: ArrayLike | None = 0.99
+    epsilon: ArrayLike = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    skip_nonfinite: bool = False
+    stats_dtype: Any = None
+    count_per_channel: bool = False
+
+    @property
+    def _function(self) -> Function:
+        return jn.batch_norm
+
+    @property
+    def _init_stats(self) -> Function:
+        return jn.init_batch_stats
+
+    @nn.compact
+    @_checks.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        update_stats: bool = True,
+    ) -> jax.Array:
+        evaluating = evaluates(self, use_running_average)
+        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
+        _checks.check_choice("update_stats", update_stats)
+        initializing = self.is_initializing()
+        features = _shells.feature_shape(x, self.axis, "axis")
+        stats = self._stats(x, features, needed=evaluating and not initializing)
+        scale, bias = scale_of(self, features), bias_of(self, features)
+        y, new = _shells.normalize_with_stats(
+            self,
+            self._function,
+            x,
+            {key: variable.value for key, variable in stats.items()},
+            scale,
+            bias,
+            dtype=_shells.result_dtype(self.dtype, x, scale, bias),
+            mask=mask,
+            train=not evaluating and not (initializing and x.size == math.prod(features)),
+            synced=not initializing,
+        )
+        if update_stats and not (evaluating or initializing):
+            for key, variable in stats.items():
+                variable.value = new[key]
+        return y
+
+    def _stats(self, x: jax.Array, features: tuple[int, ...], needed: bool) -> dict[str, Any]:
+        """The variables of the running statistics; `needed` says that none may start afresh."""
+        names = _shells.entries(self._init_stats, self.momentum is None)
+        missing = [key for key in names if not self.has_variable("batch_stats", key)]
+        if missing and (needed or not self.is_mutable_collection("batch_stats")):
+            raise_missing(self, missing)
+        fresh = self._fresh_stats(x, features) if missing else {}
+        if self.has_variable("batch_stats", "recomputed"):
+            names = (*names, "recomputed")
+        return {key: self.variable("batch_stats", key, fresh.get, key) for key in names}
+
+    def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
+        """The first running statistics, sharded as the channels of the input are."""
+        fresh = self._init_stats(
+            features,
+            momentum=self.momentum,
+            dtype=_shells.stats_dtype(self, x),
+            count_per_channel=self.count_per_channel,
+        )
+        channels = _axes.channel_axes(x.ndim, self.axis, "axis")
+        return sharded(fresh, x, _axes.other_axes(x.ndim, channels))
+
+
+class GhostBatchNorm(BatchNorm):
+    """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
+    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts. `init` takes a batch of any
+    size, as one ghost.
+
+    Attributes:
+        ghost_size: examples in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
+
+    References:
+        Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import GhostBatchNorm
+        >>> norm = GhostBatchNorm(use_running_average=False, ghost_size=2)
+        >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
+        >>> variables = norm.init(jax.random.key(0), x)
+        >>> y, _ = norm.apply(variables, x, mutable=["batch_stats"])
+        >>> print(y[:, 0].round(3))
+        [-1.  1. -1.  1.]
+    """
+
+    ghost_size: int | None = None
+    num_ghosts: int | None = None
+
+    @property
+    def _function(self) -> Function:
+        if self.is_initializing():
+            _axes.check_ghosts(self.num_ghosts, self.ghost_size)
+            return _ONE_GHOST
+        return jn.ghost_batch_norm
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
+
+    y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
+    statistics; x is [..., C] (C at `axis`). `batch_stats` holds the number of training `steps` too,
+    so schedules move on under `jit` and survive a checkpoint.
+
+    Attributes:
+        r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.
+
+    References:
+        Ioffe, "Batch renormalization", 2017.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import BatchRenorm
+        >>> norm = BatchRenorm(use_running_average=False, r_max=3.0, d_max=5.0)
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> y, variables = norm.init_with_output(jax.random.key(0), x)
+        >>> print(y[:, 0].round(2), variables["batch_stats"]["steps"])
+        [1. 3.] 0
+    """
+
+    r_max: ArrayLike | Schedule = default_r_max
+    d_max: ArrayLike | Schedule = default_d_max
+
+    @property
+    def _function(self) -> Function:
+        return jn.batch_renorm
+
+    @property
+    def _init_stats(self) -> Function:
+        return jn.init_renorm_stats

@@ -1,0 +1,133 @@
+"""Scaling of inputs by a fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import shells as _shells
+from jaxnorm.linen.variables import evaluates, raise_missing
+from jaxnorm.shells import Function
+
+
+class InputScaling(nn.Module):
+    """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `batch_stats`."""
+
+    use_running_average: bool | None = None
+    axis: _axes.Axes = -1
+    dtype: Any = None
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    skip_nan: bool = False
+    stats_dtype: Any = jnp.float32
+
+    @property
+    def _function(self) -> Function:
+        raise NotImplementedError
+
+    @nn.compact
+    @_checks.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = evaluates(self, use_running_average)
+        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
+        initializing = self.is_initializing()
+        fit = self._fit(x, needed=evaluating and not initializing)
+        y, new = _shells.scale_inputs(
+            self,
+            self._function,
+            x,
+            {key: variable.value for key, variable in fit.items()},
+            mask=mask,
+            train=not evaluating,
+            synced=not initializing,
+        )
+        if not (evaluating or initializing):
+            for key, variable in fit.items():
+                variable.value = new[key]
+        return y
+
+    def _fit(self, x: jax.Array, needed: bool) -> dict[str, Any]:
+        """The variables of the fit; `needed` says that none may start afresh."""
+        features = _shells.feature_shape(x, self.axis, "axis")
+        fresh = jn.init_input_stats(features, dtype=self.stats_dtype)
+        missing = [key for key in fresh if not self.has_variable("batch_stats", key)]
+        if missing and (needed or not self.is_mutable_collection("batch_stats")):
+            raise_missing(self, missing)
+        return {key: self.variable("batch_stats", key, fresh.get, key) for key in fresh}
+
+
+class StandardizeInputs(InputScaling):
+    """Inputs to mean 0 and variance 1: `jaxnorm.standardize_inputs` with its fit in `batch_stats`.
+
+    y = (x - mean) / sqrt(var + epsilon), for each feature, within +- clip. x is [..., F] (F at
+    `axis`) of any real dtype, and y of its shape, in `dtype`, by default that of x, and float32 of
+    integers. There are no parameters.
+
+    In training the fit takes in the batch (`jaxnorm.update_input_stats`), and the batch is scaled
+    by the new fit. `init` does not update it; one that `jaxnorm.freeze_stats` marked is used and
+    not updated in training either.
+
+    Attributes:
+        use_running_average: True to use the fit in `batch_stats`, False to update it first; here or
+            in the call.
+        axis: the axis or axes of the features.
+        epsilon, clip: as for `jaxnorm.standardize_inputs`.
+        skip_nan: NaN do not count in the fit; in the result they stay.
+        stats_dtype: of the fit: float32, or float64.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import StandardizeInputs
+        >>> x = jnp.array([[3.0, 1e5], [5.0, 3e5]])
+        >>> scale = StandardizeInputs(use_running_average=False)
+        >>> y, variables = scale.apply({}, x, mutable=["batch_stats"])
+        >>> print(y, variables["batch_stats"]["mean"])
+        [[-1. -1.]
+         [ 1.  1.]] [4.e+00 2.e+05]
+    """
+
+    epsilon: ArrayLike = 0.0
+    clip: ArrayLike | None = None
+
+    @property
+    def _function(self) -> Function:
+        return jn.standardize_inputs
+
+
+class MinMaxInputs(InputScaling):
+    """Inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+
+    y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
+
+    Attributes:
+        low, high, clip: as for `jaxnorm.min_max_inputs`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import MinMaxInputs
+        >>> scale = MinMaxInputs(use_running_average=False, low=-1.0)
+        >>> y, _ = scale.apply({}, jnp.array([[0.0], [5.0], [20.0]]), mutable=["batch_stats"])
+        >>> print(y[:, 0])
+        [-1.  -0.5  1. ]
+    """
+
+    low: ArrayLike = 0.0
+    high: ArrayLike = 1.0
+    clip: bool = False
+
+    @property
+    def _function(self) -> Function:
+        return jn.min_max_inputs

@@ -1,0 +1,119 @@
+"""Online normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+from jax.typing import ArrayLike
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import shells as _shells
+from jaxnorm.linen.variables import bias_of, evaluates, scale_of
+from jaxnorm.shells import Initializer
+
+
+class OnlineNorm(nn.Module):
+    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
+    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
+    parameters promote to. One value a channel is enough in training.
+
+    `batch_stats` holds `mean` and `var`; those that `jaxnorm.freeze_stats` marked are used and not
+    updated in training either. The two control processes' `control_y` and `control_x` are in the
+    collection `_overwrite_with_gradient`, as the state of Flax's fp8 operators is: their gradient
+    is their new value, which `flax.training.train_state.TrainState` puts in their place.
+
+    Attributes:
+        use_running_average: True to normalize with the statistics in `batch_stats`, False to
+            stream the batch and update them; here or in the call. True gives the control processes
+            a zero gradient: do not overwrite them by it.
+        axis: the axis or axes of the channels.
+        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
+            control processes.
+        epsilon: added to the variance.
+        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is.
+
+    References:
+        Chiley et al., "Online normalization for training neural networks", 2019.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import OnlineNorm
+        >>> norm = OnlineNorm(use_running_average=False, forward_decay=0.5)
+        >>> x = jnp.array([[2.0]])
+        >>> variables = norm.init(jax.random.key(0), x)
+        >>> sorted(variables)
+        ['_overwrite_with_gradient', 'batch_stats', 'params']
+        >>> y, updates = norm.apply(variables, x, mutable=["batch_stats"])
+        >>> print(y.round(2), updates["batch_stats"]["mean"])
+        [[2.]] [1.]
+    """
+
+    use_running_average: bool | None = None
+    axis: _axes.Axes = -1
+    forward_decay: ArrayLike = 0.999
+    backward_decay: ArrayLike = 0.99
+    epsilon: ArrayLike = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    stats_dtype: Any = None
+
+    @nn.compact
+    @_checks.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = evaluates(self, use_running_average)
+        features = _shells.feature_shape(x, self.axis, "axis")
+        stats = self._stats(features, evaluating and not self.is_initializing())
+        frozen = {"frozen": None} if self.has_variable("batch_stats", "frozen") else {}
+        scale, bias = scale_of(self, features), bias_of(self, features)
+        y, new = _shells.normalize_with_stats(
+            self,
+            jn.online_norm,
+            x,
+            {key: variable.value for key, variable in stats.items()} | frozen,
+            scale,
+            bias,
+            dtype=_shells.result_dtype(self.dtype, x, scale, bias),
+            mask=mask,
+            train=not evaluating,
+        )
+        if not (evaluating or frozen or self.is_initializing()):
+            for key in ("mean", "var"):
+                stats[key].value = new[key]
+        return y
+
+    def _stats(self, features: tuple[int, ...], evaluating: bool) -> dict[str, Any]:
+        """The variables of the statistics and of the control processes, each in its collection."""
+        collections = dict.fromkeys(("mean", "var"), "batch_stats")
+        if not evaluating:
+            collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
+        fresh = jn.init_online_stats(features, dtype=_shells.stats_dtype(self))
+        for key, collection in collections.items():
+            if not (self.is_initializing() or self.has_variable(collection, key)):
+                raise ValueError(
+                    f"{type(self).__name__} at /{'/'.join(self.path)} lacks {key!r} in the "
+                    f"collection {collection}; give apply the params, the batch_stats and, in "
+                    f"training, the {OVERWRITE_WITH_GRADIENT} that init made and training updated"
+                )
+        return {
+            key: self.variable(collection, key, fresh.get, key)
+            for key, collection in collections.items()
+        }

@@ -1,0 +1,205 @@
+"""Layer, root mean square, group and instance normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import shells as _shells
+from jaxnorm.linen.variables import bias_of, normalize, scale_of
+from jaxnorm.shells import Initializer
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization: `jaxnorm.layer_norm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the parameters promote to.
+
+    Attributes:
+        reduction_axes: the axis or axes to measure over.
+        feature_axes: the axis or axes with a scale and a bias of their own.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
+            1e-3).
+
+    References:
+        Ba, Kiros and Hinton, "Layer normalization", 2016.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import LayerNorm
+        >>> y, _ = LayerNorm().init_with_output(jax.random.key(0), jnp.array([[1.0, 3.0]]))
+        >>> print(y.round(3))
+        [[-1.  1.]]
+    """
+
+    epsilon: ArrayLike = 1e-6
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    reduction_axes: _axes.Axes = -1
+    feature_axes: _axes.Axes = -1
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+
+    @nn.compact
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        features = _shells.feature_shape(x, self.feature_axes)
+        return normalize(
+            self, jn.layer_norm, x, mask, scale_of(self, features), bias_of(self, features)
+        )
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization: `jaxnorm.rms_norm`.
+
+    y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the parameters promote to.
+
+    Attributes:
+        reduction_axes: the axis or axes to measure over.
+        feature_axes: the axis or axes with a scale of their own.
+        epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
+        scale_offset: added to the scale in float32; 1.0 for models that store their weight as
+            w - 1, with `scale_init=nn.initializers.zeros`.
+
+    References:
+        Zhang and Sennrich, "Root mean square layer normalization", 2019.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import RMSNorm
+        >>> x = jnp.array([[3.0, 4.0, 0.0, 0.0]])
+        >>> y, _ = RMSNorm().init_with_output(jax.random.key(0), x)
+        >>> print(y.round(3))
+        [[1.2 1.6 0.  0. ]]
+    """
+
+    epsilon: ArrayLike = 1e-6
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_scale: bool = True
+    scale_init: Initializer = nn.initializers.ones
+    reduction_axes: _axes.Axes = -1
+    feature_axes: _axes.Axes = -1
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    scale_offset: ArrayLike = 0.0
+
+    @nn.compact
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        features = _shells.feature_shape(x, self.feature_axes)
+        return normalize(self, jn.rms_norm, x, mask, scale_of(self, features))
+
+
+class GroupNorm(nn.Module):
+    """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
+    x is [N, ..., C], or [C], one example; y is of its shape, in
+    `dtype`, by default what x and the parameters promote to.
+
+    Attributes:
+        num_groups: groups of channels; None where `group_size` is given.
+        group_size: channels of a group; exclusive with `num_groups`.
+        reduction_axes: the axes to measure over, the last among them; all but axis 0 by default.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
+
+    References:
+        Wu and He, "Group normalization", 2018.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import GroupNorm
+        >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+        >>> y, _ = GroupNorm(num_groups=2).init_with_output(jax.random.key(0), x)
+        >>> print(y.round(3))
+        [[-1.  1. -1.  1.]]
+    """
+
+    num_groups: int | None = 32
+    group_size: int | None = None
+    epsilon: ArrayLike = 1e-6
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    reduction_axes: _axes.Axes | None = None
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+
+    @nn.compact
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        features = _shells.feature_shape(x, -1)
+        return normalize(
+            self, jn.group_norm, x, mask, scale_of(self, features), bias_of(self, features)
+        )
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalization: `jaxnorm.instance_norm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
+    x is [N, ..., C] (C at `feature_axes`), and y of its shape, in
+    `dtype`, by default what x and the parameters promote to.
+
+    Attributes:
+        feature_axes: the axis or axes of the channels.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
+
+    References:
+        Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm.linen import InstanceNorm
+        >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
+        >>> y, _ = InstanceNorm().init_with_output(jax.random.key(0), x)
+        >>> print(y.round(3))
+        [[[-1. -1.]
+          [ 1.  1.]]]
+    """
+
+    epsilon: ArrayLike = 1e-6
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    feature_axes: _axes.Axes = -1
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+
+    @nn.compact
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        features = _shells.feature_shape(x, self.feature_axes)
+        return normalize(
+            self, jn.instance_norm, x, mask, scale_of(self, features), bias_of(self, features)
+        )

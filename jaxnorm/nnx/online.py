@@ -1,0 +1,184 @@
+"""Online normalization."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax.typing import ArrayLike
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import shells as _shells
+from jaxnorm.nnx.variables import (
+    Metadata,
+    asked_to_evaluate,
+    flat,
+    parameter,
+    promoted,
+    value_of,
+)
+from jaxnorm.shells import Initializer
+
+
+class ControlState(nnx.Variable[Any]):
+    """An error of a control process of `OnlineNorm`: its gradient is its new value."""
+
+
+class OnlineNorm(nnx.Module):
+    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
+    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
+    variables promote to. One value a channel is enough in training.
+
+    `mean` and `var` are `nnx.BatchStat`. The two control processes' `control_y` and `control_x` are
+    `ControlState`: differentiate with respect to them too, with the filter `DIFFERENTIATED`, and
+    give what comes out to `overwrite_control`, which gives back the gradients of the rest.
+
+    `train()` and `eval()` choose between streaming and the running statistics, which `freeze_stats`
+    makes those of training too.
+
+    Args:
+        use_running_average: True to normalize with the running statistics, False to stream the
+            batch and update them; here or in the call, which takes precedence. True gives the
+            control processes a zero gradient: do not overwrite them by it.
+        axis: the axis or axes of the channels.
+        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
+            control processes.
+        epsilon: added to the variance.
+        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
+            `param_dtype` is.
+
+    References:
+        Chiley et al., "Online normalization for training neural networks", 2019.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import DIFFERENTIATED, OnlineNorm, overwrite_control
+        >>> norm = OnlineNorm(1, forward_decay=0.5, rngs=nnx.Rngs(0))
+        >>> loss = lambda norm: norm(jnp.array([[2.0]])).sum()
+        >>> grads = nnx.grad(loss, argnums=nnx.DiffState(0, DIFFERENTIATED))(norm)
+        >>> grads = overwrite_control(norm, grads)
+        >>> print(sorted(grads), norm.mean[...], norm.control_y[...].round(2))
+        ['bias', 'scale'] [1.] [2.]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: _axes.Axes = -1,
+        forward_decay: ArrayLike = 0.999,
+        backward_decay: ArrayLike = 0.99,
+        epsilon: ArrayLike = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+        stats_dtype: Any = None,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.forward_decay = forward_decay
+        self.backward_decay = backward_decay
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.promote_dtype = promote_dtype
+        self.stats_dtype = stats_dtype
+        self.frozen = False
+        stats = jn.init_online_stats(num_features, dtype=_shells.stats_dtype(self))
+        self.mean = nnx.BatchStat(stats["mean"])
+        self.var = nnx.BatchStat(stats["var"])
+        self.control_y = ControlState(stats["control_y"])
+        self.control_x = ControlState(stats["control_x"])
+        self.scale = parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    @_checks.mask_is_called("mask")
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        evaluating = asked_to_evaluate(self, use_running_average)
+        features = _shells.feature_shape(x, self.axis, "axis")
+        names = ("mean", "var", "control_y", "control_x")
+        stats = {key: value_of(getattr(self, key), features) for key in names}
+        x, (mean, var), parameters, dtype = promoted(
+            self,
+            x,
+            (stats["mean"], stats["var"]),
+            (value_of(self.scale, features), value_of(self.bias, features)),
+        )
+        if evaluating or self.frozen:
+            stats |= {"mean": mean, "var": var}
+        y, new = _shells.normalize_with_stats(
+            self,
+            jn.online_norm,
+            x,
+            stats | ({"frozen": None} if self.frozen else {}),
+            *parameters,
+            dtype=dtype,
+            mask=mask,
+            train=not evaluating,
+        )
+        if not (evaluating or self.frozen):
+            self.mean.set_value(flat(new["mean"]))
+            self.var.set_value(flat(new["var"]))
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
+
+        Args:
+          use_running_average: True to normalize with the running statistics, False to stream.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+DIFFERENTIATED = nnx.Any(nnx.Param, ControlState)
+
+
+def overwrite_control(model: nnx.Module, grads: Any) -> Any:
+    """Put the control processes where their gradients say; the gradients of the rest.
+
+    Args:
+        model: with `OnlineNorm` in it; changed in place.
+        grads: as from `nnx.grad(..., argnums=nnx.DiffState(0, DIFFERENTIATED))`.
+
+    Returns:
+        `grads` without the control processes, for an optimizer of `nnx.Param`.
+
+    Raises:
+        ValueError: gradients without the control processes that the model has.
+    """
+    moved, rest = nnx.split_state(grads, ControlState, ...)
+    if not moved and nnx.state(model, ControlState):
+        raise ValueError(
+            "the gradients have no control processes, and the model has; differentiate with "
+            "respect to them too: nnx.grad(loss, argnums=nnx.DiffState(0, "
+            "jaxnorm.nnx.DIFFERENTIATED))"
+        )
+    nnx.update(model, moved)
+    return rest

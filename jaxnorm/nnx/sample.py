@@ -1,0 +1,282 @@
+"""Layer, root mean square, group and instance normalization."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax.typing import ArrayLike
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm.nnx.variables import Metadata, normalize, parameter
+from jaxnorm.shells import Initializer
+
+# The modules keep both numbers, as Flax's do.
+_BY_NUM_GROUPS = partial(jn.group_norm, group_size=None)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalization: `jaxnorm.layer_norm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the variables promote to.
+
+    Args:
+        reduction_axes: the axis or axes to measure over.
+        feature_axes: the axis or axes with a scale and a bias of their own.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
+            1e-3).
+
+    References:
+        Ba, Kiros and Hinton, "Layer normalization", 2016.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import LayerNorm
+        >>> print(LayerNorm(2, rngs=nnx.Rngs(0))(jnp.array([[1.0, 3.0]])).round(3))
+        [[-1.  1.]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: ArrayLike = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        reduction_axes: _axes.Axes = -1,
+        feature_axes: _axes.Axes = -1,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+    ):
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale = parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, self.scale, self.bias)
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalization: `jaxnorm.rms_norm`.
+
+    y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
+    x is of any shape, and y of the same, in `dtype`, by default what x and
+    the variables promote to.
+
+    Args:
+        reduction_axes: the axis or axes to measure over.
+        feature_axes: the axis or axes with a scale of their own.
+        epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
+        scale_offset: added to the scale in float32; 1.0 for models that store their weight as
+            w - 1, with `scale_init=nnx.initializers.zeros`.
+
+    References:
+        Zhang and Sennrich, "Root mean square layer normalization", 2019.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import RMSNorm
+        >>> print(RMSNorm(4, rngs=nnx.Rngs(0))(jnp.array([[3.0, 4.0, 0.0, 0.0]])).round(3))
+        [[1.2 1.6 0.  0. ]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: ArrayLike = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_scale: bool = True,
+        scale_init: Initializer = nnx.initializers.ones,
+        reduction_axes: _axes.Axes = -1,
+        feature_axes: _axes.Axes = -1,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        scale_metadata: Metadata = MappingProxyType({}),
+        scale_offset: ArrayLike = 0.0,
+    ):
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale_offset = scale_offset
+        self.scale = parameter(self, use_scale, scale_init, rngs, scale_metadata)
+
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, self.scale)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
+    x is [N, ..., C], or [C], one example; y is of its shape, in
+    `dtype`, by default what x and the variables promote to.
+
+    Args:
+        num_groups: groups of channels; None where `group_size` is given.
+        group_size: channels of a group; exclusive with `num_groups`.
+        reduction_axes: the axes to measure over, the last among them; all but axis 0 by default.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
+
+    References:
+        Wu and He, "Group normalization", 2018.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import GroupNorm
+        >>> norm = GroupNorm(4, num_groups=2, rngs=nnx.Rngs(0))
+        >>> print(norm(jnp.array([[1.0, 3.0, 10.0, 30.0]])).round(3))
+        [[-1.  1. -1.  1.]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        *,
+        epsilon: ArrayLike = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        reduction_axes: _axes.Axes | None = None,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+    ):
+        self.feature_axis = -1
+        self.group_size = _axes.group_size_of(num_features, num_groups, group_size)
+        self.num_groups = num_features // self.group_size
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale = parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        return normalize(self, _BY_NUM_GROUPS, x, mask, -1, self.scale, self.bias)
+
+
+class InstanceNorm(nnx.Module):
+    """Instance normalization: `jaxnorm.instance_norm`.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
+    x is [N, ..., C] (C at `feature_axes`), and y of its shape, in
+    `dtype`, by default what x and the variables promote to.
+
+    Args:
+        feature_axes: the axis or axes of the channels.
+        epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
+
+    References:
+        Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import InstanceNorm
+        >>> norm = InstanceNorm(2, rngs=nnx.Rngs(0))
+        >>> print(norm(jnp.array([[[1.0, 10.0], [3.0, 30.0]]])).round(3))
+        [[[-1. -1.]
+          [ 1.  1.]]]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: ArrayLike = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        feature_axes: _axes.Axes = -1,
+        axis_name: _axes.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Metadata = MappingProxyType({}),
+        scale_metadata: Metadata = MappingProxyType({}),
+    ):
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.scale = parameter(self, use_scale, scale_init, rngs, scale_metadata)
+        self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
+
+    @_checks.mask_is_called("mask")
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, self.scale, self.bias)

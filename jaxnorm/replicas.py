@@ -1,0 +1,136 @@
+"""Whole trees of running statistics: the merge of those of replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxnorm import axes as _axes
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import running as _running
+from jaxnorm import states as _states
+from jaxnorm.distributed import sync_extremes, sync_moments
+from jaxnorm.inputs import exact_constants
+from jaxnorm.paths import changed
+from jaxnorm.statistics import Moments
+from jaxnorm.trees import STATS
+
+
+def sync_batch_stats(
+    batch_stats: Any,
+    axis_name: _axes.AxisName,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> Any:
+    """The running statistics of all replicas together, on every replica.
+
+    Replicas that normalize by themselves (local or grouped scope) have running statistics of their
+    own, which drift apart; merge them before evaluation or saving. The variance between the
+    replicas' means is part of the result; averaging the variances would lose it. The whole tree is
+    one collective, as in `sync_moments` (the `steps` of batch renormalization, of which the largest
+    is taken, one more; the least and largest values of a fit to inputs too).
+
+    Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`,
+    or in the middle of recomputing); then the counts add up, so merge what is evaluated or saved,
+    and train on with what was not merged.
+
+    Args:
+        batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
+            `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
+        axis_name, axis_index_groups: as for `sync_moments`. Statistics with the replicas on a first
+            axis, as `pmap` returns them, are merged by `pmap` again, or by `vmap` on one device.
+
+    Raises:
+        ValueError: a name that is not mapped, a tree without statistics or with some narrower than
+            float32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxnorm as jn
+        >>> replicas = {"norm": {"mean": jnp.array([[0.0], [2.0]]), "var": jnp.ones((2, 1))}}
+        >>> merge = lambda stats: jn.sync_batch_stats(stats, "devices")
+        >>> merged = jax.vmap(merge, axis_name="devices")(replicas)
+        >>> print(merged["norm"]["mean"][0], merged["norm"]["var"][0])
+        [1.] [2.]
+    """
+    layers: list[dict[str, Any]] = []
+
+    def found(stats: Mapping[str, Any]) -> dict[str, Any]:
+        _states.check_wide(stats, "the running statistics")
+        layers.append(dict(stats))
+        if "recomputed" in stats:
+            found(stats["recomputed"])
+        return dict(stats)
+
+    changed(batch_stats, ("*",), STATS, found)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves([stats["mean"] for stats in layers]))
+    means, rebuilt_means = _raveled([stats["mean"] for stats in layers], dtype)
+    variances, rebuilt_variances = _raveled(
+        [stats["var"] for stats in layers], _dtypes.real_dtype(dtype)
+    )
+    counts, rebuilt_counts = _raveled(
+        [_counts(stats, _dtypes.real_dtype(dtype)) for stats in layers], _dtypes.real_dtype(dtype)
+    )
+    m = sync_moments(Moments(counts, means, variances), axis_name, axis_index_groups)
+    rebuilt = rebuilt_counts(m.count), rebuilt_means(m.mean), rebuilt_variances(m.var)
+    merged = zip(*rebuilt, strict=True)
+
+    def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
+        count, mean, var = next(merged)
+        var = jax.tree.map(lambda count, var: jnp.where(count > 0, var, 1), count, var)  # or fresh
+        new = {**stats, "mean": mean, "var": var}
+        if "count" in stats:
+            new["count"] = jax.tree.map(_running.as_before, stats["count"], count)
+        if "steps" in stats:
+            new["steps"] = jax.lax.pmax(
+                stats["steps"], axis_name, axis_index_groups=axis_index_groups
+            )
+        if {"min", "max"} <= stats.keys():
+            new |= _synced_fit(new, axis_name, axis_index_groups)
+        if "recomputed" in stats:
+            new["recomputed"] = synced(stats["recomputed"])
+        return new
+
+    return changed(batch_stats, ("*",), STATS, synced)
+
+
+def _raveled(parts: Sequence[Any], dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """The leaves one after the other in one dtype, and the way back to theirs."""
+    flat, rebuilt = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), parts))
+
+    def back(flat: jax.Array) -> Any:
+        def as_it_was(new: jax.Array, old: jax.Array) -> jax.Array:
+            return (new if jnp.iscomplexobj(old) else new.real).astype(old.dtype)
+
+        return jax.tree.map(as_it_was, rebuilt(flat), parts)
+
+    return flat, back
+
+
+def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
+    """How much each channel's statistics weigh, in the shape of the statistics."""
+    ones = jax.tree.map(lambda var: jnp.ones(var.shape, dtype), stats["var"])
+    if "count" not in stats:
+        return ones
+
+    def spread(ones: jax.Array, count: jax.Array) -> jax.Array:
+        return _running.of_channels(count, ones).astype(dtype)
+
+    return jax.tree.map(spread, ones, stats["count"])
+
+
+def _synced_fit(
+    fit: Mapping[str, Any],
+    axis_name: _axes.AxisName,
+    axis_index_groups: _axes.AxisIndexGroups,
+) -> dict[str, Any]:
+    """What a fit to inputs has beside merged moments, and what is exact about these."""
+    boxed = {key: fit[key] for key in ("mean", "var", "min", "max")}
+    mean, var, least, most = (jax.tree.leaves(box)[0] for box in boxed.values())
+    least, most = sync_extremes(least, most, axis_name, axis_index_groups)
+    mean, var = exact_constants(mean, var, least, most)
+    new = dict(zip(boxed, (mean, var, least, most), strict=True))
+    return {key: jax.tree.unflatten(jax.tree.structure(boxed[key]), [new[key]]) for key in boxed}

@@ -1,0 +1,176 @@
+"""What the Linen and the NNX modules share: how a module calls its function.
+
+A `module` is of either framework, and its arguments are its attributes. An option of the function
+is the attribute of the same name, or of the name that Flax gives it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import canonicalize_dtype
+
+import jaxnorm as jn
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import states as _states
+
+Function = Callable[..., Any]
+Initializer = Callable[..., Any]
+
+_FLAX_NAMES = {"channel_axis": ("axis", "feature_axes"), "feature_axis": ("axis",)}
+_OF_THE_CALL = ("train", "where")
+_SYNCED = ("axis_name", "axis_index_groups")
+
+
+@functools.cache
+def entries(init_stats: Function, cumulative: bool) -> tuple[str, ...]:
+    """The names of the running statistics that a function starts."""
+    with jax.ensure_compile_time_eval():
+        return tuple(init_stats(1, momentum=None if cumulative else 0.99))
+
+
+def library_of(kind: type) -> str:
+    """The module that a class is imported from."""
+    package, _, rest = kind.__module__.partition(".")
+    return f"{package}.{rest.partition('.')[0]}" if package == "jaxnorm" else kind.__module__
+
+
+def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
+    """The shape of the axes that have parameters or statistics of their own."""
+    _checks.check_not_dict(x, "module[key](x[key])")
+    channels = _axes.channel_axes(jnp.ndim(x), axes, name)
+    return tuple(x.shape[axis] for axis in channels)
+
+
+def result_dtype(dtype: Any, *arrays: Any) -> Any:
+    """`dtype`, or what the arrays promote to where it is None."""
+    with jax.numpy_dtype_promotion("standard"):
+        return canonicalize_dtype(*arrays, dtype=dtype)
+
+
+def stats_dtype(module: Any, *inputs: Any) -> Any:
+    """The dtype that running statistics start in: float32, or wider where the parameters are.
+
+    Complex where the parameters, the module's `dtype` or the inputs, as far as they are known, are.
+    """
+    if module.stats_dtype is not None:
+        return module.stats_dtype
+    given = [x.dtype for x in inputs] + ([] if module.dtype is None else [module.dtype])
+    of_complex = [dtype for dtype in given if jnp.issubdtype(dtype, jnp.complexfloating)]
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, [module.param_dtype, *of_complex], jnp.float32)
+
+
+def as_float32_at_least(stats: _states.BatchStats) -> Any:
+    """Statistics as a checkpoint brings them, the narrower ones converted to float32.
+
+    The control processes of online normalization keep their dtype, which is that of their gradient.
+    """
+
+    def converted(leaf: Any) -> Any:
+        narrow = _dtypes.is_narrow(jnp.result_type(leaf))
+        return jnp.asarray(leaf, jnp.float32) if narrow else leaf
+
+    return {
+        key: leaf if key in _states.CONTROL else jax.tree.map(converted, leaf)
+        for key, leaf in stats.items()
+    }
+
+
+def normalize(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    *parameters: Any,
+    dtype: Any,
+    mask: Any,
+    synced: bool = True,
+) -> jax.Array:
+    """Return a stateless normalization's result, in `dtype`.
+
+    Args:
+        synced: over the module's mapped axes, if it has any.
+    """
+    options = _options(module, function, synced)
+    y = function(_promoted(x, dtype), *parameters, where=mask, **options)
+    return jnp.asarray(y, dtype)
+
+
+def normalize_with_stats(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    stats: _states.BatchStats,
+    *parameters: Any,
+    dtype: Any,
+    mask: Any,
+    train: bool,
+    synced: bool = True,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return a stateful normalization's result, in `dtype`, and its new statistics."""
+    y, new = function(
+        _promoted(x, dtype),
+        as_float32_at_least(stats),
+        *parameters,
+        train=train,
+        where=mask,
+        **_options(module, function, synced),
+    )
+    return jnp.asarray(y, dtype), new
+
+
+def scale_inputs(
+    module: Any,
+    function: Function,
+    x: jax.Array,
+    fit: _states.BatchStats,
+    *,
+    mask: Any,
+    train: bool,
+    synced: bool = True,
+) -> tuple[jax.Array, Any]:
+    """Return the inputs scaled by their fit, in `dtype`, in training after an update with them."""
+    dtype = result_dtype(module.dtype, x)
+    x, fit = _promoted(x, dtype), as_float32_at_least(fit)
+    if train:
+        options = _options(module, jn.update_input_stats, synced)
+        fit = jn.update_input_stats(fit, x, where=mask, **options)
+    y = function(x, fit, where=mask, **_options(module, function, synced))
+    return jnp.asarray(y, dtype), fit
+
+
+def _options(module: Any, function: Function, synced: bool) -> dict[str, Any]:
+    """The options of a function that the module has."""
+    options: dict[str, Any] = {}
+    for name in _option_names(function):
+        attributes = _FLAX_NAMES.get(name, (name,))
+        found = [
+            getattr(module, attribute) for attribute in attributes if hasattr(module, attribute)
+        ]
+        if found:
+            options[name] = found[0] if synced or name not in _SYNCED else None
+    return options
+
+
+@functools.lru_cache
+def _option_names(function: Function) -> tuple[str, ...]:
+    """The keyword arguments that are not of the call and that no `functools.partial` has set."""
+    given = (*_OF_THE_CALL, *getattr(function, "keywords", ()))
+    return tuple(
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in given
+    )
+
+
+def _promoted(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in a dtype that holds both it and the result, so that nothing is rounded before."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), dtype))
