@@ -18,14 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxnorm.axes import axis_names, other_axes
 
 
-def only(counted: jax.Array | None, x: jax.Array) -> jax.Array:
+def only(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     """`x` with 0 where it does not count."""
-    return x if counted is None else jnp.where(everywhere(counted, x), x, 0)
+    return x if mask is None else jnp.where(everywhere(mask, x), x, 0)
 
 
-def everywhere(counted: jax.Array, x: jax.Array) -> jax.Array:
+def everywhere(mask: jax.Array, x: jax.Array) -> jax.Array:
     """A mask in the whole shape of `x`, sharded as `x` is."""
-    return counted | jnp.zeros_like(x, bool)
+    return mask | jnp.zeros_like(x, bool)
 
 
 def full_without(x: jax.Array, reduced: Sequence[int], value: Any, dtype: Any) -> jax.Array:
@@ -82,7 +82,7 @@ def split_groups(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 def repeat_groups(x: jax.Array, axis: int, size: int) -> jax.Array:
     """Every group along `axis` given to its `size` members."""
-    members = jnp.broadcast_to(
+    axis_size = jnp.broadcast_to(
         jnp.expand_dims(x, axis + 1), (*x.shape[: axis + 1], size, *x.shape[axis + 1 :])
     )
-    return members.reshape(*x.shape[:axis], x.shape[axis] * size, *x.shape[axis + 1 :])
+    return axis_size.reshape(*x.shape[:axis], x.shape[axis] * size, *x.shape[axis + 1 :])

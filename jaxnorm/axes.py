@@ -198,9 +198,9 @@ def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) 
         ) from None
     if axis_index_groups is None:
         return size
-    members = sorted(index for group in axis_index_groups for index in group)
+    axis_size = sorted(index for group in axis_index_groups for index in group)
     sizes = {len(group) for group in axis_index_groups}
-    if len(names) != 1 or members != list(range(size)) or len(sizes) != 1:
+    if len(names) != 1 or axis_size != list(range(size)) or len(sizes) != 1:
         raise ValueError(
             f"axis_index_groups={axis_index_groups!r} must hold each index of the one axis "
             f"{axis_name!r} (0 to {size - 1}) once, in groups of equal size"

@@ -30,7 +30,7 @@ class _Layer(NamedTuple):
     stats: _states.BatchStats
     scale: jax.Array | None
     bias: jax.Array | None
-    counted: jax.Array | None
+    mask: jax.Array | None
     channels: tuple[int, ...]
     reduced: tuple[int, ...]
     momentum: ArrayLike | None
@@ -46,7 +46,7 @@ class _Layer(NamedTuple):
             self.bias,
             self.channels,
             epsilon=self.epsilon,
-            counted=self.counted,
+            mask=self.mask,
         )
 
     def standardized(self, m: Moments, scope: Scope, **options: Any) -> jax.Array:
@@ -58,7 +58,7 @@ class _Layer(NamedTuple):
             self.bias,
             self.channels,
             epsilon=self.epsilon,
-            counted=self.counted,
+            mask=self.mask,
             **options,
         )
 
@@ -67,11 +67,11 @@ class _Layer(NamedTuple):
         running = running_moments(self.stats, _dtypes.statistics_dtype(self.x.dtype))
         return self.standardized(running, Scope(self.reduced), given=True)
 
-    def counted_over(self, m: Moments, members: int) -> Moments:
+    def with_known_count(self, m: Moments, axis_size: int) -> Moments:
         """The moments of all members, with a count that is known to be alike on every one."""
-        if self.counted is not None:
+        if self.mask is not None:
             return m
-        number = members * _axes.values_per_channel(self.x.shape, self.reduced)
+        number = axis_size * _axes.values_per_channel(self.x.shape, self.reduced)
         return m._replace(count=full_without(self.x, self.reduced, number, m.count.dtype))
 
     def updated(self, m: Moments) -> Any:
@@ -82,7 +82,7 @@ class _Layer(NamedTuple):
             m,
             momentum=self.momentum,
             skip_nonfinite=self.skip_nonfinite,
-            all_seen=self.counted is None and isinstance(number, int) and number > 0,
+            all_seen=self.mask is None and isinstance(number, int) and number > 0,
         )
 
 
@@ -170,9 +170,9 @@ def batch_norm(
     )
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    scope, members = _whole_batch(layer, axis_name, axis_index_groups)
+    scope, axis_size = _whole_batch(layer, axis_name, axis_index_groups)
     y, m = layer.normalized(scope)
-    return y, layer.updated(layer.counted_over(m, members))
+    return y, layer.updated(layer.with_known_count(m, axis_size))
 
 
 @_checks.mask_is_called("where")
@@ -252,9 +252,9 @@ def ghost_batch_norm(
     parts = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost over devices
     split = _split(layer, ghosts * parts, size // parts)
     y, m = split.normalized(Scope(split.reduced, 0, parts))
-    members = _axes.mapped_size(axis_name, axis_index_groups)
+    axis_size = _axes.mapped_size(axis_name, axis_index_groups)
     whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
-    return y.reshape(layer.x.shape), layer.updated(layer.counted_over(whole, members))
+    return y.reshape(layer.x.shape), layer.updated(layer.with_known_count(whole, axis_size))
 
 
 def default_r_max(step: Any) -> jax.Array:
@@ -339,9 +339,9 @@ def batch_renorm(
     d_max = _limit("d_max", d_max, 0.0)
     if _evaluates(train, stats):
         return layer.evaluated(), stats
-    scope, members = _whole_batch(layer, axis_name, axis_index_groups)
-    m = sync_moments(measure(layer.x, scope, layer.counted), axis_name, axis_index_groups)
-    m = layer.counted_over(m, members)
+    scope, axis_size = _whole_batch(layer, axis_name, axis_index_groups)
+    m = sync_moments(measure(layer.x, scope, layer.mask), axis_name, axis_index_groups)
+    m = layer.with_known_count(m, axis_size)
     steps = stats["steps"]
     corrections = _corrections(layer, m, r_max(steps), d_max(steps))
     return layer.standardized(m, scope, renorm=corrections), layer.updated(m)
@@ -400,18 +400,18 @@ def _checked(
     _checks.check_epsilon(epsilon)
     _axes.check_axis_index_groups(axis_name, axis_index_groups)
     _states.check_stats(stats, x, channels, momentum, renorm)
-    counted = _checks.as_mask(where, x.shape)
+    mask = _checks.as_mask(where, x.shape)
     if not _evaluates(train, stats):
         _states.check_kept_dtype(stats, x)
         if momentum is None:
-            _states.check_count(stats, counted, channels)
+            _states.check_count(stats, mask, channels)
     reduced = _axes.other_axes(x.ndim, channels)
     return _Layer(
         x=x,
         stats=sharded(stats, x, reduced),
         scale=_checks.as_parameter("scale", scale, x, channels),
         bias=_checks.as_parameter("bias", bias, x, channels),
-        counted=counted,
+        mask=mask,
         channels=channels,
         reduced=reduced,
         momentum=momentum,
@@ -429,10 +429,10 @@ def _whole_batch(
     layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
 ) -> tuple[Scope, int]:
     """What the moments of the batch are taken over, and over how many members of the axes."""
-    members = _axes.mapped_size(axis_name, axis_index_groups)
-    _checks.check_values_per_channel(layer.x.shape, layer.reduced, members, "an input")
+    axis_size = _axes.mapped_size(axis_name, axis_index_groups)
+    _checks.check_values_per_channel(layer.x.shape, layer.reduced, axis_size, "an input")
     groups = _axes.hashable_groups(axis_index_groups)
-    return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups), members
+    return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups), axis_size
 
 
 def _split(layer: _Layer, parts: int, size: int) -> _Layer:
@@ -445,7 +445,7 @@ def _split(layer: _Layer, parts: int, size: int) -> _Layer:
 
     return layer._replace(
         x=split(layer.x),
-        counted=None if layer.counted is None else split(layer.counted),
+        mask=None if layer.mask is None else split(layer.mask),
         channels=tuple(axis + 1 for axis in layer.channels),
         reduced=tuple(axis + 1 for axis in layer.reduced),
     )

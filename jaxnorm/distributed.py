@@ -53,8 +53,8 @@ def sync_moments(
         m = _reduced(m, by_vmap, axis_index_groups)
     if not on_mesh:
         return m
-    members = _axes.mapped_size(on_mesh, axis_index_groups)
-    gathered_bytes = members * 3 * m.mean.size * m.mean.dtype.itemsize
+    axis_size = _axes.mapped_size(on_mesh, axis_index_groups)
+    gathered_bytes = axis_size * 3 * m.mean.size * m.mean.dtype.itemsize
     merge = _gathered if gathered_bytes <= GATHERED_BYTES else _reduced
     return merge(m, on_mesh, axis_index_groups)
 

@@ -17,6 +17,6 @@ def real_dtype(dtype: Any) -> Any:
     return jnp.finfo(dtype).dtype
 
 
-def is_narrow(dtype: Any) -> bool:
+def is_below_float32(dtype: Any) -> bool:
     """Whether a dtype is a floating one narrower than float32."""
     return jnp.issubdtype(dtype, jnp.inexact) and statistics_dtype(dtype) != dtype

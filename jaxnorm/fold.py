@@ -244,8 +244,8 @@ def _along(vector: jax.Array, names: Sequence[str], layout: _layers.Layout) -> j
     """A number for each channel where the kernel has the channels, of one or two axes."""
     places = [layout.names.index(name) for name in names]
     order = sorted(range(len(names)), key=places.__getitem__)
-    spread = vector.reshape(layout.shape(names)).transpose(order)
-    return jnp.expand_dims(spread, _axes.other_axes(len(layout.names), places))
+    broadcast = vector.reshape(layout.shape(names)).transpose(order)
+    return jnp.expand_dims(broadcast, _axes.other_axes(len(layout.names), places))
 
 
 OF_THE_INPUT = ("VALID", "CIRCULAR", "REFLECT", "REPLICATE")

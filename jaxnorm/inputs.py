@@ -114,14 +114,14 @@ def update_input_stats(
     checked = _checked(x, fit, feature_axis, where)
     if "frozen" in fit:
         return fit
-    rows, counted = jax.lax.stop_gradient(checked.x), checked.counted
+    x, mask = jax.lax.stop_gradient(checked.x), checked.mask
     if skip_nan:
-        known = ~jnp.isnan(rows)
-        counted = known if counted is None else counted & known
-    m = sync_moments(measure(rows, Scope(checked.reduced), counted), axis_name, axis_index_groups)
-    seen = None if counted is None else everywhere(counted, rows)
-    least = jnp.min(rows, checked.reduced, where=seen, initial=jnp.inf)
-    most = jnp.max(rows, checked.reduced, where=seen, initial=-jnp.inf)
+        known = ~jnp.isnan(x)
+        mask = known if mask is None else mask & known
+    m = sync_moments(measure(x, Scope(checked.reduced), mask), axis_name, axis_index_groups)
+    seen = None if mask is None else everywhere(mask, x)
+    least = jnp.min(x, checked.reduced, where=seen, initial=jnp.inf)
+    most = jnp.max(x, checked.reduced, where=seen, initial=-jnp.inf)
     least, most = sync_extremes(least, most, axis_name, axis_index_groups)
     return _merged(jax.lax.stop_gradient(checked.fit), m, least, most)
 
@@ -209,9 +209,9 @@ def standardize_inputs(
         _checks.check_positive("clip", clip)
         _check_invertible("clip", clip, invert)
     checked = _checked(x, fit, feature_axis, where)
-    mean = checked.spread("mean")
+    mean = checked.broadcast("mean")
     values = checked.finite(0.0 if invert else mean)
-    power = checked.spread("var") + jnp.asarray(epsilon, values.dtype)
+    power = checked.broadcast("var") + jnp.asarray(epsilon, values.dtype)
     deviation = jnp.sqrt(jnp.where(power == 0, 1, power))
     if invert:
         return checked.result(values * deviation + mean)
@@ -277,7 +277,7 @@ def min_max_inputs(
     if clip:
         _check_invertible("clip", clip, invert)
     checked = _checked(x, fit, feature_axis, where)
-    least, most = checked.spread("min"), checked.spread("max")
+    least, most = checked.broadcast("min"), checked.broadcast("max")
     low, high = (jnp.asarray(bound, least.dtype) for bound in (low, high))
     unseen, constant = least > most, least == most
     least, most = jnp.where(unseen, low, least), jnp.where(unseen, high, most)
@@ -355,19 +355,19 @@ class _Checked(NamedTuple):
 
     x: jax.Array
     fit: _states.BatchStats
-    counted: jax.Array | None
+    mask: jax.Array | None
     reduced: tuple[int, ...]
     dtype: Any
 
-    def spread(self, key: str) -> jax.Array:
+    def broadcast(self, key: str) -> jax.Array:
         """An entry of the fit, so that it meets every value of `x`."""
         return repeated(jnp.asarray(self.fit[key], self.x.dtype), self.x, self.reduced)
 
     def finite(self, other: ArrayLike) -> jax.Array:
         """`x`, with the other value where it neither counts nor is finite."""
-        if self.counted is None:
+        if self.mask is None:
             return self.x
-        return jnp.where(self.counted | jnp.isfinite(self.x), self.x, other)
+        return jnp.where(self.mask | jnp.isfinite(self.x), self.x, other)
 
     def result(self, y: jax.Array) -> jax.Array:
         return y.astype(self.dtype)
@@ -379,11 +379,11 @@ def _checked(
     x = _checks.as_real_input(x)
     features = _axes.channel_axes(x.ndim, feature_axis, "feature_axis")
     _states.check_fit(fit, tuple(x.shape[axis] for axis in features))
-    counted = _checks.as_mask(where, x.shape)
+    mask = _checks.as_mask(where, x.shape)
     reduced = _axes.other_axes(x.ndim, features)
     with jax.numpy_dtype_promotion("standard"):
         wide = _dtypes.statistics_dtype(jnp.promote_types(x.dtype, fit["mean"].dtype))
-    return _Checked(x.astype(wide), sharded(fit, x, reduced), counted, reduced, x.dtype)
+    return _Checked(x.astype(wide), sharded(fit, x, reduced), mask, reduced, x.dtype)
 
 
 def _check_invertible(name: str, value: Any, invert: bool) -> None:

@@ -127,10 +127,10 @@ def _by_pattern(layer: Layer, shape: tuple[int, ...], known: Mapping[str, int]) 
     if len(parts) != len(shape):
         also = "; give the equation of one with other axes" if layer.name in BY_EQUATION else ""
         raise ValueError(
-            f"the kernel of {layer.name} has the axes [{_shown(pattern)}], got one of shape "
+            f"the kernel of {layer.name} has the axes [{_listed(pattern)}], got one of shape "
             f"{shape}; check the layer's name{also}"
         )
-    kernel = f"the kernel of {layer.name}, [{_shown(pattern)}], of shape {shape}"
+    kernel = f"the kernel of {layer.name}, [{_listed(pattern)}], of shape {shape}"
     if layer.groups > 1:
         kernel += f" in {layer.groups} groups"
     names, sizes = _split(parts, shape, {"groups": layer.groups, **known}, kernel)
@@ -194,7 +194,7 @@ def _parts(pattern: str) -> list[str]:
     return parts
 
 
-def _shown(pattern: str) -> str:
+def _listed(pattern: str) -> str:
     """A pattern for people: [window..., in, groups * out]."""
     parts = (part.replace("*", "...") for part in _parts(pattern))
     return ", ".join(" * ".join(part.strip("()").split()) for part in parts)

@@ -22,7 +22,7 @@ from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
 from jaxnorm.arrays import only
-from jaxnorm.running import init_batch_stats, running_moments, wider
+from jaxnorm.running import init_batch_stats, promoted_dtype, running_moments
 from jaxnorm.standardize import standardize
 from jaxnorm.statistics import Moments, Scope, count_of, divisor, measure, merge_moments
 
@@ -145,17 +145,17 @@ def online_norm(
     _checks.check_epsilon(epsilon)
     _checks.check_real("the input's dtype", x.dtype)
     _states.check_online_stats(stats, x, channels, train)
-    counted = _checks.as_mask(where, x.shape)
+    mask = _checks.as_mask(where, x.shape)
     scale = _checks.as_parameter("scale", scale, x, channels)
     bias = _checks.as_parameter("bias", bias, x, channels)
-    options: dict[str, Any] = {"epsilon": epsilon, "counted": counted}
+    options: dict[str, Any] = {"epsilon": epsilon, "mask": mask}
     if not train or "frozen" in stats:
         running = running_moments(stats, _dtypes.statistics_dtype(x.dtype))
         over = Scope((0, *scope.reduced))
         y = standardize(x, running, over, scale, bias, channels, given=True, **options)
         return _kept(y, _control(stats)) if train else y, stats
     wide = x.astype(_dtypes.statistics_dtype(x.dtype))
-    before, new = _streamed(stats, measure(wide, scope, counted), forward_decay)
+    before, new = _streamed(stats, measure(wide, scope, mask), forward_decay)
     y = _controlled(scope, wide, before, _control(stats), backward_decay, **options)
     for parameter, combined in ((scale, jnp.multiply), (bias, jnp.add)):
         if parameter is not None:
@@ -176,7 +176,7 @@ def _streamed(
     Args:
         m: of the examples, along axis 0.
     """
-    dtype = wider(stats["mean"].dtype, m.mean.dtype)
+    dtype = promoted_dtype(stats["mean"].dtype, m.mean.dtype)
     m = jax.lax.stop_gradient(Moments(*(part.astype(dtype) for part in m)))
     keep = jnp.asarray(decay).astype(dtype)
     start = jax.lax.stop_gradient(running_moments(stats, dtype))
@@ -199,12 +199,12 @@ def _controlled(
     decay: ArrayLike,
     *,
     epsilon: ArrayLike,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
 ) -> jax.Array:
     """Each example standardized by the moments before it, with the gradient that is controlled."""
     before = Moments(*(part.astype(x.dtype) for part in before))
     epsilon, decay = (jnp.asarray(number, x.dtype) for number in (epsilon, decay))
-    y: jax.Array = _standardized(scope, x, before, epsilon, decay, counted, control)
+    y: jax.Array = _standardized(scope, x, before, epsilon, decay, mask, control)
     return y
 
 
@@ -215,12 +215,10 @@ def _standardized(
     before: Moments,
     epsilon: jax.Array,
     decay: jax.Array,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
     control: Control,
 ) -> jax.Array:
-    return standardize(
-        x, before, scope, None, None, (), epsilon=epsilon, counted=counted, given=True
-    )
+    return standardize(x, before, scope, None, None, (), epsilon=epsilon, mask=mask, given=True)
 
 
 def _standardized_forward(scope: Scope, *args: Any) -> tuple[jax.Array, Any]:
@@ -229,29 +227,29 @@ def _standardized_forward(scope: Scope, *args: Any) -> tuple[jax.Array, Any]:
 
 def _standardized_backward(scope: Scope, residuals: Any, g: jax.Array) -> tuple[Any, ...]:
     """The gradient of `x`, and the new errors of the two control processes."""
-    x, before, epsilon, decay, counted, control = residuals
-    y = only(counted, _standardized(scope, *residuals))
-    g = only(counted, g)
+    x, before, epsilon, decay, mask, control = residuals
+    y = only(mask, _standardized(scope, *residuals))
+    g = only(mask, g)
     power = before.var + epsilon
     rstd = jnp.where(power > 0, jax.lax.rsqrt(jnp.where(power > 0, power, 1)), 0)
-    values = count_of(scope, x, counted)
+    values = count_of(scope, x, mask)
 
     def mean(part: jax.Array) -> jax.Array:
         return scope.sum(part) / divisor(values)
 
-    def step(control: Control, rows: tuple[jax.Array, ...]) -> tuple[Control, Control]:
+    def step(control: Control, means: tuple[jax.Array, ...]) -> tuple[Control, Control]:
         of_y, of_x = control
-        gy, yy, g, y, rstd, seen = rows
+        gy, yy, g, y, rstd, seen = means
         less_y, less_x = ((1 - decay) * error for error in control)
         moved = of_y + gy - less_y * yy, of_x + (g - less_y * y) * rstd - less_x * seen
         return moved, (less_y, less_x)
 
     seen = (values > 0).astype(x.dtype)
-    rows = mean(g * y), mean(y * y), mean(g), mean(y), rstd, seen
+    means = mean(g * y), mean(y * y), mean(g), mean(y), rstd, seen
     start = tuple(error.astype(x.dtype) for error in control)
-    end, (less_y, less_x) = jax.lax.scan(step, start, rows)
-    h = g - scope.spread(less_y, x) * y
-    dx = only(counted, h * scope.spread(rstd, x) - scope.spread(less_x, x))
+    end, (less_y, less_x) = jax.lax.scan(step, start, means)
+    h = g - scope.broadcast(less_y, x) * y
+    dx = only(mask, h * scope.broadcast(rstd, x) - scope.broadcast(less_x, x))
     new = tuple(error.astype(old.dtype) for error, old in zip(end, control, strict=True))
     return dx, None, None, None, None, new
 

@@ -48,10 +48,10 @@ def check_found(
 def _instead(part: str, paths: Sequence[Sequence[Any]], others: Mapping[Any, str]) -> str:
     """What the part holds of another kind, or the whole tree where it has nothing of the kind."""
     inside = {path: other for path, other in others.items() if matches(path, part)}
-    shown = inside or ({} if paths else others)
-    if not shown:
+    defined = inside or ({} if paths else others)
+    if not defined:
         return ""
-    listed = [f"{joined(path)!r} ({other})" for path, other in shown.items()]
+    listed = [f"{joined(path)!r} ({other})" for path, other in defined.items()]
     return f"; of another kind there are {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
 
 

@@ -58,7 +58,7 @@ def sync_batch_stats(
     layers: list[dict[str, Any]] = []
 
     def found(stats: Mapping[str, Any]) -> dict[str, Any]:
-        _states.check_wide(stats, "the running statistics")
+        _states.check_at_least_float32(stats, "the running statistics")
         layers.append(dict(stats))
         if "recomputed" in stats:
             found(stats["recomputed"])
@@ -116,10 +116,10 @@ def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
     if "count" not in stats:
         return ones
 
-    def spread(ones: jax.Array, count: jax.Array) -> jax.Array:
+    def broadcast(ones: jax.Array, count: jax.Array) -> jax.Array:
         return _running.of_channels(count, ones).astype(dtype)
 
-    return jax.tree.map(spread, ones, stats["count"])
+    return jax.tree.map(broadcast, ones, stats["count"])
 
 
 def _synced_fit(

@@ -131,7 +131,7 @@ def update(
             stats["recomputed"], m, momentum=None, skip_nonfinite=skip_nonfinite, all_seen=all_seen
         )
         return type(stats)({**stats, "recomputed": recomputed})  # type: ignore[call-arg]
-    dtype = wider(stats["mean"].dtype, m.mean.dtype)
+    dtype = promoted_dtype(stats["mean"].dtype, m.mean.dtype)
     real = _dtypes.real_dtype(dtype)
     m = Moments(m.count.astype(real), m.mean.astype(dtype), m.var.astype(real))
     old = running_moments(stats, dtype)
@@ -156,7 +156,7 @@ def started(stats: _states.BatchStats) -> dict[str, Any]:
             "these statistics are being recomputed already; end that first, with "
             "finish_recomputing or finish_accumulating"
         )
-    _states.check_wide(stats, "the running statistics")
+    _states.check_at_least_float32(stats, "the running statistics")
     mean, var = jnp.asarray(stats["mean"]), jnp.asarray(stats["var"])
     nothing = jnp.zeros_like(var, _dtypes.real_dtype(mean.dtype))
     recomputed = {"count": nothing, "mean": jnp.zeros_like(mean), "var": nothing}
@@ -191,7 +191,7 @@ def accumulated(stats: _states.BatchStats, momentum: ArrayLike | None) -> dict[s
 
 def _ended(stats: _states.BatchStats) -> tuple[dict[str, Any], Moments]:
     """The old statistics, and the recomputed moments."""
-    _states.check_wide(stats, "the running statistics")
+    _states.check_at_least_float32(stats, "the running statistics")
     return {k: v for k, v in stats.items() if k != "recomputed"}, Moments(**stats["recomputed"])
 
 
@@ -229,7 +229,7 @@ def _cumulated(old: Moments, m: Moments) -> dict[str, jax.Array]:
     }
 
 
-def wider(a: Any, b: Any) -> Any:
+def promoted_dtype(a: Any, b: Any) -> Any:
     """The dtype that holds both, at least as precise as statistics are kept."""
     with jax.numpy_dtype_promotion("standard"):
         return _dtypes.statistics_dtype(jnp.promote_types(a, b))

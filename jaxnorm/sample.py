@@ -196,7 +196,7 @@ def group_norm(
     channel = _axes.single_axis(x.ndim, channel_axis)
     size = _axes.group_size_of(x.shape[channel], num_groups, group_size)
     positions = _positions(x.ndim, channel, reduction_axes)
-    counted = _checks.as_mask(where, x.shape)
+    mask = _checks.as_mask(where, x.shape)
     scope = Scope(positions, channel, size)
     scale = _checks.as_parameter("scale", scale, x, (channel,))
     bias = _checks.as_parameter("bias", bias, x, (channel,))
@@ -204,7 +204,7 @@ def group_norm(
         x,
         scale,
         bias,
-        counted,
+        mask,
         scope,
         features=(channel,),
         epsilon=epsilon,
@@ -268,7 +268,7 @@ def _normalize(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
     scope: Scope,
     *,
     features: tuple[int, ...],
@@ -278,13 +278,13 @@ def _normalize(
 ) -> jax.Array:
     """`x` standardized by its own moments over `scope` and the mapped axes."""
     _checks.check_epsilon(epsilon)
-    members = _axes.mapped_size(axis_name, axis_index_groups)
+    axis_size = _axes.mapped_size(axis_name, axis_index_groups)
     if not (scope.about_zero or _one_value_passes.get()):
         values = scope.group_size * _axes.values_per_channel(x.shape, scope.reduced)
-        _checks.check_values_per_group(x.shape, members * values)
+        _checks.check_values_per_group(x.shape, axis_size * values)
     groups = _axes.hashable_groups(axis_index_groups)
     scope = scope._replace(axis_name=axis_name, axis_index_groups=groups)
-    y, _ = normalize(x, scope, scale, bias, features, epsilon=epsilon, counted=counted)
+    y, _ = normalize(x, scope, scale, bias, features, epsilon=epsilon, mask=mask)
     return y
 
 

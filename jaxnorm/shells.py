@@ -75,7 +75,7 @@ def as_float32_at_least(stats: _states.BatchStats) -> Any:
     """
 
     def converted(leaf: Any) -> Any:
-        narrow = _dtypes.is_narrow(jnp.result_type(leaf))
+        narrow = _dtypes.is_below_float32(jnp.result_type(leaf))
         return jnp.asarray(leaf, jnp.float32) if narrow else leaf
 
     return {

@@ -60,9 +60,9 @@ class Form(NamedTuple):
         """A scale or a bias, so that it broadcasts to the input."""
         return repeated(parameter, x, _axes.other_axes(x.ndim, self.features))
 
-    def view(self, x: jax.Array, counted: jax.Array | None) -> View | None:
+    def view(self, x: jax.Array, mask: jax.Array | None) -> View | None:
         """How the kernels see the input, None where they cannot."""
-        return self.scope.view(x, self.features) if counted is None else None
+        return self.scope.view(x, self.features) if mask is None else None
 
     def parameter(self, x: jax.Array) -> Result:
         """Shape and dtype of a scale or a bias."""
@@ -70,7 +70,7 @@ class Form(NamedTuple):
         return shape, _dtypes.statistics_dtype(x.dtype)
 
 
-class Rows(NamedTuple):
+class Statistics(NamedTuple):
     """The statistics that standardize: moments, epsilon, and renorm's r and d."""
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
@@ -106,14 +106,14 @@ def normalize(
     features: tuple[int, ...],
     *,
     epsilon: ArrayLike,
-    counted: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, Moments]:
     """`x` standardized by its own moments over `scope`, and these, merged over the mapped axes."""
-    form = _form(x, scope, scale, bias, features, epsilon, counted)
-    view = form.view(x, counted)
+    form = _form(x, scope, scale, bias, features, epsilon, mask)
+    view = form.view(x, mask)
     if view is None or scope.axis_name is not None:
-        m = sync_moments(measure(x, scope, counted), scope.axis_name, scope.axis_index_groups)
-        y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, counted=counted)
+        m = sync_moments(measure(x, scope, mask), scope.axis_name, scope.axis_index_groups)
+        y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, mask=mask)
         return y, m
     epsilon = jnp.asarray(epsilon, _dtypes.statistics_dtype(x.dtype))
     y, mean, var = _normalized(x, scale, bias, epsilon, form, view)
@@ -129,7 +129,7 @@ def standardize(
     features: tuple[int, ...],
     *,
     epsilon: ArrayLike,
-    counted: jax.Array | None = None,
+    mask: jax.Array | None = None,
     renorm: Renorm | None = None,
     given: bool = False,
 ) -> jax.Array:
@@ -142,15 +142,15 @@ def standardize(
         scale, bias: of the shape of the axes `features` of `x`, in the statistics' dtype, or None.
         features: canonical axes.
         epsilon: added to the variance.
-        counted: boolean, broadcasts to `x`. A position that does not count and is not finite
+        mask: boolean, broadcasts to `x`. A position that does not count and is not finite
             yields the bias.
         renorm: the corrections (r, d) of batch renormalization, of the shape of the moments:
             the standardized value y becomes y * r + d.
         given: the moments do not depend on `x`: running statistics.
     """
-    form = _form(x, scope, scale, bias, features, epsilon, counted)._replace(given=given)
-    rows = Rows(*m, jnp.asarray(epsilon, m.var.dtype), *(renorm or ()))
-    y: jax.Array = _standardized(x, rows, scale, bias, counted, form)
+    form = _form(x, scope, scale, bias, features, epsilon, mask)._replace(given=given)
+    statistics = Statistics(*m, jnp.asarray(epsilon, m.var.dtype), *(renorm or ()))
+    y: jax.Array = _standardized(x, statistics, scale, bias, mask, form)
     return y
 
 
@@ -161,29 +161,29 @@ def _form(
     bias: jax.Array | None,
     features: tuple[int, ...],
     epsilon: ArrayLike,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
 ) -> Form:
     smallest = float(jnp.finfo(_dtypes.statistics_dtype(x.dtype)).tiny)
     return Form(
         scope,
         () if scale is None and bias is None else features,
-        positive=counted is None and _checks.is_at_least(epsilon, smallest),
+        positive=mask is None and _checks.is_at_least(epsilon, smallest),
     )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _standardized(
     x: jax.Array,
-    rows: Rows,
+    statistics: Statistics,
     scale: jax.Array | None,
     bias: jax.Array | None,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
     form: Form,
 ) -> jax.Array:
-    operands = (x, rows.mean, rows.gain(form), rows.d, scale, bias)
-    view = form.view(x, counted)
+    operands = (x, statistics.mean, statistics.gain(form), statistics.d, scale, bias)
+    view = form.view(x, mask)
     if view is None:
-        return _applied(form, *operands, counted)[0]
+        return _applied(form, *operands, mask)[0]
     operation = Operation("jaxnorm_apply", _applied, form, view, results=((x.shape, x.dtype),))
     return cast(jax.Array, run(operation, *operands)[0])
 
@@ -220,10 +220,10 @@ def _applied(
     shift: jax.Array | None,
     scale: jax.Array | None,
     bias: jax.Array | None,
-    counted: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> list[jax.Array]:
     """((x - mean) * gain + shift) * scale + bias."""
-    y = _standard(form, x, mean, gain, shift, counted)
+    y = _standard(form, x, mean, gain, shift, mask)
     if scale is not None:
         y = y * form.expand(scale, x)
     if bias is not None:
@@ -237,32 +237,32 @@ def _standard(
     mean: jax.Array,
     gain: jax.Array,
     shift: jax.Array | None,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
 ) -> jax.Array:
     """(x - mean) * gain + shift, and 0 where nothing is shown."""
-    y = _deviation(form, x, mean, counted) * form.scope.spread(gain, x)
-    shown = _shown(form, x, mean, gain, counted)
+    y = _deviation(form, x, mean, mask) * form.scope.broadcast(gain, x)
+    defined = _defined(form, x, mean, gain, mask)
     if shift is not None:
-        y = y + form.scope.spread(shift, x)
-    return only(shown, y)
+        y = y + form.scope.broadcast(shift, x)
+    return only(defined, y)
 
 
 def _deviation(
-    form: Form, x: jax.Array, mean: jax.Array, counted: jax.Array | None = None
+    form: Form, x: jax.Array, mean: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
     """x - mean, where x is taken for 0 if it does not count and is not finite."""
-    x = x if counted is None else jnp.where(counted | jnp.isfinite(x), x, 0)
-    return x.astype(mean.dtype) - form.scope.spread(mean, x)
+    x = x if mask is None else jnp.where(mask | jnp.isfinite(x), x, 0)
+    return x.astype(mean.dtype) - form.scope.broadcast(mean, x)
 
 
-def _shown(
-    form: Form, x: jax.Array, mean: jax.Array, gain: jax.Array, counted: jax.Array | None
+def _defined(
+    form: Form, x: jax.Array, mean: jax.Array, gain: jax.Array, mask: jax.Array | None
 ) -> jax.Array | None:
     """Where the standardized value stands: where it counts or is finite; None for everywhere."""
-    if counted is None:
+    if mask is None:
         return None
-    y = _deviation(form, x, mean, counted) * form.scope.spread(gain, x)
-    return counted | (jnp.isfinite(x) & jnp.isfinite(y))
+    y = _deviation(form, x, mean, mask) * form.scope.broadcast(gain, x)
+    return mask | (jnp.isfinite(x) & jnp.isfinite(y))
 
 
 def _measured_and_applied(
@@ -274,18 +274,18 @@ def _measured_and_applied(
 ) -> list[jax.Array]:
     """`_applied` by the moments of `x`, and these."""
     mean, var = plainly_measured(form.scope, x)
-    gain = Rows(count_of(form.scope, x), mean, var, epsilon).gain(form)
+    gain = Statistics(count_of(form.scope, x), mean, var, epsilon).gain(form)
     return [*_applied(form, x, mean, gain, None, scale, bias), mean, var]
 
 
 @_standardized.defjvp
 def _standardized_jvp(form: Form, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
-    x, rows, scale, _, counted = primals
-    dx, drows, dscale, dbias, _ = tangents
+    x, statistics, scale, _, mask = primals
+    dx, dstatistics, dscale, dbias, _ = tangents
     y = _standardized(*primals, form)
-    dmean, dvar = (drows.mean, drows.var) if form.given else (None, None)
-    dparts = (dx, dmean, dvar, drows.epsilon, dscale, dbias)
-    return y, _moved(form, y, x, rows, scale, counted, dparts)
+    dmean, dvar = (dstatistics.mean, dstatistics.var) if form.given else (None, None)
+    dparts = (dx, dmean, dvar, dstatistics.epsilon, dscale, dbias)
+    return y, _moved(form, y, x, statistics, scale, mask, dparts)
 
 
 @_normalized.defjvp
@@ -296,8 +296,8 @@ def _normalized_jvp(
     dx, dscale, dbias, depsilon = tangents
     y, mean, var = _normalized(*primals, form, view)
     count = count_of(form.scope, x)
-    rows = Rows(count, mean, var, epsilon)
-    dy = _moved(form, y, x, rows, scale, None, (dx, None, None, depsilon, dscale, dbias))
+    statistics = Statistics(count, mean, var, epsilon)
+    dy = _moved(form, y, x, statistics, scale, None, (dx, None, None, depsilon, dscale, dbias))
     return (y, mean, var), (dy, *moved_moments(form.scope, x, count, None, mean, var, dx))
 
 
@@ -305,33 +305,40 @@ def _moved(
     form: Form,
     y: jax.Array,
     x: jax.Array,
-    rows: Rows,
+    statistics: Statistics,
     scale: jax.Array | None,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
     tangents: tuple[Any, ...],
 ) -> jax.Array:
     """The tangent of y."""
     map = Map(_pushed_forward, _pulled_back, form, (jax.typeof(y),))
-    return linear(map, (x, scale, counted, *rows), tangents)[0]
+    return linear(map, (x, scale, mask, *statistics), tangents)[0]
 
 
 def _pushed_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
     """The tangent of y: the projection of dx, and what the parameters' tangents add."""
-    x, scale, counted, *parts = residuals
+    x, scale, mask, *parts = residuals
     dx, dmean, dvar, depsilon, dscale, dbias = tangents
-    rows = Rows(*parts)
-    gain, shown = rows.gain(form), _shown(form, x, rows.mean, rows.gain(form), counted)
+    statistics = Statistics(*parts)
+    gain, defined = (
+        statistics.gain(form),
+        _defined(form, x, statistics.mean, statistics.gain(form), mask),
+    )
     if form.given:
         along = (dvar + depsilon) / 2
     else:
-        sums = _summed(form._replace(features=()), x, dx, rows, None, counted, counted, _PROJECTING)
-        of_x, dmean = _averages(form, sums.along, sums.total, rows.count)
+        sums = _summed(form._replace(features=()), x, dx, statistics, None, mask, mask, _PROJECTING)
+        of_x, dmean = _averages(form, sums.along, sums.total, statistics.count)
         along = of_x + depsilon / 2
-    dy = _projected(form, x, dx, *rows.projecting(form), along, dmean, None, counted, shown, shown)
+    dy = _projected(
+        form, x, dx, *statistics.projecting(form), along, dmean, None, mask, defined, defined
+    )
     if scale is not None:
         dy = dy * form.expand(scale, x)
     if dscale is not None:
-        dy = dy + _standard(form, x, rows.mean, gain, rows.d, counted) * form.expand(dscale, x)
+        dy = dy + _standard(form, x, statistics.mean, gain, statistics.d, mask) * form.expand(
+            dscale, x
+        )
     if dbias is not None:
         dy = dy + form.expand(dbias, x)
     return [dy.astype(x.dtype)]
@@ -341,27 +348,27 @@ def _pulled_back(
     form: Form, residuals: Any, cotangents: Any, wanted: Sequence[bool]
 ) -> list[jax.Array | None]:
     """The cotangents of x, given mean and variance, epsilon, the scale and the bias."""
-    x, scale, counted, *parts = residuals
+    x, scale, mask, *parts = residuals
     (g,) = cotangents
-    rows = Rows(*parts)
+    statistics = Statistics(*parts)
     if jnp.iscomplexobj(x):  # the projection of the conjugate is the transpose
         g, scale = jnp.conj(g), scale if scale is None else jnp.conj(scale)
     of_x, of_mean, of_var, of_epsilon, of_scale, of_bias = wanted
     own, of_power = not form.given, of_var or of_epsilon
-    if own and not of_power and rows.r is None and form.scope.axis_name is None:
-        view = form.view(x, counted)
+    if own and not of_power and statistics.r is None and form.scope.axis_name is None:
+        view = form.view(x, mask)
         if view is not None:
-            return _pulled_back_at_once(form, view, x, g, rows, scale, wanted)
-    shown = _shown(form, x, rows.mean, rows.gain(form), counted)
+            return _pulled_back_at_once(form, view, x, g, statistics, scale, wanted)
+    defined = _defined(form, x, statistics.mean, statistics.gain(form), mask)
     need = Sums(of_power or (own and of_x), of_mean or (own and of_x), of_scale, of_bias)
-    sums = _summed(form, x, g, rows, scale, counted, shown, need)
+    sums = _summed(form, x, g, statistics, scale, mask, defined, need)
     along = total = None
     if own and of_x:
-        along, total = _averages(form, sums.along, sums.total, rows.count)
-    gain, rstd = rows.gain(form), rows.rstd(form)
+        along, total = _averages(form, sums.along, sums.total, statistics.count)
+    gain, rstd = statistics.gain(form), statistics.rstd(form)
     power = -gain.real * (rstd * (rstd * (sums.along / 2))) if of_power else None
     found = [
-        _backward(form, x, g, rows, along, total, scale, counted, shown) if of_x else None,
+        _backward(form, x, g, statistics, along, total, scale, mask, defined) if of_x else None,
         -gain * sums.total if of_mean else None,
         power if of_var else None,
         None if power is None or not of_epsilon else jnp.sum(power),
@@ -394,9 +401,9 @@ def _summed(
     form: Form,
     x: jax.Array,
     g: jax.Array,
-    rows: Rows,
+    statistics: Statistics,
     scale: jax.Array | None,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
     over: jax.Array | None,
     wanted: Sums,
 ) -> Sums:
@@ -404,11 +411,11 @@ def _summed(
     wanted = wanted._replace(total=wanted.total and not form.scope.about_zero)
     if not any(wanted):
         return Sums(None, None, None, None)
-    operands = (x, g, rows.mean, rows.gain(form), rows.d, scale)
-    view = form.view(x, counted) if g.dtype == x.dtype else None
+    operands = (x, g, statistics.mean, statistics.gain(form), statistics.d, scale)
+    view = form.view(x, mask) if g.dtype == x.dtype else None
     if view is None:
-        return Sums(*_plainly_summed((form, wanted), *operands, counted, over))
-    row = (form.scope.kept_shape(x), rows.mean.dtype)
+        return Sums(*_plainly_summed((form, wanted), *operands, mask, over))
+    row = (form.scope.kept_shape(x), statistics.mean.dtype)
     every = Sums(row, row, form.parameter(x), form.parameter(x))
     results = tuple(part if want else None for part, want in zip(every, wanted, strict=True))
     operation = Operation("jaxnorm_sums", _plainly_summed, (form, wanted), view, results)
@@ -423,15 +430,15 @@ def _plainly_summed(
     gain: jax.Array,
     shift: jax.Array | None,
     scale: jax.Array | None,
-    counted: jax.Array | None = None,
+    mask: jax.Array | None = None,
     over: jax.Array | None = None,
 ) -> list[jax.Array | None]:
     form, wanted = form_and_wanted
     scope = form.scope
     g_everywhere = g.astype(mean.dtype)
     g = only(over, g_everywhere)
-    along_x = only(over, jnp.conj(_deviation(form, x, mean, counted)) * g)
-    gain, shift = scope.members(gain), None if shift is None else scope.members(shift)
+    along_x = only(over, jnp.conj(_deviation(form, x, mean, mask)) * g)
+    gain, shift = scope.per_channel(gain), None if shift is None else scope.per_channel(shift)
     if set(form.features) & set(scope.reduced):
         others, axes = _axes.other_axes(x.ndim, form.features), scope.reduced
         gain = jnp.expand_dims(gain, axes)
@@ -479,41 +486,41 @@ def _projected(
     along: jax.Array | None,
     total: jax.Array | None,
     scale: jax.Array | None,
-    counted: jax.Array | None = None,
-    shown: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    defined: jax.Array | None = None,
     moving: jax.Array | None = None,
 ) -> jax.Array:
     """gain * (scale * g - total - (x - mean) * rstd^2 * along).
 
     The first term is where the value is shown, the others are where it moves the moments.
     """
-    spread = partial(form.scope.spread, x=x)
+    broadcast = partial(form.scope.broadcast, x=x)
     v = g.astype(mean.dtype)
-    v = only(shown, v if scale is None else v * form.expand(scale, x))
+    v = only(defined, v if scale is None else v * form.expand(scale, x))
     if total is not None:
-        v = v - only(moving, spread(total) + jnp.zeros_like(v))
+        v = v - only(moving, broadcast(total) + jnp.zeros_like(v))
     if along is not None:
-        slope = spread((rstd * (rstd * along)).astype(mean.dtype))
-        v = v - only(moving, _deviation(form, x, mean, counted) * slope)
-    return spread(gain) * v
+        slope = broadcast((rstd * (rstd * along)).astype(mean.dtype))
+        v = v - only(moving, _deviation(form, x, mean, mask) * slope)
+    return broadcast(gain) * v
 
 
 def _backward(
     form: Form,
     x: jax.Array,
     g: jax.Array,
-    rows: Rows,
+    statistics: Statistics,
     along: jax.Array | None,
     total: jax.Array | None,
     scale: jax.Array | None,
-    counted: jax.Array | None,
-    shown: jax.Array | None,
+    mask: jax.Array | None,
+    defined: jax.Array | None,
 ) -> jax.Array:
     """The projection in the dtype of `x`."""
-    operands = (x, g, *rows.projecting(form), along, total, scale)
-    view = form.view(x, counted)
+    operands = (x, g, *statistics.projecting(form), along, total, scale)
+    view = form.view(x, mask)
     if view is None:
-        dx = _projected(form, *operands, counted, shown, counted)
+        dx = _projected(form, *operands, mask, defined, mask)
         return dx.astype(x.dtype)
     results = ((x.shape, x.dtype),)
     operation = Operation("jaxnorm_backward", _plainly_backward, form, view, results)
@@ -529,7 +536,7 @@ def _pulled_back_at_once(
     view: View,
     x: jax.Array,
     g: jax.Array,
-    rows: Rows,
+    statistics: Statistics,
     scale: jax.Array | None,
     wanted: Sequence[bool],
 ) -> list[jax.Array | None]:
@@ -550,7 +557,9 @@ def _pulled_back_at_once(
         (("about_zero", form.scope.about_zero),),
         scalar=True,
     )
-    dx, dscale, dbias = run(operation, x, g, rows.mean, rows.var, scale, rows.epsilon)
+    dx, dscale, dbias = run(
+        operation, x, g, statistics.mean, statistics.var, scale, statistics.epsilon
+    )
     return [dx if of_x else None, None, None, None, dscale, dbias]
 
 
@@ -565,9 +574,9 @@ def _plainly_pulled_back(
 ) -> list[jax.Array | None]:
     form, need = form_and_need
     count = count_of(form.scope, x)
-    rows = Rows(count, mean, var, epsilon)
+    statistics = Statistics(count, mean, var, epsilon)
     need = need._replace(total=not form.scope.about_zero)
-    sums = Sums(*_plainly_summed((form, need), x, g, mean, rows.gain(form), None, scale))
+    sums = Sums(*_plainly_summed((form, need), x, g, mean, statistics.gain(form), None, scale))
     along, total = _averages(form, sums.along, sums.total, count)
-    dx = _projected(form, x, g, *rows.projecting(form), along, total, scale)
+    dx = _projected(form, x, g, *statistics.projecting(form), along, total, scale)
     return [dx.astype(x.dtype), sums.dscale, sums.dbias]

@@ -15,7 +15,7 @@ from jaxnorm import dtypes as _dtypes
 BatchStats = Mapping[str, Any]
 CONTROL = ("control_y", "control_x")  # the control processes of online normalization
 KEPT = ("count", "mean", "var", "min", "max", *CONTROL)  # what steps add up
-WIDENED = (
+CONVERSION = (
     "jax.tree.map(lambda leaf: leaf.astype(jnp.float32) "
     "if leaf.dtype.itemsize < 4 else leaf, stats)"
 )
@@ -89,10 +89,10 @@ def _check_entries(
                 f"check channel_axis, or {cure}"
             )
     kept = [*needed, "recomputed"] if "recomputed" in stats else needed
-    check_wide({key: stats[key] for key in kept}, "the running statistics")
+    check_at_least_float32({key: stats[key] for key in kept}, "the running statistics")
 
 
-def check_wide(stats: BatchStats, what: str) -> None:
+def check_at_least_float32(stats: BatchStats, what: str) -> None:
     """Entries in float32 at least: in narrower ones a step below half of their ulp is lost."""
     kept = {key: leaf for key in KEPT if key in stats for leaf in jax.tree.leaves(stats[key])}
     for key, leaf in kept.items():
@@ -101,13 +101,13 @@ def check_wide(stats: BatchStats, what: str) -> None:
             raise TypeError(
                 f"the {key} of {what} is {dtype}, which cannot hold it; give jnp.float32 or wider"
             )
-        if _dtypes.is_narrow(dtype):
+        if _dtypes.is_below_float32(dtype):
             raise ValueError(
                 f"the {key} of {what} is {dtype}, in which small steps are lost; statistics are "
-                f"kept in float32 at least, so widen them once: {WIDENED}"
+                f"kept in float32 at least, so widen them once: {CONVERSION}"
             )
     if "recomputed" in stats:
-        check_wide(stats["recomputed"], f"the recomputed part of {what}")
+        check_at_least_float32(stats["recomputed"], f"the recomputed part of {what}")
 
 
 def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
@@ -137,7 +137,7 @@ def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
                 f"the {key} of the fit has shape {fit[key].shape}, but the features have shape "
                 f"{shape}; check feature_axis, or fit these with jaxnorm.init_input_stats({width})"
             )
-    check_wide(fit, "the fit")
+    check_at_least_float32(fit, "the fit")
 
 
 def check_fit_dtype(dtype: Any) -> None:
@@ -150,7 +150,7 @@ def check_fit_dtype(dtype: Any) -> None:
 def check_stats_dtype(dtype: Any) -> None:
     """A dtype in which statistics can be kept: float32 or wider."""
     _checks.check_inexact("dtype", dtype)
-    if _dtypes.is_narrow(jnp.dtype(dtype)):
+    if _dtypes.is_below_float32(jnp.dtype(dtype)):
         raise ValueError(
             f"dtype={jnp.dtype(dtype).name} is too narrow for statistics, in which small steps "
             "would be lost; give jnp.float32 or wider (inputs may be narrower; modules: "
@@ -167,13 +167,13 @@ def check_kept_dtype(stats: BatchStats, x: jax.Array) -> None:
         )
 
 
-def check_count(stats: BatchStats, counted: jax.Array | None, channels: Sequence[int]) -> None:
+def check_count(stats: BatchStats, mask: jax.Array | None, channels: Sequence[int]) -> None:
     """A cumulative count for each channel, where the mask differs by channel."""
-    if counted is None or jnp.ndim(stats["count"]) > 0:
+    if mask is None or jnp.ndim(stats["count"]) > 0:
         return
-    if any(counted.shape[axis] > 1 for axis in channels):
+    if any(mask.shape[axis] > 1 for axis in channels):
         raise ValueError(
-            f"the mask of shape {counted.shape} differs by channel, so each channel has a count of "
+            f"the mask of shape {mask.shape} differs by channel, so each channel has a count of "
             "its own, but the running count is one number; start the statistics with "
             "momentum=None, count_per_channel=True, or give a mask that is 1 wide along the "
             "channels"

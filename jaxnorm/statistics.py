@@ -66,15 +66,15 @@ class Scope(NamedTuple):
     axis_name: _axes.AxisName | None = None
     axis_index_groups: Any = None
 
-    def members(self, part: jax.Array) -> jax.Array:
+    def per_channel(self, part: jax.Array) -> jax.Array:
         """A statistic of each group, given to its channels."""
         if self.group_size == 1:
             return part
         return repeat_groups(part, self.kept_channel, self.group_size)
 
-    def spread(self, part: jax.Array, x: jax.Array) -> jax.Array:
+    def broadcast(self, part: jax.Array, x: jax.Array) -> jax.Array:
         """A statistic, so that it meets every value of `x` that it was taken from."""
-        return repeated(self.members(part), x, self.reduced)
+        return repeated(self.per_channel(part), x, self.reduced)
 
     def grouped(self, part: jax.Array) -> jax.Array:
         """The sum over each group of what was summed over the axes `reduced`."""
@@ -84,9 +84,9 @@ class Scope(NamedTuple):
             split_groups(part, self.kept_channel, self.group_size), self.kept_channel + 1
         )
 
-    def sum(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+    def sum(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """The sum over what counts on this device."""
-        return self.grouped(jnp.sum(only(counted, x), self.reduced))
+        return self.grouped(jnp.sum(only(mask, x), self.reduced))
 
     def view(self, x: jax.Array, features: tuple[int, ...] = ()) -> View | None:
         """How the kernels see the input, None where they cannot."""
@@ -136,28 +136,28 @@ def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -
         3.0 3.0 4.6666665
     """
     x = _checks.as_input(x)
-    counted = _checks.as_mask(where, x.shape)
-    return measure(x, Scope(_axes.canonical_axes(x.ndim, axis)), counted)
+    mask = _checks.as_mask(where, x.shape)
+    return measure(x, Scope(_axes.canonical_axes(x.ndim, axis)), mask)
 
 
-def measure(x: jax.Array, scope: Scope, counted: jax.Array | None = None) -> Moments:
+def measure(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Moments:
     """The moments of `x` over `scope` on this device, of what counts.
 
     About zero, the mean is 0 and the variance sum(|x|^2) / n.
     """
-    count = count_of(scope, x, counted)
-    mean, var = _measured(x, count, counted, scope)
+    count = count_of(scope, x, mask)
+    mean, var = _measured(x, count, mask, scope)
     return Moments(count, mean, var)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _measured(
-    x: jax.Array, count: jax.Array, counted: jax.Array | None, scope: Scope
+    x: jax.Array, count: jax.Array, mask: jax.Array | None, scope: Scope
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance."""
-    view = scope.view(x) if counted is None else None
+    view = scope.view(x) if mask is None else None
     if view is None:
-        return plainly_measured(scope, x, count, counted)
+        return plainly_measured(scope, x, count, mask)
     dtype = _dtypes.statistics_dtype(x.dtype)
     row = (scope.kept_shape(x), dtype)
     operation = Operation(
@@ -176,21 +176,21 @@ def plainly_measured(
     scope: Scope,
     x: jax.Array,
     count: jax.Array | None = None,
-    counted: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance by the corrected two-pass algorithm, about a first mean."""
-    count = count_of(scope, x, counted) if count is None else count
+    count = count_of(scope, x, mask) if count is None else count
     values = divisor(count)
-    x = only(counted, x.astype(_dtypes.statistics_dtype(x.dtype)))
+    x = only(mask, x.astype(_dtypes.statistics_dtype(x.dtype)))
     if scope.about_zero:
         square = scope.sum(_squared(x, _UNIT)) / values
         return jnp.zeros(square.shape, x.dtype), square / _UNIT**2
     number = max(_axes.values_per_channel(x.shape, scope.reduced) * scope.group_size, 1)
     center = scope.sum(x * (1 / number)) * (number / values).astype(x.dtype)  # no sum overflows
     unit = _unit(center, _UNIT)
-    deviation = x - scope.spread(center, x)
-    correction = scope.sum(deviation, counted) / values.astype(x.dtype)
-    square = scope.sum(_squared(deviation, scope.spread(unit, x)), counted) / values
+    deviation = x - scope.broadcast(center, x)
+    correction = scope.sum(deviation, mask) / values.astype(x.dtype)
+    square = scope.sum(_squared(deviation, scope.broadcast(unit, x)), mask) / values
     return center + correction, _less(square, _squared(correction, unit)) / unit**2
 
 
@@ -199,48 +199,48 @@ def _measured_jvp(
     scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """The mean moves by E[dx], the variance by 2 Re E[conj(x - mean) dx]."""
-    x, count, counted = primals
-    mean, var = _measured(x, count, counted, scope)
-    return (mean, var), moved_moments(scope, x, count, counted, mean, var, tangents[0])
+    x, count, mask = primals
+    mean, var = _measured(x, count, mask, scope)
+    return (mean, var), moved_moments(scope, x, count, mask, mean, var, tangents[0])
 
 
 def moved_moments(
     scope: Scope,
     x: jax.Array,
     count: jax.Array,
-    counted: jax.Array | None,
+    mask: jax.Array | None,
     mean: jax.Array,
     var: jax.Array,
     dx: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """The tangents of the mean and the variance."""
     map = Map(_moved, _moved_by, scope, (jax.typeof(mean), jax.typeof(var)))
-    return tuple(linear(map, (x, count, counted, mean), (dx,)))
+    return tuple(linear(map, (x, count, mask, mean), (dx,)))
 
 
 def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
     """E[dx] and 2 Re E[conj(x - mean) dx]."""
-    x, count, counted, mean = residuals
-    deviation = only(counted, x).astype(mean.dtype) - scope.spread(mean, x)
+    x, count, mask, mean = residuals
+    deviation = only(mask, x).astype(mean.dtype) - scope.broadcast(mean, x)
     dx = tangents[0].astype(mean.dtype)
     values = divisor(count)
-    dmean = scope.sum(dx, counted) / values.astype(mean.dtype)
-    dvar = 2 * scope.sum((jnp.conj(deviation) * dx).real, counted) / values
+    dmean = scope.sum(dx, mask) / values.astype(mean.dtype)
+    dvar = 2 * scope.sum((jnp.conj(deviation) * dx).real, mask) / values
     return [jnp.zeros_like(dmean) if scope.about_zero else dmean, dvar]
 
 
 def _moved_by(scope: Scope, residuals: Any, cotangents: Any, wanted: Any) -> list[jax.Array | None]:
     """The transpose: what each value adds to the mean and the variance."""
-    x, count, counted, mean = residuals
+    x, count, mask, mean = residuals
     of_mean, of_var = cotangents
     values = divisor(count)
     g = jnp.zeros_like(x, mean.dtype)
     if of_mean is not None and not scope.about_zero:
-        g = g + scope.spread(of_mean / values.astype(mean.dtype), x)
+        g = g + scope.broadcast(of_mean / values.astype(mean.dtype), x)
     if of_var is not None:
-        slope = scope.spread((2 * of_var / values).astype(mean.dtype), x)
-        g = g + jnp.conj(x.astype(mean.dtype) - scope.spread(mean, x)) * slope
-    return [only(counted, g).astype(x.dtype)]
+        slope = scope.broadcast((2 * of_var / values).astype(mean.dtype), x)
+        g = g + jnp.conj(x.astype(mean.dtype) - scope.broadcast(mean, x)) * slope
+    return [only(mask, g).astype(x.dtype)]
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -311,13 +311,13 @@ def is_finite(m: Moments) -> jax.Array:
     return jnp.isfinite(m.mean) & jnp.isfinite(m.var)
 
 
-def count_of(scope: Scope, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """How many values count, in the shape of the statistics."""
     dtype = _dtypes.real_dtype(_dtypes.statistics_dtype(x.dtype))
-    if counted is None:
+    if mask is None:
         number = _axes.values_per_channel(x.shape, scope.reduced)
         return scope.grouped(full_without(x, scope.reduced, number, dtype))
-    return scope.grouped(jnp.sum(everywhere(counted, x), scope.reduced, dtype=dtype))
+    return scope.grouped(jnp.sum(everywhere(mask, x), scope.reduced, dtype=dtype))
 
 
 def divisor(count: jax.Array) -> jax.Array:

@@ -128,11 +128,11 @@ def ours(own: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Arrays, Arra
     by_name = {names[name]: array for name, array in theirs.items()}
     return (
         {key: by_name[key] for key in PARAMS if key in by_name},
-        {key: widened(by_name[key]) for key in STATS if key in by_name},
+        {key: converted(by_name[key]) for key in STATS if key in by_name},
     )
 
 
-def widened(array: Array) -> Array:
+def converted(array: Array) -> Array:
     """A statistic in float32 at least: training moves it by steps that a narrower one loses."""
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 

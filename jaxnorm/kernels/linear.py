@@ -75,8 +75,8 @@ class _Given(NamedTuple):
         def form(residuals: Arrays, cotangents: Arrays) -> list[jax.Array | None]:
             every = iter(wanted)
             of_tangents = [given and next(every) for given in self.tangents]
-            spread = _spread(residuals, self.residuals)
-            found = self.map.transpose(self.map.form, spread, cotangents, of_tangents)
+            broadcast = _spread(residuals, self.residuals)
+            found = self.map.transpose(self.map.form, broadcast, cotangents, of_tangents)
             return [part for part, given in zip(found, self.tangents, strict=True) if given]
 
         return self._under_vmap(form)(residuals, cotangents)

@@ -107,10 +107,10 @@ def _plain(*present: jax.Array, operation: Operation) -> list[jax.Array]:
 
 def _native(*present: jax.Array, operation: Operation) -> list[jax.Array]:
     """The call of the handler, with empty arrays for what is not given or not wanted."""
-    operands, rows = iter(present), _wide(present[0].dtype)
-    every = [next(operands) if given else jnp.zeros(0, rows) for given in operation.given]
+    operands, statistics = iter(present), _statistics_dtype(present[0].dtype)
+    every = [next(operands) if given else jnp.zeros(0, statistics) for given in operation.given]
     results = [
-        jax.ShapeDtypeStruct((0,), rows) if wanted is None else jax.ShapeDtypeStruct(*wanted)
+        jax.ShapeDtypeStruct((0,), statistics) if wanted is None else jax.ShapeDtypeStruct(*wanted)
         for wanted in operation.results
     ]
     *extents, by_row = operation.view
@@ -120,7 +120,7 @@ def _native(*present: jax.Array, operation: Operation) -> list[jax.Array]:
     return [part for part, wanted in zip(found, operation.results, strict=True) if wanted]
 
 
-def _wide(dtype: Any) -> Any:
+def _statistics_dtype(dtype: Any) -> Any:
     """The dtype of statistics and parameters."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
