@@ -20,6 +20,8 @@ from jaxnorm.running import running_moments, sharded, update
 from jaxnorm.standardize import normalize, standardize
 from jaxnorm.statistics import Moments, Scope, measure, merge_moments_axis
 
+__all__ = ["batch_norm", "batch_renorm", "ghost_batch_norm"]
+
 Schedule = Callable[[Any], Any]
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxnorm import axes as _axes
 from jaxnorm.statistics import Moments, merge_by, merge_moments_axis
 
+__all__ = ["sync_moments"]
+
 # An all-gather of more costs longer than another all-reduce takes to start (docs/scaling.md).
 GATHERED_BYTES = 2**20
 

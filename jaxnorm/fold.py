@@ -16,6 +16,8 @@ from jaxnorm import checks as _checks
 from jaxnorm import layers as _layers
 from jaxnorm import states as _states
 
+__all__ = ["fold_batch_norm", "fold_batch_norm_into_next"]
+
 Padding = str | int | Sequence[int | tuple[int, int]] | None
 
 

@@ -22,6 +22,15 @@ from jaxnorm.distributed import sync_extremes, sync_moments
 from jaxnorm.running import init_batch_stats, sharded, update
 from jaxnorm.statistics import Moments, Scope, measure
 
+__all__ = [
+    "init_input_stats",
+    "merge_input_stats",
+    "min_max_inputs",
+    "normalize_observations",
+    "standardize_inputs",
+    "update_input_stats",
+]
+
 
 def init_input_stats(
     num_features: int | Sequence[int], *, dtype: Any = jnp.float32

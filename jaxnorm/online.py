@@ -26,6 +26,8 @@ from jaxnorm.running import init_batch_stats, promoted_dtype, running_moments
 from jaxnorm.standardize import standardize
 from jaxnorm.statistics import Moments, Scope, count_of, divisor, measure, merge_moments
 
+__all__ = ["init_online_stats", "online_norm"]
+
 Control = tuple[jax.Array, jax.Array]
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from jaxnorm.paths import changed
 
+__all__ = ["weight_decay_mask", "zero_scales"]
+
 
 def weight_decay_mask(params: Any, *, leave_out: Sequence[str] = ("scale", "bias")) -> Any:
     """True for the parameters that weight decay is for: all but scales and biases.

@@ -19,6 +19,8 @@ from jaxnorm.paths import changed
 from jaxnorm.statistics import Moments
 from jaxnorm.trees import STATS
 
+__all__ = ["sync_batch_stats"]
+
 
 def sync_batch_stats(
     batch_stats: Any,

@@ -16,6 +16,8 @@ from jaxnorm import states as _states
 from jaxnorm.arrays import sharded_without
 from jaxnorm.statistics import Moments, is_finite, merge_moments
 
+__all__ = ["init_batch_stats", "init_renorm_stats"]
+
 
 def init_batch_stats(
     num_channels: int | Sequence[int],

@@ -16,6 +16,8 @@ from jaxnorm import checks as _checks
 from jaxnorm.standardize import normalize
 from jaxnorm.statistics import Scope
 
+__all__ = ["group_norm", "instance_norm", "layer_norm", "rms_norm"]
+
 _one_value_passes = ContextVar("_one_value_passes", default=False)
 
 

@@ -32,6 +32,8 @@ from jaxnorm.kernels.linear import apply as linear
 from jaxnorm.kernels.native import Operation, has_native, run
 from jaxnorm.kernels.view import View, view_of
 
+__all__ = ["Moments", "merge_moments", "merge_moments_axis", "moments"]
+
 # Deviations are squared in these units: float32 then holds the squares of those of 1e-18.
 _UNIT = 16.0
 _MERGED_UNIT = 512.0  # of means, which lie closer together and are fewer

@@ -15,6 +15,8 @@ from jaxnorm import checks as _checks
 from jaxnorm import running as _running
 from jaxnorm.paths import changed, dicts, joined, matches
 
+__all__ = ["finish_accumulating", "finish_recomputing", "freeze_stats", "start_recomputing"]
+
 STATS = {"mean", "var"}
 RECOMPUTED = "statistics that start_recomputing began"
 _OF_BATCHES = {"mean", "var", "count", "steps", "frozen", "recomputed"}  # fits have more entries

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
+    "public",
     "dtypes",
     "axes",
     "checks",

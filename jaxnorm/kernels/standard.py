@@ -9,6 +9,8 @@ import jax
 
 from jaxnorm.kernels.library import switched_off
 
+__all__ = ["standard_primitives"]
+
 _wanted = jax.make_user_context(False)  # a part of the key of every cache of `jit`
 
 

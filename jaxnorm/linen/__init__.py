@@ -22,25 +22,12 @@ Statistics are float32 at least: narrower ones that a checkpoint brings are wide
 and the first training step keeps them so.
 """
 
-from jaxnorm.linen.batch import BatchNorm, BatchRenorm, GhostBatchNorm
-from jaxnorm.linen.fold import apply_folded, fold
-from jaxnorm.linen.inputs import MinMaxInputs, StandardizeInputs
-from jaxnorm.linen.online import OnlineNorm
-from jaxnorm.linen.sample import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from jaxnorm.linen.trees import check_marks
+from jaxnorm.linen.batch import *
+from jaxnorm.linen.fold import *
+from jaxnorm.linen.inputs import *
+from jaxnorm.linen.online import *
+from jaxnorm.linen.sample import *
+from jaxnorm.linen.trees import *
+from jaxnorm.public import public_names as _public_names
 
-__all__ = [
-    "BatchNorm",
-    "BatchRenorm",
-    "GhostBatchNorm",
-    "GroupNorm",
-    "InstanceNorm",
-    "LayerNorm",
-    "MinMaxInputs",
-    "OnlineNorm",
-    "RMSNorm",
-    "StandardizeInputs",
-    "apply_folded",
-    "check_marks",
-    "fold",
-]
+__all__ = _public_names(globals())

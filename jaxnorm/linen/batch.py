@@ -20,6 +20,8 @@ from jaxnorm.linen.variables import bias_of, evaluates, raise_missing, scale_of
 from jaxnorm.running import sharded
 from jaxnorm.shells import Function, Initializer
 
+__all__ = ["BatchNorm", "BatchRenorm", "GhostBatchNorm"]
+
 # `init` takes a batch of any size.
 _ONE_GHOST = partial(jn.ghost_batch_norm, num_ghosts=1, ghost_size=None)
 

@@ -19,6 +19,8 @@ from jaxnorm import shells as _shells
 from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.linen.inputs import StandardizeInputs
 
+__all__ = ["apply_folded", "fold"]
+
 _FOLDABLE = (nn.BatchNorm, BatchNorm, StandardizeInputs)
 
 

@@ -16,6 +16,8 @@ from jaxnorm import shells as _shells
 from jaxnorm.linen.variables import evaluates, raise_missing
 from jaxnorm.shells import Function
 
+__all__ = ["MinMaxInputs", "StandardizeInputs"]
+
 
 class InputScaling(nn.Module):
     """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `batch_stats`."""

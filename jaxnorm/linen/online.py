@@ -17,6 +17,8 @@ from jaxnorm import shells as _shells
 from jaxnorm.linen.variables import bias_of, evaluates, scale_of
 from jaxnorm.shells import Initializer
 
+__all__ = ["OnlineNorm"]
+
 
 class OnlineNorm(nn.Module):
     """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.

@@ -16,6 +16,8 @@ from jaxnorm import shells as _shells
 from jaxnorm.linen.variables import bias_of, normalize, scale_of
 from jaxnorm.shells import Initializer
 
+__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+
 
 class LayerNorm(nn.Module):
     """Layer normalization: `jaxnorm.layer_norm`.

@@ -12,6 +12,8 @@ from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.linen.inputs import InputScaling
 from jaxnorm.linen.online import OnlineNorm
 
+__all__ = ["check_marks"]
+
 
 def check_marks(model: nn.Module, variables: Any, *args: Any, **options: Any) -> None:
     """Raise an error where statistics are marked and their module does not heed the mark.

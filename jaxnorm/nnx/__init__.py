@@ -27,36 +27,12 @@ Statistics are float32 at least: narrower ones that a checkpoint brings are wide
 and the first training step keeps them so.
 """
 
-from jaxnorm.nnx.batch import BatchNorm, BatchRenorm, GhostBatchNorm
-from jaxnorm.nnx.fold import Identity, fold
-from jaxnorm.nnx.inputs import MinMaxInputs, StandardizeInputs
-from jaxnorm.nnx.online import DIFFERENTIATED, ControlState, OnlineNorm, overwrite_control
-from jaxnorm.nnx.sample import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from jaxnorm.nnx.trees import (
-    finish_accumulating,
-    finish_recomputing,
-    freeze_stats,
-    start_recomputing,
-)
+from jaxnorm.nnx.batch import *
+from jaxnorm.nnx.fold import *
+from jaxnorm.nnx.inputs import *
+from jaxnorm.nnx.online import *
+from jaxnorm.nnx.sample import *
+from jaxnorm.nnx.trees import *
+from jaxnorm.public import public_names as _public_names
 
-__all__ = [
-    "DIFFERENTIATED",
-    "BatchNorm",
-    "BatchRenorm",
-    "ControlState",
-    "GhostBatchNorm",
-    "GroupNorm",
-    "Identity",
-    "InstanceNorm",
-    "LayerNorm",
-    "MinMaxInputs",
-    "OnlineNorm",
-    "RMSNorm",
-    "StandardizeInputs",
-    "finish_accumulating",
-    "finish_recomputing",
-    "fold",
-    "freeze_stats",
-    "overwrite_control",
-    "start_recomputing",
-]
+__all__ = _public_names(globals())

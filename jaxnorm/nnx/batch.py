@@ -28,6 +28,8 @@ from jaxnorm.nnx.variables import (
 )
 from jaxnorm.shells import Function, Initializer
 
+__all__ = ["BatchNorm", "BatchRenorm", "GhostBatchNorm"]
+
 
 class BatchNorm(nnx.Module):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `nnx.BatchStat`.

@@ -15,6 +15,8 @@ from jaxnorm import pairs as _pairs
 from jaxnorm.nnx.batch import BatchNorm
 from jaxnorm.nnx.inputs import StandardizeInputs
 
+__all__ = ["Identity", "fold"]
+
 Model = TypeVar("Model", bound=nnx.Module)
 _CALL = "__call__"
 

@@ -16,6 +16,8 @@ from jaxnorm import shells as _shells
 from jaxnorm.nnx.variables import evaluates, flat, value_of, variables_of
 from jaxnorm.shells import Function
 
+__all__ = ["MinMaxInputs", "StandardizeInputs"]
+
 
 class InputScaling(nnx.Module):
     """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `nnx.BatchStat`."""

@@ -25,6 +25,8 @@ from jaxnorm.nnx.variables import (
 )
 from jaxnorm.shells import Initializer
 
+__all__ = ["DIFFERENTIATED", "ControlState", "OnlineNorm", "overwrite_control"]
+
 
 class ControlState(nnx.Variable[Any]):
     """An error of a control process of `OnlineNorm`: its gradient is its new value."""

@@ -18,6 +18,8 @@ from jaxnorm import checks as _checks
 from jaxnorm.nnx.variables import Metadata, normalize, parameter
 from jaxnorm.shells import Initializer
 
+__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+
 # The modules keep both numbers, as Flax's do.
 _BY_NUM_GROUPS = partial(jn.group_norm, group_size=None)
 

@@ -20,6 +20,8 @@ from jaxnorm.nnx.inputs import InputScaling
 from jaxnorm.nnx.online import OnlineNorm
 from jaxnorm.nnx.variables import each, values_of, variables_of
 
+__all__ = ["finish_accumulating", "finish_recomputing", "freeze_stats", "start_recomputing"]
+
 _EXCHANGE = "whose place jaxnorm.nnx.BatchNorm takes with the same arguments and variables"
 
 
