@@ -1,4 +1,4 @@
-"""What the tests share: the seven functions under one calling convention, inputs, comparisons."""
+"""What the tests share: the functions under one calling convention, inputs, comparisons."""
 
 import functools
 import inspect
@@ -15,42 +15,54 @@ import jaxnorm as jn
 
 
 class Norm(NamedTuple):
-    """A function, its oracle, its labels, and options with which it is itself and no other."""
+    """A function of the library, its oracle, its labels, and options with which it is itself."""
 
     function: Callable
     oracle: Callable
     labels: Callable
     options: dict
+    state: Callable | None
+    about_zero: bool
+    module: str
+    module_options: dict
+
+    @property
+    def has_bias(self):
+        """Say whether it adds a bias."""
+        return "bias" in inspect.signature(self.function).parameters
 
 
+def norm(description):
+    """Find what a description names."""
+    state = description.state and getattr(jn, description.state)
+    return Norm(
+        getattr(jn, description.oracle.__name__),
+        description.oracle,
+        description.measured_over,
+        description.options,
+        state,
+        description.about_zero,
+        description.module,
+        description.module_options,
+    )
+
+
+# Those with running statistics first.
 NORMS = {
-    "batch": Norm(jn.batch_norm, reference.batch_norm, reference.batch_labels, {"train": True}),
-    "ghost": Norm(
-        jn.ghost_batch_norm,
-        reference.ghost_batch_norm,
-        reference.ghost_labels,
-        {"train": True, "num_ghosts": 2},
-    ),
-    "renorm": Norm(
-        jn.batch_renorm,
-        reference.batch_renorm,
-        reference.batch_labels,
-        {"train": True, "r_max": 1.5, "d_max": 0.5},
-    ),
-    "layer": Norm(jn.layer_norm, reference.layer_norm, reference.layer_labels, {}),
-    "rms": Norm(jn.rms_norm, reference.rms_norm, reference.layer_labels, {}),
-    "group": Norm(jn.group_norm, reference.group_norm, reference.group_labels, {"num_groups": 2}),
-    "instance": Norm(jn.instance_norm, reference.instance_norm, reference.instance_labels, {}),
+    name: norm(description)
+    for name, description in sorted(
+        reference.NORMALIZATIONS.items(), key=lambda item: item[1].state is None
+    )
 }
-STATEFUL = ("batch", "ghost", "renorm")
+STATEFUL = tuple(name for name in NORMS if NORMS[name].state)
 every_norm = list(NORMS)
+STATEFUL_MODULES = {NORMS[name].module: NORMS[name].module_options for name in STATEFUL}
 KEY = jax.random.key(SEED, impl="rbg")  # whose draws XLA compiles sooner than threefry's
 
 
 def fresh(name, channels, **options):
     """Give the first running statistics of a stateful function."""
-    start = jn.init_renorm_stats if name == "renorm" else jn.init_batch_stats
-    return start(channels, **options)
+    return NORMS[name].state(channels, **options)
 
 
 def wider(a, b):
@@ -67,7 +79,7 @@ def arguments(name, x, stats, scale, bias, channel_axis):
             dtype = wider(np.float32, jnp.asarray(x).dtype)
             stats = fresh(name, [np.shape(x)[axis] for axis in axes], dtype=dtype)
         return x, stats, scale, bias
-    return (x, scale) if name == "rms" else (x, scale, bias)
+    return (x, scale, bias) if NORMS[name].has_bias else (x, scale)
 
 
 @functools.cache
@@ -226,7 +238,7 @@ def allowed(mean, std=1.0):
 def promised(name, x, *, where=None, **options):
     """Give the promised precision of every position, each by the moments that it shares."""
     result = np.full(x.shape, 1e-5)
-    if name == "rms":  # nothing is subtracted
+    if NORMS[name].about_zero:  # nothing is subtracted
         return result
     labels = NORMS[name].labels(x.shape, **{**NORMS[name].options, **options})
     for label in np.unique(labels):

@@ -6,12 +6,51 @@ Batch normalization labels a position with its channel, layer normalization with
 so on. A masked position is physically left out of the values that are measured. Real inputs are
 computed in float64, complex ones in complex128; the names and the defaults of the arguments are
 those of the library.
+
+The oracle of a normalization carries its description, from which the tests make their tables.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Description(NamedTuple):
+    """What the tests need to know of a normalization.
+
+    Attributes:
+        oracle: its function here; that of jaxnorm has the same name.
+        module: its class in jaxnorm.linen and in jaxnorm.nnx.
+        measured_over: a function of the shape that labels the positions: those that are measured
+            together have the same label.
+        state: the function of jaxnorm that starts its running statistics, or None.
+        about_zero: whether it measures about zero, and subtracts no mean.
+        options: arguments with which it is itself and no other.
+        module_options: the same of its modules.
+    """
+
+    oracle: Callable
+    module: str
+    measured_over: Callable
+    state: str | None = None
+    about_zero: bool = False
+    options: dict[str, Any] = {}  # noqa: RUF012
+    module_options: dict[str, Any] = {}  # noqa: RUF012
+
+
+NORMALIZATIONS: dict[str, Description] = {}
+
+
+def normalization(name, **description):
+    """Describe the normalization whose oracle follows."""
+
+    def described(oracle):
+        NORMALIZATIONS[name] = Description(oracle, **description)
+        return oracle
+
+    return described
 
 
 class Moments(NamedTuple):
@@ -159,6 +198,7 @@ def affine(y, scale, bias, axes):
 # Normalizing by the statistics of one example
 
 
+@normalization("layer", module="LayerNorm", measured_over=layer_labels)
 def layer_norm(
     x, scale=None, bias=None, *, reduction_axes=-1, feature_axes=-1, epsilon=1e-6, where=None
 ):
@@ -168,6 +208,13 @@ def layer_norm(
     return affine(y, scale, bias, feature_axes)
 
 
+@normalization(
+    "rms",
+    module="RMSNorm",
+    measured_over=layer_labels,
+    about_zero=True,
+    module_options={"scale_offset": 0.5},
+)
 def rms_norm(
     x,
     scale=None,
@@ -185,6 +232,13 @@ def rms_norm(
     return affine(y, scale, None, feature_axes)
 
 
+@normalization(
+    "group",
+    module="GroupNorm",
+    measured_over=group_labels,
+    options={"num_groups": 2},
+    module_options={"num_groups": 2},
+)
 def group_norm(x, scale=None, bias=None, *, channel_axis=-1, epsilon=1e-6, where=None, **grouping):
     """Wu & He 2018: the positions and channels of one group of one example."""
     labels = group_labels(np.shape(x), channel_axis=channel_axis, **grouping)
@@ -192,6 +246,7 @@ def group_norm(x, scale=None, bias=None, *, channel_axis=-1, epsilon=1e-6, where
     return affine(y, scale, bias, channel_axis)
 
 
+@normalization("instance", module="InstanceNorm", measured_over=instance_labels)
 def instance_norm(x, scale=None, bias=None, *, channel_axis=-1, epsilon=1e-6, where=None):
     """Ulyanov et al. 2016: the positions of one channel of one example."""
     labels = instance_labels(np.shape(x), channel_axis=channel_axis)
@@ -230,6 +285,13 @@ def running_norm(x, stats, scale, bias, *, epsilon, channel_axis, where):
     return affine(y, scale, bias, channel_axis)
 
 
+@normalization(
+    "batch",
+    module="BatchNorm",
+    measured_over=batch_labels,
+    state="init_batch_stats",
+    options={"train": True},
+)
 def batch_norm(
     x,
     stats,
@@ -251,6 +313,14 @@ def batch_norm(
     return affine(y, scale, bias, channel_axis), updated(stats, batch, momentum)
 
 
+@normalization(
+    "ghost",
+    module="GhostBatchNorm",
+    measured_over=ghost_labels,
+    state="init_batch_stats",
+    options={"train": True, "num_ghosts": 2},
+    module_options={"num_ghosts": 2},
+)
 def ghost_batch_norm(
     x, stats, scale=None, bias=None, *, train, ghost_size=None, num_ghosts=None, **options
 ):
@@ -288,6 +358,14 @@ def corrections(x, stats, *, r_max, d_max, epsilon, channel_axis, where):
     return r, np.where(batch.count == 0, 0, d)
 
 
+@normalization(
+    "renorm",
+    module="BatchRenorm",
+    measured_over=batch_labels,
+    state="init_renorm_stats",
+    options={"train": True, "r_max": 1.5, "d_max": 0.5},
+    module_options={"r_max": 1.5, "d_max": 0.5},
+)
 def batch_renorm(
     x,
     stats,

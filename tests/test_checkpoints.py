@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
-from cases import KEY, identical, normals
+from cases import KEY, STATEFUL_MODULES, identical, normals
 from flax import nnx
 
 import jaxnorm as jn
@@ -121,9 +121,9 @@ def test_nnx_states_are_the_same_frozen_or_not(frozen, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["GhostBatchNorm", "BatchRenorm"])
-def test_all_that_the_other_two_remember_comes_back(name, tmp_path):
-    options = {"num_ghosts": 2} if name == "GhostBatchNorm" else {}
+@pytest.mark.parametrize("name", [name for name in STATEFUL_MODULES if name != "BatchNorm"])
+def test_all_that_the_others_remember_comes_back(name, tmp_path):
+    options = STATEFUL_MODULES[name]
     module = getattr(jnn, name)(use_running_average=False, momentum=None, **options)
     variables = module.init(KEY, X)
     variables |= module.apply(variables, X, mutable=["batch_stats"])[1]

@@ -20,10 +20,8 @@ X, V = normals(*SHAPE, mean=0.5, dtype=np.float64), normals(*SHAPE, seed=1, dtyp
 SCALE, BIAS = (parameter.astype(np.float64) for parameter in parameters(4))
 OPTIONS = {"renorm": {"r_max": 1.0, "d_max": 0.0}}
 # What is measured together: the shape to look at x in, and the axes to measure over there.
-MEASURED = {
-    "batch": (SHAPE, (0, 1)),
+MEASURED = dict.fromkeys(STATEFUL, (SHAPE, (0, 1))) | {
     "ghost": ((2, 2, 2, 4), (1, 2)),
-    "renorm": (SHAPE, (0, 1)),
     "layer": (SHAPE, (2,)),
     "rms": (SHAPE, (2,)),
     "group": ((4, 2, 2, 2), (1, 3)),
@@ -35,7 +33,7 @@ def ours(name, where=None, **options):
     """Give the function of x alone, with a scale and a bias."""
     options = NORMS[name].options | OPTIONS.get(name, {}) | options
     options |= {"where": where, "epsilon": EPSILON}
-    rest = (SCALE,) if name == "rms" else (SCALE, BIAS)
+    rest = (SCALE, BIAS) if NORMS[name].has_bias else (SCALE,)
 
     def call(x):
         if name in STATEFUL:
@@ -52,10 +50,10 @@ def formula(name, where=None):
 
     def call(x):
         parts = x.reshape(shape)
-        mean = 0.0 if name == "rms" else parts.mean(axes, where=where, keepdims=True)
+        mean = 0.0 if NORMS[name].about_zero else parts.mean(axes, where=where, keepdims=True)
         var = jnp.square(parts - mean).mean(axes, where=where, keepdims=True)
         y = ((parts - mean) / jnp.sqrt(var + EPSILON)).reshape(x.shape) * SCALE
-        return y if name == "rms" else y + BIAS
+        return y + BIAS if NORMS[name].has_bias else y
 
     return call
 

@@ -89,7 +89,7 @@ ARRAYS = itertools.chain(
     wrong(every_norm, ValueError, ["scale", "()"], scale=np.float32(1.0)),
     wrong(every_norm, ValueError, ["scale", "(5, 8)"], scale=np.ones((5, 8), np.float32)),
     wrong(
-        [n for n in every_norm if n != "rms"],
+        [n for n in every_norm if NORMS[n].has_bias],
         ValueError,
         ["bias", "(1,)", "(8,)"],
         bias=np.ones(1, np.float32),

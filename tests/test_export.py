@@ -70,7 +70,7 @@ def test_a_function_without_state_is_exported(name, layout):
         options["channel_axis"] = channel
     if (name, layout) == ("instance", "features"):
         return
-    scale_and_bias = parameters(4)[: 1 if name == "rms" else 2]
+    scale_and_bias = parameters(4)[: 2 if NORMS[name].has_bias else 1]
     hold(lambda x: NORMS[name].function(x, *scale_and_bias, **options), axes, sizes)
 
 

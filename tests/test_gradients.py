@@ -49,7 +49,7 @@ def inputs(name, shape=SHAPE, dtype=np.float32, mean=0.5):
     """Give x and the parameters that the function takes."""
     x = normals(*shape, mean=mean, dtype=dtype)
     scale, bias = (p.astype(dtype) for p in parameters(shape[-1]))
-    return (x, scale) if name == "rms" else (x, scale, bias)
+    return (x, scale, bias) if NORMS[name].has_bias else (x, scale)
 
 
 SECOND_ORDER = [(name, "empty groups") for name in every_norm]

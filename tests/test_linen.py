@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KEY, normals
+from cases import KEY, NORMS, STATEFUL_MODULES, normals
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
@@ -20,11 +20,6 @@ X = jnp.asarray(normals(4, 6, 5, 8, mean=1.0, std=2.0))
 RANDOM = {
     "scale_init": nn.initializers.normal(1.0),
     "bias_init": nn.initializers.normal(1.0),
-}
-STATEFUL = {
-    "BatchNorm": (jn.batch_norm, {}),
-    "GhostBatchNorm": (jn.ghost_batch_norm, {"ghost_size": 2}),
-    "BatchRenorm": (jn.batch_renorm, {"r_max": 1.5, "d_max": 0.5}),
 }
 SAMPLE = {
     "LayerNorm": RANDOM,
@@ -59,15 +54,16 @@ def test_init_needs_no_mapped_axis(name):
         module.apply(module.init(KEY, X), X)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", STATEFUL_MODULES)
 def test_init_measures_but_does_not_update(name):
-    _, options = STATEFUL[name]
+    options = STATEFUL_MODULES[name]
     module = getattr(jnn, name)(use_running_average=False, axis_name="devices", **options)
     y, variables = module.init_with_output(KEY, X)
-    if name != "BatchRenorm":
-        np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
-    fresh = jn.init_renorm_stats(8) if name == "BatchRenorm" else jn.init_batch_stats(8)
-    chex.assert_trees_all_equal(variables["batch_stats"], fresh)
+    [norm] = [norm for norm in NORMS.values() if norm.module == name]
+    chex.assert_trees_all_equal(variables["batch_stats"], norm.state(8))
+    one_ghost = {"num_ghosts": 1} if "num_ghosts" in options else {}
+    expected, _ = norm.oracle(np.asarray(X), norm.state(8), train=True, **{**options, **one_ghost})
+    np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"ghost_size": 3}, {"num_ghosts": 3}, {"num_ghosts": 4}])
@@ -107,10 +103,10 @@ def test_one_value_in_every_group_is_an_error_but_in_init(module, shape):
         module.apply(variables, x)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", STATEFUL_MODULES)
 def test_evaluation_follows_training(name):
     """After enough steps on one batch the running statistics are the batch's."""
-    _, options = STATEFUL[name]
+    options = STATEFUL_MODULES[name]
     module = getattr(jnn, name)(momentum=0.5, **options)
     variables = module.init(KEY, X, use_running_average=False)
     step = jax.jit(
@@ -215,9 +211,9 @@ def test_a_module_used_twice_updates_twice():
     np.testing.assert_allclose(y, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", STATEFUL_MODULES)
 def test_statistics_can_be_measured_and_not_updated(name):
-    module = getattr(jnn, name)(use_running_average=False, **STATEFUL[name][1])
+    module = getattr(jnn, name)(use_running_average=False, **STATEFUL_MODULES[name])
     variables = module.init(KEY, X)
     y, updates = module.apply(variables, X, update_stats=False, mutable=["batch_stats"])
     expected, moved = module.apply(variables, X, mutable=["batch_stats"])
@@ -230,12 +226,12 @@ def test_statistics_can_be_measured_and_not_updated(name):
 
 
 @pytest.mark.parametrize("mutable", [False, ["batch_stats"]])
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", STATEFUL_MODULES)
 def test_missing_statistics_in_evaluation_are_an_error_that_names_them(name, mutable):
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x, train):
-            return getattr(jnn, name)(use_running_average=not train, **STATEFUL[name][1])(x)
+            return getattr(jnn, name)(use_running_average=not train, **STATEFUL_MODULES[name])(x)
 
     variables = Net().init(KEY, X, True)
     lost = {"params": variables["params"]}

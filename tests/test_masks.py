@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import (
+    NORMS,
     STATEFUL,
     alike,
     chances,
@@ -42,8 +43,11 @@ def held(name, x, where, **options):
 
 
 SOME = [(), (6,), (3, 1), (4, 1, 1), SHAPE]
-ALL = [(name, shape) for name in ("ghost", "group") for shape in broadcastable()]
-ALL += [(name, shape) for name in ("batch", "renorm", "layer", "rms", "instance") for shape in SOME]
+ALL = [
+    (name, shape)
+    for name in every_norm
+    for shape in (broadcastable() if name in ("ghost", "group") else SOME)
+]
 
 
 @pytest.mark.parametrize(("name", "shape"), ALL, ids=str)
@@ -96,7 +100,7 @@ def test_a_masked_value_is_standardized_if_it_is_finite_and_else_bias(name):
     x[0, :, :3][~where[0, :, :3]] = np.nan
     held(name, x, where)
     y, _ = library(name, x, scale, bias, where=where)
-    bias = np.zeros(6, np.float32) if name == "rms" else bias
+    bias = bias if NORMS[name].has_bias else np.zeros(6, np.float32)
     sick = np.isnan(x)
     identical(np.asarray(y)[sick], np.broadcast_to(bias, SHAPE)[sick])
 
@@ -130,7 +134,7 @@ def test_where_nothing_at_all_counts_the_output_is_bias_and_the_gradients_zero(n
     x, g, (scale, bias) = np.full(SHAPE, value, np.float32), normals(*SHAPE), parameters(6)
     where = np.zeros((), bool)
     y, _ = library(name, x, scale, bias, where=where)
-    identical(y, np.broadcast_to(0 * bias if name == "rms" else bias, SHAPE))
+    identical(y, np.broadcast_to(bias if NORMS[name].has_bias else 0 * bias, SHAPE))
     dx, dscale, *dbias = gradients(name, x, scale, bias, g, where=where)
     assert not np.asarray(dx).any()
     assert not np.asarray(dscale).any()
@@ -138,7 +142,7 @@ def test_where_nothing_at_all_counts_the_output_is_bias_and_the_gradients_zero(n
         near(dbias[0], g.sum((0, 1)))
 
 
-@pytest.mark.parametrize("name", [name for name in every_norm if name != "rms"])
+@pytest.mark.parametrize("name", [name for name in every_norm if not NORMS[name].about_zero])
 def test_one_counted_value_gives_bias_there(name):
     x, where, (scale, bias) = normals(*SHAPE), np.zeros(SHAPE, bool), parameters(6)
     where[1, 2, 3] = True

@@ -15,7 +15,7 @@ def kept(name, dtype, **options):
     """Bytes that the backward pass keeps beside rows of statistics, and those of the input."""
     shape = SHAPES.get(name, (8, 16, 16, 32))
     x = jnp.asarray(normals(*shape)).astype(dtype)
-    parameters = [jnp.ones(shape[-1])] * (1 if name == "rms" else 2)
+    parameters = [jnp.ones(shape[-1])] * (2 if NORMS[name].has_bias else 1)
     stats = [fresh(name, shape[-1])] if name in STATEFUL else []
     function = NORMS[name].function
     options = NORMS[name].options | options
@@ -45,10 +45,8 @@ def test_a_frozen_layer_keeps_the_input_alone(name):
 
 # Of the compiled program: the instructions that read something as large as the input, and those
 # that write it. Nothing is executed, so the shapes are those of real networks.
-PASSES = {  # forward, and forward and backward
-    "batch": (4, 7),
+PASSES = dict.fromkeys(STATEFUL, (4, 7)) | {  # forward, and forward and backward
     "ghost": (4, 8),
-    "renorm": (4, 7),
     "layer": (1, 7),
     "rms": (1, 4),
     "group": (4, 8),
@@ -60,7 +58,9 @@ def program(name, with_gradients):
     """Compile a function, or it and its gradients; give the text and the input's size."""
     shape = (4096, 1024) if name in SHAPES else (32, 56, 56, 64)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    parameters = [jax.ShapeDtypeStruct(shape[-1:], jnp.float32)] * (1 if name == "rms" else 2)
+    parameters = [jax.ShapeDtypeStruct(shape[-1:], jnp.float32)] * (
+        2 if NORMS[name].has_bias else 1
+    )
     stats = [fresh(name, shape[-1])] if name in STATEFUL else []
 
     def output(x, *parameters):

@@ -25,21 +25,6 @@ from flax import nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
 
-CLASSES = {
-    "batch": "BatchNorm",
-    "ghost": "GhostBatchNorm",
-    "renorm": "BatchRenorm",
-    "layer": "LayerNorm",
-    "rms": "RMSNorm",
-    "group": "GroupNorm",
-    "instance": "InstanceNorm",
-}
-OPTIONS = {
-    "ghost": {"num_ghosts": 2},
-    "renorm": {"r_max": 1.5, "d_max": 0.5},
-    "rms": {"scale_offset": 0.5},
-    "group": {"num_groups": 2},
-}
 BF16, F16, F32, F64 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64
 C64, C128, I32 = jnp.complex64, jnp.complex128, jnp.int32
 # input, dtype, param_dtype: the dtype that is computed in, and that of the result
@@ -69,10 +54,10 @@ MODES += [(name, None) for name in every_norm if name not in STATEFUL]
 
 def built(name, **options):
     """Give a Linen and an NNX module with the same variables, and these."""
-    random = {k: v for k, v in RANDOM.items() if (name, k) != ("rms", "bias_init")}
-    options = {**random, **OPTIONS.get(name, {}), **options}
-    linen = getattr(jnn, CLASSES[name])(**options)
-    twin = getattr(jnnx, CLASSES[name])(CHANNELS, rngs=nnx.Rngs(KEY), **options)
+    random = {k: v for k, v in RANDOM.items() if NORMS[name].has_bias or k != "bias_init"}
+    options = {**random, **NORMS[name].module_options, **options}
+    linen = getattr(jnn, NORMS[name].module)(**options)
+    twin = getattr(jnnx, NORMS[name].module)(CHANNELS, rngs=nnx.Rngs(KEY), **options)
     params = {key: value[...] for key, value in vars(twin).items() if isinstance(value, nnx.Param)}
     stats = {k: value[...] for k, value in vars(twin).items() if isinstance(value, nnx.BatchStat)}
     return linen, twin, params, stats
@@ -97,14 +82,14 @@ def loaded(twin, stats):
 
 def function(name, params, stats, x, **options):
     """Call the function."""
-    options = {**OPTIONS.get(name, {}), **options}
+    options = {**NORMS[name].module_options, **options}
     state = (stats,) if name in STATEFUL else ()
     result = NORMS[name].function(x, *state, *[params[k] for k in params_of(name)], **options)
     return result if state else (result, {})
 
 
 def params_of(name):
-    return ("scale",) if name == "rms" else ("scale", "bias")
+    return ("scale", "bias") if NORMS[name].has_bias else ("scale",)
 
 
 def named(dtypes):
@@ -207,13 +192,13 @@ COMPLEX = normals(12, 5, CHANNELS, mean=2 - 3j, std=2.0, dtype=np.complex64)
 
 def in_steps(framework, name, batches, **options):
     """Give what a module that starts afresh gives in training, and its last statistics."""
-    options = {**OPTIONS.get(name, {}), **options}
+    options = {**NORMS[name].module_options, **options}
     if framework is jnnx:
         module = jnnx_module(name, dtype=batches[0].dtype, **options)
         results = [module(x) for x in batches]
         return results, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
     library = nn if framework is nn else jnn
-    module = getattr(library, CLASSES[name])(use_running_average=False, **options)
+    module = getattr(library, NORMS[name].module)(use_running_average=False, **options)
     variables, results = module.init(KEY, batches[0]), []
     for x in batches:
         y, new = module.apply(variables, x, mutable=["batch_stats"])
@@ -223,7 +208,7 @@ def in_steps(framework, name, batches, **options):
 
 
 def jnnx_module(name, **options):
-    return getattr(jnnx, CLASSES[name])(CHANNELS, rngs=nnx.Rngs(KEY), **options)
+    return getattr(jnnx, NORMS[name].module)(CHANNELS, rngs=nnx.Rngs(KEY), **options)
 
 
 @pytest.mark.parametrize("momentum", [0.9, None])
@@ -233,7 +218,7 @@ def test_a_module_that_starts_on_complex_input_trains_on_it(name, framework, mom
     batches = [COMPLEX[:4], COMPLEX[4:8], COMPLEX[8:]]
     results, stats = in_steps(framework, name, batches, momentum=momentum)
     expected = fresh(name, CHANNELS, momentum=momentum, dtype=np.complex64)
-    options = {**NORMS[name].options, **OPTIONS.get(name, {}), "train": True}
+    options = {**NORMS[name].options, **NORMS[name].module_options, "train": True}
     for x, y in zip(batches, results, strict=True):
         wanted, expected = NORMS[name].function(x, expected, momentum=momentum, **options)
         alike(y, wanted)
@@ -258,9 +243,9 @@ def started(framework, x, **options):
     """Give the dtypes of fresh statistics in each of the three modules."""
     dtypes = set()
     for name in STATEFUL:
-        given = {**OPTIONS.get(name, {}), **options}
+        given = {**NORMS[name].module_options, **options}
         if framework is jnn:
-            module = getattr(jnn, CLASSES[name])(use_running_average=False, **given)
+            module = getattr(jnn, NORMS[name].module)(use_running_average=False, **given)
             stats = jax.eval_shape(module.init, KEY, x)["batch_stats"]
         else:
             stats = nnx.to_pure_dict(nnx.state(jnnx_module(name, **given), nnx.BatchStat))
@@ -295,7 +280,10 @@ def test_fresh_statistics_are_the_functions():
 
 @pytest.mark.parametrize("name", every_norm)
 def test_each_docstring_has_what_a_user_looks_for(name):
-    for documented in (NORMS[name].function, *(getattr(m, CLASSES[name]) for m in (jnn, jnnx))):
+    for documented in (
+        NORMS[name].function,
+        *(getattr(m, NORMS[name].module) for m in (jnn, jnnx)),
+    ):
         text = inspect.getdoc(documented)
         assert re.search(r"y = .* / (sqrt\(|s_B)", text), "the formula"
         assert re.search(r"x: floating|x is |are those of `|otherwise as `", text), "the shapes"

@@ -7,7 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import KEY, NORMS, STATEFUL, alike, fresh, identical, library, near, normals, relative
+from cases import (
+    KEY,
+    NORMS,
+    STATEFUL,
+    STATEFUL_MODULES,
+    alike,
+    fresh,
+    identical,
+    library,
+    near,
+    normals,
+    relative,
+)
 from flax import nnx
 
 import jaxnorm as jn
@@ -18,7 +30,6 @@ pytestmark = pytest.mark.numerical
 
 HALVES = [jnp.bfloat16, np.float16, jnp.float8_e4m3fn]
 STARTS = [jn.init_batch_stats, jn.init_renorm_stats, jn.init_online_stats, jn.init_input_stats]
-CLASSES = {"batch": "BatchNorm", "ghost": "GhostBatchNorm", "renorm": "BatchRenorm"}
 X = normals(6, 4, mean=3.0, std=10.0)
 
 
@@ -181,7 +192,7 @@ FRAMEWORKS = pytest.mark.parametrize("module", [linen, in_nnx])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_module_widens_what_a_checkpoint_brings(name, momentum, module):
     options = {key: value for key, value in NORMS[name].options.items() if key != "train"}
-    step, kept = module(CLASSES[name], jnp.bfloat16, momentum=momentum, **options)
+    step, kept = module(NORMS[name].module, jnp.bfloat16, momentum=momentum, **options)
     narrow = kept()
     y = step(X, evaluating=True)
     alike(y, library(name, X, stats=widened(narrow), momentum=momentum, train=False)[0])
@@ -228,10 +239,9 @@ def test_online_modules_widen_the_mean_and_the_variance():
 
 
 @FRAMEWORKS
-@pytest.mark.parametrize("name", CLASSES.values())
+@pytest.mark.parametrize("name", STATEFUL_MODULES)
 def test_a_modules_statistics_start_in_float32_whatever_its_parameters_are(name, module):
-    options = {"num_ghosts": 2} if name == "GhostBatchNorm" else {}
-    options["param_dtype"] = jnp.bfloat16
+    options = {**STATEFUL_MODULES[name], "param_dtype": jnp.bfloat16}
     if module is linen:
         norm = getattr(jnn, name)(
             use_running_average=False, force_float32_reductions=False, **options

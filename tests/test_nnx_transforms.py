@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import KEY, alike, identical, near, normals
+from cases import KEY, STATEFUL_MODULES, alike, identical, near, normals
 from flax import nnx
 
 import jaxnorm.linen as jnn
@@ -101,9 +101,9 @@ def test_the_state_can_be_carried_by_hand():
     hold(nnx.to_pure_dict(params), state(by_nnx, nnx.Param), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["GhostBatchNorm", "BatchRenorm"])
-def test_the_other_two_are_carried_by_hand_too(name):
-    options = {"ghost_size": 2} if name == "GhostBatchNorm" else {"r_max": 1.5, "d_max": 0.5}
+@pytest.mark.parametrize("name", [name for name in STATEFUL_MODULES if name != "BatchNorm"])
+def test_the_others_are_carried_by_hand_too(name):
+    options = STATEFUL_MODULES[name]
     norm = getattr(jnnx, name)(8, momentum=0.5, rngs=nnx.Rngs(KEY), **options)
     graph, carried = nnx.split(norm)
 

@@ -55,14 +55,16 @@ OPTIONS = {
 }
 SHARED = {"epsilon", "where", "axis_name", "axis_index_groups"}
 MOVING = {"train", "momentum", "channel_axis", "skip_nonfinite"} | SHARED
+OWN = {
+    "ghost": {"ghost_size", "num_ghosts"},
+    "renorm": {"r_max", "d_max"},
+    "layer": {"reduction_axes", "feature_axes"},
+    "rms": {"reduction_axes", "feature_axes", "scale_offset"},
+    "group": {"num_groups", "group_size", "channel_axis", "reduction_axes"},
+    "instance": {"channel_axis"},
+}
 PROMISED = {
-    "batch": MOVING,
-    "ghost": {"ghost_size", "num_ghosts"} | MOVING,
-    "renorm": {"r_max", "d_max"} | MOVING,
-    "layer": {"reduction_axes", "feature_axes"} | SHARED,
-    "rms": {"reduction_axes", "feature_axes", "scale_offset"} | SHARED,
-    "group": {"num_groups", "group_size", "channel_axis", "reduction_axes"} | SHARED,
-    "instance": {"channel_axis"} | SHARED,
+    name: (MOVING if name in STATEFUL else SHARED) | OWN.get(name, set()) for name in every_norm
 }
 
 
@@ -72,7 +74,7 @@ def outcome(name, **changed):
     if changed.get("skip_nonfinite") is not None:
         x[0, 0, 0] = np.nan
     stats = (fresh(name, 4),) if name in STATEFUL else ()
-    args = parameters(4)[: 1 if name == "rms" else 2]
+    args = parameters(4)[: 2 if NORMS[name].has_bias else 1]
     try:
         result = NORMS[name].function(x, *stats, *args, **{**NORMS[name].options, **changed})
     except (ValueError, TypeError) as error:
@@ -109,7 +111,7 @@ def test_the_defaults_are_those_of_the_design(name):
     signature = inspect.signature(NORMS[name].function)
     for option in set(OPTIONS[name]) - {"r_max", "d_max"}:
         assert signature.parameters[option].default == defaults[option], option
-    for parameter in {"scale", "bias"} - ({"bias"} if name == "rms" else set()):
+    for parameter in {"scale", "bias"} - (set() if NORMS[name].has_bias else {"bias"}):
         assert signature.parameters[parameter].default is None
 
 
@@ -127,8 +129,8 @@ def test_what_is_read_of_a_function_is_its_own(name):
     assert function.__doc__
 
 
-PARAMETERS = [(name, parameter) for name in every_norm for parameter in ("scale", "bias")]
-PARAMETERS.remove(("rms", "bias"))
+PARAMETERS = [(name, "scale") for name in every_norm]
+PARAMETERS += [(name, "bias") for name in every_norm if NORMS[name].has_bias]
 
 
 @pytest.mark.parametrize(("name", "parameter"), PARAMETERS)

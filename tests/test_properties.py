@@ -78,7 +78,7 @@ def sample_calls(draw):
         parts = draw(divisors(shape[0]))
         size = draw(st.booleans())
         options.update(num_groups=None if size else parts, group_size=parts if size else None)
-    args = [parameter(draw, shape) for _ in range(1 if name == "rms" else 2)]
+    args = [parameter(draw, shape) for _ in range(2 if NORMS[name].has_bias else 1)]
     return name, (x, *args), where, options
 
 
@@ -111,7 +111,7 @@ def stateful_calls(draw):
 def erased(name, x, **options):
     """Say whether a call standardizes each value by itself."""
     labels = NORMS[name].labels(x.shape, **options)
-    return name != "rms" and x.size > 0 and len(np.unique(labels)) == x.size
+    return not NORMS[name].about_zero and x.size > 0 and len(np.unique(labels)) == x.size
 
 
 def too_few(name, x, channel_axis, train, num_ghosts=None, ghost_size=None, **_):

@@ -9,6 +9,7 @@ from cases import (
     KEY,
     NORMS,
     STATEFUL,
+    STATEFUL_MODULES,
     allowed,
     chances,
     every_norm,
@@ -70,7 +71,7 @@ def sharded(name, grid, spec, masked, **options):
     def run(x, where, scale, bias, g, stats):
         def output(x, *parameters):
             state = () if stats is None else (stats,)
-            parameters = parameters[: 1 if name == "rms" else 2]
+            parameters = parameters[: 2 if NORMS[name].has_bias else 1]
             every = {**NORMS[name].options, **options}
             result = NORMS[name].function(x, *state, *parameters, where=where, **every)
             return result if state else (result, None)
@@ -192,10 +193,10 @@ def test_fresh_statistics_follow_the_channels(name, kind, fresh_options):
 
 @pytest.mark.long
 @pytest.mark.parametrize("fresh_options", FRESH.values(), ids=FRESH)
-@pytest.mark.parametrize("module", ["BatchNorm", "GhostBatchNorm", "BatchRenorm"])
+@pytest.mark.parametrize("module", STATEFUL_MODULES)
 def test_fresh_statistics_of_modules_follow_the_channels(module, fresh_options):
     grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
-    options = {**fresh_options, **({"num_ghosts": 2} if module == "GhostBatchNorm" else {})}
+    options = {**fresh_options, **STATEFUL_MODULES[module]}
     linen = getattr(jnn, module)(use_running_average=False, **options)
     y, expected = linen.apply(linen.init(KEY, X), X, mutable=["batch_stats"])
     with jax.set_mesh(grid):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 from cases import (
+    NORMS,
     STATEFUL,
     chances,
     every_norm,
@@ -26,10 +27,8 @@ pytestmark = pytest.mark.numerical
 
 # Shapes in which one statistic covers few values, and 100,000.
 FEW = {"layer": (6, 5, 60), "rms": (6, 5, 60), "group": (3, 20, 8), "instance": (3, 50, 4)}
-MANY = {
-    "batch": (2, 50_000, 3),
+MANY = dict.fromkeys(STATEFUL, (2, 50_000, 3)) | {
     "ghost": (4, 50_000, 3),
-    "renorm": (2, 50_000, 3),
     "layer": (3, 100_000),
     "rms": (3, 100_000),
     "group": (2, 25_000, 8),
@@ -113,7 +112,7 @@ def test_extreme_sizes_are_standardized_right(name, size, epsilon):
 # Constants
 
 CONSTANTS = [0.0, 1 / 3, -0.1, 16777217.0, -12345.678, 1e15, 1e-18, 1e-30, 1e30, 3e38, 1e-40]
-CENTERED = [name for name in every_norm if name != "rms"]
+CENTERED = [name for name in every_norm if not NORMS[name].about_zero]
 
 
 @pytest.mark.parametrize("constant", CONSTANTS)
