@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import yaml
 from flax import nnx
 
 import jaxnorm
@@ -21,9 +22,21 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "README.md"]
-myst_enable_extensions = ["dollarmath", "attrs_inline"]
+myst_enable_extensions = ["dollarmath", "attrs_inline", "substitution"]
 myst_heading_anchors = 3
 default_role = "code"
+
+
+def table_of_normalizations():
+    """A row for each page of normalizations/, from the name and the scope at its head."""
+    rows = ["| normalization | moments are merged over |", "| --- | --- |"]
+    for page in sorted(Path(__file__).parent.glob("normalizations/*.md")):
+        head = yaml.safe_load(page.read_text().split("---\n")[1])
+        rows.append(f"| [{head['name']}](normalizations/{page.name}) | {head['measured_over']} |")
+    return "\n".join(rows)
+
+
+myst_substitutions = {"normalizations": table_of_normalizations()}
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

@@ -56,6 +56,7 @@ NORMS = {
 }
 STATEFUL = tuple(name for name in NORMS if NORMS[name].state)
 every_norm = list(NORMS)
+MODULES = {norm.module: norm for norm in NORMS.values()}
 STATEFUL_MODULES = {NORMS[name].module: NORMS[name].module_options for name in STATEFUL}
 KEY = jax.random.key(SEED, impl="rbg")  # whose draws XLA compiles sooner than threefry's
 

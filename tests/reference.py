@@ -70,11 +70,11 @@ def widen(values):
     return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
 
 
-def measure(values):
+def measure(values, about_zero=False):
     """Measure a flat array: its size, mean and variance; zeros where it is empty."""
     if values.size == 0:
         return Moments(0, 0.0, 0.0)
-    mean = values.mean()
+    mean = 0.0 if about_zero else values.mean()
     return Moments(values.size, mean, np.mean(np.abs(values - mean) ** 2))
 
 
@@ -91,8 +91,8 @@ def axes_of(axis, ndim):
     return tuple(a % ndim for a in axes)
 
 
-def moments(x, axis, *, where=None):
-    """Measure along the axes, leaving out what is masked."""
+def moments(x, axis, *, where=None, about_zero=False):
+    """Measure along the axes, leaving out what is masked; about zero, the mean is 0."""
     x = widen(x)
     axes = axes_of(axis, x.ndim)
     kept = [a for a in range(x.ndim) if a not in axes]
@@ -103,7 +103,7 @@ def moments(x, axis, *, where=None):
         return array.transpose(*kept, *axes).reshape(math.prod(shape), math.prod(rows))
 
     keep = to_rows(counted(x, where))
-    measured = [measure(row[k]) for row, k in zip(to_rows(x), keep, strict=True)]
+    measured = [measure(row[k], about_zero) for row, k in zip(to_rows(x), keep, strict=True)]
     return Moments(*(np.array([m[i] for m in measured]).reshape(shape) for i in range(3)))
 
 

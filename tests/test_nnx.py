@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from cases import KEY, NORMS, STATEFUL_MODULES, identical, near, normals
+from cases import KEY, MODULES, STATEFUL_MODULES, identical, near, normals
 from flax import nnx
 
 import jaxnorm as jn
@@ -29,9 +29,8 @@ def build(library, name, **options):
 def test_the_same_classes_as_in_linen():
     import jaxnorm.linen as jnn
 
-    names = [norm.module for norm in NORMS.values()]
-    assert all(issubclass(getattr(jnn, name), nn.Module) for name in names)
-    assert all(issubclass(getattr(jnnx, name), nnx.Module) for name in names)
+    assert all(issubclass(getattr(jnn, name), nn.Module) for name in MODULES)
+    assert all(issubclass(getattr(jnnx, name), nnx.Module) for name in MODULES)
 
 
 @pytest.mark.parametrize("metadata", [{}, {"out_sharding": ("model",)}])
@@ -222,8 +221,9 @@ def test_momentum_none_on_a_built_module_says_how_to_start_a_count(name):
     for batch in (X[:2], X[2:]):
         norm(batch)
     assert norm.count[...] == X[..., 0].size
-    near(norm.mean[...], X.mean((0, 1, 2)))
-    near(norm.var[...], X.var((0, 1, 2)))
+    expected = reference.moments(X, (0, 1, 2), about_zero=MODULES[name].about_zero)
+    near(norm.mean[...], expected.mean)
+    near(norm.var[...], expected.var)
 
 
 # promote_dtype

@@ -6,14 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OF_THE_EXPERIMENTS = {"experiments-components.md"}  # test_components.py runs its snippets
+ELSEWHERE = {"experiments-components.md", "layout.md"}  # test_components.py and test_layout.py
 PAGES = [
     ROOT / "README.md",
-    *(
-        page
-        for page in sorted((ROOT / "docs").rglob("*.md"))
-        if page.name not in OF_THE_EXPERIMENTS
-    ),
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in ELSEWHERE),
 ]
 
 

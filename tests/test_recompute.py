@@ -11,6 +11,7 @@ import pytest
 import reference
 from cases import (
     KEY,
+    NORMS,
     STATEFUL,
     alike,
     chances,
@@ -49,12 +50,13 @@ def stream(channels=3, mean=2.0, std=1.0, seed=0):
     ]
 
 
-def population(batches, masks=None):
+def population(batches, masks=None, about_zero=False):
     """Give the moments of everything together, in float64."""
     values = np.concatenate([reference.widen(x).reshape(-1, x.shape[-1]) for x in batches])
     if masks is not None:
         values = values[np.concatenate([np.ravel(mask) for mask in masks])]
-    return {"mean": values.mean(0), "var": values.var(0)}
+    m = reference.moments(values, 0, about_zero=about_zero)
+    return {"mean": m.mean, "var": m.var}
 
 
 def of_population(stats, expected, tolerance=2e-6):
@@ -83,7 +85,7 @@ def test_a_pass_gives_the_moments_of_the_whole_stream(name, momentum):
     identical({key: stats[key] for key in first}, first)
     stats = jn.finish_recomputing(stats)
     assert jax.tree.structure(stats) == jax.tree.structure(first)
-    of_population(stats, population(stream(), masks))
+    of_population(stats, population(stream(), masks, NORMS[name].about_zero))
     if momentum is None:
         assert float(stats["count"]) == sum(mask.sum() for mask in masks)
     if name == "renorm":
@@ -207,7 +209,7 @@ class Net(nn.Module):
         return x
 
 
-NORMS = ["BatchNorm_0", "GhostBatchNorm_0", "BatchRenorm_0"]
+PATHS = ["BatchNorm_0", "GhostBatchNorm_0", "BatchRenorm_0"]
 
 
 def flat_stream():
@@ -232,11 +234,11 @@ def trained():
 
 def passed(step, params, stats, batches):
     """Run the stream through the model: the statistics after it, and each norm's inputs."""
-    inputs = {name: [] for name in NORMS}
+    inputs = {name: [] for name in PATHS}
     for x in batches:
         updates = step(params, stats, x)
         stats = updates["batch_stats"]
-        for number, name in enumerate(NORMS):
+        for number, name in enumerate(PATHS):
             inputs[name].append(updates["intermediates"][f"Dense_{number}"]["__call__"][0])
     return stats, inputs
 
@@ -247,7 +249,7 @@ def test_every_layer_has_the_moments_of_its_own_inputs():
     stats, inputs = passed(step, params, jn.start_recomputing(first), flat_stream())
     stats = jn.finish_recomputing(stats)
     assert jax.tree.structure(stats) == jax.tree.structure(first)
-    for name in NORMS:
+    for name in PATHS:
         of_population(stats[name], population(inputs[name]), 5e-6)
     assert stats["BatchRenorm_0"]["count"] == sum(SIZES)
     assert stats["BatchRenorm_0"]["steps"] == first["BatchRenorm_0"]["steps"]
@@ -274,9 +276,9 @@ def test_parts_by_name_and_frozen_ones_and_fits():
     params, first, step = trained()
     fit = {"count": jnp.zeros(()), **fresh("batch", 2), "min": jnp.zeros(2), "max": jnp.zeros(2)}
     started = jn.start_recomputing({**first, "fit": fit}, "Ghost*", "BatchRenorm_0")
-    assert sorted(n for n in started if "recomputed" in started[n]) == sorted(NORMS[1:])
+    assert sorted(n for n in started if "recomputed" in started[n]) == sorted(PATHS[1:])
     everywhere = jn.start_recomputing({**first, "fit": fit})
-    assert sorted(n for n in everywhere if "recomputed" in everywhere[n]) == sorted(NORMS)
+    assert sorted(n for n in everywhere if "recomputed" in everywhere[n]) == sorted(PATHS)
     frozen = jn.freeze_stats(jn.start_recomputing(first), "BatchNorm_0")
     stats, inputs = passed(step, params, frozen, flat_stream())
     stats = jn.finish_recomputing(stats, "GhostBatchNorm_0", "BatchNorm_0")
@@ -368,7 +370,7 @@ def test_an_nnx_model_as_a_linen_tree():
     for x in [flat_stream()[0]] * 3:
         model(x)
     jnnx.finish_recomputing(model)
-    for name, norm in zip(NORMS, model.norms, strict=True):
+    for name, norm in zip(PATHS, model.norms, strict=True):
         for key, value in linen[name].items():
             near(getattr(norm, key)[...], value, 1e-5)
     assert not hasattr(model.norms[0], "recomputed")
@@ -453,7 +455,7 @@ def test_the_statistics_of_averaged_weights():
         average = optax.incremental_update(moved, average, np.float32(0.3))
     stats, inputs = passed(step, average, jn.start_recomputing(first), batches)
     stats = jn.finish_recomputing(stats)
-    for name in NORMS:
+    for name in PATHS:
         of_population(stats[name], population(inputs[name]), 5e-6)
     whole = np.concatenate(batches)
     y = Net(train=False).apply({"params": average, "batch_stats": stats}, whole)
