@@ -1,11 +1,13 @@
 """The public interface is what tests/public_api.txt lists, as docs/api-policy.md promises."""
 
 import difflib
+import importlib
+import pickle
 from pathlib import Path
 
 import flax.linen as nn
 import pytest
-from public_api import arguments, constructor, default, indented, public_api
+from public_api import arguments, constructor, default, indented, public_api, public_names
 
 LISTED = Path(__file__).with_name("public_api.txt")
 HOW_TO_ACCEPT = """The public interface has changed:
@@ -67,3 +69,11 @@ def test_defaults_hold_no_addresses():
     assert default(nn.initializers.zeros) == "=zeros"
     with pytest.raises(AssertionError, match="without a name"):
         default(object())
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_a_pickle_that_names_a_class_where_it_is_imported_from_loads(library):
+    module = importlib.import_module(f"jaxnorm.{library}")
+    for name in public_names(module):
+        stored = f"cjaxnorm.{library}\n{name}\n.".encode()
+        assert pickle.loads(stored) is getattr(module, name)
