@@ -32,6 +32,7 @@
 
 #include "job.h"
 #include "kernels.h"
+#include "operands.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxnorm {
@@ -62,133 +63,6 @@ const InstructionSet& instruction_set() {
   static const InstructionSet best = best_instruction_set();
   return best;
 }
-
-// What a call lacks, as an error that XLA reports.
-class Invalid : public std::exception {
- public:
-  explicit Invalid(std::string message) : message_(std::move(message)) {}
-  const char* what() const noexcept override { return message_.c_str(); }
-
- private:
-  std::string message_;
-};
-
-int64_t product(std::initializer_list<int64_t> extents) {
-  int64_t all = 1;
-  bool empty = false;
-  for (const int64_t extent : extents) {
-    if (extent < 0) throw Invalid("a negative extent of the view");
-    empty = empty || extent == 0;
-    if (extent != 0 && __builtin_mul_overflow(all, extent, &all)) {
-      throw Invalid("the extents of the view overflow 64 bits");
-    }
-  }
-  return empty ? 0 : all;
-}
-
-Dtype dtype_of(ffi::DataType type) {
-  switch (type) {
-    case ffi::F32:
-      return Dtype::float32;
-    case ffi::F64:
-      return Dtype::float64;
-    case ffi::BF16:
-      return Dtype::bfloat16;
-    case ffi::F16:
-      return Dtype::float16;
-    default:
-      throw Invalid("x must be float32, bfloat16, float16 or float64");
-  }
-}
-
-// Checks what it reads against the view, and gives pointers.
-class Operands {
- public:
-  Operands(const View& view, ffi::AnyBuffer x)
-      : view_(view),
-        type_(x.element_type()),
-        dtype_(dtype_of(type_)),
-        count_(product({view.A, view.R, view.G, view.S, view.T})),
-        rows_(product({view.A, view.G})),
-        parameters_(view.by_row ? view.R : product({view.G, view.S})) {}
-
-  Dtype dtype() const { return dtype_; }
-  bool empty() const { return count_ == 0; }
-  int64_t rows() const { return rows_; }
-
-  // x, g, y or dx.
-  void* values(const char* name, const ffi::AnyBuffer& buffer) const {
-    if (buffer.element_type() != type_) throw Invalid(std::string(name) + " is not of x's dtype");
-    return sized(name, buffer, count_);
-  }
-
-  Rows statistics(const char* name, const ffi::AnyBuffer& buffer) const {
-    return rows(name, buffer, view_.G);
-  }
-
-  Rows statistics_or_none(const char* name, const ffi::AnyBuffer& buffer) const {
-    return buffer.element_count() == 0 ? Rows{nullptr, 0, 1} : rows(name, buffer, view_.G);
-  }
-
-  Rows parameters_or_none(const char* name, const ffi::AnyBuffer& buffer) const {
-    return buffer.element_count() == 0 ? Rows{nullptr, 0, 1} : rows(name, buffer, parameters_);
-  }
-
-  // A result of [A, G].
-  void* result(const char* name, const ffi::AnyBuffer& buffer) const {
-    check_statistics_dtype(name, buffer);
-    return sized(name, buffer, rows_);
-  }
-
-  void* result_or_none(const char* name, const ffi::AnyBuffer& buffer) const {
-    return buffer.element_count() == 0 ? nullptr : result(name, buffer);
-  }
-
-  double scalar(const char* name, const ffi::AnyBuffer& buffer) const {
-    check_statistics_dtype(name, buffer);
-    const void* data = sized(name, buffer, 1);
-    return dtype_ == Dtype::float64 ? *static_cast<const double*>(data)
-                                    : static_cast<double>(*static_cast<const float*>(data));
-  }
-
- private:
-  void check_statistics_dtype(const char* name, const ffi::AnyBuffer& buffer) const {
-    if (buffer.element_type() != (dtype_ == Dtype::float64 ? ffi::F64 : ffi::F32)) {
-      throw Invalid(std::string(name) + " must be float32, or float64 where x is");
-    }
-  }
-
-  static void* sized(const char* name, const ffi::AnyBuffer& buffer, int64_t count) {
-    const auto given = static_cast<int64_t>(buffer.element_count());
-    if (given != count) {
-      throw Invalid(std::string(name) + " has " + std::to_string(given) +
-                    " values where the view has " + std::to_string(count));
-    }
-    const auto address = reinterpret_cast<uintptr_t>(buffer.untyped_data());
-    if (count > 0 && address % ffi::ByteWidth(buffer.element_type()) != 0) {
-      throw Invalid(std::string(name) + " is not aligned to its dtype");
-    }
-    return buffer.untyped_data();
-  }
-
-  // Rows of `width` values, one for every a or for consecutive a.
-  Rows rows(const char* name, const ffi::AnyBuffer& buffer, int64_t width) const {
-    check_statistics_dtype(name, buffer);
-    const auto count = static_cast<int64_t>(buffer.element_count());
-    const int64_t given = width == 0 ? 0 : count / width;
-    if (given == 0 || count % width != 0 || view_.A % given != 0) {
-      throw Invalid(std::string(name) + " has " + std::to_string(count) +
-                    " values, which are no rows of " + std::to_string(width) + " for " +
-                    std::to_string(view_.A) + " slices");
-    }
-    return {sized(name, buffer, count), width, view_.A / given};
-  }
-
-  View view_;
-  ffi::DataType type_;
-  Dtype dtype_;
-  int64_t count_, rows_, parameters_;
-};
 
 void fill_zero(const ffi::AnyBuffer& buffer) {
   std::memset(buffer.untyped_data(), 0, buffer.size_bytes());

@@ -7,126 +7,23 @@
 #include "columns.h"
 #include "crossed.h"
 #include "moments.h"
+#include "parameters.h"
 #include "partition.h"
+#include "prepare.h"
 #include "rows.h"
 #include "strip.h"
+#include "tasks.h"
 
 namespace jaxnorm {
 inline namespace JAXNORM_ISA {
 namespace {
 
-constexpr int64_t kParameters = 512;    // parameters whose partial sums a task adds
 constexpr int64_t kBatch = 4;           // a whose parameters are summed together
 constexpr int64_t kStreamed = 1 << 23;  // bytes of an output that no cache would hold
 
 inline double group_count(const Call& call) {
   return static_cast<double>(call.view.R * call.partition.length);
 }
-
-// --- Tasks ---------------------------------------------------------------------------------------
-
-inline int64_t chunk_tasks(const Call& call) {
-  return call.view.A * call.partition.strips * chunks_of(call.partition);
-}
-
-// The strip is the fastest index, so that tasks go through memory in order.
-inline int64_t strip_of_task(const Call& call, int64_t task) {
-  return task % call.partition.strips;
-}
-inline int64_t chunk_of_task(const Call& call, int64_t task) {  // of all a
-  return task / call.partition.strips;
-}
-
-inline Box box_of_task(const Call& call, int64_t task) {
-  const int64_t chunk = chunk_of_task(call, task), chunks = chunks_of(call.partition);
-  return chunk_box(call.view, call.partition, chunk / chunks, strip_of_task(call, task),
-                   chunk % chunks);
-}
-
-inline int64_t bundle_tasks(const Call& call) {
-  const Partition& p = call.partition;
-  return call.view.A / p.share * p.bundles * p.strips;
-}
-
-// The a of a fused task, which share parameters.
-struct Bundle {
-  int64_t a0, a1, strip, row;
-};
-
-inline Bundle bundle_of_task(const Call& call, int64_t task) {
-  const Partition& p = call.partition;
-  const int64_t row = chunk_of_task(call, task);
-  const int64_t begin = row / p.bundles * p.share, a0 = begin + row % p.bundles * p.bundle;
-  return {a0, smaller(begin + p.share, a0 + p.bundle), strip_of_task(call, task), row};
-}
-
-// --- Partial sums of the parameters: [rows][2][G * S], or [rows][strips][2][R] by row
-// -----------------------------------------------
-
-inline bool wants_parameters(const Call& call) {
-  return call.out_scale != nullptr || call.out_bias != nullptr;
-}
-
-inline int64_t parameter_rows(const Call& call) {
-  const Partition& p = call.partition;
-  const int64_t bundles = p.fused ? call.view.A / p.share * p.bundles : call.view.A;
-  if (call.view.by_row) return bundles * p.strips;
-  return p.fused ? bundles : bundles * p.row_chunks * (p.shared_pieces ? p.pieces : 1);
-}
-
-// The part of a row that a box adds to, zeroed.
-inline BackwardSums parameter_sums(const Call& call, int64_t row, const Box& box) {
-  if (!wants_parameters(call)) return {};
-  const View& v = call.view;
-  const Partition& p = call.partition;
-  const int64_t width = parameter_count(v);
-  double *scale, *bias;
-  const auto clear = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) scale[i] = bias[i] = 0;
-  };
-  if (v.by_row) {
-    const int64_t bundle = p.fused ? row : box.a;
-    scale = call.parameters + (bundle * p.strips + box.g0 / p.strip) * 2 * width;
-    bias = scale + width;
-    clear(box.r0, box.r1);
-  } else {
-    scale = call.parameters + row * 2 * width + box.g0 * v.S;
-    bias = scale + width;
-    const bool part = !p.shared_pieces && box.length() < p.length;
-    const int64_t s0 = part ? box.l0 / v.T : 0, s1 = part ? ceil_div(box.l1, v.T) : v.S;
-    for (int64_t group = 0; group < box.groups(); ++group)
-      clear(group * v.S + s0, group * v.S + s1);
-  }
-  return {nullptr, nullptr, scale, call.out_bias == nullptr ? nullptr : bias};
-}
-
-template <class R>
-inline void reduce_parameters(const Call& call, int64_t task) {
-  const int64_t width = parameter_count(call.view), blocks = ceil_div(width, kParameters);
-  const int64_t first = task % blocks * kParameters, n = smaller(kParameters, width - first);
-  const int64_t owner = task / blocks;
-  const int64_t rows = parameter_rows(call) / (call.view.A / call.partition.share);
-  double scale[kParameters] = {}, bias[kParameters] = {};
-  for (int64_t row = owner * rows; row < (owner + 1) * rows; ++row) {
-    const double* partial = call.parameters + row * 2 * width + first;
-    for (int64_t i = 0; i < n; ++i) scale[i] += partial[i];
-    for (int64_t i = 0; i < n; ++i) bias[i] += partial[width + i];
-  }
-  R *out_scale = static_cast<R*>(call.out_scale), *out_bias = static_cast<R*>(call.out_bias);
-  for (int64_t i = 0; i < n; ++i) {
-    if (out_scale != nullptr) out_scale[owner * width + first + i] = static_cast<R>(scale[i]);
-    if (out_bias != nullptr) out_bias[owner * width + first + i] = static_cast<R>(bias[i]);
-  }
-}
-
-inline int64_t parameter_tasks(const Call& call) {
-  if (!wants_parameters(call)) return 0;
-  const int64_t owners = call.view.A / call.partition.share;
-  return owners * ceil_div(parameter_count(call.view), kParameters);
-}
-
-// --- Operations
-// ------------------------------------------------------------------------------------
 
 template <class T, class Layout>
 struct Operations {
@@ -417,43 +314,6 @@ struct Operations {
     return plan;
   }
 };
-
-// --- Parameters for each value
-// -----------------------------------------------------------------------
-
-// Elementwise kernels read a scale and a bias for each value; these are 1 and 0 where there are
-// none, and repeated where they stand for a few values each.
-template <class R>
-inline void prepare_rows(const Call& call, Rows& rows, R otherwise, R* to) {
-  const View& v = call.view;
-  const int64_t width = v.G * call.partition.length;
-  const int64_t count = rows.data == nullptr ? 1 : v.A / rows.share;
-  const R* from = static_cast<const R*>(rows.data);
-  for (int64_t i = 0; i < count * width; ++i) to[i] = from == nullptr ? otherwise : from[i / v.T];
-  if (from == nullptr) rows.share = v.A;
-  rows.data = to;
-  rows.width = width;
-}
-
-inline int64_t prepared_size(const Call& call, const Rows& rows) {
-  if (call.partition.layout != Layout::elementwise) return 0;
-  if (rows.data != nullptr && call.view.T == 1) return 0;
-  return (rows.data == nullptr ? 1 : call.view.A / rows.share) * call.view.G *
-         call.partition.length;
-}
-
-inline int64_t bias_size(const Call& call) {
-  return call.g == nullptr ? prepared_size(call, call.bias) : 0;
-}
-
-template <class R>
-inline void prepare(Call& call) {
-  R* to = static_cast<R*>(call.prepared);
-  const int64_t scales = prepared_size(call, call.scale), biases = bias_size(call);
-  if (scales > 0) prepare_rows(call, call.scale, R{1}, to);
-  if (biases > 0) prepare_rows(call, call.bias, R{0}, to + scales);
-}
-
 // Whether every row that is put begins aligned: some streamed and some not are the slowest.
 template <class T>
 inline bool rows_are_aligned(const Call& call) {
