@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.splits import Split, draw_classes
+from experiments.data.streaming import read_ahead
 
 _MIXED = 0  # a seed
 
@@ -75,8 +76,6 @@ class Batches:
                 yield read(step)
                 step += 1
         else:
-            from experiments.data.streaming import read_ahead
-
             yield from read_ahead(read, step)
 
     def rows(self, step: int) -> Rows:

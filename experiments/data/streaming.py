@@ -1,23 +1,21 @@
 """Examples that are read from their files as training needs them."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
 from experiments.data.scaling import Scaling
 from experiments.data.splits import Inputs
 
-if TYPE_CHECKING:
-    from experiments.data.batching import Batch
-
 THREADS = 4  # that read ahead
 BATCHES_AHEAD = 8
 END = 2**62  # of the steps
+Batch = TypeVar("Batch")
 
 
-def read_ahead(read: Callable[[int], "Batch"], step: int) -> Iterator["Batch"]:
-    """Yield the batches of the steps from one on, which grain's threads read ahead.
+def read_ahead(read: Callable[[int], Batch], step: int) -> Iterator[Batch]:
+    """Yield `read(step)` of each step from `step` on; threads of grain read ahead.
 
     Nothing before the first step is read.
     """
