@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
 # Large arrays that are mapped and unmapped at every call cost more than the work, so the C library
@@ -48,32 +49,12 @@ def _kernels(loaded: bool, reason: str) -> str:
 
 def run(parts: list[str], full: bool) -> None:
     """Measure the parts, show and publish them, and draw the figure if all are there."""
-    from benchmarks import (
-        collectives,
-        figure,
-        fold,
-        memory,
-        precision,
-        resnet,
-        scaling,
-        speed,
-        sweep,
-    )
+    from benchmarks import figure
     from benchmarks.table import publish
 
-    modules = {
-        "speed": speed,
-        "sweep": sweep,
-        "resnet": resnet,
-        "fold": fold,
-        "memory": memory,
-        "precision": precision,
-        "collectives": collectives,
-        "scaling": scaling,
-    }
     measured = {}
     for part in parts:
-        tables = modules[part].measure(full)
+        tables = import_module(f"benchmarks.{part}").measure(full)
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.forms import FORMS
-from benchmarks.peers import Peer, peers, torch_norm
+from benchmarks.peers import Peer, peers, torch_norm, torch_parameters
 from benchmarks.timing import passes
 
 # Of the largest value. PyTorch sums the gradient of the RMS scale in bfloat16.
@@ -115,10 +115,3 @@ def _in_torch(norm: str, x: np.ndarray, cotangent: np.ndarray, dtype: str) -> Ca
         return last + full[2:]
 
     return Candidate("PyTorch", forward, both, arrays)
-
-
-def torch_parameters(norm: str, channels: int, dtype: str) -> list[torch.Tensor]:
-    """Scale and bias; of RMS only the scale, in the input's dtype, which its kernel asks for."""
-    if norm == "rms":
-        return [torch.ones(channels, dtype=getattr(torch, dtype))]
-    return [torch.ones(channels), torch.zeros(channels)]

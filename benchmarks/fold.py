@@ -11,28 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxnorm.linen as jnn
-from benchmarks.resnet import DEPTH, IMAGES, WIDTH, Modules
+from benchmarks.resnet import IMAGES, model
 from benchmarks.table import Table
 from benchmarks.timing import interleaved
-from experiments.models.resnet import ResNet
 
 BATCHES, MORE_BATCHES = (1, 64), (1, 16, 64, 256)
 ROUNDS = 31
 PAIRS = {"Conv_*": "norm_*"}
 LIBRARIES = {"jaxnorm": jnn, "Flax": nn}
-
-
-def model(library: Any, *, depth: int = DEPTH, width: int = WIDTH) -> ResNet:
-    """The network with a library's batch normalizations, in evaluation."""
-    return ResNet(
-        norm=Modules(library.BatchNorm, (("use_running_average", True),)),
-        num_classes=10,
-        dtype="float32",
-        dropout=0.0,
-        depth=depth,
-        width=width,
-        position="before",
-    )
 
 
 def trained(variables: Any) -> Any:
@@ -74,13 +60,14 @@ def measure(full: bool) -> list[Table]:
 
 def _row(shape: tuple[int, ...], rounds: int, **sizes: Any) -> list[str]:
     images = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
-    ours = model(jnn, **sizes)
+    ours = model(jnn, "BatchNorm", "float32", train=False, **sizes)
     initial = jax.jit(partial(ours.init, train=False))
     variables = trained(initial(jax.random.key(0), images[:1]))
     folded = jnn.fold(ours, variables, PAIRS, images[:1], train=False)
     functions = {"folded": _inference(partial(jnn.apply_folded, ours), folded, images)}
     for name, library in LIBRARIES.items():
-        functions[name] = _inference(model(library, **sizes).apply, variables, images)
+        network = model(library, "BatchNorm", "float32", train=False, **sizes)
+        functions[name] = _inference(network.apply, variables, images)
     _check_alike({name: function() for name, function in functions.items()})
     times = interleaved(functions, rounds)
     ratios = [f"{times[name] / times['folded']:.2f}" for name in LIBRARIES]

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import torch
 
 import jaxnorm.linen as jnn
-from benchmarks.candidates import torch_parameters
 from benchmarks.ours import NORMS
-from benchmarks.peers import Peer, peers, torch_norm
+from benchmarks.peers import Peer, peers, torch_norm, torch_parameters
 from benchmarks.resnet import compiled, initial, model
 from benchmarks.table import SHORT, Table
 

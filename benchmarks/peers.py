@@ -219,11 +219,17 @@ def torch_norm(norm: str, channels: int) -> Callable[..., torch.Tensor]:
     }[norm]
 
 
+def torch_parameters(norm: str, channels: int, dtype: str = "float32") -> list[torch.Tensor]:
+    """Return scale and bias; of RMS the scale alone, in the dtype that its kernel requires."""
+    if norm == "rms":
+        return [torch.ones(channels, dtype=getattr(torch, dtype))]
+    return [torch.ones(channels), torch.zeros(channels)]
+
+
 def torch_numpy(norm: str, x: np.ndarray) -> np.ndarray:
     """PyTorch's result for a channels-last array."""
     first = norm not in ("layer", "rms")
     native = torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1) if first else x))
     channels = x.shape[-1]
-    parameters = [torch.ones(channels), torch.zeros(channels)][: 1 if norm == "rms" else 2]
-    y = torch_norm(norm, channels)(native, *parameters).numpy()
+    y = torch_norm(norm, channels)(native, *torch_parameters(norm, channels)).numpy()
     return np.moveaxis(y, 1, -1) if first else y

@@ -40,11 +40,19 @@ class Modules:
         return lambda x, mask, *, train: layer(x)
 
 
-def model(library: Any, norm: str, dtype: str, *, depth: int = DEPTH, width: int = WIDTH) -> ResNet:
-    """The network with a library's modules of this name, in training."""
+def model(
+    library: Any,
+    norm: str,
+    dtype: str,
+    *,
+    train: bool = True,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+) -> ResNet:
+    """Return the network with a library's modules of this name, for training or evaluation."""
     options: dict[str, Any] = {"dtype": dtype}
     if norm == "BatchNorm":
-        options["use_running_average"] = False
+        options["use_running_average"] = not train
     if norm == "GroupNorm":
         options["num_groups"] = 8
     return ResNet(

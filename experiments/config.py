@@ -209,30 +209,16 @@ class Config:
     study: StudyConfig = field(default_factory=StudyConfig)
 
 
-PARALLEL: dict[str, type[ParallelConfig]] = {
-    "single": Single,
-    "pmap": Pmap,
-    "jit": Jit,
-    "shard_map": ShardMap,
-}
-SYNC: dict[str, type[SyncConfig]] = {"local": LocalSync, "group": GroupSync, "global": GlobalSync}
-INFERENCE: dict[str, type[InferenceConfig]] = {
-    "running": RunningInference,
-    "batch": BatchInference,
-    "recomputed": RecomputedInference,
-}
-DISTRIBUTED: dict[str, type[DistributedConfig]] = {
-    "off": Undistributed,
-    "auto": Auto,
-    "manual": Manual,
-}
-LAUNCHERS: dict[str, type[LauncherConfig]] = {"local": Local, "ray": Ray}
 GROUPS: dict[str, dict[str, type]] = {
-    "parallel": PARALLEL,
-    "sync": SYNC,
-    "inference": INFERENCE,
-    "distributed": DISTRIBUTED,
-    "launcher": LAUNCHERS,
+    "parallel": {"single": Single, "pmap": Pmap, "jit": Jit, "shard_map": ShardMap},
+    "sync": {"local": LocalSync, "group": GroupSync, "global": GlobalSync},
+    "inference": {
+        "running": RunningInference,
+        "batch": BatchInference,
+        "recomputed": RecomputedInference,
+    },
+    "distributed": {"off": Undistributed, "auto": Auto, "manual": Manual},
+    "launcher": {"local": Local, "ray": Ray},
 }
 
 

@@ -56,26 +56,6 @@ def test_every_file_is_a_data_set(path, tmp_path):
     assert not list(tmp_path.iterdir()), "constructing prepares nothing"
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "last"),
-    [
-        ("wine", "alcohol", "proline"),
-        ("breast_cancer", "mean radius", "worst fractal dimension"),
-        ("anes96", "popul", "income"),
-    ],
-)
-def test_the_features_of_a_table_have_names(name, first, last, tmp_path):
-    chosen = source(name, tmp_path)
-    names = chosen.feature_names()
-    assert (names[0], names[-1]) == (first, last)
-    assert (len(names),) == chosen.spec().input_shape
-    assert {type(each) for each in names} == {str}
-
-
-def test_the_pixels_of_an_image_have_no_names(tmp_path):
-    assert source("digits", tmp_path).feature_names() is None
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_builder_of_tfds_holds_what_is_said(name, directory):
     data = source(name, directory)

@@ -47,6 +47,3 @@ identification with a party (0 to 6), age (19 to 91), education (1 to 7), income
 
         data = anes96.load_pandas().data
         return data[list(FEATURES)].to_numpy(), data["vote"].to_numpy().astype(np.int64)
-
-    def feature_names(self) -> tuple[str, ...]:
-        return FEATURES

@@ -43,8 +43,3 @@ scikit-learn ships them: the "Breast Cancer Wisconsin (Diagnostic)" set of the U
         from sklearn.datasets import load_breast_cancer  # takes seconds
 
         return load_breast_cancer(return_X_y=True)
-
-    def feature_names(self) -> tuple[str, ...]:
-        from sklearn.datasets import load_breast_cancer
-
-        return tuple(map(str, load_breast_cancer().feature_names))

@@ -26,7 +26,7 @@ from experiments.data.splits import (
     draw_validation,
     num_validation,
 )
-from experiments.data.streaming import LaidOut, Scaled, Shifted
+from experiments.data.streaming import Mapped, Scaled
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,10 +87,6 @@ class DataSource:
             ConfigError: a file is missing or cannot be right.
         """
         raise NotImplementedError
-
-    def feature_names(self) -> tuple[str, ...] | None:
-        """Return what the features of an input are called; None where they have no names."""
-        return None
 
     def read(self) -> Mapping[str, Examples]:
         """Return the examples of the source, `train` and `test`.
@@ -280,9 +276,13 @@ def _streamed_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
         return {name: np.concatenate(parts) for name, parts in index.items()}
 
     index = prepared.arrays(f"{split}-{source.layout}-index-{_code(type(source))}", passed)
-    raw = Shifted(records, source.shifted) if split == "test" else records
-    inputs = LaidOut(raw, shape, source.lay_out)
-    return _Part(inputs, index["labels"], index.get("lengths"))
+
+    def laid_out(inputs: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        if split == "test":
+            inputs = source.shifted(inputs, examples)
+        return source.lay_out(inputs)[0]
+
+    return _Part(Mapped(records, shape, laid_out), index["labels"], index.get("lengths"))
 
 
 def _measured(
@@ -306,7 +306,7 @@ def _code(kind: type[DataSource]) -> str:
     """Return a digest of the modules that lay out, draw and measure what a kind of source holds."""
     import jaxnorm as jn  # takes most of a second
 
-    makers = (*kind.__mro__[:-1], Prepared, LaidOut, Split, Measured, jn.Moments)
+    makers = (*kind.__mro__[:-1], Prepared, Mapped, Split, Measured, jn.Moments)
     modules = sorted({maker.__module__ for maker in makers})
     trees = [ast.dump(ast.parse(inspect.getsource(sys.modules[name]))) for name in modules]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:16]

@@ -25,39 +25,29 @@ def read_ahead(read: Callable[[int], Batch], step: int) -> Iterator[Batch]:
     yield from grain.MapDataset.range(step, END).map(read).to_iter_dataset(options)
 
 
-class Shifted:
-    """Inputs as `shifted` makes them, which is told which examples they are."""
+class Mapped:
+    """The results of a function of inputs and their indices.
 
-    def __init__(
-        self, raw: Inputs, shifted: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    ) -> None:
-        self.shape = raw.shape
-        self._raw, self._shifted = raw, shifted
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, examples: np.ndarray) -> np.ndarray:
-        return self._shifted(self._raw[examples], examples)
-
-
-class LaidOut:
-    """Inputs in their layout, from what has them as they are in the source."""
+    Args:
+        raw: the inputs of the source.
+        shape: of one result.
+        function: takes some of the inputs and their indices.
+    """
 
     def __init__(
         self,
         raw: Inputs,
         shape: tuple[int, ...],
-        lay_out: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+        function: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> None:
         self.shape = (len(raw), *shape)
-        self._raw, self._lay_out = raw, lay_out
+        self._raw, self._function = raw, function
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, examples: np.ndarray) -> np.ndarray:
-        return self._lay_out(self._raw[examples])[0]
+        return self._function(self._raw[examples], examples)
 
 
 class Scaled:

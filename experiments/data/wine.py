@@ -42,8 +42,3 @@ scale (proline 278 to 1,680, hue 0.5 to 1.7), as scikit-learn ships them.
         from sklearn.datasets import load_wine  # takes seconds
 
         return load_wine(return_X_y=True)
-
-    def feature_names(self) -> tuple[str, ...]:
-        from sklearn.datasets import load_wine
-
-        return tuple(map(str, load_wine().feature_names))

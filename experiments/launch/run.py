@@ -64,7 +64,7 @@ def _begin(config: Config, watch: Watch) -> list[Member]:
         elif records.is_stale(config, result):
             stale.append(seed)
     trained = missing if config.keep_stale else sorted(missing + stale)
-    trained = [seed for seed in range(config.seeds) if hosts.as_the_first(seed in trained)]
+    trained = hosts.of_the_first(trained)
     note = ""
     if stale:
         what = "kept" if config.keep_stale else "made again"
@@ -184,10 +184,15 @@ class _Keeper:
             save_final(self.directory, variables)
         if hosts.is_first():
             records.write_result(self.run, self.seed, self.config, result)
-        text = f"{result['ended']} at step {result['step']}, test accuracy "
-        text += f"{result['test_accuracy']:.1%} in {result['seconds']:.1f} s"
-        self.log.info("seed %d %s", self.seed, text)
-        self.watch(Ended(self.run.name, self.seed, result["ended"], text))
+        self.log.info(
+            "seed %d %s at step %d, test accuracy %.1f%% in %.1f s",
+            self.seed,
+            result["ended"],
+            result["step"],
+            100 * result["test_accuracy"],
+            result["seconds"],
+        )
+        self.watch(Ended(self.run.name, self.seed, result["ended"]))
 
     def close(self) -> None:
         self.checkpoints.close()

@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from experiments.config import Config
 from experiments.data.idx_images import DEBIAN
 from experiments.errors import ConfigError
+from experiments.launch import validation
 from experiments.launch.contrast import arm_problems, form_problems, metric_problems
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
@@ -32,7 +32,7 @@ from experiments.launch.validation import validate, validate_devices
 from experiments.runs.directory import run_directory
 from experiments.training import hosts, parallel
 
-CONFIG_DIR = str(Path(__file__).parent.parent.parent / "configs")
+CONFIG_DIR = str(validation.CONFIG_DIR)
 CONFIG_NAME = "train"
 NOT_INSTALLED = "Fashion-MNIST is not installed, so the study takes {}"
 

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flax import linen as nn
-
 from experiments.errors import divides
-from experiments.norms.base import Context, Places
+from experiments.norms.base import Places
 from experiments.norms.sample import SampleNorm
 from jaxnorm import linen
 
@@ -22,10 +20,10 @@ class GroupNorm(SampleNorm):
 
     num_groups: int
 
-    def module(self, context: Context, ndim: int, **options: Any) -> nn.Module:
-        return linen.GroupNorm(
-            num_groups=self.num_groups, epsilon=self.epsilon, dtype=context.dtype, **options
-        )
+    layer = linen.GroupNorm
+
+    def arguments(self, ndim: int) -> dict[str, Any]:
+        return {"num_groups": self.num_groups}
 
     def problems_in(self, places: Places) -> Iterator[str]:
         yield from divides("norm.num_groups", self.num_groups, places.widths)

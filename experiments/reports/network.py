@@ -1,7 +1,6 @@
 """What a trained network holds, as arrays: its activations, its statistics, its inputs."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +12,13 @@ from experiments.data.splits import Split
 from experiments.errors import ConfigError
 from experiments.norms.base import Scope
 from experiments.training.checkpoints import FINAL, restore_final
+from experiments.training.diagnostics import is_normalization, layers
 from experiments.training.program import model_of
 from experiments.training.setup import Setup, setup
 
 SEED = 0  # whose parameters are kept
 EXAMPLES = 256  # of the validation data, as for the quantiles in training
+MOST_INPUTS = 1000  # of the training data
 
 
 class Place(NamedTuple):
@@ -77,17 +78,8 @@ def _captured(
             for key in ("input", "output", "mask")
             if key in place
         }
-        for name, place in _sown_places(sown)
+        for name, place in layers(sown, is_normalization)
     }
-
-
-def _sown_places(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if "input" in tree and isinstance(tree["input"], tuple):
-        yield "/".join(path), tree
-        return
-    for name, branch in tree.items():
-        if isinstance(branch, dict):
-            yield from _sown_places(branch, (*path, name))
 
 
 def _within(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -128,13 +120,13 @@ class ScaledInputs(NamedTuple):
     labels: np.ndarray
 
 
-def scaled_inputs(config: Config, most: int = 1000) -> list[ScaledInputs]:
+def scaled_inputs(config: Config) -> list[ScaledInputs]:
     """Return some training inputs raw, scaled by min and max, and standardized."""
     source = setup(config).source
     train = dataclasses.replace(source, scaling="raw").load(SEED).train
     raw = train.inputs[:]
     measured = measure(raw, train.lengths, np.arange(len(raw)))
-    chosen = slice(0, most)
+    chosen = slice(0, MOST_INPUTS)
     lengths = None if train.lengths is None else train.lengths[chosen]
     return [
         ScaledInputs(

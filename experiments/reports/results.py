@@ -65,10 +65,8 @@ class Point:
             return self.config.steps
         lines = [seed.history[-1] for seed in self.seeds.values() if seed.history]
         by_epochs = [self.config.epochs * at["step"] / at["epoch"] for at in lines if at["epoch"]]
-        return max(round(step) for step in [*by_epochs, *self._steps()])
-
-    def _steps(self) -> list[int]:
-        return [seed.result["step"] for seed in self.seeds.values()]
+        ends = [seed.result["step"] for seed in self.seeds.values()]
+        return max(round(step) for step in [*by_epochs, *ends])
 
 
 def collect(configs: Sequence[Config]) -> list[Point]:

@@ -131,6 +131,6 @@ def positions(values: Sequence[Any], title: str) -> Positions:
     return Positions(places, axis, logarithmic)
 
 
-def short(numbers: Iterable[Any], digits: int = 5) -> list[float | None]:
+def short(numbers: Iterable[Any]) -> list[float | None]:
     """Return numbers with the digits that a figure can show; None for what is not finite."""
-    return [float(f"{n:.{digits}g}") if np.isfinite(n) else None for n in map(float, numbers)]
+    return [float(f"{n:.5g}") if np.isfinite(n) else None for n in map(float, numbers)]

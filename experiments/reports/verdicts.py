@@ -188,9 +188,6 @@ def _wanted(compared: Comparison) -> str:
 
 def verdict_box(entry: Entry, judged: Verdict | None) -> str:
     """Return the claim and the verdict as a page shows them."""
-    word, colon, rest = verdict_text(entry, judged).partition(":")
-    kind = judged.word.replace(" ", "-") if judged else "none"
-    said = f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
     claim = terms(
         [("claim", entry.claim), ("source", entry.source), ("expected", entry.expectation)]
     )
@@ -204,19 +201,26 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
                 ("counted", " ".join(compared.remarks)),
             ]
         )
-    return f'{claim}<div class="verdict {kind}">{said}{arms}</div>'
+    return f'{claim}<div class="verdict {_kind(judged)}">{_sentence(entry, judged)}{arms}</div>'
+
+
+def _kind(judged: Verdict | None) -> str:
+    return judged.word.replace(" ", "-") if judged else "none"
+
+
+def _sentence(entry: Entry, judged: Verdict | None) -> str:
+    word, colon, rest = verdict_text(entry, judged).partition(":")
+    return f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
 
 
 def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Verdict]) -> None:
     parts = ["<h1>Studies</h1>", caption(_counts(verdicts))]
     for entry in entries:
         judged = verdicts.get(entry.name)
-        kind = judged.word.replace(" ", "-") if judged else "none"
-        word, colon, rest = verdict_text(entry, judged).partition(":")
         link = f'<a href="{escape(entry.name)}.html">{escape(entry.name)}</a>'
         parts.append(
-            f'<section class="verdict {kind}"><h3>{link}</h3><p>{escape(entry.question or "")}</p>'
-            f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
+            f'<section class="verdict {_kind(judged)}"><h3>{link}</h3>'
+            f"<p>{escape(entry.question or '')}</p>{_sentence(entry, judged)}"
             f'{_strip(entry)}<p class="caption">{escape(entry.done)}</p></section>'
         )
     parts += ["<h2>The rule</h2>", rule()]

@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.training.accumulation import is_statistics
-
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, draw three of them
 MOST_VALUES = 16_384  # of a layer, from which its quantiles are taken: a sort is slow on a CPU
 
 
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
     """Return the Euclidean norm of the gradient of each layer's parameters."""
-    return {name: optax.tree.norm(layer) for name, layer in _layers(grads, _is_layer)}
+    return {name: optax.tree.norm(layer) for name, layer in layers(grads, _is_layer)}
 
 
 def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str,
     out what is between them). `mean` is the average over channels of |mean_B - mean| / sqrt(var),
     `var` that of |var_B - var| / var. Statistics that are frozen do not change: 0.
     """
-    after = dict(_layers(new, is_statistics))
+    after = dict(layers(new, _is_statistics))
 
     def distance(name: str, stats: Any) -> dict[str, jax.Array]:
         share = jnp.maximum(_share(stats, after[name], momentum), 1e-6)
@@ -38,7 +36,7 @@ def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str,
             "var": jnp.mean(jnp.abs(var) / scale),
         }
 
-    return {name: distance(name, stats) for name, stats in _layers(old, is_statistics)}
+    return {name: distance(name, stats) for name, stats in layers(old, _is_statistics)}
 
 
 def _share(old: Any, new: Any, momentum: float | None) -> Any:
@@ -62,7 +60,7 @@ def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
                 ("unit", place["output"][0][..., :1]),
             )
         }
-        for name, place in _layers(captured, lambda tree: "input" in tree)
+        for name, place in layers(captured, is_normalization)
     }
 
 
@@ -85,11 +83,20 @@ def _is_layer(tree: Any) -> bool:
     return any(not isinstance(value, dict) for value in tree.values())
 
 
-def _layers(tree: Any, is_one: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def _is_statistics(tree: Any) -> bool:
+    return "mean" in tree
+
+
+def is_normalization(tree: Any) -> bool:
+    """Whether this is what a normalization keeps in the collection "intermediates"."""
+    return "input" in tree
+
+
+def layers(tree: Any, is_one: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Yield the path and the dict of every layer in a tree of dicts."""
     if is_one(tree):
         yield "/".join(path), tree
         return
     for name, branch in tree.items():
         if isinstance(branch, dict):
-            yield from _layers(branch, is_one, (*path, name))
+            yield from layers(branch, is_one, (*path, name))

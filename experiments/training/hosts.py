@@ -17,8 +17,6 @@ from jax.experimental import multihost_utils
 from experiments.config import Auto, Config, DistributedConfig, Manual
 from experiments.errors import ConfigError
 
-MOST_NUMBERS = 1000  # that one process tells the others
-
 
 def join(config: DistributedConfig) -> None:
     """Meet the other processes, if there are any. No JAX device may have been touched before.
@@ -64,11 +62,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def as_the_first(value: bool) -> bool:
-    """Return what the first process was given, so that all do the same."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
-
-
 def meet(where: str) -> None:
     """Wait until all processes are here."""
     if jax.process_count() > 1:
@@ -76,12 +69,10 @@ def meet(where: str) -> None:
 
 
 def of_the_first(numbers: Sequence[int]) -> list[int]:
-    """Return the numbers, none negative, that the first process was given."""
-    if jax.process_count() == 1:
-        return list(numbers)
-    room = np.full(MOST_NUMBERS, -1)
-    room[: len(numbers)] = numbers[:MOST_NUMBERS]
-    return [int(number) for number in multihost_utils.broadcast_one_to_all(room) if number >= 0]
+    """Return the numbers that the first process was given."""
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(numbers))))
+    own = np.resize([*numbers, 0], length)  # only the first process sends its own
+    return multihost_utils.broadcast_one_to_all(own).tolist() if length else []
 
 
 def all_agree(value: bool) -> bool:

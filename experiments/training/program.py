@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from experiments.config import BatchInference, Config, RecomputedInference
 from experiments.data.batching import Batch
-from experiments.norms.base import Context, Norm, Placement, Scope
+from experiments.norms.base import Context, Placement, Scope
 from experiments.norms.none import NoNorm
 from experiments.training import parallel
 from experiments.training.diagnostics import quantiles
@@ -77,15 +77,8 @@ def evaluation_group(config: Config, made: Setup) -> int | None:
     return config.inference.batch_size if by_batches else None
 
 
-def model_of(
-    config: Config,
-    made: Setup,
-    scope: Scope,
-    norm: Norm | None = None,
-    *,
-    measures: bool = False,
-) -> nn.Module:
-    """Return the run's model, with another normalization where one is given.
+def model_of(config: Config, made: Setup, scope: Scope, *, measures: bool = False) -> nn.Module:
+    """Return the run's model.
 
     Args:
         measures: whether evaluation measures the batch.
@@ -94,7 +87,7 @@ def model_of(
         scope, made.total_steps, config.dtype, step=0, measures=measures
     )
     return made.model(
-        norm=Placement(norm or made.norm, context),
+        norm=Placement(made.norm, context),
         num_classes=made.spec.num_classes,
         dtype=config.dtype,
     )

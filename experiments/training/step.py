@@ -12,7 +12,6 @@ from flax import linen as nn
 import jaxnorm as jn
 from experiments.data.batching import Batch
 from experiments.norms.base import Scope
-from experiments.training.accumulation import micro_batches
 from experiments.training.diagnostics import distance_to_running, gradient_norms
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, no_sums, sums_of
@@ -83,7 +82,7 @@ class TrainStep:
             no_sums(),
         )
         keys = jax.random.split(key, self.accumulate)
-        micros = jax.tree.map(partial(micro_batches, number=self.accumulate), batch)
+        micros = jax.tree.map(partial(_micro_batches, number=self.accumulate), batch)
         (grads, seen, sums), _ = jax.lax.scan(micro_step, none, (micros, keys))
         if of_the_batch:
             seen = jn.finish_accumulating(seen, momentum=self.made.norm.momentum)
@@ -118,6 +117,11 @@ class TrainStep:
         gradients = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
         (grads, moved), (batch_stats, sums) = gradients(params, batch_stats)
         return grads, _overwritten(batch_stats, moved, overwritten), sums
+
+
+def _micro_batches(array: jax.Array, number: int) -> jax.Array:
+    """Deal the examples out, so that each device has its part of every micro-batch."""
+    return jnp.moveaxis(array.reshape(-1, number, *array.shape[1:]), 1, 0)
 
 
 def _overwritten(batch_stats: Any, moved: Any, names: tuple[str, ...]) -> Any:

@@ -32,12 +32,11 @@ class Update(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A seed has ended: done, diverged, stopped, or kept as it was found."""
+    """A seed has ended: done, diverged or stopped."""
 
     run: str
     seed: int
     ended: str
-    text: str
 
 
 class RunEnded(NamedTuple):
