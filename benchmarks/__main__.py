@@ -23,7 +23,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
 }
-PARTS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
+BENCHMARKS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
@@ -47,35 +47,39 @@ def _kernels(loaded: bool, reason: str) -> str:
     return f"native kernels ({reason.split(',')[0]})" if loaded else "the plain form"
 
 
-def run(parts: list[str], full: bool) -> None:
+def run(names: list[str], full: bool) -> None:
     """Measure the parts, show and publish them, and draw the figure if all are there."""
     from benchmarks import figure
     from benchmarks.table import publish
 
     measured = {}
-    for part in parts:
-        tables = import_module(f"benchmarks.{part}").measure(full)
+    for name in names:
+        tables = import_module(f"benchmarks.{name}").measure(full)
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)
-        publish(part, text if part == "scaling" else f"{text} {environment()}")
+        publish(name, text if name == "scaling" else f"{text} {environment()}")
         measured |= {table.title: table for table in tables}
-    if set(parts) == set(PARTS):
+    if set(names) == set(BENCHMARKS):
         figure.save(figure.draw(measured))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all")
+    parser.add_argument(
+        "names", nargs="*", metavar="benchmark", help=f"of {', '.join(BENCHMARKS)}; all"
+    )
     parser.add_argument("--full", action="store_true", help="more sizes and rounds; long")
     arguments = parser.parse_args()
-    parts = arguments.parts or list(PARTS)
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    names = arguments.names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        parser.error(
+            f"there is no benchmark {unknown[0]!r}; the benchmarks are {', '.join(BENCHMARKS)}"
+        )
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | ALLOCATOR)
-    run(parts, arguments.full)
+    run(names, arguments.full)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ def oracle(norm: str, x: np.ndarray) -> np.ndarray:
     if norm == "rms":
         return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + EPSILON)
     groups = GROUPS if norm == "group" else x.shape[-1]
-    parts = x if norm == "layer" else x.reshape(*x.shape[:-1], groups, -1)
+    grouped = x if norm == "layer" else x.reshape(*x.shape[:-1], groups, -1)
     axes = {"batch": (0, 1, 2), "layer": (1,), "group": (1, 2, 4), "instance": (1, 2)}[norm]
-    mean = parts.mean(axes, keepdims=True)
-    var = np.mean((parts - mean) ** 2, axes, keepdims=True)
-    return ((parts - mean) / np.sqrt(var + EPSILON)).reshape(x.shape)
+    mean = grouped.mean(axes, keepdims=True)
+    var = np.mean((grouped - mean) ** 2, axes, keepdims=True)
+    return ((grouped - mean) / np.sqrt(var + EPSILON)).reshape(x.shape)
 
 
 def outputs(norm: str, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -77,7 +77,7 @@ def compiled(net: ResNet, state: Any, images: jax.Array, labels: jax.Array) -> A
 
     def step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
         params, optimizer = state["params"], state["optimizer"]
-        stats = {key: part for key, part in state.items() if key == "batch_stats"}
+        stats = {key: value for key, value in state.items() if key == "batch_stats"}
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             logits, new = net.apply(

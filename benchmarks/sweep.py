@@ -113,7 +113,7 @@ def _table(title: str, ratios: Ratios, notes: str) -> Table:
 def _print_native(norms: Sequence[str], sizes: Sequence[int]) -> None:
     """The milliseconds of every norm, size and pass in this process, in this order."""
     found = (times(norm, values, ["jaxnorm"]) for norm, values in product(norms, sizes))
-    print(json.dumps([part["jaxnorm", which] for part in found for which in PASSES]))
+    print(json.dumps([each["jaxnorm", which] for each in found for which in PASSES]))
 
 
 if __name__ == "__main__":

@@ -46,12 +46,12 @@ class Table(NamedTuple):
         return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", self.notes])
 
 
-def publish(part: str, text: str) -> None:
+def publish(name: str, text: str) -> None:
     """Replace what the README or a page of docs/ holds between the marks of a part."""
-    begin, end = f"<!-- bench {part} -->", f"<!-- end {part} -->"
+    begin, end = f"<!-- bench {name} -->", f"<!-- end {name} -->"
     old, new = re.escape(begin) + ".*?" + re.escape(end), f"{begin}\n{text}\n{end}"
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         if begin in (content := page.read_text()):
             page.write_text(re.sub(old, lambda _: new, content, flags=re.DOTALL))
             return
-    raise ValueError(f"no page has the mark {begin!r} to put the table of {part} behind")
+    raise ValueError(f"no page has the mark {begin!r} to put the table of {name} behind")

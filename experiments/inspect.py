@@ -70,7 +70,7 @@ def inspect(directory: Path) -> Path:
 
 
 def _of_inputs(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:
-    chosen = list(activations.widest_and_narrowest(scaled[0].values))
+    chosen = list(activations.largest_and_smallest_deviation(scaled[0].values))
     names = [f"feature {index}" for index in chosen]
     for kind, title in SCALING_NAMES.items():
         [of_kind] = (each for each in scaled if each.kind == kind)

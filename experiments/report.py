@@ -26,7 +26,7 @@ from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR, composed, explain, fallback
 from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
-from experiments.reports.metrics import metric, shown_metric
+from experiments.reports.metrics import metric, report_metric
 from experiments.reports.results import Point, collect, shortfalls
 from experiments.reports.study_page import write_study_page
 from experiments.reports.table import print_whole, study_table, to_rich
@@ -90,7 +90,7 @@ def write_report(
     compared = None if study.contrast is None else compare(study.contrast, points, study.x)
     comparison = None if isinstance(compared, str) else compared
     tuned = comparison is not None and comparison.tuned
-    measured = shown_metric(metric(study.metric, points, study.x), tuned=tuned, points=points)
+    measured = report_metric(metric(study.metric, points, study.x), tuned=tuned, points=points)
     entry = _entry(study, points, compared)
     name, claimed = entry.name, family()
     another = bool(changed) and name in claimed

@@ -84,12 +84,12 @@ def _train(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
     every = list({run_directory(c): c for each in configs.values() for c in each}.values())
     for config in every:
         validate_devices(config, parallel.num_devices(config.parallel), 1)
-    told = {
+    run_labels = {
         run_directory(config).name: f"{name} {label}"
         for name, each in configs.items()
         for config, label in zip(each, labels(each), strict=True)
     }
-    display.start_study("all studies", len(every), told)
+    display.start_study("all studies", len(every), run_labels)
     ordered = sorted(every, key=_together, reverse=True)
     groups = [list(group) for _, group in groupby(ordered, key=_together)]
     try:

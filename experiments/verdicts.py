@@ -83,8 +83,8 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
 
 
 def _not_run(study: DictConfig) -> Entry:
-    told = {key: study.get(key) for key in ("question", "claim", "source", "expectation")}
-    return Entry(study.name, **told, done="", compared=None, open_because=NOT_RUN)
+    fields = {key: study.get(key) for key in ("question", "claim", "source", "expectation")}
+    return Entry(study.name, **fields, done="", compared=None, open_because=NOT_RUN)
 
 
 def _opened(path: Path, came_out: str) -> str:

@@ -217,7 +217,7 @@ def test_steps_are_compared_by_their_ratio_and_the_budget_counts(tmp_path):
     assert remark == (
         "norm=none: 1 of 4 seeds did not reach the target and count as the budget of 1600 steps."
     )
-    assert result.shown(result.mean) == f"{2**2.25:.3g}x"
+    assert result.text(result.mean) == f"{2**2.25:.3g}x"
 
 
 def test_only_the_seeds_that_both_have_are_compared(tmp_path):
@@ -272,7 +272,7 @@ def test_seeds_that_all_diverged_tell_nothing(tmp_path, direction):
     chance = 10 * np.ones(8)
     configs = [arm(tmp_path, norm, chance, ended="diverged") for norm in ("batch", "none")]
     result = compare(contrast(direction=direction), collect(configs))
-    assert (result.p, result.open_because) == (1.0, comparison.NOTHING_TOLD)
+    assert (result.p, result.open_because) == (1.0, comparison.UNINFORMATIVE)
     assert verdict(result, result.p) == CANNOT_TELL
 
 
@@ -286,7 +286,7 @@ def test_a_target_that_no_seed_reached_tells_nothing(tmp_path, direction):
         run_files.write_run(config, [0.5] * 8, ended=ended)
     asked = contrast(metric="steps_to_target", unit="ratio", delta=1.5, direction=direction)
     result = compare(asked, collect(configs))
-    assert (result.p, result.open_because) == (1.0, comparison.NOTHING_TOLD)
+    assert (result.p, result.open_because) == (1.0, comparison.UNINFORMATIVE)
     entry = reported("one", result, result.open_because)
     text = verdict_text(entry, Verdict(CANNOT_TELL, None, 1))
     assert "no difference" not in text

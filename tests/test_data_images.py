@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from data_sources import source, write_idx_folder
 
-from experiments.data.images import halved, rows_to_the_front
+from experiments.data.images import halved, ink_to_the_front
 from experiments.data.scaling import Scaling, measure, scaling
 
 
@@ -33,7 +33,7 @@ def test_a_half_is_the_mean_of_four_pixels():
 def test_rows_with_ink_come_first(rows, moved, length):
     image = np.zeros((1, 4, 3, 1), np.uint8)
     image[0, :, 1, 0] = rows
-    images, lengths = rows_to_the_front(image)
+    images, lengths = ink_to_the_front(image)
     assert lengths.tolist() == [length]
     assert lengths.dtype == np.int32
     assert images[0, :, 1, 0].tolist() == moved

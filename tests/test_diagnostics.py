@@ -94,7 +94,7 @@ def test_tokens_beyond_the_lengths_are_left_out():
     captured = {}
     for rows in (ROWS, ROWS[:, :SHORTER]):
         x, valid = rows.reshape(-1, 3), np.tile(np.arange(rows.shape[1]) < SHORTER, len(rows))
-        place = placement("layer")(name="norm_0", rows=rows.shape[1])
+        place = placement("layer")(name="norm_0", tokens=rows.shape[1])
         variables = place.init(KEY, x, train=False)
         _, kept = place.apply(variables, x, valid, train=False, mutable=["intermediates"])
         captured[f"norm_{rows.shape[1]}"] = kept["intermediates"]

@@ -12,7 +12,7 @@ from experiments.runs import records
 from experiments.runs.directory import run_directory
 from experiments.training import parallel
 from experiments.training.checkpoints import restore_final
-from experiments.training.fit import Member, _Training
+from experiments.training.fit import SeedRun, _Training
 from experiments.training.program import compile_program, model_of
 from experiments.training.setup import setup
 
@@ -41,9 +41,9 @@ class Ready:
         self.config = composed(*overrides)
         self.made = setup(self.config)
         self.program = compile_program(self.config, self.made)
-        members = [Member(self.config, seed) for seed in range(self.config.seeds)]
-        self.training = _Training(self.program, self.made, members, [None] * len(members))
-        states = [self.program.init(*member) for member in members]
+        runs = [SeedRun(self.config, seed) for seed in range(self.config.seeds)]
+        self.training = _Training(self.program, self.made, runs, [None] * len(runs))
+        states = [self.program.init(*run) for run in runs]
         self.state = parallel.replicate(self.training._together(states), self.program.devices)
         self.dataset = self.training.datasets[0]
 

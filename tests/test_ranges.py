@@ -43,7 +43,7 @@ def test_the_highest_that_trains_is_compared_in_decades(tmp_path):
     none = runs_over_rates(tmp_path, "none", [(0.1,), ()])
     result = compare(contrast(), collect(batch + none), X)
     np.testing.assert_allclose(result.d, [1, 1 - -3])  # none of the grid: a step below it
-    assert result.shown(result.mean) == "+2.50 decades"
+    assert result.text(result.mean) == "+2.50 decades"
     assert (
         "norm=batch: 1 of 2 seeds train at the largest learning rate of the grid, 10"
         in (result.remarks[0])

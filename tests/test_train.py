@@ -95,7 +95,7 @@ def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     call(*TINY, *places)
     before = result(composed(*TINY, *places))
     trained = []
-    monkeypatch.setattr(running, "fit", lambda p, m, members, k: trained.extend(members))
+    monkeypatch.setattr(running, "fit", lambda p, m, runs, c: trained.extend(runs))
     monkeypatch.setattr(running, "_outcome", lambda *arguments: "")
     call(*TINY, *places, "seeds=4")
     assert [member.seed for member in trained] == [2, 3]
@@ -139,26 +139,26 @@ def test_a_state_of_other_code_is_not_gone_on_from(call, places, monkeypatch):
 
 def end_after(monkeypatch, step, seed=0):
     """Interrupt training right after a seed's checkpoint of a step."""
-    save = running._Keeper.save
+    save = running._Callbacks.save
 
-    def interrupted(keeper, at, saved):
-        save(keeper, at, saved)
-        if (at, keeper.seed) == (step, seed):
-            monkeypatch.setattr(running._Keeper, "save", save)
+    def interrupted(callbacks, at, saved):
+        save(callbacks, at, saved)
+        if (at, callbacks.seed) == (step, seed):
+            monkeypatch.setattr(running._Callbacks, "save", save)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(running._Keeper, "save", interrupted)
+    monkeypatch.setattr(running._Callbacks, "save", interrupted)
 
 
 def begins(monkeypatch):
     """The steps from which seeds begin, as they do."""
-    steps, on_start = [], running._Keeper.on_start
+    steps, on_start = [], running._Callbacks.on_start
 
-    def noted(keeper, step):
+    def noted(callbacks, step):
         steps.append(step)
-        on_start(keeper, step)
+        on_start(callbacks, step)
 
-    monkeypatch.setattr(running._Keeper, "on_start", noted)
+    monkeypatch.setattr(running._Callbacks, "on_start", noted)
     return steps
 
 

@@ -126,9 +126,9 @@ def test_evaluation_in_several_batches_is_that_in_one(tiny, plain, monkeypatch):
 
 
 def _evaluated(program, made, config, state, splits):
-    from experiments.training.fit import Member, _Training
+    from experiments.training.fit import SeedRun, _Training
 
-    [means] = _Training(program, made, [Member(config, 0)], [None])._evaluated(state, splits)
+    [means] = _Training(program, made, [SeedRun(config, 0)], [None])._evaluated(state, splits)
     return [means["loss"], means["accuracy"]]
 
 

@@ -15,7 +15,7 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-PATIENCE = 20  # seconds until a source counts as out of reach; TFDS itself tries for minutes
+TIMEOUT = 20  # seconds until a source counts as out of reach; TFDS itself tries for minutes
 NEEDED = {"tensorflow": "tensorflow", "PIL": "pillow"}  # modules, and what installs them
 
 
@@ -68,7 +68,7 @@ def _hindrances(title: str, url: str, folder: Path) -> Iterator[str]:
 def _out_of_reach(url: str) -> str:
     """Return why an address is not reached, "" where it is."""
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()
     except OSError as error:  # URLError is one
         return str(error)
     return ""

@@ -45,7 +45,7 @@ def read_header(path: Path, num_axes: int) -> Header:
     Raises:
         ConfigError: it is of another format, or its size is not what its header asks for.
     """
-    with _told(path), _open(path) as file:
+    with _as_config_error(path), _open(path) as file:
         start = file.read(4 + 4 * num_axes)
     magic = struct.pack(">BBBB", 0, 0, UNSIGNED_BYTE, num_axes)
     if start[:4] != magic:
@@ -70,7 +70,7 @@ def read(header: Header) -> np.ndarray:
     Raises:
         ConfigError: the file is truncated or corrupt.
     """
-    with _told(header.path), _open(header.path) as file:
+    with _as_config_error(header.path), _open(header.path) as file:
         content = file.read()
     if len(content) != header.num_bytes:
         raise _truncated(header.path, len(content), header.num_bytes)
@@ -84,7 +84,7 @@ def content_digest(path: Path) -> str:
     Raises:
         ConfigError: the file cannot be read.
     """
-    with _told(path):
+    with _as_config_error(path):
         stat = path.stat()
         return _content_digest(path, stat.st_size, stat.st_mtime_ns)
 
@@ -115,7 +115,7 @@ def _truncated(path: Path, held: int, expected: int) -> ConfigError:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_config_error(path: Path) -> Iterator[None]:
     """Tell what is wrong with a file as one error."""
     try:
         yield

@@ -82,7 +82,7 @@ class ImageSource(DataSource):
 
     def lay_out(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         images = halved(inputs) if self.half else inputs
-        return rows_to_the_front(images) if self.lengths == "inked" else (images, None)
+        return ink_to_the_front(images) if self.lengths == "inked" else (images, None)
 
 
 def halved(images: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ def halved(images: np.ndarray) -> np.ndarray:
     return total / 4
 
 
-def rows_to_the_front(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ink_to_the_front(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Move the rows from the first to the last with ink to the front, zeros behind them.
 
     Returns:

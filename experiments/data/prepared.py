@@ -56,7 +56,7 @@ class Prepared:
     def builder(self) -> "tfds.core.DatasetBuilder":
         """Return the builder, whose files are written."""
         if self._builder is None:
-            with self._told("prepared"), _silent():
+            with self._as_config_error("prepared"), _silent():
                 if not self.is_there():
                     with self._lock("tfds"):
                         self._remove_incomplete()
@@ -73,15 +73,15 @@ class Prepared:
             with self._lock("arrays"):
                 if not path.exists():
                     made = make()
-                    with self._told("written"):
+                    with self._as_config_error("written"):
                         _write(path, made)
-        with self._told("read"), path.open("rb") as file, np.load(file) as arrays:
+        with self._as_config_error("read"), path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
 
     def records(self, split: str) -> "Records":
         """Return the examples of a split, read from its files when they are asked for."""
         builder = self.builder()
-        with self._told("read"):
+        with self._as_config_error("read"):
             return Records(self, builder.as_data_source(split=split), builder.info)
 
     def _remove_incomplete(self) -> None:
@@ -90,7 +90,7 @@ class Prepared:
             shutil.rmtree(folder)
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _as_config_error(self, what: str) -> Iterator[None]:
         """Tell what is wrong with a file as one error."""
         try:
             yield
@@ -105,7 +105,7 @@ class Prepared:
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         """Hold an exclusive lock; the system releases it even if the process dies."""
-        with self._told("prepared"):
+        with self._as_config_error("prepared"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             file = (self.folder.parent / f"{self.folder.name}.{name}.lock").open("w")
         with file:
@@ -131,7 +131,7 @@ class Records:
 
     def read(self, examples: np.ndarray) -> dict[str, np.ndarray]:
         """Return inputs and labels of some examples."""
-        with self._prepared._told("read"):
+        with self._prepared._as_config_error("read"):
             decoded = self._source.__getitems__(examples.tolist())
         inputs = np.empty((len(examples), *self.shape[1:]), self.dtype)
         for place, example in enumerate(decoded):
@@ -139,7 +139,7 @@ class Records:
         labels = np.array([example[self._label] for example in decoded], np.int32)
         return {"inputs": inputs, "labels": labels}
 
-    def parts(self) -> Iterator[dict[str, np.ndarray]]:
+    def chunks(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield inputs and labels of all examples, some at a time."""
         for start in range(0, len(self), CHUNK):
             yield self.read(np.arange(start, min(start + CHUNK, len(self))))

@@ -16,8 +16,8 @@ class Measured(NamedTuple):
     count: np.ndarray
     mean: np.ndarray
     var: np.ndarray
-    least: np.ndarray
-    most: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
 
 
 class Scaling(NamedTuple):
@@ -29,7 +29,7 @@ class Scaling(NamedTuple):
     def apply(self, inputs: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
         """Return scaled inputs, float32, that are 0 beyond their lengths."""
         flat = inputs.reshape(len(inputs), -1)  # NumPy is slow where the last axis is short
-        shift, factor = (np.tile(part, flat.shape[1] // len(part)) for part in self)
+        shift, factor = (np.tile(array, flat.shape[1] // len(array)) for array in self)
         scaled = np.subtract(flat, shift, dtype=np.float32)
         scaled *= factor
         scaled = scaled.reshape(inputs.shape)
@@ -45,30 +45,30 @@ def within(inputs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def measure(inputs: Inputs, lengths: np.ndarray | None, examples: np.ndarray) -> Measured:
     """Measure some of the inputs (examples, ..., channels) within their lengths, in one pass."""
-    parts = []
+    chunks = []
     for start in range(0, len(examples), CHUNK):
         chosen = examples[start : start + CHUNK]
         values = inputs[chosen]
         counted = values if lengths is None else values[within(values, lengths[chosen])]
-        parts.append(_measure(counted.reshape(-1, values.shape[-1]).astype(np.float64)))
-    return _merged(Measured(*map(np.stack, zip(*parts, strict=True))))
+        chunks.append(_measure(counted.reshape(-1, values.shape[-1]).astype(np.float64)))
+    return _merged(Measured(*map(np.stack, zip(*chunks, strict=True))))
 
 
 def _measure(values: np.ndarray) -> Measured:
     count = np.full(values.shape[1], len(values))
-    parts = (count, values.mean(0), values.var(0), values.min(0), values.max(0))
-    return Measured(*(part.astype(np.float32) for part in parts))
+    stats = (count, values.mean(0), values.var(0), values.min(0), values.max(0))
+    return Measured(*(array.astype(np.float32) for array in stats))
 
 
-def _merged(parts: Measured) -> Measured:
+def _merged(chunks: Measured) -> Measured:
     """Merge along the first axis."""
     import jax  # takes most of a second
 
     import jaxnorm as jn
 
     merge = jax.jit(jn.merge_moments_axis, static_argnums=1)
-    moments = map(np.asarray, merge(jn.Moments(*parts[:3]), 0))
-    return Measured(*moments, parts.least.min(0), parts.most.max(0))
+    moments = map(np.asarray, merge(jn.Moments(*chunks[:3]), 0))
+    return Measured(*moments, chunks.min.min(0), chunks.max.max(0))
 
 
 def scaling(kind: str, measured: Measured) -> Scaling:
@@ -76,12 +76,12 @@ def scaling(kind: str, measured: Measured) -> Scaling:
 
     A constant feature becomes 0, unless it is raw.
     """
-    constant = measured.least == measured.most
+    constant = measured.min == measured.max
     if kind == "raw":
         return Scaling(np.zeros_like(measured.mean), np.ones_like(measured.mean))
     if kind == "standard":
         shift, width = measured.mean, np.sqrt(measured.var)
     else:
-        shift, width = measured.least, measured.most - measured.least
+        shift, width = measured.min, measured.max - measured.min
     factor = np.where(constant, 0, 1 / np.where(constant, 1, width))
     return Scaling(shift, factor.astype(np.float32))

@@ -213,7 +213,7 @@ class DataSource:
         return Prepared(self.title, folder, self.builder)
 
 
-class _Part(NamedTuple):
+class _UnscaledSplit(NamedTuple):
     """What is prepared of the train or test examples: laid out, but not scaled."""
 
     inputs: Inputs
@@ -228,7 +228,7 @@ class _Part(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
-    train, test = _parts(source, folder)
+    train, test = _unscaled_splits(source, folder)
     stream = source.streams()
     drawn = draw_validation(train.labels, source.validation, seed)
     chosen, held = np.flatnonzero(~drawn), np.flatnonzero(drawn)
@@ -244,36 +244,36 @@ def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
 
 
 @functools.lru_cache(maxsize=1)  # for the next seed
-def _parts(source: DataSource, folder: Path) -> tuple[_Part, _Part]:
-    read = _streamed_part if source.streams() else _held_part
+def _unscaled_splits(source: DataSource, folder: Path) -> tuple[_UnscaledSplit, _UnscaledSplit]:
+    read = _streamed_split if source.streams() else _split_in_memory
     prepared = source.prepared()
     return read(source, prepared, "train"), read(source, prepared, "test")
 
 
-def _held_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
+def _split_in_memory(source: DataSource, prepared: Prepared, split: str) -> _UnscaledSplit:
     def decoded() -> dict[str, np.ndarray]:
-        parts = list(prepared.records(split).parts())
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        chunks = list(prepared.records(split).chunks())
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     arrays = prepared.arrays(split, decoded)
     inputs = arrays["inputs"]
     if split == "test":
         inputs = source.shifted(inputs, np.arange(len(inputs)))
     inputs, lengths = source.lay_out(inputs)
-    return _Part(inputs, arrays["labels"], lengths)
+    return _UnscaledSplit(inputs, arrays["labels"], lengths)
 
 
-def _streamed_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
+def _streamed_split(source: DataSource, prepared: Prepared, split: str) -> _UnscaledSplit:
     records = prepared.records(split)
     shape, max_length = source.laid_out(source.source())
 
     def passed() -> dict[str, np.ndarray]:
         labels, lengths = [], []
-        for part in records.parts():
-            labels.append(part["labels"])
-            lengths.append(source.lay_out(part["inputs"])[1])
+        for chunk in records.chunks():
+            labels.append(chunk["labels"])
+            lengths.append(source.lay_out(chunk["inputs"])[1])
         index = {"labels": labels} if max_length is None else {"labels": labels, "lengths": lengths}
-        return {name: np.concatenate(parts) for name, parts in index.items()}
+        return {name: np.concatenate(chunks) for name, chunks in index.items()}
 
     index = prepared.arrays(f"{split}-{source.layout}-index-{_code(type(source))}", passed)
 
@@ -282,11 +282,11 @@ def _streamed_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
             inputs = source.shifted(inputs, examples)
         return source.lay_out(inputs)[0]
 
-    return _Part(Mapped(records, shape, laid_out), index["labels"], index.get("lengths"))
+    return _UnscaledSplit(Mapped(records, shape, laid_out), index["labels"], index.get("lengths"))
 
 
 def _measured(
-    source: DataSource, train: _Part, chosen: np.ndarray, seed: int, *, stream: bool
+    source: DataSource, train: _UnscaledSplit, chosen: np.ndarray, seed: int, *, stream: bool
 ) -> Measured:
     """Measure the training examples; what took a pass over files is kept beside them."""
 

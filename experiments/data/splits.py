@@ -69,7 +69,7 @@ def draw_stratified(labels: np.ndarray, drawn: int, rng: np.random.Generator) ->
 
 
 def draw_classes(
-    members: list[np.ndarray], classes: int, drawn: int, *, seed: int, step: int
+    by_class: list[np.ndarray], classes: int, drawn: int, *, seed: int, step: int
 ) -> np.ndarray:
     """Return as many examples of a few classes, in random order, by `seed` and `step` alone.
 
@@ -77,17 +77,17 @@ def draw_classes(
     others.
 
     Args:
-        members: the examples of each class.
+        by_class: the examples of each class.
         classes: how many of them to draw.
     """
     rng = np.random.default_rng((seed, step, _CLASSES))
-    chosen = rng.choice(len(members), classes, replace=False)
+    chosen = rng.choice(len(by_class), classes, replace=False)
     shares = np.diff(np.arange(classes + 1) * drawn // classes)
-    examples = [_draw(members[one], share, rng) for one, share in zip(chosen, shares, strict=True)]
+    examples = [_draw(by_class[one], share, rng) for one, share in zip(chosen, shares, strict=True)]
     return rng.permutation(np.concatenate(examples))
 
 
-def _draw(members: np.ndarray, drawn: int, rng: np.random.Generator) -> np.ndarray:
-    """Return as many of the members, all of them before one a second time."""
-    rounds, rest = divmod(drawn, len(members))
-    return np.concatenate([np.tile(members, rounds), rng.choice(members, rest, replace=False)])
+def _draw(examples: np.ndarray, drawn: int, rng: np.random.Generator) -> np.ndarray:
+    """Return as many of the examples, all of them before one a second time."""
+    rounds, rest = divmod(drawn, len(examples))
+    return np.concatenate([np.tile(examples, rounds), rng.choice(examples, rest, replace=False)])

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from experiments.launch.jobs import Job, Run, by_program, error_line
 from experiments.training.watch import Event, RunFailed, RunLost, RunStarted, Watch
 
-PATIENCE = 0.2  # seconds in which events are collected
+POLL_SECONDS = 0.2  # seconds in which events are collected
 
 
 def launch(
@@ -51,11 +51,11 @@ def _task(run: Run, config: Any, mailbox: Any, directory: str, *after: Any) -> s
 
     It begins when `after` is there, so that a run that a sweep has twice is not run by two tasks.
     """
-    told = None
+    sent = None
 
     def tell(event: Event) -> None:
-        nonlocal told
-        told = mailbox.put.remote(event)  # while a task waits for it, Ray gives its core to another
+        nonlocal sent
+        sent = mailbox.put.remote(event)  # while a task waits for it, Ray gives its core to another
 
     try:
         os.chdir(directory)
@@ -64,7 +64,7 @@ def _task(run: Run, config: Any, mailbox: Any, directory: str, *after: Any) -> s
     except Exception as error:
         return error_line(error)
     finally:
-        ray.wait([told] if told else [])
+        ray.wait([sent] if sent else [])
 
 
 class _Mailbox:
@@ -92,7 +92,7 @@ def _watch(tasks: dict[Any, Job], mailbox: Any, watch: Watch) -> list[RunFailed]
     failures: list[RunFailed] = []
     begun: set[str] = set()
     while tasks:
-        ended, _ = ray.wait(list(tasks), timeout=PATIENCE)
+        ended, _ = ray.wait(list(tasks), timeout=POLL_SECONDS)
         for event in ray.get(mailbox.take.remote()):
             if isinstance(event, RunStarted):
                 if event.run in begun:

@@ -11,5 +11,5 @@ def labels(configs: Sequence[Config]) -> list[str]:
     values = [dict(flat({**asdict(config), "study": {}})) for config in configs]
     keys = list(dict.fromkeys(key for each in values for key in each))
     differing = [key for key in keys if len({repr(each.get(key)) for each in values}) > 1]
-    shown = [key for key in differing if "." not in key or key.partition(".")[0] not in differing]
-    return [" ".join(f"{key}={each[key]}" for key in shown if key in each) for each in values]
+    chosen = [key for key in differing if "." not in key or key.partition(".")[0] not in differing]
+    return [" ".join(f"{key}={each[key]}" for key in chosen if key in each) for each in values]

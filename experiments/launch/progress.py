@@ -21,7 +21,7 @@ from experiments.training.watch import (
     Update,
 )
 
-SIGN_OF_LIFE = 30.0  # seconds between the plain lines of a run
+SECONDS_BETWEEN_LINES = 30.0  # seconds between the plain lines of a run
 WINDOW = 30.0  # seconds over which steps per second are measured
 BAR = 14
 
@@ -49,7 +49,7 @@ class _Run:
     def __init__(self, num_seeds: int, now: float) -> None:
         self.num_seeds = num_seeds
         self.seeds: dict[int, _Seed] = {}
-        self.told = now  # when a plain line last told of it
+        self.last_line = now  # when a plain line last told of it
         self._steps_of_seed = 0  # as far as a seed goes
         self._taken = 0  # steps seen here: what a seed had before a resume is not among them
         self._times: deque[tuple[float, int]] = deque()
@@ -142,7 +142,7 @@ class Display:
                 self._line(run, f"seed {seed} goes on from step {step}")
             case Update(run=run) if run in self._running:
                 self._running[run].update(event, now)
-                self._give_sign_of_life(event, now)
+                self._report_progress(event, now)
             case Ended(run=run) if run in self._running:
                 self._running[run].end(event)
             case RunLost(run, why):
@@ -176,11 +176,11 @@ class Display:
         self._running.pop(run, None)
         self._ended.add(run)
 
-    def _give_sign_of_life(self, event: Update, now: float) -> None:
+    def _report_progress(self, event: Update, now: float) -> None:
         run = self._running[event.run]
-        if self._console.is_interactive or now - run.told < SIGN_OF_LIFE:
+        if self._console.is_interactive or now - run.last_line < SECONDS_BETWEEN_LINES:
             return
-        run.told = now
+        run.last_line = now
         said = [f"seed {event.seed}, step {event.step} of {event.total_steps}"]
         said.append(f"loss {event.train_loss:.3f}")
         if event.accuracy is not None:

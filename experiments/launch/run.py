@@ -18,7 +18,7 @@ from experiments.runs.directory import program_key, run_directory
 from experiments.runs.events import Events
 from experiments.training import hosts
 from experiments.training.checkpoints import Checkpoints, save_final, telling_of_a_full_disk
-from experiments.training.fit import Member, Saved, fit
+from experiments.training.fit import Saved, SeedRun, fit
 from experiments.training.parallel import make_devices
 from experiments.training.program import Program, compile_program
 from experiments.training.setup import Setup, setup
@@ -42,18 +42,18 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
                 held.enter_context(_lock(directory))
                 records.write_config(directory, config)
                 held.enter_context(_log_file(directory))
-        members = {run_directory(config): _begin(config, watch) for config in configs}
-        _train(made, [member for of_run in members.values() for member in of_run], watch)
+        seeds = {run_directory(config): _begin(config, watch) for config in configs}
+        _train(made, [seed for of_run in seeds.values() for seed in of_run], watch)
         for config in configs:
             directory = run_directory(config)
-            watch(RunEnded(directory.name, _outcome(config, bool(members[directory]))))
+            watch(RunEnded(directory.name, _outcome(config, bool(seeds[directory]))))
 
 
 def _log(directory: Path) -> logging.Logger:
     return logging.getLogger(f"experiments.runs.{directory.name}")
 
 
-def _begin(config: Config, watch: Watch) -> list[Member]:
+def _begin(config: Config, watch: Watch) -> list[SeedRun]:
     """Tell of a run, and return the seeds that are to be trained."""
     directory = run_directory(config)
     stale, missing = [], []
@@ -73,29 +73,29 @@ def _begin(config: Config, watch: Watch) -> list[Member]:
         _log(directory).info(note)
     if trained or note:
         watch(RunStarted(directory.name, len(trained), note))
-    return [Member(config, seed) for seed in trained]
+    return [SeedRun(config, seed) for seed in trained]
 
 
-def _train(made: Setup, members: Sequence[Member], watch: Watch) -> None:
-    if not members:
+def _train(made: Setup, seeds: Sequence[SeedRun], watch: Watch) -> None:
+    if not seeds:
         return
-    program = _program(program_key(members[0].config), members[0].config, made)
-    groups = [members] if program.together else [[member] for member in members]
+    program = _program(program_key(seeds[0].config), seeds[0].config, made)
+    groups = [seeds] if program.together else [[seed] for seed in seeds]
     for group in groups:
-        keepers = [_Keeper(member, made, watch) for member in group]
+        callbacks = [_Callbacks(seed, made, watch) for seed in group]
         try:
-            for alike in _by_step(keepers):
-                fit(program, made, [keeper.member for keeper in alike], alike)
+            for alike in _by_step(callbacks):
+                fit(program, made, [one.seed_run for one in alike], alike)
         finally:
-            for keeper in keepers:
-                keeper.close()
+            for one in callbacks:
+                one.close()
 
 
-def _by_step(keepers: Sequence["_Keeper"]) -> list[list["_Keeper"]]:
+def _by_step(callbacks: Sequence["_Callbacks"]) -> list[list["_Callbacks"]]:
     """Group seeds by the step from which they go on: those trained together are at the same."""
-    by_step: dict[int, list[_Keeper]] = {}
-    for keeper in keepers:
-        by_step.setdefault(max(keeper.saved_steps(), default=0), []).append(keeper)
+    by_step: dict[int, list[_Callbacks]] = {}
+    for one in callbacks:
+        by_step.setdefault(max(one.saved_steps(), default=0), []).append(one)
     return list(by_step.values())
 
 
@@ -110,12 +110,12 @@ def _program(key: str, config: Config, made: Setup) -> Program:
     return _compiled[key]
 
 
-class _Keeper:
+class _Callbacks:
     """The files and the signs of one seed."""
 
-    def __init__(self, member: Member, made: Setup, watch: Watch) -> None:
-        self.member = member
-        self.config, self.seed = member
+    def __init__(self, seed_run: SeedRun, made: Setup, watch: Watch) -> None:
+        self.seed_run = seed_run
+        self.config, self.seed = seed_run
         self.run = run_directory(self.config)
         self.directory = records.seed_directory(self.run, self.seed)
         self.total_steps, self.watch = made.total_steps, watch
@@ -157,7 +157,7 @@ class _Keeper:
             if history:
                 self.accuracy = history[-1]["validation_accuracy"]
 
-    def on_sign(self, step: int, loss: float) -> None:
+    def on_progress(self, step: int, loss: float) -> None:
         self._tell(step, loss)
 
     def on_evaluation(self, record: dict[str, Any]) -> None:

@@ -183,8 +183,8 @@ class CheckBeforeTraining(Callback):
         if instead := fallback(config.hydra.overrides.task):
             print(NOT_INSTALLED.format(" ".join(instead)), file=sys.stderr)
         names = [run_directory(config).name for config in configs]
-        told = dict(zip(names, labels(configs), strict=True))
-        display.start_study(configs[0].study.name or "sweep", len(configs), told)
+        run_labels = dict(zip(names, labels(configs), strict=True))
+        display.start_study(configs[0].study.name or "sweep", len(configs), run_labels)
 
 
 def _start_or_exit(overrides: Sequence[str]) -> list[Config]:

@@ -34,8 +34,8 @@ def train(configs: Sequence[Config], ray: Mapping[str, Any] | None = None) -> li
 
 def failed(failures: Sequence[RunFailed], of: int) -> str:
     """Return which of so many runs failed, and why."""
-    told = [f"error: {len(failures)} of {of} runs failed"]
-    return "\n".join([*told, *(f"  {failure.run}: {failure.error}" for failure in failures)])
+    lines = [f"error: {len(failures)} of {of} runs failed"]
+    return "\n".join([*lines, *(f"  {failure.run}: {failure.error}" for failure in failures)])
 
 
 def _launch(

@@ -37,9 +37,9 @@ class Step(nn.Module):
     states: ClassVar[int]  # arrays that make a state
 
     @nn.compact
-    def __call__(self, state: State, row: tuple[jax.Array, jax.Array]) -> tuple[State, None]:
+    def __call__(self, state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, None]:
         """Advance by x (batch, gates * hidden), where `valid` (batch,)."""
-        x, valid = row
+        x, valid = inputs
         output, *rest = self.advanced(state, x, valid)
         if self.position == "after":
             output = self.norm(name="norm_output")(output, valid, train=self.train)

@@ -8,11 +8,11 @@ from experiments.models.base import present
 
 def sequence_shape(input_shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the rows that an input has and the numbers of a row; of features, one each."""
-    rows, *rest = input_shape
+    length, *rest = input_shape
     width = 1
     for size in rest:
         width *= size
-    return rows, width
+    return length, width
 
 
 def sequences(
@@ -22,10 +22,10 @@ def sequences(
 
     Those that do not, beyond `lengths` or of examples at which `mask` is False, hold zeros.
     """
-    batch, rows = inputs.shape[:2]
-    valid = jnp.ones((batch, rows), bool)
+    batch, length = inputs.shape[:2]
+    valid = jnp.ones((batch, length), bool)
     if lengths is not None:
-        valid &= jnp.arange(rows) < lengths[:, None]
+        valid &= jnp.arange(length) < lengths[:, None]
     if mask is not None:
         valid &= mask[:, None]
     return present(inputs, valid).reshape(batch, *sequence_shape(inputs.shape[1:])), valid

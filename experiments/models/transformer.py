@@ -63,13 +63,13 @@ class Transformer(Model, kw_only=True):
         mean = x.astype(jnp.float32).sum(axis=1, where=valid[..., None]) / jnp.maximum(count, 1)
         return self.logits(mean)
 
-    def _positions(self, rows: int) -> jax.Array:
+    def _positions(self, length: int) -> jax.Array:
         """Return what is learned of every row."""
         first = nn.initializers.normal(0.02)
         embedding = nn.Embed(
-            rows, self.width, dtype=self.dtype, embedding_init=first, name="positions"
+            length, self.width, dtype=self.dtype, embedding_init=first, name="positions"
         )
-        return embedding(jnp.arange(rows))
+        return embedding(jnp.arange(length))
 
     def _around(
         self, place: int, layer: Any, x: jax.Array, valid: jax.Array, train: bool
@@ -80,7 +80,7 @@ class Transformer(Model, kw_only=True):
         return x if self.order == "pre" else self._normalized(place, x, valid, train)
 
     def _normalized(self, place: int, x: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
-        norm = self.norm(name=f"norm_{place}", rows=x.shape[1])
+        norm = self.norm(name=f"norm_{place}", tokens=x.shape[1])
         return norm(x.reshape(-1, self.width), valid.reshape(-1), train=train).reshape(x.shape)
 
     def _attention(self, x: jax.Array, valid: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ class Context(NamedTuple):
         dtype: of the activations.
         step: how many training steps were taken, possibly traced; needed in training where
             statistics freeze.
-        rows: of an input that one example has: its tokens in a transformer.
+        tokens: of an input that one example has: its tokens in a transformer.
         measures: whether evaluation too measures the batch and normalizes by that.
     """
 
@@ -34,7 +34,7 @@ class Context(NamedTuple):
     total_steps: int
     dtype: Any
     step: Any = None
-    rows: int = 1
+    tokens: int = 1
     measures: bool = False
 
 
@@ -185,17 +185,17 @@ class Placement:
         return self.norm.adds_bias
 
     def __call__(
-        self, *, name: str, rows: int = 1, use_bias: bool = True, **options: Any
+        self, *, name: str, tokens: int = 1, use_bias: bool = True, **options: Any
     ) -> Normalization:
         """Return a place.
 
         Args:
-            rows: of an input that one example has.
+            tokens: of an input that one example has.
             use_bias: False where it is to add none.
             options: of its layer: `scale_init`.
         """
         if self.adds_bias:
             options["use_bias"] = use_bias
         return Normalization(
-            self.norm, self.context._replace(rows=rows), tuple(options.items()), name=name
+            self.norm, self.context._replace(tokens=tokens), tuple(options.items()), name=name
         )

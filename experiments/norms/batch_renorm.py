@@ -39,7 +39,9 @@ class BatchRenorm(RunningNorm):
 
     def _relaxation(self, closed: float, limit: float, total_steps: int) -> optax.Schedule:
         """From `closed` to `limit`, linearly between the two fractions of the training."""
-        begin, end = (round(part * total_steps) for part in (self.relax_from, self.relax_to))
+        begin, end = (
+            round(fraction * total_steps) for fraction in (self.relax_from, self.relax_to)
+        )
         return optax.linear_schedule(closed, limit, max(end - begin, 1), begin)
 
     def problems(self, batch_size: int) -> Iterator[str]:

@@ -32,7 +32,7 @@ class GhostBatchNorm(RunningNorm):
         if context.scope.num_ghosts is not None:
             ghosts = {"num_ghosts": context.scope.num_ghosts}
         else:
-            ghosts = {"ghost_size": self.ghost_size * context.rows}
+            ghosts = {"ghost_size": self.ghost_size * context.tokens}
         return linen.GhostBatchNorm(**ghosts, **self.common(context), **options)
 
     def problems(self, batch_size: int) -> Iterator[str]:

@@ -125,15 +125,15 @@ def inputs(features: np.ndarray, names: Sequence[str], labels: np.ndarray, title
     return figure.update_layout(SMALL, height=340, title=title)
 
 
-def widest_and_narrowest(values: np.ndarray) -> tuple[int, int]:
+def largest_and_smallest_deviation(values: np.ndarray) -> tuple[int, int]:
     """Return which of (examples, features) spread most, and which least.
 
     Features that are mostly the same, as pixels at a border are, come last.
     """
-    spread = np.std(values, axis=0)
+    deviation = np.std(values, axis=0)
     mostly_the_same = np.mean(values == np.median(values, axis=0), axis=0) > 0.5
-    order = np.lexsort((spread, mostly_the_same))
-    widest, narrowest = int(np.argmax(spread)), int(order[0])
-    if widest == narrowest and len(spread) > 1:
-        narrowest = int(order[1])
-    return widest, narrowest
+    order = np.lexsort((deviation, mostly_the_same))
+    largest, smallest = int(np.argmax(deviation)), int(order[0])
+    if largest == smallest and len(deviation) > 1:
+        smallest = int(order[1])
+    return largest, smallest

@@ -40,7 +40,7 @@ CANNOT_TELL = "cannot tell here"
 SIGNIFICANCE = 0.05
 SEEDS = 8  # of both arms, at least
 LEAST_GRID = 3  # values, of which one is not at an end
-NOTHING_TOLD = "every seed of both arms diverged or missed its target, which says nothing of it"
+UNINFORMATIVE = "every seed of both arms diverged or missed its target, which says nothing of it"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Comparison:
         """Whether an arm chose among several trials."""
         return max(len(self.a.trials), len(self.b.trials)) > self.places
 
-    def shown(self, value: float, *, sign: bool = True) -> str:
+    def text(self, value: float, *, sign: bool = True) -> str:
         """Return a difference with its unit."""
         if self.unit == "ratio":
             return f"{2**value:.3g}x"
@@ -114,7 +114,7 @@ def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -
         return f"{len(seeds)} seeds of both arms are finished, and a comparison needs two"
     d = np.mean([[place.d[seed] for seed in seeds] for place in places], axis=0)
     delta = math.log2(contrast.delta) if contrast.unit == "ratio" else contrast.delta
-    told = _told(measured, tuned, seeds)
+    informative = _informative(measured, tuned, seeds)
     a, b = (_merged([place.arms[side].arm for place in places]) for side in (0, 1))
     return Comparison(
         a,
@@ -128,9 +128,9 @@ def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -
         mean=float(np.mean(d)),
         interval95=mean_interval(d)[1:],
         interval90=mean_interval(d, 0.90)[1:],
-        p=p_value(d, delta, contrast.direction) if told else 1.0,
+        p=p_value(d, delta, contrast.direction) if informative else 1.0,
         remarks=[remark for place in places for remark in _remarks(measured, place, seeds)],
-        open_because=_open_because(places, seeds) if told else NOTHING_TOLD,
+        open_because=_open_because(places, seeds) if informative else UNINFORMATIVE,
         places=len(places),
     )
 
@@ -252,7 +252,7 @@ def note(compared: Comparison) -> str:
     return "reversed" if compared.direction == "greater" and high < 0 else ""
 
 
-def _told(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
+def _informative(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
     """Whether any of the seeds measured something: a budget or chance alone is no measurement."""
     used = [point.seeds[seed] for tuned in arms for point in tuned.best for seed in seeds]
     rests_on_target = measured.of_steps or measured.over is not None

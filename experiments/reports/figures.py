@@ -208,10 +208,10 @@ def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scat
     """Return the curves of all seeds, and their mean as far as all seeds go."""
     curves = [_curve(seed.history, key) for seed in point.seeds.values()]
     scaled = [{step: float(style.error(100 * v)) for step, v in c.items()} for c in curves]
-    shown = scaled if key.endswith("accuracy") else curves
+    drawn = scaled if key.endswith("accuracy") else curves
     x: list[float | None] = []
     y: list[float | None] = []
-    for curve in shown:
+    for curve in drawn:
         x += [*curve, None]
         y += [*style.short(curve.values()), None]
     common = {"legendgroup": name, "mode": "lines"}
@@ -225,7 +225,7 @@ def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scat
         showlegend=False,
         **common,
     )
-    steps = sorted(set.intersection(*(set(curve) for curve in shown))) if shown else []
+    steps = sorted(set.intersection(*(set(curve) for curve in drawn))) if drawn else []
     means = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
     accuracy = key.endswith("accuracy")
     mean = go.Scatter(

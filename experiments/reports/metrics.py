@@ -180,12 +180,12 @@ def input_shift(history: Sequence[dict[str, Any]]) -> float | None:
     if len(places) < 2:
         return None
     quantiles = np.array([of_step[-1]["unit"] for of_step in places], dtype=float)[:, 1:4]
-    spread = np.mean(quantiles[:, -1] - quantiles[:, 0])
-    shift = float(np.mean(np.abs(np.diff(quantiles, axis=0))) / spread) if spread > 0 else np.nan
+    width = np.mean(quantiles[:, -1] - quantiles[:, 0])
+    shift = float(np.mean(np.abs(np.diff(quantiles, axis=0))) / width) if width > 0 else np.nan
     return shift if np.isfinite(shift) else None
 
 
-def shown_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> Metric:
+def report_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> Metric:
     """Return what a report shows of every run: validation data where runs were chosen by them.
 
     Test data are then looked at once, in the contrast of what won.

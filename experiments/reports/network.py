@@ -95,8 +95,8 @@ def _statistics(
     Those of a step in time that no example has are NaN.
     """
     stats = batch_stats
-    for part in name.split("/"):
-        stats = stats.get(part, {})
+    for key in name.split("/"):
+        stats = stats.get(key, {})
     if "mean" not in stats:
         return None, None
     running = tuple(np.asarray(stats[key], np.float32) for key in ("mean", "var"))

@@ -61,13 +61,13 @@ def _swatch(trace: go.Scatter) -> str:
 
 
 def _figure(figure: go.Figure) -> str:
-    shown = figure.to_plotly_json()
-    shown["layout"].pop("template", None)
-    shown["layout"]["showlegend"] = False
-    title = shown["layout"].pop("title", {}).get("text")
+    spec = figure.to_plotly_json()
+    spec["layout"].pop("template", None)
+    spec["layout"]["showlegend"] = False
+    title = spec["layout"].pop("title", {}).get("text")
     heading = f"<h3>{escape(title)}</h3>" if title else ""
-    height = shown["layout"].get("height", 450)
-    text = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    height = spec["layout"].get("height", 450)
+    text = json.dumps(spec, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
         f'<div>{heading}<div class="figure" style="min-height: {height}px"></div>'
         f'<script type="application/json">{text}</script></div>'
@@ -95,8 +95,8 @@ def table(
 
 def terms(pairs: Iterable[tuple[str, str | None]]) -> str:
     """Return a list of names and texts; those without a text are left out."""
-    shown = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs if text]
-    return f"<dl>{''.join(shown)}</dl>"
+    items = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs if text]
+    return f"<dl>{''.join(items)}</dl>"
 
 
 def details(summary: str, inside: str) -> str:

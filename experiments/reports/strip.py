@@ -39,8 +39,8 @@ def strip(compared: Comparison, title: str) -> str:
     _line(svg, (at(0), TOP), (at(0), AXIS), style.GREY)
     for bound in _bounds(compared):
         _line(svg, (at(bound), TOP), (at(bound), AXIS), style.GREEN, dashed=True)
-    told = f"delta {compared.shown(compared.delta, sign=False)}"
-    _text(svg, told, at(compared.delta), TOP - 5, style.GREEN)
+    label = f"delta {compared.text(compared.delta, sign=False)}"
+    _text(svg, label, at(compared.delta), TOP - 5, style.GREEN)
     for d in compared.d:
         _add(svg, "circle", cx=at(d), cy=SEEDS, r=4, fill=style.BLUE, fill_opacity=0.5)
     _mean(svg, at(compared.mean), [at(bound) for bound in compared.interval95])
@@ -54,8 +54,8 @@ def _bounds(compared: Comparison) -> list[float]:
 
 
 def _extent(compared: Comparison) -> tuple[float, float]:
-    shown = [0.0, *compared.d, *compared.interval95, *_bounds(compared)]
-    low, high = min(shown), max(shown)
+    values = [0.0, *compared.d, *compared.interval95, *_bounds(compared)]
+    low, high = min(values), max(values)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
@@ -112,8 +112,8 @@ def _text(svg: ElementTree.Element, text: str, x: float, y: float, color: str) -
 
 
 def _add(svg: ElementTree.Element, name: str, **attributes: float | str) -> ElementTree.Element:
-    shown = {
+    formatted = {
         key.replace("_", "-"): f"{value:.2f}" if isinstance(value, float) else str(value)
         for key, value in attributes.items()
     }
-    return ElementTree.SubElement(svg, name, shown)
+    return ElementTree.SubElement(svg, name, formatted)

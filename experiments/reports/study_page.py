@@ -93,7 +93,7 @@ def _contrast(compared: Comparison | None) -> Iterator[str]:
         f"({compared.b.chosen}). Each seed draws the split, the order and the weights for both."
     )
     rows = [
-        [str(seed), compared.shown(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
+        [str(seed), compared.text(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
     ]
     yield page.details("The differences as numbers", page.table(["seed", "a against b"], rows))
     yield page.details("The rule of the verdict", rule())
@@ -144,10 +144,10 @@ def _costs(points: Sequence[Point]) -> str:
     ]
     total = sum(point.seconds for point in points)
     seeds = sum(len(point.seeds) for point in points)
-    shown = page.table(["run", "seeds", "seconds a seed", "seconds"], rows)
+    table = page.table(["run", "seeds", "seconds a seed", "seconds"], rows)
     return (
         f"<p>{len(points)} runs, {seeds} seeds, {total:.0f} s of training in total.</p>"
-        + page.details("Seconds of each run", shown)
+        + page.details("Seconds of each run", table)
     )
 
 

@@ -40,7 +40,7 @@ LAYOUT = {
     "margin": {"l": 64, "r": 12, "t": 24, "b": 56},
     "hovermode": "closest",
 }
-WIDEST_LINEAR = 8  # ratio of the largest to the smallest number of a linear axis
+MAX_LINEAR_RATIO = 8  # ratio of the largest to the smallest number of a linear axis
 
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
@@ -114,7 +114,7 @@ def positions(values: Sequence[Any], title: str) -> Positions:
     """Return a numeric axis for numbers, logarithmic where they span much; else categories."""
     ticks = {"ticktext": [value_label(value) for value in values]}
     if is_numeric(values) and len(values) > 2:
-        logarithmic = min(values) > 0 and max(values) / min(values) >= WIDEST_LINEAR
+        logarithmic = min(values) > 0 and max(values) / min(values) >= MAX_LINEAR_RATIO
         places = {value: float(value) for value in values}
         kind = "log" if logarithmic else "linear"
     else:

@@ -16,7 +16,7 @@ from experiments.reports.results import (
     values_at,
 )
 
-WIDEST = 1000  # characters
+MAX_WIDTH = 1000  # characters
 
 
 class Table(NamedTuple):
@@ -88,25 +88,25 @@ def _best(grid: Sequence[Sequence[Point | None]], measured: Metric) -> set[tuple
 
 def to_rich(table: Table, title: str) -> RichTable:
     """Return the table for a terminal; the best of each column in bold."""
-    shown = RichTable(title=title, caption="mean over seeds with its 95 % interval")
+    rich = RichTable(title=title, caption="mean over seeds with its 95 % interval")
     for index, name in enumerate(table.head):
         numbers = any(column == index for _, column in table.best)
-        shown.add_column(name, justify="right" if numbers else "left")
+        rich.add_column(name, justify="right" if numbers else "left")
     for row, cells in enumerate(table.rows):
         marked = ((row, column) in table.best for column in range(len(cells)))
-        shown.add_row(
+        rich.add_row(
             *(
                 f"[bold]{text}[/]" if bold else text
                 for text, bold in zip(cells, marked, strict=True)
             )
         )
-    return shown
+    return rich
 
 
 def print_whole(table: RichTable, console: Console) -> None:
     """Print a table at its full width, also where there is no terminal or a narrow one."""
-    needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
-    shown = console.width
-    console.width = max(shown, needed)
+    needed = console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum
+    width = console.width
+    console.width = max(width, needed)
     console.print(table)
-    console.width = shown
+    console.width = width

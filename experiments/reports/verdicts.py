@@ -144,8 +144,8 @@ def refresh(output: Path, family: Sequence[str]) -> dict[str, Verdict]:
 def fill(path: Path, entry: Entry, judged: Verdict | None) -> None:
     """Write the verdict of a page, if it is there."""
     if path.exists():
-        shown = f"<!--verdict-->{verdict_box(entry, judged)}<!--/verdict-->"
-        path.write_text(PLACE.sub(lambda _: shown, path.read_text()))
+        box = f"<!--verdict-->{verdict_box(entry, judged)}<!--/verdict-->"
+        path.write_text(PLACE.sub(lambda _: box, path.read_text()))
 
 
 def verdict_text(entry: Entry, judged: Verdict | None) -> str:
@@ -172,15 +172,15 @@ def _no_verdict(entry: Entry) -> str:
 
 def numbers(compared: Comparison) -> str:
     """Return the mean, its interval, the threshold and the number of seeds."""
-    low, high = (compared.shown(bound) for bound in compared.interval95)
+    low, high = (compared.text(bound) for bound in compared.interval95)
     return (
-        f"mean {compared.shown(compared.mean)}, 95 % interval {low} to {high}, "
+        f"mean {compared.text(compared.mean)}, 95 % interval {low} to {high}, "
         f"{_wanted(compared)}, {len(compared.seeds)} seeds"
     )
 
 
 def _wanted(compared: Comparison) -> str:
-    delta = compared.shown(compared.delta, sign=False)
+    delta = compared.text(compared.delta, sign=False)
     if compared.direction == "equal":
         return f"where at most {delta} counts as equal"
     return f"where more than {delta} would matter"
@@ -214,17 +214,17 @@ def _sentence(entry: Entry, judged: Verdict | None) -> str:
 
 
 def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Verdict]) -> None:
-    parts = ["<h1>Studies</h1>", caption(_counts(verdicts))]
+    sections = ["<h1>Studies</h1>", caption(_counts(verdicts))]
     for entry in entries:
         judged = verdicts.get(entry.name)
         link = f'<a href="{escape(entry.name)}.html">{escape(entry.name)}</a>'
-        parts.append(
+        sections.append(
             f'<section class="verdict {_kind(judged)}"><h3>{link}</h3>'
             f"<p>{escape(entry.question or '')}</p>{_sentence(entry, judged)}"
             f'{_strip(entry)}<p class="caption">{escape(entry.done)}</p></section>'
         )
-    parts += ["<h2>The rule</h2>", rule()]
-    write_page(output / "index.html", "jaxnorm studies", "\n".join(parts))
+    sections += ["<h2>The rule</h2>", rule()]
+    write_page(output / "index.html", "jaxnorm studies", "\n".join(sections))
 
 
 def _strip(entry: Entry) -> str:

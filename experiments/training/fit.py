@@ -23,13 +23,13 @@ from experiments.training.timing import step_times
 EVALUATION_BATCH = 512
 FITTED_EXAMPLES = 5_000  # of the training set, on which the final model is evaluated
 WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
-SECONDS_BETWEEN_SIGNS = 1.0
+SECONDS_BETWEEN_REPORTS = 1.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 DONE, DIVERGED, STOPPED = "done", "diverged", "stopped"
 
 
-class Member(NamedTuple):
+class SeedRun(NamedTuple):
     """One seed of one configuration. Those trained together share a program."""
 
     config: Config
@@ -43,7 +43,7 @@ class Saved(NamedTuple):
     seconds: Any
 
 
-class Keeper(Protocol):
+class Callbacks(Protocol):
     """Who keeps what the loop tells of a seed (`experiments.launch.run`)."""
 
     def saved_steps(self) -> list[int]:
@@ -58,7 +58,7 @@ class Keeper(Protocol):
     def on_start(self, step: int) -> None:
         """Training goes on from here; what was recorded after this step will be again."""
 
-    def on_sign(self, step: int, loss: float) -> None:
+    def on_progress(self, step: int, loss: float) -> None:
         """Training is at this step, with this mean loss since the last evaluation."""
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
@@ -69,19 +69,19 @@ class Keeper(Protocol):
 
 
 def fit(
-    program: Program, made: Setup, members: Sequence[Member], keepers: Sequence[Keeper]
+    program: Program, made: Setup, runs: Sequence[SeedRun], callbacks: Sequence[Callbacks]
 ) -> None:
-    """Train the members from where they are to their ends; several where the program says so."""
-    training = _Training(program, made, members, keepers)
+    """Train the runs from where they are to their ends; several where the program says so."""
+    training = _Training(program, made, runs, callbacks)
     state = training.start()
     step = int(np.ravel(jax.device_get(state.step))[0])
-    for keeper in keepers:
-        keeper.on_start(step)
+    for callback in callbacks:
+        callback.on_start(step)
     for length, batches in training.calls(step):
         state = program.train(state, batches)
         before, step = step, step + length
         last = step == made.total_steps
-        training.give_sign(state, step)
+        training.report_progress(state, step)
         if last or step // training.every > before // training.every:
             state = training.evaluate(state, step)
         if training.all_ended:
@@ -97,29 +97,31 @@ class _Training:
         self,
         program: Program,
         made: Setup,
-        members: Sequence[Member],
-        keepers: Sequence[Keeper],
+        runs: Sequence[SeedRun],
+        callbacks: Sequence[Callbacks],
     ) -> None:
-        self.program, self.made, self.members, self.keepers = program, made, members, keepers
-        self.config = members[0].config
-        self.datasets = [made.source.load(member.seed) for member in members]
+        self.program, self.made, self.runs, self.callbacks = program, made, runs, callbacks
+        self.config = runs[0].config
+        self.datasets = [made.source.load(run.seed) for run in runs]
         self.every = evaluation_steps(self.config, made)
-        self.ended = [False] * len(members)
+        self.ended = [False] * len(runs)
         self.seconds = 0.0
-        self.clock = self.sign = self.saved = time.perf_counter()
+        self.clock = self.reported = self.saved = time.perf_counter()
 
     @property
     def all_ended(self) -> bool:
         return all(self.ended)
 
     def start(self) -> State:
-        """Return the state of the newest checkpoint that all members have whole, or the first."""
-        members = [self.program.init(*member) for member in self.members]
-        first = parallel.replicate(self._together(members), self.program.devices)
-        common = set.intersection(*(set(keeper.saved_steps()) for keeper in self.keepers))
+        """Return the state of the newest checkpoint that all runs have whole, or the first."""
+        runs = [self.program.init(*run) for run in self.runs]
+        first = parallel.replicate(self._together(runs), self.program.devices)
+        common = set.intersection(*(set(callback.saved_steps()) for callback in self.callbacks))
         for step in sorted(common, reverse=True):
-            like = [Saved(self._of(first, i), np.zeros(())) for i in range(len(members))]
-            restored = [k.restore(step, saved) for k, saved in zip(self.keepers, like, strict=True)]
+            like = [Saved(self._of(first, i), np.zeros(())) for i in range(len(runs))]
+            restored = [
+                c.restore(step, saved) for c, saved in zip(self.callbacks, like, strict=True)
+            ]
             if hosts.all_agree(all(saved is not None for saved in restored)):
                 self.seconds = float(restored[0].seconds)
                 states = [jax.device_get(saved.state) for saved in restored]
@@ -128,24 +130,24 @@ class _Training:
 
     def calls(self, step: int) -> Iterator[tuple[int, Batch]]:
         """Yield the batches of each call of the program, and for how many steps they are."""
-        of_members = self._batches(self.config.batch_size, self.program.batch_multiple, step)
+        per_run = self._batches(self.config.batch_size, self.program.batch_multiple, step)
         while step < self.made.total_steps:
             length = self._call_length(step)
             if self.program.steps_per_call > 1:
-                batches = [_stack(list(islice(batches, length))) for batches in of_members]
+                batches = [_stack(list(islice(batches, length))) for batches in per_run]
             else:
-                batches = [next(batches) for batches in of_members]
+                batches = [next(batches) for batches in per_run]
             yield length, self._together(batches)
             step += length
 
     def _batches(self, size: int, multiple: int, step: int) -> list[Iterator[Batch]]:
         """Return each member's batches of training from a step on; of each what is here."""
-        part = parallel.own_part(self.program.devices, -(-size // multiple) * multiple)
+        shard = parallel.local_shard(self.program.devices, -(-size // multiple) * multiple)
         return [
-            self.made.source.batches(dataset, size, multiple=multiple, seed=member.seed).from_step(
-                step, part
+            self.made.source.batches(dataset, size, multiple=multiple, seed=run.seed).from_step(
+                step, shard
             )
-            for member, dataset in zip(self.members, self.datasets, strict=True)
+            for run, dataset in zip(self.runs, self.datasets, strict=True)
         ]
 
     def _call_length(self, step: int) -> int:
@@ -153,16 +155,16 @@ class _Training:
         most = min(self.program.steps_per_call, self.config.checkpoint_every or self.every)
         return min(most, self.every - step % self.every, self.made.total_steps - step)
 
-    def give_sign(self, state: State, step: int) -> None:
+    def report_progress(self, state: State, step: int) -> None:
         """Tell now and then how far training is; reading the loss waits for the steps."""
         now = time.perf_counter()
-        if now - self.sign < SECONDS_BETWEEN_SIGNS:
+        if now - self.reported < SECONDS_BETWEEN_REPORTS:
             return
-        self.sign = now
+        self.reported = now
         sums_of_all = jax.device_get(state.sums)
-        for i, keeper in enumerate(self.keepers):
+        for i, callback in enumerate(self.callbacks):
             sums = self._of(sums_of_all, i)
-            keeper.on_sign(step, float(sums.loss) / max(float(sums.examples), 1.0))
+            callback.on_progress(step, float(sums.loss) / max(float(sums.examples), 1.0))
 
     def evaluate(self, state: State, step: int) -> State:
         """Record what was reached since the last evaluation, and end what ends here."""
@@ -171,13 +173,13 @@ class _Training:
         watched = [self._quantiles(deployed), state.watched]
         read = jax.device_get((state.sums, *watched))
         tested: list[dict[str, float]] = []
-        for i, member in enumerate(self.members):
+        for i, run in enumerate(self.runs):
             if self.ended[i]:
                 continue
             sums, quantiles, layers = self._of(read, i)
-            record = self._record(member, step, _means(sums, "train"), validated[i], layers)
+            record = self._record(run, step, _means(sums, "train"), validated[i], layers)
             record["quantiles"] = jax.tree.map(np.ndarray.tolist, quantiles)
-            self.keepers[i].on_evaluation(record)
+            self.callbacks[i].on_evaluation(record)
             ended = self._how_it_ends(record, step)
             if ended:
                 tested = tested or self._tested(deployed)
@@ -200,21 +202,21 @@ class _Training:
         kept = jax.device_get(state.batch_stats)
         seen = parallel.replicate(jn.start_recomputing(kept), self.program.devices)
         batches = zip(*self._batches(size, multiple, 0), strict=True)
-        for of_members in islice(batches, -(-examples // size)):
+        for per_run in islice(batches, -(-examples // size)):
             measuring = state._replace(batch_stats=seen)
-            seen = self.program.measure(measuring, self._together(of_members))
+            seen = self.program.measure(measuring, self._together(per_run))
         recomputed = jn.finish_recomputing(jax.device_get(seen))
         return state._replace(batch_stats=parallel.replicate(recomputed, self.program.devices))
 
-    def _record(self, member: Member, step: int, *means: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, run: SeedRun, step: int, *means: dict[str, Any]) -> dict[str, Any]:
         trained, validated, layers = means
-        optimizer = self.made.optimizer.with_numbers(member.config.optimizer)
+        optimizer = self.made.optimizer.with_numbers(run.config.optimizer)
         rate = optimizer.rate(step - 1, self.config.batch_size, self.made.total_steps)
         return {
             "step": step,
             "epoch": step / self.made.epoch_steps,
             "time": round(time.time()),
-            "seconds": self._elapsed() / len(self.members),
+            "seconds": self._elapsed() / len(self.runs),
             **trained,
             **{f"validation_{key}": value for key, value in validated.items()},
             "learning_rate": float(rate),
@@ -239,7 +241,7 @@ class _Training:
         fitted = self._evaluated(
             state,
             [dataset.train for dataset in self.datasets],
-            most=FITTED_EXAMPLES,
+            limit=FITTED_EXAMPLES,
             batch=len(self.datasets[0].test.labels),  # is compiled
         )
         return [
@@ -265,14 +267,14 @@ class _Training:
         state = self._of(state, i)
         variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         self.ended[i] = True
-        self.keepers[i].on_end(
+        self.callbacks[i].on_end(
             {
-                "seed": self.members[i].seed,
+                "seed": self.runs[i].seed,
                 "ended": ended,
                 "step": record["step"],
                 **result,
                 "parameters": digest(variables),
-                "seconds": self._elapsed() / len(self.members),
+                "seconds": self._elapsed() / len(self.runs),
                 **self._timed(i),
             },
             variables,
@@ -283,7 +285,7 @@ class _Training:
         if self.config.timed_steps is None:
             return {}
         length, batches = next(self.calls(0))
-        return step_times(self.program, *self.members[i], batches, length)
+        return step_times(self.program, *self.runs[i], batches, length)
 
     def is_to_be_saved(self, before: int, step: int) -> bool:
         """Every so many steps, and every minute where no other process would have to agree."""
@@ -294,9 +296,9 @@ class _Training:
         return step // every > before // every or (late and jax.process_count() == 1)
 
     def save(self, state: State, step: int) -> None:
-        for i, keeper in enumerate(self.keepers):
+        for i, callback in enumerate(self.callbacks):
             if not self.ended[i]:
-                keeper.save(step, Saved(self._of(state, i), np.asarray(self._elapsed())))
+                callback.save(step, Saved(self._of(state, i), np.asarray(self._elapsed())))
         self.saved = time.perf_counter()
 
     def _elapsed(self) -> float:
@@ -307,10 +309,10 @@ class _Training:
         state: State,
         splits: Sequence[Split],
         *,
-        most: int | None = None,
+        limit: int | None = None,
         batch: int = EVALUATION_BATCH,
     ) -> list[dict[str, float]]:
-        """Return the mean loss and the accuracy of each member on its split, or `most` of it.
+        """Return the mean loss and the accuracy of each member on its split, or `limit` of it.
 
         Where groups of examples are normalized by their own statistics, each has its place on one
         device, and the examples are mixed, since it matters which come together.
@@ -318,22 +320,22 @@ class _Training:
         devices, group = self.program.devices, self.program.group or 1
         multiple = len(devices) * group
         size = -(-min(batch, EVALUATION_BATCH) // group) * group
-        filled = -(-min(size, most or size, len(splits[0].labels)) // multiple) * multiple
-        part = parallel.own_part(devices, filled)
+        padded = -(-min(size, limit or size, len(splits[0].labels)) // multiple) * multiple
+        shard = parallel.local_shard(devices, padded)
         batches = [
             evaluation_batches(
                 split,
                 size,
                 multiple=multiple,
-                part=part,
-                most=most,
-                mixed=self.program.group is not None,
+                shard=shard,
+                limit=limit,
+                shuffled=self.program.group is not None,
             )
             for split in splits
         ]
         sums = [
-            self.program.evaluate(state, self._together(of_members))
-            for of_members in zip(*batches, strict=True)
+            self.program.evaluate(state, self._together(per_run))
+            for per_run in zip(*batches, strict=True)
         ]
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *jax.device_get(sums))
         return [_means(self._of(total, i)) for i in range(len(splits))]

@@ -86,7 +86,7 @@ def scope(config: ParallelConfig, sync: SyncConfig, num_devices: int) -> Scope:
             raise TypeError(f"no scope for {sync!r}")
 
 
-def own_part(devices: Sequence[jax.Device], size: int) -> slice:
+def local_shard(devices: Sequence[jax.Device], size: int) -> slice:
     """Return which of the examples of a batch belong to the devices of this process."""
     share = size // len(devices)
     own = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
@@ -95,10 +95,10 @@ def own_part(devices: Sequence[jax.Device], size: int) -> slice:
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
     """Give a state to all devices."""
-    everywhere = NamedSharding(_mesh(devices), PartitionSpec())
+    replicated = NamedSharding(_mesh(devices), PartitionSpec())
     if jax.process_count() == 1:
-        return jax.device_put(state, everywhere)
-    return _assembled(state, everywhere)
+        return jax.device_put(state, replicated)
+    return _assembled(state, replicated)
 
 
 def compile_step(
@@ -136,25 +136,25 @@ def _one_at_a_time(step: Step) -> Step:
 
 
 def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
-    everywhere, parts = _shardings(devices, batch_axis)
+    replicated, sharded = _shardings(devices, batch_axis)
     compiled = jax.jit(
         step,
-        in_shardings=(everywhere, parts),
-        out_shardings=everywhere,
+        in_shardings=(replicated, sharded),
+        out_shardings=replicated,
         donate_argnums=0 if donate else (),
     )
     if jax.process_count() == 1:
         return compiled  # which itself cuts a NumPy batch, ten times as fast as device_put
-    return lambda state, batch: compiled(state, _assembled(batch, parts))
+    return lambda state, batch: compiled(state, _assembled(batch, sharded))
 
 
 def _shard_map(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
-    everywhere, parts = _shardings(devices, batch_axis)
+    replicated, sharded = _shardings(devices, batch_axis)
     mapped = jax.shard_map(
         step,
-        mesh=parts.mesh,
-        in_specs=(everywhere.spec, parts.spec),
-        out_specs=everywhere.spec,
+        mesh=sharded.mesh,
+        in_specs=(replicated.spec, sharded.spec),
+        out_specs=replicated.spec,
         check_vma=False,  # the step merges gradients itself, as under pmap
     )
     return _jit(mapped, devices, batch_axis, donate)
@@ -187,8 +187,8 @@ def _shardings(
 ) -> tuple[NamedSharding, NamedSharding]:
     """All on every device; and cut along the examples."""
     mesh = _mesh(devices)
-    parts = PartitionSpec(*(None,) * batch_axis, AXIS)
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, parts)
+    spec = PartitionSpec(*(None,) * batch_axis, AXIS)
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, spec)
 
 
 def _assembled(tree: Any, sharding: NamedSharding) -> Any:
