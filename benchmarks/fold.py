@@ -1,4 +1,4 @@
-"""Inference of a ResNet-20 with its normalizations folded into its convolutions."""
+"""Inference of a ResNet-20 whose normalizations are folded into its convolutions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = {"jaxnorm": jnn, "Flax": nn}
 
 
 def trained(variables: Any) -> Any:
-    """The variables with statistics and parameters of normalizations that are not the first."""
+    """Return the variables with changed statistics and parameters of normalizations."""
     generator = np.random.default_rng(0)
 
     def moved(path: Any, leaf: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def trained(variables: Any) -> Any:
 
 
 def measure(full: bool) -> list[Table]:
-    """The median milliseconds of inference, folded and unfolded, and how often it is as fast."""
+    """Return the median milliseconds of inference, folded and unfolded, and their ratio."""
     batches = MORE_BATCHES if full else BATCHES
     rows = [_row((batch, *IMAGES[1:]), ROUNDS) for batch in batches]
     return [
@@ -80,9 +80,9 @@ def _inference(apply: Any, variables: Any, images: jax.Array) -> Any:
 
 
 def _check_alike(logits: dict[str, jax.Array]) -> None:
-    """Raise an error if folding changed the logits by more than 1e-5 of the largest."""
+    """Raise an error if the logits differ by more than 1e-5 of the largest."""
     expected = logits["Flax"]
     for name, other in logits.items():
         difference = float(abs(other - expected).max() / abs(expected).max())
         if not difference <= 1e-5:
-            raise ValueError(f"the logits of {name} are {difference:.1e} away from Flax's")
+            raise ValueError(f"the logits of {name} differ from those of Flax by {difference:.1e}")

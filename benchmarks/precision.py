@@ -1,4 +1,4 @@
-"""How far each library's float32 output is from float64, as the mean grows over the deviation."""
+"""The error of the float32 output of each library, for growing ratios of mean and deviation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPES = dict.fromkeys(NORMS, (8, 28, 28, 64)) | {"layer": (64, 1024), "rms": (6
 
 
 def oracle(norm: str, x: np.ndarray) -> np.ndarray:
-    """The paper's formula in float64."""
+    """Return the result of the formula of the paper in float64."""
     x = x.astype(np.float64)
     if norm == "rms":
         return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + EPSILON)
@@ -28,19 +28,19 @@ def oracle(norm: str, x: np.ndarray) -> np.ndarray:
 
 
 def outputs(norm: str, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Every library's output."""
+    """Yield the output of every library."""
     for peer in peers(norm, x.shape):
         yield peer.library, peer.numpy(x)
     yield "PyTorch", torch_numpy(norm, x)
 
 
 def short(error: float) -> str:
-    """Two digits and an exponent without zeros."""
+    """Return a number with two digits and an exponent without zeros."""
     return f"{error:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def measure(full: bool) -> list[Table]:
-    """The largest error of each library, norm and ratio; there is one size."""
+    """Return the largest error of each library, norm and ratio; there is one size only."""
     generator = np.random.default_rng(0)
     rows = []
     for norm in NORMS:

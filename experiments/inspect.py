@@ -26,18 +26,18 @@ SCALING_NAMES = {
 SIDES = ("input", "output")
 NO_RUNNING = "This normalization keeps no running statistics."
 HOW_TO_READ = (
-    "What goes into each normalization and what comes out, on validation data: the distribution in "
-    "evaluation, each against its peak; the quantiles 5, 15, 50, 85 and 95 % over training, as "
-    "training sees them; and mean and standard deviation of each channel, of one batch against the "
-    "running ones, which agree on the dashed line."
+    "The input and the output of each normalization on validation data: their distributions in "
+    "evaluation, scaled to their peaks; their quantiles 5, 15, 50, 85 and 95 % over training, in "
+    "training mode; and the mean and standard deviation of each channel in one batch against the "
+    "running values. Equal values lie on the dashed line."
 )
 
 
 def inspect(directory: Path) -> Path:
-    """Write the page of a run beside its configuration, and return its path.
+    """Write the page of a run into its directory, and return the path.
 
     Raises:
-        ConfigError: the run has no kept parameters, or they do not fit this code.
+        ConfigError: the parameters of the run were not kept, or they do not fit this code.
     """
     config = read_run(directory).config
     history = records.read_history(directory, SEED)
@@ -50,8 +50,8 @@ def inspect(directory: Path) -> Path:
         "<h2>Inputs</h2>",
         page.figures(_of_inputs(scaled_inputs(config))),
         page.caption(
-            "Two features of the training data, those of the largest and of the smallest spread, "
-            "both axes in the same units; colors are classes. The run was given them "
+            "The two features of the training data with the largest and the smallest standard "
+            "deviation, both axes in the same units; colors are classes. The run used the features "
             f"{SCALING_NAMES[config.data['scaling']]}."
         ),
         "<h2>Layers</h2>",
@@ -64,7 +64,7 @@ def inspect(directory: Path) -> Path:
         body.append(page.caption(NO_RUNNING))
     path = directory / "inspect.html"
     title = f"jaxnorm: inside {directory.name}"
-    column = page.NARROW if running else page.WIDE  # three figures a layer, or two
+    column = page.NARROW if running else page.WIDE  # three figures for each layer, or two
     page.write_page(path, title, "\n".join(body), root="..", column=column)
     return path
 
@@ -90,7 +90,7 @@ def _of_place(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
 
 
 def main() -> None:
-    """Run the command line. What is wrong with it ends in a message and an exit code."""
+    """Run the command line. An error ends in a message and an exit code."""
     parser = argparse.ArgumentParser(
         description="Draw what normalization does inside a network.",
         usage="python -m experiments.inspect RUN [output=DIRECTORY]",

@@ -1,4 +1,4 @@
-"""Show what there is to choose from, and the runs that are there.
+"""Show the available choices and the existing runs.
 
 python -m experiments.list [output=runs]
 """
@@ -34,16 +34,16 @@ def show_all(output: Path, console: Console) -> None:
 
 
 def output_of(arguments: Sequence[str]) -> Path:
-    """Return the directory of the runs that the arguments give as output=DIRECTORY.
+    """Return the directory of the runs, which the arguments can set with output=DIRECTORY.
 
     Raises:
-        ConfigError: another argument.
+        ConfigError: there is another argument.
     """
     output = OUTPUT
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key != "output" or not value:
-            raise ConfigError(f"{argument!r} is no argument; give output=DIRECTORY")
+            raise ConfigError(f"{argument!r} is not a valid argument; give output=DIRECTORY")
         output = value
     return Path(output)
 

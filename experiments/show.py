@@ -1,4 +1,4 @@
-"""Show one run: its configuration, how each seed ended, its last evaluations.
+"""Show one run: its configuration, how each seed ended, and its last evaluations.
 
 python -m experiments.show RUN [output=runs]     # a name, the beginning of one, or a path
 """
@@ -78,7 +78,7 @@ def _last_evaluations(run: RunState) -> Table:
 
 
 def _made_with(run: RunState) -> Iterator[str]:
-    """Yield what the seeds were made with, once for all that are alike."""
+    """Yield the device, the versions and the code of the seeds, once for seeds that share them."""
     seen: dict[str, list[int]] = {}
     for number, result in run.results.items():
         made = {**result["device"], **result["versions"], "code": result["code"]}

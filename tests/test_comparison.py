@@ -10,7 +10,7 @@ from experiments.errors import ConfigError
 from experiments.launch.contrast import DIRECTIONS
 from experiments.reports import arms, comparison
 from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
-from experiments.reports.metrics import metric, shown_metric
+from experiments.reports.metrics import metric, report_metric
 from experiments.reports.results import collect
 from experiments.reports.verdicts import Entry, Verdict, judge, verdict_text
 from experiments.runs.directory import run_directory
@@ -314,8 +314,8 @@ def test_a_loss_that_diverged_counts_as_that_of_chance(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"a": "norm=layer"}, "study.contrast.a is 'norm=layer', which picks no run.*norm: batch"),
-        ({"a": "batch"}, "picks no run"),
+        ({"a": "norm=layer"}, "study.contrast.a is 'norm=layer', which matches no run.*norm: batch"),
+        ({"a": "batch"}, "matches no run"),
         ({"direction": "less"}, "study.contrast.direction is 'less'; the choices are greater"),
         ({"unit": "ratio", "delta": 0.5}, "study.contrast.delta is 0.5; give 1 or more"),
         ({"metric": "speed"}, "no result has the metric 'speed'; there are .*test_accuracy"),
@@ -366,7 +366,7 @@ def test_test_data_are_looked_at_once_where_arms_are_tuned(tmp_path):
     ]
     points = collect(configs)
     assert compare(contrast(), points).tuned
-    shown = shown_metric(metric("test_accuracy", points), tuned=True, points=points)
+    shown = report_metric(metric("test_accuracy", points), tuned=True, points=points)
     assert shown.label == "validation accuracy (%)"
     assert shown.summary(points[0]).mean == pytest.approx(80)
     one = contrast(a="norm=batch optimizer.learning_rate=0.1")

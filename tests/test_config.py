@@ -153,7 +153,7 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["dtype=float16"], ["dtype is 'float16'", "bfloat16"]),
         (["steps=0"], ["steps is 0", "1 or more"]),
         (["accumulate=0"], ["accumulate is 0", "1 or more"]),
-        (["evaluate_every=often"], ["evaluate_every is 'often'", "epoch, or null for the end"]),
+        (["evaluate_every=often"], ["evaluate_every is 'often'", "epoch, or null to evaluate"]),
         (["evaluate_every=0"], ["evaluate_every is 0"]),
         (["checkpoint_every=0"], ["checkpoint_every is 0", "1 or more"]),
         (["keep_checkpoints=0"], ["keep_checkpoints is 0", "1 or more"]),

@@ -298,7 +298,7 @@ def test_a_damaged_file_is_one_error_that_says_what_to_do(pattern, harm, tmp_pat
     told = str(caught.value)
     assert told.startswith(("wine cannot be read in", "wine cannot be prepared in"))
     assert str(tmp_path / "wine" / "1.0.0") in told
-    assert told.endswith("); delete this folder, and it is prepared anew")
+    assert told.endswith("); delete this folder to prepare it again")
 
 
 def test_a_directory_that_cannot_be_made_is_one_error(tmp_path):
@@ -353,9 +353,9 @@ def test_a_source_out_of_reach_is_told_at_once(name, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.data.catalog._out_of_reach", lambda url: "no route")
     data = source(name, tmp_path)
     [problem] = data.problems(16)
-    assert "which this machine does not reach (no route)" in problem
+    assert "which this machine cannot reach (no route)" in problem
     assert f"copy {data.prepared().folder}" in problem
-    with pytest.raises(ConfigError, match="does not reach"):
+    with pytest.raises(ConfigError, match="cannot reach"):
         data.load(0)
 
 

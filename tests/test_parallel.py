@@ -224,7 +224,7 @@ def test_virtual_devices_count_without_being_made_and_are_of_no_result():
     fewer = dataclasses.replace(config, parallel=Jit("jit", 4))
     assert run_directory(same) == run_directory(config) != run_directory(fewer)
     parallel.make_devices(same.parallel)  # as many as have been made
-    with pytest.raises(ConfigError, match=r"is 4, but jax has started with 8 of cpu"):
+    with pytest.raises(ConfigError, match=r"is 4, but JAX has started with 8 cpu"):
         parallel.make_devices(fewer.parallel)
 
 

@@ -75,7 +75,7 @@ def test_runs_at_the_same_time_keep_their_numbers(plain):
     assert lines(plain) == [
         "[1/2] a: training",
         "[2/2] b: training",
-        "[2/2] b: its process was ended by SIGKILL; it goes on in another process",
+        "[2/2] b: its process was ended by SIGKILL; it continues in another process",
         "[1/2] a: test accuracy 90.0% in 1.0 s",
         "[2/2] b: training",
         "[2/2] b: test accuracy 80.0% in 1.0 s",

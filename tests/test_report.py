@@ -307,7 +307,7 @@ def test_without_a_study_all_that_have_runs_are_reported(finished, overrides, tm
 def test_what_a_report_needs_is_told(tmp_path, overrides):
     with pytest.raises(ConfigError, match=r"needs a study; give study=NAME, one of .*norms"):
         printed((f"output={tmp_path}",))
-    with pytest.raises(ConfigError, match="no run is finished; make them with: python -m"):
+    with pytest.raises(ConfigError, match="no run is finished; train them with: python -m"):
         printed(overrides)
 
 

@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
     whole = replaced(config, output=str(tmp_path / "whole"))
     running.run([whole], lambda event: None)
     assert result(config)["parameters"] == result(whole)["parameters"]
-    assert "passed over" in (run_directory(config) / "log.txt").read_text() or damage in (
+    assert "is skipped" in (run_directory(config) / "log.txt").read_text() or damage in (
         "none",
         "half written",
     )
@@ -288,7 +288,7 @@ def test_a_full_disk_is_told_and_loses_nothing(call, places, monkeypatch):
         with pytest.raises(SystemExit) as stopped:
             call(*TINY, *places, "checkpoint_every=1", "seeds=1")
     assert "the disk is full" in stopped.value.code
-    assert "goes on from there" in stopped.value.code
+    assert "to continue from there" in stopped.value.code
     begun = begins(monkeypatch)
     running.run([config], lambda event: None)
     assert begun == [2]

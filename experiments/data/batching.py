@@ -1,4 +1,4 @@
-"""Which examples make a batch: shuffled for training, in their order for evaluation."""
+"""Which examples form a batch: shuffled for training, in source order for evaluation."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 from experiments.data.splits import Split, draw_classes
 from experiments.data.streaming import read_ahead
 
-_EVALUATION_SEED = 0  # a seed
+_EVALUATION_SEED = 0
 
 
 class Batch(NamedTuple):
-    """Some examples, and a mask that is False where one only fills the batch; None: none does."""
+    """Examples and a mask that is False for padding. Without padding the mask is None."""
 
     inputs: np.ndarray
     lengths: np.ndarray | None
@@ -22,31 +22,38 @@ class Batch(NamedTuple):
 
 
 class BatchIndices(NamedTuple):
-    """The examples of batches: `indices` ([...,] batches, examples), and the mask of each."""
+    """The indices of the examples in one or more batches.
+
+    Attributes:
+        indices: integers of shape (..., examples).
+        mask: False where an index is padding, in the same shape.
+    """
 
     indices: np.ndarray
     mask: np.ndarray
 
     def gather(self, split: Split) -> Batch:
+        """Return the examples of a split at these indices."""
         lengths = None if split.lengths is None else split.lengths[self.indices]
         return Batch(split.inputs[self.indices], lengths, split.labels[self.indices], self.mask)
 
     def at(self, which: int | slice) -> "BatchIndices":
+        """Return one batch, or some of the batches."""
         return BatchIndices(*(array[..., which, :] for array in self))
 
     def shard(self, examples: slice) -> "BatchIndices":
-        """Some of the examples of every batch."""
+        """Return a slice of the examples of every batch."""
         return BatchIndices(*(array[..., examples] for array in self))
 
 
 class Batches:
-    """The batches of training one seed, without end. A step has the same batch in every run.
+    """The endless sequence of training batches of one seed. A step has the same batch in every run.
 
-    Every training example is in them once an epoch; or, with `classes`, each is drawn from as many
-    classes.
+    An epoch contains every training example once. With `classes`, each batch is drawn from that
+    many classes instead.
 
     Attributes:
-        steps_per_epoch: batches that hold as many examples as there are.
+        steps_per_epoch: the number of batches that contain all training examples once.
     """
 
     def __init__(
@@ -68,7 +75,7 @@ class Batches:
             ]
 
     def from_step(self, step: int, shard: slice = slice(None)) -> Iterator[Batch]:
-        """Yield the batches from a step on, counted from 0; `shard` of the examples of each."""
+        """Yield the batches from a step on; steps count from 0. `shard` selects examples."""
 
         def read(step: int) -> Batch:
             return self.indices(step).shard(shard).gather(self._train)
@@ -81,7 +88,7 @@ class Batches:
             yield from read_ahead(read, step)
 
     def indices(self, step: int) -> BatchIndices:
-        """Return the examples of one step."""
+        """Return the indices of one step."""
         if self._classes is not None:
             return self._indices_of_classes(step)
         number, place = divmod(step, self.steps_per_epoch)
@@ -108,7 +115,7 @@ class Batches:
 
 
 class EvaluationBatches(Sequence[Batch]):
-    """Batches that hold every example once, each read when it is asked for."""
+    """Batches that contain every example once. A batch is read when it is accessed."""
 
     def __init__(self, split: Split, indices: BatchIndices) -> None:
         self._split, self._indices = split, indices
@@ -129,11 +136,12 @@ def evaluation_batches(
     limit: int | None = None,
     shuffled: bool = False,
 ) -> EvaluationBatches:
-    """Return batches that hold every example once; `shard` of the examples of each.
+    """Return batches that contain every example once.
 
     Args:
-        limit: hold so many examples, the first ones.
-        shuffled: in a fixed random order, since their own may be by class.
+        shard: the examples of each batch that this process reads.
+        limit: use only this many examples, the first ones.
+        shuffled: use a fixed random order, because the source can be sorted by class.
     """
     number = min(limit or len(split.labels), len(split.labels))
     indices = evaluation_indices(number, batch_size, multiple=multiple, shuffled=shuffled)
@@ -143,7 +151,7 @@ def evaluation_batches(
 def training_indices(
     num_examples: int, batch_size: int, *, multiple: int, seed: int, epoch: int
 ) -> BatchIndices:
-    """Return every example once, in an order that depends on `seed` and `epoch` alone."""
+    """Return every example once, in an order that depends on `seed` and `epoch` only."""
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)
     return _padded(order, batch_size, multiple)
 
@@ -159,9 +167,9 @@ def evaluation_indices(
 
 
 def _padded(order: np.ndarray, batch_size: int, multiple: int) -> BatchIndices:
-    """Cut the examples into batches of `batch_size`, each filled to a multiple.
+    """Cut the order into batches of `batch_size` and pad each to a multiple of `multiple`.
 
-    What the last batch lacks is filled too. The filling repeats the last example.
+    The last batch is padded to the same size. The padding repeats the last example.
     """
     steps = -(-len(order) // batch_size)
     places = np.arange(steps * batch_size).reshape(steps, batch_size)

@@ -1,4 +1,4 @@
-"""Scaling of inputs by what the training examples of one seed measure."""
+"""Scaling of inputs by statistics of the training examples of one seed."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import numpy as np
 from experiments.data.splits import Inputs
 
 SCALINGS = ("raw", "standard", "min_max")
-CHUNK = 2048  # examples that are measured together
+CHUNK = 2048  # the number of examples that are measured together
 
 
 class Measured(NamedTuple):
-    """Of each channel of images, or each feature, float32: moments, least and largest value."""
+    """Statistics of each feature, or of each channel of images, as float32."""
 
     count: np.ndarray
     mean: np.ndarray
@@ -21,13 +21,13 @@ class Measured(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """Inputs become `(inputs - shift) * factor`."""
+    """The scaling `(inputs - shift) * factor`."""
 
     shift: np.ndarray
     factor: np.ndarray
 
     def apply(self, inputs: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
-        """Return scaled inputs, float32, that are 0 beyond their lengths."""
+        """Return scaled inputs as float32, with zeros beyond their lengths."""
         flat = inputs.reshape(len(inputs), -1)  # NumPy is slow where the last axis is short
         shift, factor = (np.tile(array, flat.shape[1] // len(array)) for array in self)
         scaled = np.subtract(flat, shift, dtype=np.float32)
@@ -39,7 +39,7 @@ class Scaling(NamedTuple):
 
 
 def within(inputs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return a mask (examples, positions) of the positions within the lengths."""
+    """Return a mask (examples, positions) that is True within the lengths."""
     return np.arange(inputs.shape[1]) < lengths[:, None]
 
 
@@ -72,9 +72,10 @@ def _merged(chunks: Measured) -> Measured:
 
 
 def scaling(kind: str, measured: Measured) -> Scaling:
-    """Return the scaling: raw as it is, standard to mean 0 and deviation 1, min_max to 0 to 1.
+    """Return a scaling.
 
-    A constant feature becomes 0, unless it is raw.
+    "raw" changes nothing, "standard" gives mean 0 and standard deviation 1, and "min_max" gives the
+    range 0 to 1. The last two map a constant feature to 0.
     """
     constant = measured.min == measured.max
     if kind == "raw":

@@ -1,4 +1,4 @@
-"""Examples that are read from their files as training needs them."""
+"""Inputs that are read from files when training needs them."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -8,16 +8,16 @@ import numpy as np
 from experiments.data.scaling import Scaling
 from experiments.data.splits import Inputs
 
-THREADS = 4  # that read ahead
+THREADS = 4  # threads that read ahead
 BATCHES_AHEAD = 8
-END = 2**62  # of the steps
+END = 2**62  # more steps than any run has
 Batch = TypeVar("Batch")
 
 
 def read_ahead(read: Callable[[int], Batch], step: int) -> Iterator[Batch]:
-    """Yield `read(step)` of each step from `step` on; threads of grain read ahead.
+    """Yield `read(step)` for each step from `step` on. Threads of grain read ahead.
 
-    Nothing before the first step is read.
+    No step before the first one is read.
     """
     import grain  # takes a second
 
@@ -30,8 +30,8 @@ class Mapped:
 
     Args:
         raw: the inputs of the source.
-        shape: of one result.
-        function: takes some of the inputs and their indices.
+        shape: the shape of one result.
+        function: maps some inputs and their indices to results.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Mapped:
 
 
 class Scaled:
-    """Some of the inputs of a source, scaled.
+    """Scaled inputs of some examples.
 
     Args:
-        raw: the inputs before they are scaled.
-        examples: which of them.
-        lengths: of all of `raw`.
-        scaling: what they are scaled by.
+        raw: the inputs before scaling.
+        examples: the indices of the examples.
+        lengths: the lengths of all of `raw`.
+        scaling: the scaling that is applied.
     """
 
     dtype = np.dtype(np.float32)

@@ -1,4 +1,4 @@
-"""The wines that scikit-learn ships."""
+"""The wines that scikit-learn contains."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from experiments.data.tabular import TabularSource
 
 @dataclass(frozen=True, kw_only=True)
 class Wine(TabularSource):
-    """178 wines of three cultivars, by 13 chemical measurements from 0.1 to 1,700."""
+    """Wines of three cultivars, with 13 chemical measurements between 0.1 and 1,700."""
 
     card: ClassVar[Card] = Card(
         name="wine",

@@ -1,4 +1,4 @@
-"""What tells the runs of a sweep apart."""
+"""Labels that distinguish the runs of a sweep."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from experiments.config import Config, flat
 
 
 def labels(configs: Sequence[Config]) -> list[str]:
-    """Return for each configuration what it has another value of than the others, as overrides."""
+    """Return for each configuration the values in which it differs, as overrides."""
     values = [dict(flat({**asdict(config), "study": {}})) for config in configs]
     keys = list(dict.fromkeys(key for each in values for key in each))
     differing = [key for key in keys if len({repr(each.get(key)) for each in values}) > 1]

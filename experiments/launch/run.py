@@ -1,4 +1,4 @@
-"""One run, or several that share a compiled program: what is missing of them is trained."""
+"""Trains the missing seeds of one run, or of several runs that share a compiled program."""
 
 import contextlib
 import fcntl
@@ -26,10 +26,10 @@ from experiments.training.watch import Ended, Resumed, RunEnded, RunStarted, Upd
 
 
 def run(configs: Sequence[Config], watch: Watch) -> None:
-    """Train the missing seeds of runs that share a program; each is saved when it ends.
+    """Train the missing seeds of runs that share a program. Each seed is saved when it ends.
 
-    Results of other code are made again, unless the configuration keeps them. Of several processes
-    the first one writes.
+    Results of other code are made again, unless the configuration keeps them. With several
+    processes, only the first one writes.
     """
     make_devices(configs[0].parallel)
     made = setup(configs[0])
@@ -54,7 +54,7 @@ def _log(directory: Path) -> logging.Logger:
 
 
 def _begin(config: Config, watch: Watch) -> list[SeedRun]:
-    """Tell of a run, and return the seeds that are to be trained."""
+    """Announce a run, and return the seeds to train."""
     directory = run_directory(config)
     stale, missing = [], []
     for seed in range(config.seeds):
@@ -92,7 +92,7 @@ def _train(made: Setup, seeds: Sequence[SeedRun], watch: Watch) -> None:
 
 
 def _by_step(callbacks: Sequence["_Callbacks"]) -> list[list["_Callbacks"]]:
-    """Group seeds by the step from which they go on: those trained together are at the same."""
+    """Group seeds by their starting step: seeds that are trained together start together."""
     by_step: dict[int, list[_Callbacks]] = {}
     for one in callbacks:
         by_step.setdefault(max(one.saved_steps(), default=0), []).append(one)
@@ -103,7 +103,7 @@ _compiled: dict[str, Program] = {}
 
 
 def _program(key: str, config: Config, made: Setup) -> Program:
-    """Return the program of a configuration; the newest is kept for the runs that come next."""
+    """Return the program of a configuration. The latest one is cached for the next runs."""
     if key not in _compiled:
         _compiled.clear()
         _compiled[key] = compile_program(config, made)
@@ -111,7 +111,7 @@ def _program(key: str, config: Config, made: Setup) -> Program:
 
 
 class _Callbacks:
-    """The files and the signs of one seed."""
+    """The files and events of one seed."""
 
     def __init__(self, seed_run: SeedRun, made: Setup, watch: Watch) -> None:
         self.seed_run = seed_run
@@ -128,7 +128,7 @@ class _Callbacks:
         self.checkpoints = Checkpoints(self.directory / "checkpoints", self.config.keep_checkpoints)
 
     def _clear(self) -> None:
-        """Remove what other code or data made, and a result that is made again."""
+        """Remove files that other code or data made, and a result that is made again."""
         made_by = self.directory / "code.txt"
         code = "".join(f"{key} {value}\n" for key, value in made_from(self.config).items())
         if not made_by.exists() or made_by.read_text() != code:
@@ -201,7 +201,7 @@ class _Callbacks:
 
 
 def _outcome(config: Config, trained: bool) -> str:
-    """Return how a run ended, over all its seeds."""
+    """Return a summary of a run over all its seeds."""
     directory = run_directory(config)
     if not trained:
         return f"already done, see {directory}"
@@ -223,7 +223,7 @@ def _outcome(config: Config, trained: bool) -> str:
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-    """Hold a run; the system lets go of it even if the process dies.
+    """Hold the lock of a run. The system releases it even if the process dies.
 
     Raises:
         ConfigError: another process holds it.
@@ -233,13 +233,13 @@ def _lock(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"another process trains {directory}; wait for its end, or give another output"
+                f"another process trains {directory}; wait until it ends, or give another output"
             ) from error
         yield
 
 
 class _LogFile(logging.FileHandler):
-    """What cannot be written to it, as the disk is full, is told by what fails next."""
+    """A log file that ignores write errors. If the disk is full, writing the results raises."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -247,9 +247,9 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def _log_file(directory: Path) -> Iterator[None]:
-    """Write to the run's file what is logged of it, and what training and orbax ("absl") log.
+    """Write the logs of the run, of training and of orbax ("absl") to the log file of the run.
 
-    None of it goes to the terminal, which has the display.
+    None of them goes to the terminal, which belongs to the display.
     """
     handler = _LogFile(directory / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -15,7 +15,7 @@ class GroupNorm(SampleNorm):
     """Group normalization (Wu & He 2018), over all positions of a group of channels.
 
     Attributes:
-        num_groups: of the channels of every layer.
+        num_groups: the number of groups in every layer.
     """
 
     num_groups: int
@@ -29,6 +29,6 @@ class GroupNorm(SampleNorm):
         yield from divides("norm.num_groups", self.num_groups, places.widths)
         if places.positions == 1 and self.num_groups in places.widths:
             yield (
-                f"norm.num_groups is {self.num_groups}, which leaves one value to a group in "
+                f"norm.num_groups is {self.num_groups}, which leaves one value in a group of "
                 f"model={places.model}; give fewer than {min(places.widths)}"
             )

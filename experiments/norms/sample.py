@@ -1,4 +1,4 @@
-"""What the normalizations of each example by itself have in common."""
+"""The common part of the normalizations that treat each example separately."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from experiments.norms.base import Context, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class SampleNorm(Norm):
-    """A normalization that measures each example by itself.
+    """A normalization that measures each example separately.
 
     Attributes:
         epsilon: added to the variance, or to the mean square.
@@ -24,7 +24,7 @@ class SampleNorm(Norm):
     layer: ClassVar[Callable[..., nn.Module]]
 
     def arguments(self, ndim: int) -> dict[str, Any]:
-        """Return what the layer takes besides epsilon, for inputs of `ndim` axes."""
+        """Return the arguments of the layer besides epsilon, for inputs of `ndim` axes."""
         return {}
 
     def module(self, context: Context, ndim: int, **options: Any) -> nn.Module:

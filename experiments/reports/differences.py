@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 from experiments.reports import style
 from experiments.reports.comparison import Comparison
 
-SIDE = 0.16  # by which seeds and mean stand below and above the middle of their row
+SIDE = 0.16  # vertical distance of seeds and mean from the middle of their row
 
 
 def difference_figure(rows: Sequence[tuple[str, Comparison]]) -> go.Figure:
-    """A row a contrast: the difference of every seed, the mean with its 95 % interval, delta."""
+    """Plot a row for each contrast: all differences, the mean with its interval, and delta."""
     figure = go.Figure()
     for row, (name, compared) in enumerate(rows):
         figure.add_traces([_seeds(row, name, compared), _mean(row, name, compared)])

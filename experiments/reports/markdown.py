@@ -34,10 +34,10 @@ REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
 def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict], docs: str) -> str:
-    """Return how many claims hold, and a row for each.
+    """Return the number of each verdict, and a table with a row for each study.
 
     Args:
-        docs: the way from the page to the folder that holds studies.md and the figures.
+        docs: the path from the page to the folder of studies.md and the figures.
     """
     rows = [
         HEAD,

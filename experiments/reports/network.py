@@ -1,4 +1,4 @@
-"""What a trained network holds, as arrays: its activations, its statistics, its inputs."""
+"""The activations, statistics and inputs of a trained network as arrays."""
 
 import dataclasses
 from pathlib import Path
@@ -16,19 +16,19 @@ from experiments.training.diagnostics import is_normalization, layers
 from experiments.training.program import model_of
 from experiments.training.setup import Setup, setup
 
-SEED = 0  # whose parameters are kept
-EXAMPLES = 256  # of the validation data, as for the quantiles in training
-MOST_INPUTS = 1000  # of the training data
+SEED = 0  # the seed whose parameters are kept
+EXAMPLES = 256  # validation examples, as for the quantiles in training
+MOST_INPUTS = 1000  # training examples
 
 
 class Place(NamedTuple):
     """One normalization of a network.
 
     Attributes:
-        before: what goes in, of some validation examples.
-        after: what comes out.
-        running: the running mean and variance of each channel; None where it keeps none.
-        batch: the same of one batch.
+        before: its input for some validation examples.
+        after: its output for these.
+        running: the running mean and variance of each channel; None if there are none.
+        batch: mean and variance of one batch.
     """
 
     name: str
@@ -42,11 +42,11 @@ def places(config: Config, directory: Path) -> list[Place]:
     """Return the normalizations of a trained network, in order of depth.
 
     Raises:
-        ConfigError: the parameters of the run were not kept, or are not of its model.
+        ConfigError: the parameters of the run were not kept, or do not fit its model.
     """
     seed = directory / f"seed-{SEED}"
     if not (seed / FINAL).exists():
-        raise ConfigError(f"{seed / FINAL} is not there; train the run (again) to have it")
+        raise ConfigError(f"{seed / FINAL} does not exist; train the run again to create it")
     made = setup(config)
     variables = restore_final(seed)
     split = made.source.load(SEED).validation
@@ -66,7 +66,7 @@ def places(config: Config, directory: Path) -> list[Place]:
 def _captured(
     config: Config, made: Setup, variables: Any, split: Split, examples: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return by place what goes in and out in evaluation, and which of it the mask leaves."""
+    """Return the input, output and mask of each place in evaluation."""
     inputs = split.inputs[:examples]
     lengths = None if split.lengths is None else split.lengths[:examples]
     model = model_of(config, made, Scope())
@@ -83,16 +83,16 @@ def _captured(
 
 
 def _within(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Leave out what the mask, of the first axes, leaves out."""
+    """Return the unmasked values; `mask` covers the first axes."""
     return values if mask is None else values[mask]
 
 
 def _statistics(
     batch_stats: Any, name: str, sown: dict[str, np.ndarray]
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[np.ndarray, np.ndarray] | None]:
-    """Return the running and the batch's mean and variance; of each step in time by itself.
+    """Return mean and variance, running and of the batch, separately for each time step.
 
-    Those of a step in time that no example has are NaN.
+    Those of a time step that no example has are NaN.
     """
     stats = batch_stats
     for key in name.split("/"):
@@ -113,7 +113,7 @@ def _masked(values: np.ndarray, mask: np.ndarray | None) -> np.ma.MaskedArray:
 
 
 class ScaledInputs(NamedTuple):
-    """Training inputs (examples, features) under one scaling."""
+    """Training inputs (examples, features) with one scaling."""
 
     kind: str
     values: np.ndarray

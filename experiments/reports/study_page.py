@@ -26,7 +26,7 @@ def write_study_page(
     compared: Comparison | None,
     command: str,
 ) -> None:
-    """Write the page of a study. Its verdict is left open, for `verdicts.refresh`."""
+    """Write the page of a study. `verdicts.refresh` adds its verdict."""
     there = [point for point in points if point.seeds]
     body = [
         f'<p class="quiet"><a href="index.html">all studies</a> / {escape(str(study.name))}</p>',
@@ -54,9 +54,9 @@ def _curves(points: Sequence[Point], study: StudyConfig) -> Iterator[str]:
         yield "<h2>Learning curves</h2>"
         yield page.figures(figures)
         yield page.caption(
-            "Every seed, and in bold the mean as far as all seeds go; a curve ends where the seed "
-            "stopped or its loss is no longer finite. The axis of the accuracy is logarithmic in "
-            "the error."
+            "Every seed, and in bold the mean over the steps of all seeds; a curve ends where "
+            "the seed stopped or its loss is no longer finite. The axis of the accuracy is "
+            "logarithmic in the error."
         )
 
 
@@ -78,8 +78,8 @@ def _results(study: StudyConfig, points: Sequence[Point], measured: Metric) -> I
 def _why_validation(measured: Metric, compared: Comparison | None) -> Iterator[str]:
     if compared is not None and compared.tuned and measured.key.startswith("validation_"):
         yield page.caption(
-            "The arms of the contrast are tuned on these validation data. Test data are looked at "
-            "once, in the contrast of what won."
+            "The arms of the contrast are tuned on these validation data. Test data are only used "
+            "once, in the contrast of the chosen runs."
         )
 
 
@@ -152,7 +152,7 @@ def _costs(points: Sequence[Point]) -> str:
 
 
 def _made_with(points: Sequence[Point]) -> str:
-    """What the seeds were made with; several values where they differ."""
+    """Return a table of devices, versions and code, with several values if seeds differ."""
     results = [seed.result for point in points for seed in point.seeds.values()]
     made: dict[str, dict[str, None]] = {}
     for result in results:

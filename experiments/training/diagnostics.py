@@ -1,4 +1,4 @@
-"""What is watched of a network in training: gradients, statistics, distributions, by layer."""
+"""Gradients, statistics and distributions of each layer during training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,22 +7,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, draw three of them
-MOST_VALUES = 16_384  # of a layer, from which its quantiles are taken: a sort is slow on a CPU
+QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, plot three of them
+MOST_VALUES = 16_384  # values of a layer that are used for quantiles: sorting is slow on a CPU
 
 
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
-    """Return the Euclidean norm of the gradient of each layer's parameters."""
+    """Return the Euclidean norm of the gradient of the parameters of each layer."""
     return {name: optax.tree.norm(layer) for name, layer in layers(grads, _is_layer)}
 
 
 def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str, Any]:
-    """Return how far the batch of a step was from the running statistics, by normalization.
+    """Return the distance of the batch of a step from the running statistics, by normalization.
 
-    From what the step changed: batch - old = (new - old) / share, where the batch's share is
-    1 - momentum, or that of its count where all batches are merged (of the variance that leaves
-    out what is between them). `mean` is the average over channels of |mean_B - mean| / sqrt(var),
-    `var` that of |var_B - var| / var. Statistics that are frozen do not change: 0.
+    It follows from the change in the step: batch - old = (new - old) / share. The share of the
+    batch is 1 - momentum, or that of its count if all batches are merged. (Then the difference
+    between batch means is not part of the variance.) `mean` is the average over channels of
+    |mean_B - mean| / sqrt(var), and `var` that of |var_B - var| / var. Frozen statistics give 0.
     """
     after = dict(layers(new, _is_statistics))
 
@@ -46,10 +46,9 @@ def _share(old: Any, new: Any, momentum: float | None) -> Any:
 
 
 def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
-    """Return `QUANTILES` of what went into each normalization, of what came out, and of one unit.
+    """Return `QUANTILES` of the input, of the output and of one unit of each normalization.
 
-    The unit is the first channel of what came out. What a place's mask leaves out, padding, is left
-    out.
+    The unit is the first channel of the output. Masked positions, which are padding, do not count.
     """
     return {
         name: {
@@ -65,7 +64,7 @@ def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
 
 
 def _quantiles(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Return the quantiles of values, where `mask`, of their first axes; nan if one of them is."""
+    """Return the quantiles of values where `mask`, of their first axes, is True. NaN gives NaN."""
     few = _few(values).astype(jnp.float32)
     if mask is None:
         return jnp.quantile(few, jnp.array(QUANTILES))
@@ -88,7 +87,7 @@ def _is_statistics(tree: Any) -> bool:
 
 
 def is_normalization(tree: Any) -> bool:
-    """Whether this is what a normalization keeps in the collection "intermediates"."""
+    """Return whether this dict holds the intermediates of a normalization."""
     return "input" in tree
 
 

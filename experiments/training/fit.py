@@ -1,4 +1,4 @@
-"""The training loop: one seed, or several together, from where they are to their end."""
+"""The training loop for one seed, or for several seeds together."""
 
 import hashlib
 import math
@@ -21,8 +21,8 @@ from experiments.training.state import State, Sums
 from experiments.training.timing import step_times
 
 EVALUATION_BATCH = 512
-FITTED_EXAMPLES = 5_000  # of the training set, on which the final model is evaluated
-WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
+FITTED_EXAMPLES = 5_000  # training examples that the final model is evaluated on
+WATCHED_EXAMPLES = 256  # validation examples that quantiles are computed from
 SECONDS_BETWEEN_REPORTS = 1.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -30,33 +30,33 @@ DONE, DIVERGED, STOPPED = "done", "diverged", "stopped"
 
 
 class SeedRun(NamedTuple):
-    """One seed of one configuration. Those trained together share a program."""
+    """One seed of one configuration. Seeds that are trained together share a program."""
 
     config: Config
     seed: int
 
 
 class Saved(NamedTuple):
-    """A checkpoint: the state, which holds keys and the position in the data, and its seconds."""
+    """A checkpoint: the state, with keys and the position in the data, and the seconds so far."""
 
     state: State
     seconds: Any
 
 
 class Callbacks(Protocol):
-    """Who keeps what the loop tells of a seed (`experiments.launch.run`)."""
+    """The loop calls these methods for each seed; `experiments.launch.run` implements them."""
 
     def saved_steps(self) -> list[int]:
-        """Return the steps of the checkpoints that are there, newest first."""
+        """Return the steps of the existing checkpoints, newest first."""
 
     def restore(self, step: int, like: Saved) -> Saved | None:
-        """Return a checkpoint, or None where it is damaged."""
+        """Return a checkpoint, or None if it is damaged."""
 
     def save(self, step: int, saved: Saved) -> None:
-        """Keep a checkpoint."""
+        """Write a checkpoint."""
 
     def on_start(self, step: int) -> None:
-        """Training goes on from here; what was recorded after this step will be again."""
+        """Training starts at this step. Records after it will be written again."""
 
     def on_progress(self, step: int, loss: float) -> None:
         """Training is at this step, with this mean loss since the last evaluation."""
@@ -65,13 +65,13 @@ class Callbacks(Protocol):
         """An evaluation gave this record."""
 
     def on_end(self, result: dict[str, Any], variables: dict[str, Any]) -> None:
-        """The seed reached this, with these parameters and statistics."""
+        """The seed ended with this result and these parameters and statistics."""
 
 
 def fit(
     program: Program, made: Setup, runs: Sequence[SeedRun], callbacks: Sequence[Callbacks]
 ) -> None:
-    """Train the runs from where they are to their ends; several where the program says so."""
+    """Train seeds to their ends: one, or several together if the program is for several."""
     training = _Training(program, made, runs, callbacks)
     state = training.start()
     step = int(np.ravel(jax.device_get(state.step))[0])
@@ -91,7 +91,7 @@ def fit(
 
 
 class _Training:
-    """What the loop needs besides the state: the data, what was reached, the time."""
+    """The loop apart from the state: the data, the results and the time."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Training:
         return all(self.ended)
 
     def start(self) -> State:
-        """Return the state of the newest checkpoint that all runs have whole, or the first."""
+        """Return the state of the newest intact checkpoint of all seeds, or the initial state."""
         runs = [self.program.init(*run) for run in self.runs]
         first = parallel.replicate(self._together(runs), self.program.devices)
         common = set.intersection(*(set(callback.saved_steps()) for callback in self.callbacks))
@@ -129,7 +129,7 @@ class _Training:
         return first
 
     def calls(self, step: int) -> Iterator[tuple[int, Batch]]:
-        """Yield the batches of each call of the program, and for how many steps they are."""
+        """Yield the number of steps and the batches of each call of the program."""
         per_run = self._batches(self.config.batch_size, self.program.batch_multiple, step)
         while step < self.made.total_steps:
             length = self._call_length(step)
@@ -141,7 +141,7 @@ class _Training:
             step += length
 
     def _batches(self, size: int, multiple: int, step: int) -> list[Iterator[Batch]]:
-        """Return each member's batches of training from a step on; of each what is here."""
+        """Return the training batches of each seed from a step on, as this process reads them."""
         shard = parallel.local_shard(self.program.devices, -(-size // multiple) * multiple)
         return [
             self.made.source.batches(dataset, size, multiple=multiple, seed=run.seed).from_step(
@@ -151,12 +151,12 @@ class _Training:
         ]
 
     def _call_length(self, step: int) -> int:
-        """As many steps as a call takes, but never over an evaluation or the end."""
+        """Return the number of steps of a call, which ends at an evaluation or the last step."""
         most = min(self.program.steps_per_call, self.config.checkpoint_every or self.every)
         return min(most, self.every - step % self.every, self.made.total_steps - step)
 
     def report_progress(self, state: State, step: int) -> None:
-        """Tell now and then how far training is; reading the loss waits for the steps."""
+        """Report the progress from time to time. Reading the loss waits for the steps."""
         now = time.perf_counter()
         if now - self.reported < SECONDS_BETWEEN_REPORTS:
             return
@@ -167,7 +167,7 @@ class _Training:
             callback.on_progress(step, float(sums.loss) / max(float(sums.examples), 1.0))
 
     def evaluate(self, state: State, step: int) -> State:
-        """Record what was reached since the last evaluation, and end what ends here."""
+        """Record the results since the last evaluation, and end the seeds that are finished."""
         deployed = self._deployed(state)
         validated = self._evaluated(deployed, [dataset.validation for dataset in self.datasets])
         watched = [self._quantiles(deployed), state.watched]
@@ -188,11 +188,12 @@ class _Training:
         return state._replace(sums=parallel.replicate(nothing, self.program.devices))
 
     def _deployed(self, state: State) -> State:
-        """Return the state whose statistics evaluation normalizes by.
+        """Return the state with the statistics that evaluation normalizes by.
 
-        Recomputed ones are the moments of the first batches of training, each normalized by itself
-        as a step normalizes its micro-batches, and merged by their counts. They are saved with the
-        final model, and training goes on without them.
+        Recomputed statistics are the moments of the first training batches. Each batch is
+        normalized by itself, as a training step normalizes its micro-batches, and the moments are
+        merged by their counts. The final model is saved with these statistics, but training
+        continues without them.
         """
         if self.program.measure is None:
             return state
@@ -233,16 +234,16 @@ class _Training:
         return DONE if step == self.made.total_steps else None
 
     def _tested(self, state: State) -> list[dict[str, float]]:
-        """Return of each member what a seed ends with: on the test data, and on training examples.
+        """Return the final results of each seed on the test data and on training examples.
 
-        The test data are looked at this once.
+        This is the only use of the test data.
         """
         tested = self._evaluated(state, [dataset.test for dataset in self.datasets])
         fitted = self._evaluated(
             state,
             [dataset.train for dataset in self.datasets],
             limit=FITTED_EXAMPLES,
-            batch=len(self.datasets[0].test.labels),  # is compiled
+            batch=len(self.datasets[0].test.labels),  # a size that is compiled already
         )
         return [
             {f"test_{key}": value for key, value in of_test.items()}
@@ -258,7 +259,7 @@ class _Training:
         record: dict[str, Any],
         tested: dict[str, float],
     ) -> None:
-        """Hand over what a seed reached."""
+        """Pass the final result of a seed to its callbacks."""
         keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
         result = {key: record[key] for key in keys} | tested
         if ended == DIVERGED:
@@ -281,14 +282,14 @@ class _Training:
         )
 
     def _timed(self, i: int) -> dict[str, float]:
-        """Time the step of a seed on its first batches, where that is asked for."""
+        """Time the training step of a seed on its first batches, if configured."""
         if self.config.timed_steps is None:
             return {}
         length, batches = next(self.calls(0))
         return step_times(self.program, *self.runs[i], batches, length)
 
     def is_to_be_saved(self, before: int, step: int) -> bool:
-        """Every so many steps, and every minute where no other process would have to agree."""
+        """Return whether a checkpoint is due, by the step or, in a single process, by time."""
         every = self.config.checkpoint_every
         if every is None:
             return False
@@ -312,10 +313,10 @@ class _Training:
         limit: int | None = None,
         batch: int = EVALUATION_BATCH,
     ) -> list[dict[str, float]]:
-        """Return the mean loss and the accuracy of each member on its split, or `limit` of it.
+        """Return the mean loss and the accuracy of each seed on its split, or on `limit` examples.
 
-        Where groups of examples are normalized by their own statistics, each has its place on one
-        device, and the examples are mixed, since it matters which come together.
+        If groups of examples are normalized by their own statistics, each group lies on one device.
+        The examples are then shuffled, because the composition of the groups matters.
         """
         devices, group = self.program.devices, self.program.group or 1
         multiple = len(devices) * group
@@ -369,7 +370,7 @@ def _means(sums: Sums, prefix: str = "") -> dict[str, float]:
 
 
 def digest(variables: Any) -> str:
-    """Return a digest of parameters and statistics, the same if and only if all bits are."""
+    """Return a digest of parameters and statistics. It is equal only if all bits are equal."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         total.update(jax.tree_util.keystr(path).encode())

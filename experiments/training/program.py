@@ -1,4 +1,4 @@
-"""The compiled functions of a run: its first state, its steps, an evaluation."""
+"""The compiled functions of a run: initial state, training steps and evaluation."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,18 +22,19 @@ ACCELERATOR_STEPS_PER_CALL = 50
 
 
 class Program(NamedTuple):
-    """The compiled functions of a run and their devices; its seeds share them.
+    """The compiled functions of a run and its devices. The seeds of the run share them.
 
-    `train` takes the batches of several steps, the others one batch; of each batch what belongs to
-    this process, but `quantiles` a whole one. A batch is filled to a multiple of `batch_multiple`.
-    Where several seeds are `together` all arrays have a first axis for them.
+    `train` takes the batches of several steps, and the other functions take one batch. Each batch
+    contains the examples of this process; only `quantiles` takes a whole batch. The size of a batch
+    is a multiple of `batch_multiple`. If seeds are trained `together`, all arrays have a first axis
+    for them.
 
     Attributes:
-        measure: returns the running statistics of a state after a batch, by which no parameter
-            moves; None where they are not recomputed for an evaluation.
-        group: how many examples, one after the other, `evaluate` normalizes by their own
-            statistics; None where by running ones.
-        plain: the same program without normalization, where steps are timed beside its.
+        measure: returns the running statistics after a batch and changes no parameters. None if
+            evaluation does not use recomputed statistics.
+        group: the number of consecutive examples that `evaluate` normalizes by their own
+            statistics. None if it uses running statistics.
+        plain: the same program without normalization, for timing; None without timing.
     """
 
     init: Callable[[Config, int], State]
@@ -50,9 +51,9 @@ class Program(NamedTuple):
 
 
 def steps_per_call(config: Config, made: Setup) -> int:
-    """Return how many steps one compiled call takes, where nothing interrupts them.
+    """Return the number of steps of one compiled call, if nothing interrupts them.
 
-    A CPU convolves slowly inside a scan, so there the model says what it gains from.
+    Convolutions inside a scan are slow on a CPU, so there the model determines the number.
     """
     if config.steps_per_call is not None:
         return config.steps_per_call
@@ -62,9 +63,9 @@ def steps_per_call(config: Config, made: Setup) -> int:
 
 
 def seeds_together(config: Config) -> bool:
-    """Whether one program holds all seeds: not where its steps are timed.
+    """Return whether one program trains all seeds. If steps are timed, it does not.
 
-    No model gains from vmap on a CPU.
+    No model is faster with vmap on a CPU.
     """
     if config.seeds_together is not None:
         return config.seeds_together
@@ -72,18 +73,18 @@ def seeds_together(config: Config) -> bool:
 
 
 def evaluation_group(config: Config, made: Setup) -> int | None:
-    """Return how many examples evaluation normalizes by their own statistics."""
+    """Return how many examples evaluation normalizes by their own statistics, or None."""
     by_batches = made.norm.of_the_batch and isinstance(config.inference, BatchInference)
     return config.inference.batch_size if by_batches else None
 
 
 def model_of(config: Config, made: Setup, scope: Scope, *, measures: bool = False) -> nn.Module:
-    """Return the run's model.
+    """Return the model of a run.
 
     Args:
         measures: whether evaluation measures the batch.
     """
-    context = Context(  # a step of training gives its own
+    context = Context(  # a training step sets its own step
         scope, made.total_steps, config.dtype, step=0, measures=measures
     )
     return made.model(
@@ -103,7 +104,7 @@ def example(made: Setup, batch_size: int = 1) -> Batch:
 
 
 def compile_program(config: Config, made: Setup) -> Program:
-    """Return the functions of a run, compiled as its devices and configuration ask."""
+    """Return the compiled functions of a run for its devices and configuration."""
     program = _compile(config, made)
     if config.timed_steps is None:
         return program
@@ -149,7 +150,7 @@ def _evaluate(model: nn.Module, scope: Scope, state: State, batch: Batch) -> Sum
 
 
 def _evaluate_groups(config: Config, made: Setup, scope: Scope, state: State, batch: Batch) -> Sums:
-    """Normalize each group of the batch by its own statistics: as a ghost, of one device alone."""
+    """Normalize each group of the batch by its own statistics, as a ghost on one device."""
     groups = len(batch.labels) // config.inference.batch_size
     model = model_of(config, made, Scope(num_ghosts=groups), measures=True)
     logits, _ = _measured(model, state, batch)
@@ -161,7 +162,7 @@ def _measure(model: nn.Module, state: State, batch: Batch) -> Any:
 
 
 def _measured(model: nn.Module, state: State, batch: Batch) -> tuple[jax.Array, Any]:
-    """Return the logits of a model that measures, and what it measured."""
+    """Return the logits of a model that measures the batch, and the updated variables."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return model.apply(
         variables,
@@ -174,7 +175,7 @@ def _measured(model: nn.Module, state: State, batch: Batch) -> tuple[jax.Array, 
 
 
 def _quantiles(model: nn.Module, state: State, batch: Batch) -> dict[str, Any]:
-    """Return the quantiles of what goes in and out of every normalization, as training sees it."""
+    """Return quantiles of the input and output of every normalization in training mode."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     for_dropout, for_noise = jax.random.split(key)
     _, captured = at_step(model, state.step).apply(

@@ -1,4 +1,4 @@
-"""A step of training: gradients, statistics, update."""
+"""A training step: gradients, statistics and update."""
 
 import dataclasses
 from functools import partial
@@ -19,13 +19,13 @@ from experiments.training.state import State, Sums, no_sums, sums_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """A step of training.
+    """A training step.
 
-    Every example weighs the same, so that a smaller last batch makes a smaller step.
+    Every example has the same weight, so a smaller last batch makes a smaller update.
 
     Attributes:
-        model: whose normalization is placed.
-        accumulate: micro-batches of a step.
+        model: the model with its normalizations.
+        accumulate: the number of micro-batches of a step.
     """
 
     model: nn.Module
@@ -67,7 +67,7 @@ class TrainStep:
         return self._of_batch(model, state.params, state.batch_stats, batch, key)
 
     def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
-        """Of micro-batches one after the other, as ghosts of one batch would give."""
+        """Process micro-batches one after the other, with the results of ghosts of one batch."""
         of_the_batch = self.made.norm.of_the_batch
 
         def micro_step(carried: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
@@ -91,10 +91,10 @@ class TrainStep:
     def _of_batch(
         self, model: nn.Module, params: Any, batch_stats: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Sums]:
-        """Return the gradient of the sum of the losses, the new statistics, and the sums."""
+        """Return the gradient of the sum of losses, the new statistics, and the sums."""
 
         for_dropout, for_noise = jax.random.split(key)
-        if self.scope.axis_name is not None:  # other examples, and the same channels
+        if self.scope.axis_name is not None:  # the examples differ between devices
             for_dropout = jax.random.fold_in(for_dropout, jax.lax.axis_index(self.scope.axis_name))
 
         def loss_of(params: Any, batch_stats: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
@@ -120,12 +120,12 @@ class TrainStep:
 
 
 def _micro_batches(array: jax.Array, number: int) -> jax.Array:
-    """Deal the examples out, so that each device has its part of every micro-batch."""
+    """Split the examples so that each device has a share of every micro-batch."""
     return jnp.moveaxis(array.reshape(-1, number, *array.shape[1:]), 1, 0)
 
 
 def _overwritten(batch_stats: Any, moved: Any, names: tuple[str, ...]) -> Any:
-    """Put the gradients of the named entries in the place of these."""
+    """Replace the named entries by their gradients."""
 
     def chosen(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
         return new if path[-1].key in names else old
@@ -134,7 +134,7 @@ def _overwritten(batch_stats: Any, moved: Any, names: tuple[str, ...]) -> Any:
 
 
 def at_step(model: nn.Module, step: jax.Array) -> nn.Module:
-    """Return the model whose normalizations know the step, where they ask for it."""
+    """Return the model with the current step in its normalizations, if they need it."""
     if model.norm.norm.frozen_from is None:
         return model
     context = model.norm.context._replace(step=step)
@@ -142,12 +142,12 @@ def at_step(model: nn.Module, step: jax.Array) -> nn.Module:
 
 
 def of_all_devices(sums: Any, scope: Scope) -> Any:
-    """Add up what each device has of its part of the batch."""
+    """Sum over all devices."""
     return sums if scope.axis_name is None else jax.lax.psum(sums, scope.axis_name)
 
 
 def _of_all_groups(batch_stats: Any, scope: Scope) -> Any:
-    """Merge the running statistics, which groups of devices update each by its examples."""
+    """Merge the running statistics, which each group of devices updates separately."""
     if scope.axis_index_groups is None:
         return batch_stats
     return jn.sync_batch_stats(batch_stats, scope.axis_name)
