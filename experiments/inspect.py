@@ -3,7 +3,6 @@
 python -m experiments.inspect RUN [output=runs]     # a name, the beginning of one, or a path
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -12,10 +11,10 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from experiments.errors import ConfigError
-from experiments.list import output_of
+from experiments.list import run_argument
 from experiments.reports import activations, page
 from experiments.reports.network import SEED, Place, ScaledInputs, places, scaled_inputs
-from experiments.reports.overview import find_run, read_run
+from experiments.reports.overview import read_run
 from experiments.runs import records
 
 SCALING_NAMES = {
@@ -91,15 +90,8 @@ def _of_place(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
 
 def main() -> None:
     """Run the command line. An error ends in a message and an exit code."""
-    parser = argparse.ArgumentParser(
-        description="Draw what normalization does inside a network.",
-        usage="python -m experiments.inspect RUN [output=DIRECTORY]",
-    )
-    parser.add_argument("run", help="its name, the beginning of its name, or its path")
-    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
-    given = parser.parse_args()
     try:
-        path = inspect(find_run(given.run, output_of(given.arguments)))
+        path = inspect(run_argument("inspect", "Draw what normalization does inside a network."))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     print(f"page: {path.resolve()}")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR
-from experiments.reports.overview import choices, run_directories, runs_table
+from experiments.reports.overview import choices, find_run, run_directories, runs_table
 from experiments.reports.table import print_whole
 
 OUTPUT = "runs"
@@ -46,6 +46,20 @@ def output_of(arguments: Sequence[str]) -> Path:
             raise ConfigError(f"{argument!r} is not a valid argument; give output=DIRECTORY")
         output = value
     return Path(output)
+
+
+def run_argument(module: str, description: str) -> Path:
+    """Return the run that the command line of a module names.
+
+    Raises:
+        ConfigError: there is no such run, or another argument.
+    """
+    usage = f"python -m experiments.{module} RUN [output=DIRECTORY]"
+    parser = argparse.ArgumentParser(description=description, usage=usage)
+    parser.add_argument("run", help="its name, the beginning of its name, or its path")
+    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
+    given = parser.parse_args()
+    return find_run(given.run, output_of(given.arguments))
 
 
 def main() -> None:

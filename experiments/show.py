@@ -3,7 +3,6 @@
 python -m experiments.show RUN [output=runs]     # a name, the beginning of one, or a path
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import ConfigError
-from experiments.list import output_of
-from experiments.reports.overview import RunState, find_run, read_run, seeds_text
+from experiments.list import run_argument
+from experiments.reports.overview import RunState, read_run, seeds_text
 from experiments.reports.table import print_whole
 from experiments.runs import records
 
@@ -90,14 +89,8 @@ def _made_with(run: RunState) -> Iterator[str]:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description="Show one run.", usage="python -m experiments.show RUN [output=DIRECTORY]"
-    )
-    parser.add_argument("run", help="its name, the beginning of its name, or its path")
-    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
-    given = parser.parse_args()
     try:
-        show(find_run(given.run, output_of(given.arguments)), Console())
+        show(run_argument("show", "Show one run."), Console())
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

@@ -314,7 +314,10 @@ def test_a_loss_that_diverged_counts_as_that_of_chance(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"a": "norm=layer"}, "study.contrast.a is 'norm=layer', which matches no run.*norm: batch"),
+        (
+            {"a": "norm=layer"},
+            "contrast.a is 'norm=layer', which matches no run.*norm: batch",
+        ),
         ({"a": "batch"}, "matches no run"),
         ({"direction": "less"}, "study.contrast.direction is 'less'; the choices are greater"),
         ({"unit": "ratio", "delta": 0.5}, "study.contrast.delta is 0.5; give 1 or more"),

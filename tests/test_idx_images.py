@@ -184,11 +184,19 @@ def remove(folder, name):
         (of_another_format, LABELS, ["starts with 89 50 4e 47", "with 00 00 08 01", "of MNIST"]),
         (empty, IMAGES, ["starts with nothing"]),
         (end_in_the_header, IMAGES, ["has 6 bytes", "requires 16"]),
-        (no_gzip, IMAGES, [".gz is truncated or corrupt", "Not a gzipped file", "download it again"]),
+        (
+            no_gzip,
+            IMAGES,
+            [".gz is truncated or corrupt", "Not a gzipped", "download it again"],
+        ),
         (fewer, LABELS, ["has 40 images", "39 labels", "download both again"]),
         (none, IMAGES, ["contains no image"]),
-        (of_another_size, IMAGES, ["images of 8x4", "t10k-images-idx3-ubyte of 6x4", "the same size"]),
-        (remove, LABELS, ["is not there, and not with .gz; give the folder"]),
+        (
+            of_another_size,
+            IMAGES,
+            ["images of 8x4", "t10k-images-idx3-ubyte of 6x4", "same size"],
+        ),
+        (remove, LABELS, ["does not exist, with or without .gz; give the folder"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -223,7 +231,8 @@ def test_a_label_out_of_range_is_told(tmp_path):
 def test_a_folder_that_is_not_there_is_told_with_the_cure(tmp_path, monkeypatch):
     [problem] = idx_images(tmp_path).problems(16)
     assert (
-        f"{tmp_path / 'images' / IMAGES} is not there, and not with .gz; give the folder" in problem
+        f"{tmp_path / 'images' / IMAGES} does not exist, with or without .gz; give the folder"
+        in problem
     )
     with pytest.raises(ConfigError, match="is not there"):
         idx_images(tmp_path).load(0)
