@@ -166,7 +166,7 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["norm.momentum=null", "accumulate=2"], ["accumulate is 2", "norm.momentum a number"]),
         (
             ["norm=ghost_batch", "accumulate=4"],
-            ["accumulate is 4", "multiple of 8", "batch_size that 32 divides"],
+            ["accumulate is 4", "multiple of 8", "batch_size that is a multiple of 32"],
         ),
         (["norm=flax_batch", "accumulate=2"], ["accumulate is 2", "norm=flax_batch"]),
         (["norm=flax_batch", "parallel=pmap"], ["parallel=pmap", "parallel=jit or single"]),

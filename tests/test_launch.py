@@ -104,7 +104,7 @@ def test_a_failure_and_a_killed_worker_among_others(tmp_path):
     failures = local.launch(sweep, launch_jobs.run, events.append, 2)
     assert sorted(failures) == [
         RunFailed("b1", "ValueError: a bug"),
-        RunFailed("b2", "its process ended by SIGKILL, as the one before"),
+        RunFailed("b2", "its process ended by SIGKILL, as in the previous attempt"),
     ]
     assert sorted(names(events, RunLost)) == ["a1", "b2"]
     assert sorted(names(events, RunEnded)) == ["a1", "b3"]

@@ -60,7 +60,7 @@ def make_devices(config: ParallelConfig) -> None:
         if len(there) != number or there[0].platform != "cpu":
             raise ConfigError(
                 f"parallel.virtual_devices is {number}, but JAX has started with {len(there)} "
-                f"{there[0].platform} devices; use a separate process, or give null"
+                f"{there[0].platform} devices; give it in a separate process, or null"
             ) from error
 
 
