@@ -279,7 +279,7 @@ def test_a_changed_study_leaves_the_verdict_as_it_was(finished, overrides, tmp_p
     text = printed(overrides)
     assert not (tmp_path / "norms.html").exists()
     assert not (tmp_path / "norms.study.json").exists()
-    told = "norm=none,batch epochs=2 makes another study, and the verdict of the study itself does not change"
+    told = "norm=none,batch epochs=2 makes another study, and the verdict of the study itself"
     assert f"verdict: no verdict: {told}" in text
     assert told in (tmp_path / "norms-changed.html").read_text()
 
