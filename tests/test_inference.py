@@ -14,7 +14,7 @@ from experiments.training import parallel
 from experiments.training.checkpoints import restore_final
 from experiments.training.fit import SeedRun, _Training
 from experiments.training.program import compile_program, model_of
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 WINE = ("data=wine", "model=mlp", "model.hidden=[6,5]", "batch_size=50", "epochs=2", "seeds=1")
 DIGITS = ("data=digits", "data.examples=100", "model.channels=[4]", "batch_size=50", "seeds=1")
@@ -39,7 +39,7 @@ class Ready:
 
     def __init__(self, *overrides):
         self.config = composed(*overrides)
-        self.made = setup(self.config)
+        self.made = make_setup(self.config)
         self.program = compile_program(self.config, self.made)
         runs = [SeedRun(self.config, seed) for seed in range(self.config.seeds)]
         self.training = _Training(self.program, self.made, runs, [None] * len(runs))

@@ -15,7 +15,7 @@ from experiments.launch.run import run
 from experiments.launch.study import CONFIG_DIR, grid
 from experiments.reports import activations, network
 from experiments.runs.directory import run_directory
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 RUN = ("data=wine", "model=mlp", "norm=batch", "epochs=3", "seeds=1", "parallel=single")
 
@@ -175,7 +175,7 @@ def test_rows_beyond_the_lengths_are_not_shown(model):
     lengths = np.array([5, 1, 2, 3, 4, 5, 2, 1], np.int32)
     split = Split(rows, np.zeros(8, np.int32), lengths)
     config = composed("data=digits", "data.lengths=inked", f"model={model}", "norm=batch")
-    made = setup(config)
+    made = make_setup(config)
     variables = network.model_of(config, made, network.Scope()).init(
         jax.random.key(0), rows, lengths, train=False
     )

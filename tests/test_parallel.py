@@ -23,7 +23,7 @@ from experiments.runs.directory import run_directory
 from experiments.training import parallel
 from experiments.training.fit import SeedRun, fit
 from experiments.training.program import compile_program
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 WAYS = ["jit", "shard_map", "pmap"]
 # 44 examples in batches of 20 on eight devices: every batch is filled to 24, and in the last one of
@@ -68,7 +68,7 @@ def composed(*overrides):
 
 def made_of(config, data):
     """The components of a run, on the random images."""
-    made = setup(config)._replace(source=data, spec=Spec((8, 8, 1), 10, TRAIN), epoch_steps=3)
+    made = make_setup(config)._replace(source=data, spec=Spec((8, 8, 1), 10, TRAIN), epoch_steps=3)
     return made._replace(total_steps=3 * config.epochs)
 
 

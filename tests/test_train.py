@@ -18,7 +18,7 @@ from experiments import train
 from experiments.launch import run as running
 from experiments.runs import code, records
 from experiments.runs.directory import run_directory
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 ROOT = Path(__file__).parent.parent
 TINY = ("epochs=1", "seeds=2", "model.channels=[4]", "batch_size=256")
@@ -245,7 +245,7 @@ def test_events_of_a_run_that_went_on_are_there_once(places, monkeypatch):
     for record in records_of(path):
         event = tensorboard.Event.FromString(record)
         seen += [(value.tag, event.step) for value in event.summary.value]
-    steps = range(1, setup(config).total_steps + 1)
+    steps = range(1, make_setup(config).total_steps + 1)
     assert sorted(step for tag, step in seen if tag == "validation_accuracy") == [*steps]
     assert len(set(seen)) == len(seen)
     tags = {tag for tag, _ in seen}

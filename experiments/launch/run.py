@@ -21,7 +21,7 @@ from experiments.training.checkpoints import Checkpoints, save_final, telling_of
 from experiments.training.fit import Saved, SeedRun, fit
 from experiments.training.parallel import make_devices
 from experiments.training.program import Program, compile_program
-from experiments.training.setup import Setup, setup
+from experiments.training.setup import Setup, make_setup
 from experiments.training.watch import Ended, Resumed, RunEnded, RunStarted, Update, Watch
 
 
@@ -32,7 +32,7 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
     processes, only the first one writes.
     """
     make_devices(configs[0].parallel)
-    made = setup(configs[0])
+    setup = make_setup(configs[0])
     with telling_of_a_full_disk(Path(configs[0].output)), contextlib.ExitStack() as held:
         for config in configs:
             directory = run_directory(config)
@@ -43,7 +43,7 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
                 records.write_config(directory, config)
                 held.enter_context(_log_file(directory))
         seeds = {run_directory(config): _begin(config, watch) for config in configs}
-        _train(made, [seed for of_run in seeds.values() for seed in of_run], watch)
+        _train(setup, [seed for of_run in seeds.values() for seed in of_run], watch)
         for config in configs:
             directory = run_directory(config)
             watch(RunEnded(directory.name, _outcome(config, bool(seeds[directory]))))
@@ -76,16 +76,16 @@ def _begin(config: Config, watch: Watch) -> list[SeedRun]:
     return [SeedRun(config, seed) for seed in trained]
 
 
-def _train(made: Setup, seeds: Sequence[SeedRun], watch: Watch) -> None:
+def _train(setup: Setup, seeds: Sequence[SeedRun], watch: Watch) -> None:
     if not seeds:
         return
-    program = _program(program_key(seeds[0].config), seeds[0].config, made)
+    program = _program(program_key(seeds[0].config), seeds[0].config, setup)
     groups = [seeds] if program.together else [[seed] for seed in seeds]
     for group in groups:
-        callbacks = [_Callbacks(seed, made, watch) for seed in group]
+        callbacks = [_Callbacks(seed, setup, watch) for seed in group]
         try:
             for alike in _by_step(callbacks):
-                fit(program, made, [one.seed_run for one in alike], alike)
+                fit(program, setup, [one.seed_run for one in alike], alike)
         finally:
             for one in callbacks:
                 one.close()
@@ -102,23 +102,23 @@ def _by_step(callbacks: Sequence["_Callbacks"]) -> list[list["_Callbacks"]]:
 _compiled: dict[str, Program] = {}
 
 
-def _program(key: str, config: Config, made: Setup) -> Program:
+def _program(key: str, config: Config, setup: Setup) -> Program:
     """Return the program of a configuration. The latest one is cached for the next runs."""
     if key not in _compiled:
         _compiled.clear()
-        _compiled[key] = compile_program(config, made)
+        _compiled[key] = compile_program(config, setup)
     return _compiled[key]
 
 
 class _Callbacks:
     """The files and events of one seed."""
 
-    def __init__(self, seed_run: SeedRun, made: Setup, watch: Watch) -> None:
+    def __init__(self, seed_run: SeedRun, setup: Setup, watch: Watch) -> None:
         self.seed_run = seed_run
         self.config, self.seed = seed_run
         self.run = run_directory(self.config)
         self.directory = records.seed_directory(self.run, self.seed)
-        self.total_steps, self.watch = made.total_steps, watch
+        self.total_steps, self.watch = setup.total_steps, watch
         self.log = _log(self.run)
         self.accuracy: float | None = None
         self.events: Events | None = None

@@ -32,7 +32,7 @@ from experiments.norms.base import Scope
 from experiments.runs.directory import program_key
 from experiments.training.parallel import axis_name, make_devices
 from experiments.training.program import evaluation_group, example, model_of
-from experiments.training.setup import Setup, setup
+from experiments.training.setup import Setup, make_setup
 
 CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
 DTYPES = ("float32", "bfloat16")
@@ -43,17 +43,17 @@ def validate(config: Config) -> None:
     _raise([*_names(config)])  # the other checks need valid names
     _raise([*_training(config), *_distributed(config.distributed)])
     make_devices(config.parallel)
-    made = setup(config)
+    setup = make_setup(config)
     problems = [
-        *made.source.problems(config.batch_size),
-        *made.norm.problems(config.batch_size),
-        *made.optimizer.problems(),
-        *_model(config, made),
-        *_statistics(config, made),
-        *_inference(config, made),
+        *setup.source.problems(config.batch_size),
+        *setup.norm.problems(config.batch_size),
+        *setup.optimizer.problems(),
+        *_model(config, setup),
+        *_statistics(config, setup),
+        *_inference(config, setup),
     ]
     _raise(problems)
-    _check_shapes(program_key(config), config, made)
+    _check_shapes(program_key(config), config, setup)
 
 
 def validate_devices(config: Config, num_devices: int, num_processes: int) -> None:
@@ -133,27 +133,27 @@ def _directory(key: str, given: str) -> Iterator[str]:
         yield f"{key} is {given!r}, but {there} cannot be written; give another directory"
 
 
-def _model(config: Config, made: Setup) -> Iterator[str]:
-    model = model_of(config, made, Scope())
+def _model(config: Config, setup: Setup) -> Iterator[str]:
+    model = model_of(config, setup, Scope())
     name = config.model["name"]
-    yield from model.problems(made.spec.input_shape)
-    if made.spec.max_length is not None and not model.takes_lengths:
+    yield from model.problems(setup.spec.input_shape)
+    if setup.spec.max_length is not None and not model.takes_lengths:
         yield (
             f"data.lengths makes sequences of unequal length, which model={name} does not accept; "
             "give data.lengths=full, or model=lstm, gru or transformer"
         )
 
 
-def _statistics(config: Config, made: Setup) -> Iterator[str]:
+def _statistics(config: Config, setup: Setup) -> Iterator[str]:
     """Yield what the normalization cannot do with several devices or micro-batches."""
     name = config.norm["name"]
-    syncs = made.norm.syncs or not made.norm.of_the_batch
+    syncs = setup.norm.syncs or not setup.norm.of_the_batch
     if not (syncs or isinstance(config.sync, GlobalSync)):
         yield (
             f"sync={config.sync.name} is for norm=batch, but norm={name} is not defined over the "
             "examples of some devices; give sync=global, or norm=batch"
         )
-    if not made.norm.merges and isinstance(config.parallel, Pmap | ShardMap):
+    if not setup.norm.merges and isinstance(config.parallel, Pmap | ShardMap):
         yield (
             f"norm={name} cannot merge the statistics of devices, as parallel="
             f"{config.parallel.name} requires; "
@@ -162,37 +162,37 @@ def _statistics(config: Config, made: Setup) -> Iterator[str]:
     if isinstance(config.sync, GroupSync):
         yield from at_least("sync.num_groups", config.sync.num_groups, 1)
     if config.accumulate > 1:
-        yield from _accumulated(config, made)
+        yield from _accumulated(config, setup)
 
 
-def _accumulated(config: Config, made: Setup) -> Iterator[str]:
+def _accumulated(config: Config, setup: Setup) -> Iterator[str]:
     """Yield what the normalization cannot do with micro-batches."""
     said = f"accumulate is {config.accumulate}, but norm={config.norm['name']}"
-    if made.norm.of_running or made.norm.frozen_from is not None:
+    if setup.norm.of_running or setup.norm.frozen_from is not None:
         yield (
             f"{said} also normalizes by its running statistics, which change only at the end of "
             "a step; give accumulate=1"
         )
-    if not made.norm.merges:
+    if not setup.norm.merges:
         yield f"{said} cannot merge the statistics of micro-batches; give accumulate=1"
-    if made.norm.of_the_batch and made.norm.momentum is None:
+    if setup.norm.of_the_batch and setup.norm.momentum is None:
         yield f"{said} has no momentum, which accumulation needs; give norm.momentum a number"
-    if config.batch_size % (config.accumulate * made.norm.batch_multiple):
+    if config.batch_size % (config.accumulate * setup.norm.batch_multiple):
         yield (
             f"{said} needs micro-batches whose size is a multiple of "
-            f"{made.norm.batch_multiple}; give a batch_size that is a multiple of "
-            f"{config.accumulate * made.norm.batch_multiple}"
+            f"{setup.norm.batch_multiple}; give a batch_size that is a multiple of "
+            f"{config.accumulate * setup.norm.batch_multiple}"
         )
 
 
-def _inference(config: Config, made: Setup) -> Iterator[str]:
+def _inference(config: Config, setup: Setup) -> Iterator[str]:
     """Yield what the normalization cannot do in evaluation."""
     name = config.inference.name
     if isinstance(config.inference, BatchInference):
         yield from at_least("inference.batch_size", config.inference.batch_size, 1)
     if isinstance(config.inference, RecomputedInference):
         yield from at_least("inference.examples", config.inference.examples, 1)
-        if not made.norm.merges:
+        if not setup.norm.merges:
             yield (
                 f"inference=recomputed merges the statistics of batches, and "
                 f"norm={config.norm['name']} cannot; give inference=running"
@@ -203,7 +203,7 @@ def _inference(config: Config, made: Setup) -> Iterator[str]:
                 f"parallel={config.parallel.name} each group has its own; give sync=global or "
                 "local, or parallel=jit"
             )
-    if made.norm.of_running and not isinstance(config.inference, RunningInference):
+    if setup.norm.of_running and not isinstance(config.inference, RunningInference):
         yield (
             f"inference={name} normalizes by the batch only, but norm={config.norm['name']} "
             "also uses running statistics in training; give inference=running, or norm=batch"
@@ -213,27 +213,27 @@ def _inference(config: Config, made: Setup) -> Iterator[str]:
 _fitting: set[str] = set()  # the keys of programs whose shapes fit
 
 
-def _check_shapes(key: str, config: Config, made: Setup) -> None:
+def _check_shapes(key: str, config: Config, setup: Setup) -> None:
     """Trace the model with shapes only, and raise `ConfigError` if that fails."""
     if key in _fitting:
         return
     try:
-        _trace(model_of(config, made, Scope()), example(made, config.batch_size), train=True)
+        _trace(model_of(config, setup, Scope()), example(setup, config.batch_size), train=True)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"norm={config.norm['name']} and model={config.model['name']} do not fit "
             f"data={config.data['name']}: {error}"
         ) from error
-    if evaluation_group(config, made) == 1:
-        _check_single_examples(config, made)
+    if evaluation_group(config, setup) == 1:
+        _check_single_examples(config, setup)
     _fitting.add(key)
 
 
-def _check_single_examples(config: Config, made: Setup) -> None:
+def _check_single_examples(config: Config, setup: Setup) -> None:
     """Check evaluation with single examples: it can fail where training does not."""
-    model = model_of(config, made, Scope(num_ghosts=1), measures=True)
+    model = model_of(config, setup, Scope(num_ghosts=1), measures=True)
     try:
-        _trace(model, example(made), train=False)
+        _trace(model, example(setup), train=False)
     except ValueError as error:
         raise ConfigError(
             f"inference.batch_size is 1, but an example has one value for each channel of "

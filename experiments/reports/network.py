@@ -14,7 +14,7 @@ from experiments.norms.base import Scope
 from experiments.training.checkpoints import FINAL, restore_final
 from experiments.training.diagnostics import is_normalization, layers
 from experiments.training.program import model_of
-from experiments.training.setup import Setup, setup
+from experiments.training.setup import Setup, make_setup
 
 SEED = 0  # the seed whose parameters are kept
 EXAMPLES = 256  # validation examples, as for the quantiles in training
@@ -47,11 +47,11 @@ def places(config: Config, directory: Path) -> list[Place]:
     seed = directory / f"seed-{SEED}"
     if not (seed / FINAL).exists():
         raise ConfigError(f"{seed / FINAL} does not exist; train the run again to create it")
-    made = setup(config)
+    setup = make_setup(config)
     variables = restore_final(seed)
-    split = made.source.load(SEED).validation
-    seen = _captured(config, made, variables, split, EXAMPLES)
-    of_batch = _captured(config, made, variables, split, config.batch_size)
+    split = setup.source.load(SEED).validation
+    seen = _captured(config, setup, variables, split, EXAMPLES)
+    of_batch = _captured(config, setup, variables, split, config.batch_size)
     return [
         Place(
             name,
@@ -64,12 +64,12 @@ def places(config: Config, directory: Path) -> list[Place]:
 
 
 def _captured(
-    config: Config, made: Setup, variables: Any, split: Split, examples: int
+    config: Config, setup: Setup, variables: Any, split: Split, examples: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the input, output and mask of each place in evaluation."""
     inputs = split.inputs[:examples]
     lengths = None if split.lengths is None else split.lengths[:examples]
-    model = model_of(config, made, Scope())
+    model = model_of(config, setup, Scope())
     _, captured = model.apply(variables, inputs, lengths, train=False, mutable=["intermediates"])
     sown = captured.get("intermediates", {})
     return {
@@ -122,7 +122,7 @@ class ScaledInputs(NamedTuple):
 
 def scaled_inputs(config: Config) -> list[ScaledInputs]:
     """Return some training inputs raw, scaled by min and max, and standardized."""
-    source = setup(config).source
+    source = make_setup(config).source
     train = dataclasses.replace(source, scaling="raw").load(SEED).train
     raw = train.inputs[:]
     measured = measure(raw, train.lengths, np.arange(len(raw)))

@@ -69,10 +69,10 @@ class Callbacks(Protocol):
 
 
 def fit(
-    program: Program, made: Setup, runs: Sequence[SeedRun], callbacks: Sequence[Callbacks]
+    program: Program, setup: Setup, runs: Sequence[SeedRun], callbacks: Sequence[Callbacks]
 ) -> None:
     """Train seeds to their ends: one, or several together if the program is for several."""
-    training = _Training(program, made, runs, callbacks)
+    training = _Training(program, setup, runs, callbacks)
     state = training.start()
     step = int(np.ravel(jax.device_get(state.step))[0])
     for callback in callbacks:
@@ -80,7 +80,7 @@ def fit(
     for length, batches in training.calls(step):
         state = program.train(state, batches)
         before, step = step, step + length
-        last = step == made.total_steps
+        last = step == setup.total_steps
         training.report_progress(state, step)
         if last or step // training.every > before // training.every:
             state = training.evaluate(state, step)
@@ -96,14 +96,14 @@ class _Training:
     def __init__(
         self,
         program: Program,
-        made: Setup,
+        setup: Setup,
         runs: Sequence[SeedRun],
         callbacks: Sequence[Callbacks],
     ) -> None:
-        self.program, self.made, self.runs, self.callbacks = program, made, runs, callbacks
+        self.program, self.setup, self.runs, self.callbacks = program, setup, runs, callbacks
         self.config = runs[0].config
-        self.datasets = [made.source.load(run.seed) for run in runs]
-        self.every = evaluation_steps(self.config, made)
+        self.datasets = [setup.source.load(run.seed) for run in runs]
+        self.every = evaluation_steps(self.config, setup)
         self.ended = [False] * len(runs)
         self.seconds = 0.0
         self.clock = self.reported = self.saved = time.perf_counter()
@@ -131,7 +131,7 @@ class _Training:
     def calls(self, step: int) -> Iterator[tuple[int, Batch]]:
         """Yield the number of steps and the batches of each call of the program."""
         per_run = self._batches(self.config.batch_size, self.program.batch_multiple, step)
-        while step < self.made.total_steps:
+        while step < self.setup.total_steps:
             length = self._call_length(step)
             if self.program.steps_per_call > 1:
                 batches = [_stack(list(islice(batches, length))) for batches in per_run]
@@ -144,7 +144,7 @@ class _Training:
         """Return the training batches of each seed from a step on, as this process reads them."""
         shard = parallel.local_shard(self.program.devices, -(-size // multiple) * multiple)
         return [
-            self.made.source.batches(dataset, size, multiple=multiple, seed=run.seed).from_step(
+            self.setup.source.batches(dataset, size, multiple=multiple, seed=run.seed).from_step(
                 step, shard
             )
             for run, dataset in zip(self.runs, self.datasets, strict=True)
@@ -153,7 +153,7 @@ class _Training:
     def _call_length(self, step: int) -> int:
         """Return the number of steps of a call, which ends at an evaluation or the last step."""
         most = min(self.program.steps_per_call, self.config.checkpoint_every or self.every)
-        return min(most, self.every - step % self.every, self.made.total_steps - step)
+        return min(most, self.every - step % self.every, self.setup.total_steps - step)
 
     def report_progress(self, state: State, step: int) -> None:
         """Report the progress from time to time. Reading the loss waits for the steps."""
@@ -211,11 +211,11 @@ class _Training:
 
     def _record(self, run: SeedRun, step: int, *means: dict[str, Any]) -> dict[str, Any]:
         trained, validated, layers = means
-        optimizer = self.made.optimizer.with_numbers(run.config.optimizer)
-        rate = optimizer.rate(step - 1, self.config.batch_size, self.made.total_steps)
+        optimizer = self.setup.optimizer.with_numbers(run.config.optimizer)
+        rate = optimizer.rate(step - 1, self.config.batch_size, self.setup.total_steps)
         return {
             "step": step,
-            "epoch": step / self.made.epoch_steps,
+            "epoch": step / self.setup.epoch_steps,
             "time": round(time.time()),
             "seconds": self._elapsed() / len(self.runs),
             **trained,
@@ -231,7 +231,7 @@ class _Training:
         target = self.config.target
         if target is not None and record["validation_accuracy"] >= target:
             return STOPPED
-        return DONE if step == self.made.total_steps else None
+        return DONE if step == self.setup.total_steps else None
 
     def _tested(self, state: State) -> list[dict[str, float]]:
         """Return the final results of each seed on the test data and on training examples.
@@ -263,7 +263,7 @@ class _Training:
         keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
         result = {key: record[key] for key in keys} | tested
         if ended == DIVERGED:
-            chance = 1 / self.made.spec.num_classes
+            chance = 1 / self.setup.spec.num_classes
             result |= {key: chance if "accuracy" in key else math.nan for key in result}
         state = self._of(state, i)
         variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
@@ -346,7 +346,7 @@ class _Training:
             evaluation_batches(
                 jax.tree.map(lambda array: array[:WATCHED_EXAMPLES], dataset.validation),
                 WATCHED_EXAMPLES,
-                multiple=self.made.norm.batch_multiple,
+                multiple=self.setup.norm.batch_multiple,
             )[0]
             for dataset in self.datasets
         ]

@@ -50,7 +50,7 @@ class Program(NamedTuple):
     plain: "Program | None" = None
 
 
-def steps_per_call(config: Config, made: Setup) -> int:
+def steps_per_call(config: Config, setup: Setup) -> int:
     """Return the number of steps of one compiled call, if nothing interrupts them.
 
     Convolutions inside a scan are slow on a CPU, so there the model determines the number.
@@ -58,7 +58,7 @@ def steps_per_call(config: Config, made: Setup) -> int:
     if config.steps_per_call is not None:
         return config.steps_per_call
     if jax.default_backend() == "cpu":
-        return made.model.func.cpu_steps_per_call
+        return setup.model.func.cpu_steps_per_call
     return ACCELERATOR_STEPS_PER_CALL
 
 
@@ -72,72 +72,72 @@ def seeds_together(config: Config) -> bool:
     return config.timed_steps is None and jax.default_backend() != "cpu"
 
 
-def evaluation_group(config: Config, made: Setup) -> int | None:
+def evaluation_group(config: Config, setup: Setup) -> int | None:
     """Return how many examples evaluation normalizes by their own statistics, or None."""
-    by_batches = made.norm.of_the_batch and isinstance(config.inference, BatchInference)
+    by_batches = setup.norm.of_the_batch and isinstance(config.inference, BatchInference)
     return config.inference.batch_size if by_batches else None
 
 
-def model_of(config: Config, made: Setup, scope: Scope, *, measures: bool = False) -> nn.Module:
+def model_of(config: Config, setup: Setup, scope: Scope, *, measures: bool = False) -> nn.Module:
     """Return the model of a run.
 
     Args:
         measures: whether evaluation measures the batch.
     """
     context = Context(  # a training step sets its own step
-        scope, made.total_steps, config.dtype, step=0, measures=measures
+        scope, setup.total_steps, config.dtype, step=0, measures=measures
     )
-    return made.model(
-        norm=Placement(made.norm, context),
-        num_classes=made.spec.num_classes,
+    return setup.model(
+        norm=Placement(setup.norm, context),
+        num_classes=setup.spec.num_classes,
         dtype=config.dtype,
     )
 
 
-def example(made: Setup, batch_size: int = 1) -> Batch:
+def example(setup: Setup, batch_size: int = 1) -> Batch:
     """Return the shapes of a batch."""
     shape = jax.ShapeDtypeStruct
-    inputs = shape((batch_size, *made.spec.input_shape), jnp.float32)
+    inputs = shape((batch_size, *setup.spec.input_shape), jnp.float32)
     integers = shape((batch_size,), jnp.int32)
-    lengths = None if made.spec.max_length is None else integers
+    lengths = None if setup.spec.max_length is None else integers
     return Batch(inputs, lengths, integers, shape((batch_size,), bool))
 
 
-def compile_program(config: Config, made: Setup) -> Program:
+def compile_program(config: Config, setup: Setup) -> Program:
     """Return the compiled functions of a run for its devices and configuration."""
-    program = _compile(config, made)
+    program = _compile(config, setup)
     if config.timed_steps is None:
         return program
-    return program._replace(plain=_compile(config, made._replace(norm=NoNorm())))
+    return program._replace(plain=_compile(config, setup._replace(norm=NoNorm())))
 
 
-def _compile(config: Config, made: Setup) -> Program:
+def _compile(config: Config, setup: Setup) -> Program:
     devices = parallel.devices(config.parallel)
     scope = parallel.scope(config.parallel, config.sync, len(devices))
-    model = model_of(config, made, scope)
-    recomputes = made.norm.of_the_batch and isinstance(config.inference, RecomputedInference)
-    per_call, together = steps_per_call(config, made), seeds_together(config)
+    model = model_of(config, setup, scope)
+    recomputes = setup.norm.of_the_batch and isinstance(config.inference, RecomputedInference)
+    per_call, together = steps_per_call(config, setup), seeds_together(config)
 
-    step = TrainStep(model, made, config.batch_size, config.accumulate, scope)
+    step = TrainStep(model, setup, config.batch_size, config.accumulate, scope)
     train = _scanned(step) if per_call > 1 else step
-    if evaluation_group(config, made) is None:
+    if evaluation_group(config, setup) is None:
         evaluate = partial(_evaluate, model, scope)
     else:
-        evaluate = partial(_evaluate_groups, config, made, scope)
-    measure = partial(_measure, model_of(config, made, scope, measures=True))
-    watch = partial(_quantiles, model_of(config, made, Scope()))
+        evaluate = partial(_evaluate_groups, config, setup, scope)
+    measure = partial(_measure, model_of(config, setup, scope, measures=True))
+    watch = partial(_quantiles, model_of(config, setup, Scope()))
     if together:
         train, evaluate, measure, watch = map(jax.vmap, (train, evaluate, measure, watch))
     compiled = partial(parallel.compile_step, config.parallel, devices=devices)
     return Program(
-        first_state(model, made, example(made)),
+        first_state(model, setup, example(setup)),
         compiled(train, batch_axis=(per_call > 1) + together, donate=True),
         compiled(evaluate, batch_axis=int(together), donate=False),
         jax.jit(watch),
         compiled(measure, batch_axis=int(together), donate=False) if recomputes else None,
         devices,
-        len(devices) * config.accumulate * made.norm.batch_multiple,
-        evaluation_group(config, made),
+        len(devices) * config.accumulate * setup.norm.batch_multiple,
+        evaluation_group(config, setup),
         per_call,
         together,
     )
@@ -149,10 +149,12 @@ def _evaluate(model: nn.Module, scope: Scope, state: State, batch: Batch) -> Sum
     return of_all_devices(sums_of(logits, batch), scope)
 
 
-def _evaluate_groups(config: Config, made: Setup, scope: Scope, state: State, batch: Batch) -> Sums:
+def _evaluate_groups(
+    config: Config, setup: Setup, scope: Scope, state: State, batch: Batch
+) -> Sums:
     """Normalize each group of the batch by its own statistics, as a ghost on one device."""
     groups = len(batch.labels) // config.inference.batch_size
-    model = model_of(config, made, Scope(num_ghosts=groups), measures=True)
+    model = model_of(config, setup, Scope(num_ghosts=groups), measures=True)
     logits, _ = _measured(model, state, batch)
     return of_all_devices(sums_of(logits, batch), scope)
 

@@ -30,7 +30,7 @@ class Setup(NamedTuple):
     epoch_steps: int
 
 
-def setup(config: Config) -> Setup:
+def make_setup(config: Config) -> Setup:
     """Return the components of a run.
 
     Raises:
@@ -51,7 +51,7 @@ def setup(config: Config) -> Setup:
     )
 
 
-def evaluation_steps(config: Config, made: Setup) -> int:
+def evaluation_steps(config: Config, setup: Setup) -> int:
     """Return the number of steps between evaluations, at most the whole run."""
-    every: Any = made.epoch_steps if config.evaluate_every == "epoch" else config.evaluate_every
-    return min(every or made.total_steps, made.total_steps)
+    every: Any = setup.epoch_steps if config.evaluate_every == "epoch" else config.evaluate_every
+    return min(every or setup.total_steps, setup.total_steps)

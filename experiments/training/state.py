@@ -57,7 +57,7 @@ class State(NamedTuple):
     watched: dict[str, Any]
 
 
-def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config, int], State]:
+def first_state(model: nn.Module, setup: Setup, batch: Batch) -> Callable[[Config, int], State]:
     """Return a function that maps a configuration and a seed to the initial state.
 
     `batch` has the shapes of a batch.
@@ -70,7 +70,7 @@ def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config
         variables = model.init({"params": for_params}, zeros.inputs, zeros.lengths, train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         params = _scaled(params, scale)
-        optimizer = made.optimizer.with_numbers(numbers)
+        optimizer = setup.optimizer.with_numbers(numbers)
         nothing = {
             "gradient_norm": gradient_norms(params),
             "statistics": distance_to_running(batch_stats, batch_stats, 0.0),
@@ -78,7 +78,7 @@ def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config
         return State(
             params,
             batch_stats,
-            optimizer.transformation(BATCH, made.total_steps).init(params),
+            optimizer.transformation(BATCH, setup.total_steps).init(params),
             jnp.zeros((), jnp.int32),
             jax.random.key_data(for_steps),
             jax.tree.map(jnp.float32, numbers),
@@ -87,7 +87,7 @@ def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config
         )
 
     def of_seed(config: Config, seed: int) -> State:
-        numbers = {name: config.optimizer[name] for name in made.optimizer.NUMBERS}
+        numbers = {name: config.optimizer[name] for name in setup.optimizer.NUMBERS}
         return state(jax.random.key(seed), numbers, config.model["init_scale"])
 
     return of_seed

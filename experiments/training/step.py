@@ -29,7 +29,7 @@ class TrainStep:
     """
 
     model: nn.Module
-    made: Setup
+    setup: Setup
     batch_size: int
     accumulate: int
     scope: Scope
@@ -40,7 +40,7 @@ class TrainStep:
         batch_stats = _of_all_groups(batch_stats, self.scope)
         grads = jax.tree.map(lambda grad: grad / self.batch_size, grads)
         updates, opt_state = self._optimizer(state).update(grads, state.opt_state, state.params)
-        momentum = getattr(self.made.norm, "momentum", None)
+        momentum = getattr(self.setup.norm, "momentum", None)
         return State(
             optax.apply_updates(state.params, updates),
             batch_stats,
@@ -56,8 +56,8 @@ class TrainStep:
         )
 
     def _optimizer(self, state: State) -> optax.GradientTransformation:
-        optimizer = self.made.optimizer.with_numbers(state.numbers)
-        return optimizer.transformation(self.batch_size, self.made.total_steps)
+        optimizer = self.setup.optimizer.with_numbers(state.numbers)
+        return optimizer.transformation(self.batch_size, self.setup.total_steps)
 
     def _gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -68,7 +68,7 @@ class TrainStep:
 
     def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
         """Process micro-batches one after the other, with the results of ghosts of one batch."""
-        of_the_batch = self.made.norm.of_the_batch
+        of_the_batch = self.setup.norm.of_the_batch
 
         def micro_step(carried: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             grads, seen, sums = carried
@@ -85,7 +85,7 @@ class TrainStep:
         micros = jax.tree.map(partial(_micro_batches, number=self.accumulate), batch)
         (grads, seen, sums), _ = jax.lax.scan(micro_step, none, (micros, keys))
         if of_the_batch:
-            seen = jn.finish_accumulating(seen, momentum=self.made.norm.momentum)
+            seen = jn.finish_accumulating(seen, momentum=self.setup.norm.momentum)
         return grads, seen, sums
 
     def _of_batch(
@@ -110,7 +110,7 @@ class TrainStep:
             sums = sums_of(logits, batch)
             return sums.loss, (updated.get("batch_stats", {}), sums)
 
-        overwritten = self.made.norm.overwritten
+        overwritten = self.setup.norm.overwritten
         if not overwritten:
             grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params, batch_stats)
             return grads, batch_stats, sums
