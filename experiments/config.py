@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.errors import ConfigError
 
 COMPONENTS = ("data", "model", "norm", "optimizer")
-OF_THE_RUN = ("norm", "num_classes", "dtype", "parent", "name")  # arguments that the run sets
-OF_NO_CLASS = ("name", "init_scale")  # values that are not arguments
+RUN_ARGUMENTS = ("norm", "num_classes", "dtype", "parent", "name")  # arguments that the run sets
+NOT_ARGUMENTS = ("name", "init_scale")  # values that are not arguments
 
 
 @dataclass
@@ -253,10 +253,10 @@ def component(group: str, values: dict[str, Any]) -> partial[Any]:
     """
     target = get_object(values["_target_"])
     schema = OmegaConf.structured(
-        builds(target, populate_full_signature=True, zen_exclude=OF_THE_RUN)
+        builds(target, populate_full_signature=True, zen_exclude=RUN_ARGUMENTS)
     )
     for key, value in values.items():
-        if key not in OF_NO_CLASS:
+        if key not in NOT_ARGUMENTS:
             _set(schema, group, key, value)
     if missing := sorted(OmegaConf.missing_keys(schema)):
         raise ConfigError(

@@ -47,7 +47,7 @@ def inspect(directory: Path) -> Path:
             f"{config.norm['name']}, batch size {config.batch_size}; seed {SEED}."
         ),
         "<h2>Inputs</h2>",
-        page.figures(_of_inputs(scaled_inputs(config))),
+        page.figures(_input_figures(scaled_inputs(config))),
         page.caption(
             "The two features of the training data with the largest and the smallest standard "
             "deviation, both axes in the same units; colors are classes. The run used the features "
@@ -57,7 +57,9 @@ def inspect(directory: Path) -> Path:
         page.caption(HOW_TO_READ),
     ]
     found = places(config, directory)
-    body.append(page.figures(figure for place in found for figure in _of_place(place, history)))
+    body.append(
+        page.figures(figure for place in found for figure in _place_figures(place, history))
+    )
     running = any(place.running is not None for place in found)
     if not running:
         body.append(page.caption(NO_RUNNING))
@@ -68,7 +70,7 @@ def inspect(directory: Path) -> Path:
     return path
 
 
-def _of_inputs(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:
+def _input_figures(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:
     chosen = list(activations.largest_and_smallest_deviation(scaled[0].values))
     names = [f"feature {index}" for index in chosen]
     for kind, title in SCALING_NAMES.items():
@@ -76,7 +78,7 @@ def _of_inputs(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:
         yield activations.inputs(of_kind.values[:, chosen], names, of_kind.labels, title)
 
 
-def _of_place(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
+def _place_figures(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
     yield activations.distribution(place.before, place.after, f"{place.name}: distribution")
     lines = [line for line in history if place.name in line.get("quantiles", {})]
     if lines:

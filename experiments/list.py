@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR
 from experiments.reports.overview import choices, find_run, run_directories, runs_table
-from experiments.reports.table import print_whole
+from experiments.reports.table import print_full_width
 
 OUTPUT = "runs"
 
@@ -28,7 +28,7 @@ def show_all(output: Path, console: Console) -> None:
             table.add_row(group if index == 0 else "", name, text, end_section=last)
     console.print(table)
     if run_directories(output):
-        print_whole(runs_table(output), console)
+        print_full_width(runs_table(output), console)
     else:
         console.print(f"no run in {output}", markup=False, highlight=False)
 

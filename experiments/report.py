@@ -30,9 +30,9 @@ from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric, report_metric
 from experiments.reports.results import Point, collect, shortfalls
 from experiments.reports.study_page import write_study_page
-from experiments.reports.table import print_whole, study_table, to_rich
+from experiments.reports.table import print_full_width, study_table, to_rich
 from experiments.reports.verdicts import Entry, fill, refresh, verdict_text, write_entry
-from experiments.runs.directory import OF_NO_BATCH, OF_NO_RESULT
+from experiments.runs.directory import DATA_NOT_IN_IDENTITY, NOT_IN_IDENTITY
 
 MAKES_ANOTHER = "makes another study, and the verdict of the study itself does not change"
 
@@ -68,7 +68,10 @@ def changes(overrides: Sequence[str]) -> list[str]:
 
 def _same_study(key: str) -> bool:
     of_the_machine = key.partition(".")[0] in ("launcher", "distributed")
-    return of_the_machine or key in (*OF_NO_RESULT, *(f"data.{name}" for name in OF_NO_BATCH))
+    return of_the_machine or key in (
+        *NOT_IN_IDENTITY,
+        *(f"data.{name}" for name in DATA_NOT_IN_IDENTITY),
+    )
 
 
 def command(overrides: Sequence[str]) -> str:
@@ -107,7 +110,7 @@ def write_report(
     axes = choose_axes(points, study)
     named = [key for key in (axes.x, *axes.series) if key]
     table = to_rich(study_table(points, measured, named), f"{name}: {measured.label}")
-    print_whole(table, console)
+    print_full_width(table, console)
     said = verdict_text(entry, None if another else judged)
     lines = [*shortfalls(points), f"verdict: {said}"]
     if any(point.missing or point.stale for point in points):

@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.errors import ConfigError
 from experiments.list import run_argument
 from experiments.reports.overview import RunState, read_run, seeds_text
-from experiments.reports.table import print_whole
+from experiments.reports.table import print_full_width
 from experiments.runs import records
 
 LAST = 3  # evaluations of each seed
@@ -31,15 +31,15 @@ def show(directory: Path, console: Console) -> None:
     console.print(f"{directory.name}: {seeds_text(run)}", markup=False, highlight=False)
     text = OmegaConf.to_yaml(OmegaConf.structured(run.config))
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-    print_whole(_seeds(run), console)
+    print_full_width(_seeds(run), console)
     if any(records.read_history(run.directory, number) for number in _numbers(run)):
-        print_whole(_last_evaluations(run), console)
+        print_full_width(_last_evaluations(run), console)
     for line in _made_with(run):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _numbers(run: RunState) -> list[int]:
-    return sorted({*range(run.config.seeds), *records.seeds_there(run.directory)})
+    return sorted({*range(run.config.seeds), *records.existing_seeds(run.directory)})
 
 
 def _seeds(run: RunState) -> Table:

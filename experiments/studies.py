@@ -57,7 +57,7 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
     for name, each in configs.items():
         check_contrast(asked[name], each)
     if smoke:
-        configs = {name: _few(each) for name, each in configs.items()}
+        configs = {name: _smoke_runs(each) for name, each in configs.items()}
     for each in configs.values():
         check(each)
     for name, each in asked.items():
@@ -70,7 +70,7 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
         sys.exit(failed(failures, sum(map(len, configs.values()))))
 
 
-def _few(configs: Sequence[Config]) -> list[Config]:
+def _smoke_runs(configs: Sequence[Config]) -> list[Config]:
     """Return the first run of each arm of a study, or the first two, without its contrast."""
     study = configs[0].study
     arms = (study.contrast.a, study.contrast.b) if study.contrast else ()
@@ -90,15 +90,15 @@ def _train(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
         for config, label in zip(each, labels(each), strict=True)
     }
     display.start_study("all studies", len(every), run_labels)
-    ordered = sorted(every, key=_together, reverse=True)
-    groups = [list(group) for _, group in groupby(ordered, key=_together)]
+    ordered = sorted(every, key=_pool_key, reverse=True)
+    groups = [list(group) for _, group in groupby(ordered, key=_pool_key)]
     try:
         return [failure for group in groups for failure in train(group)]
     finally:
         display.stop()
 
 
-def _together(config: Config) -> tuple[int, int, str]:
+def _pool_key(config: Config) -> tuple[int, int, str]:
     workers = getattr(config.launcher, "workers", None)
     devices = config.parallel.virtual_devices
     return (workers or sys.maxsize, -(devices or 0), config.launcher.name)

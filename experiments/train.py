@@ -29,7 +29,7 @@ def _job(composed: DictConfig) -> None:
     try:
         run([to_config(composed)], display.show)
     except ConfigError as error:
-        if hosts.are_several():
+        if hosts.is_distributed():
             raise
         sys.exit(explain(error))  # for other errors Hydra also prints the overrides
 

@@ -350,7 +350,7 @@ def test_what_tfds_prepared_is_read(tmp_path, monkeypatch, capfd, caplog):
 @pytest.mark.parametrize("name", CATALOG)
 def test_a_source_out_of_reach_is_told_at_once(name, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: module)
-    monkeypatch.setattr("experiments.data.catalog._out_of_reach", lambda url: "no route")
+    monkeypatch.setattr("experiments.data.catalog._unreachable", lambda url: "no route")
     data = source(name, tmp_path)
     [problem] = data.problems(16)
     assert "which this machine cannot reach (no route)" in problem
@@ -360,9 +360,9 @@ def test_a_source_out_of_reach_is_told_at_once(name, tmp_path, monkeypatch):
 
 
 def test_an_address_out_of_reach_is_told_with_the_reason():
-    from experiments.data.catalog import _out_of_reach
+    from experiments.data.catalog import _unreachable
 
-    assert "refused" in _out_of_reach("http://localhost:1/file")
+    assert "refused" in _unreachable("http://localhost:1/file")
 
 
 def test_what_tfds_needs_is_told(tmp_path, monkeypatch):

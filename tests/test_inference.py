@@ -44,7 +44,7 @@ class Ready:
         runs = [SeedRun(self.config, seed) for seed in range(self.config.seeds)]
         self.training = _Training(self.program, self.made, runs, [None] * len(runs))
         states = [self.program.init(*run) for run in runs]
-        self.state = parallel.replicate(self.training._together(states), self.program.devices)
+        self.state = parallel.replicate(self.training._stack_runs(states), self.program.devices)
         self.dataset = self.training.datasets[0]
 
     def evaluated(self, name="test"):
@@ -183,7 +183,7 @@ def test_recomputed_statistics_are_the_moments_of_training_examples(
 def test_recomputed_statistics_are_the_same_in_every_run(places, plain, options):
     ready = Ready(*WINE, *SINGLE, *places, "norm=batch", "inference=recomputed", *options)
     stats = jax.device_get(ready.training._deployed(ready.state).batch_stats)
-    assert_close(ready.training._of(stats, 0), moments(plain, of_training(plain, 50, 3)))
+    assert_close(ready.training._select(stats, 0), moments(plain, of_training(plain, 50, 3)))
 
 
 @pytest.mark.long

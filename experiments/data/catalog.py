@@ -57,7 +57,7 @@ def _hindrances(title: str, url: str, folder: Path) -> Iterator[str]:
             f"TFDS needs {names} to prepare {title}, and this machine does not have them; "
             f"pip install {' '.join(missing)}, or give another data=..."
         )
-    elif reason := _out_of_reach(url):
+    elif reason := _unreachable(url):
         yield (
             f"TFDS downloads {title} from {url}, which this machine cannot reach ({reason}); "
             f"prepare it on a machine that can and copy {folder}, or give another data=..."
@@ -65,7 +65,7 @@ def _hindrances(title: str, url: str, folder: Path) -> Iterator[str]:
 
 
 @functools.cache
-def _out_of_reach(url: str) -> str:
+def _unreachable(url: str) -> str:
     """Return why an address cannot be reached, or "" if it can."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 CHUNK = 1024  # the number of examples that are decoded together
-_OF_THE_DIRECTORY = (  # error numbers that deleting the folder does not solve
+_DIRECTORY_ERRORS = (  # error numbers that deleting the folder does not solve
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EACCES,
@@ -147,7 +147,7 @@ class Records:
 
 def _cure(error: Exception) -> str:
     full = os.strerror(errno.ENOSPC) in str(error)  # the error of array_record has no number
-    if full or (isinstance(error, OSError) and error.errno in _OF_THE_DIRECTORY):
+    if full or (isinstance(error, OSError) and error.errno in _DIRECTORY_ERRORS):
         return "free space there, or give another data.directory=..."
     return "delete this folder to prepare it again"
 
@@ -158,12 +158,12 @@ def _silent() -> Iterator[None]:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    logging.getLogger("absl").addFilter(_is_not_of_tfds)  # permanently: it also warns when it reads
+    logging.getLogger("absl").addFilter(_is_not_from_tfds)  # for good: it also warns in reading
     with contextlib.redirect_stdout(io.StringIO()):  # it prints "Unknown size"
         yield
 
 
-def _is_not_of_tfds(record: logging.LogRecord) -> bool:
+def _is_not_from_tfds(record: logging.LogRecord) -> bool:
     return "tensorflow_datasets" not in record.pathname
 
 

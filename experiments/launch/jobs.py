@@ -24,7 +24,7 @@ def by_program(jobs: Sequence[Job]) -> list[list[Job]]:
     return [list(group) for _, group in groupby(ordered, key=lambda job: job.program)]
 
 
-def in_turn(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[RunFailed]:
+def run_sequentially(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[RunFailed]:
     """Run groups of jobs one after the other in this process, and return the failures.
 
     The jobs of a group run together. If a group fails, its jobs are run one by one to find the
@@ -36,7 +36,7 @@ def in_turn(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[Run
             run([job.config for job in group], watch)
         except Exception as error:
             if len(group) > 1:
-                failures += in_turn([[job] for job in group], run, watch)
+                failures += run_sequentially([[job] for job in group], run, watch)
             else:
                 failures.append(RunFailed(group[0].name, error_line(error)))
                 watch(failures[-1])

@@ -10,7 +10,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
-from experiments.launch.jobs import Job, Run, by_program, error_line, in_turn
+from experiments.launch.jobs import Job, Run, by_program, error_line, run_sequentially
 from experiments.training.watch import RunFailed, RunLost, Watch
 
 ATTEMPTS = 2  # how often a run is started if its process dies
@@ -33,7 +33,7 @@ def launch(jobs: Sequence[Job], run: Run, watch: Watch, workers: int | None) -> 
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     num_workers = min(workers or len(cores) or os.cpu_count() or 1, len(jobs))
     if num_workers == 1:
-        return in_turn([[job] for group in by_program(jobs) for job in group], run, watch)
+        return run_sequentially([[job] for group in by_program(jobs) for job in group], run, watch)
     pool = _Pool(run, watch, [cores[n % len(cores)] if cores else None for n in range(num_workers)])
     return pool.run(jobs)
 

@@ -17,7 +17,7 @@ from experiments.runs.code import made_from
 from experiments.runs.directory import program_key, run_directory
 from experiments.runs.events import Events
 from experiments.training import hosts
-from experiments.training.checkpoints import Checkpoints, save_final, telling_of_a_full_disk
+from experiments.training.checkpoints import Checkpoints, full_disk_as_config_error, save_final
 from experiments.training.fit import Saved, SeedRun, fit
 from experiments.training.parallel import make_devices
 from experiments.training.program import Program, compile_program
@@ -33,10 +33,10 @@ def run(configs: Sequence[Config], watch: Watch) -> None:
     """
     make_devices(configs[0].parallel)
     setup = make_setup(configs[0])
-    with telling_of_a_full_disk(Path(configs[0].output)), contextlib.ExitStack() as held:
+    with full_disk_as_config_error(Path(configs[0].output)), contextlib.ExitStack() as held:
         for config in configs:
             directory = run_directory(config)
-            hosts.check_alike(config, directory.name)
+            hosts.check_same_run(config, directory.name)
             if hosts.is_first():
                 directory.mkdir(parents=True, exist_ok=True)
                 held.enter_context(_lock(directory))
@@ -64,7 +64,7 @@ def _begin(config: Config, watch: Watch) -> list[SeedRun]:
         elif records.is_stale(config, result):
             stale.append(seed)
     trained = missing if config.keep_stale else sorted(missing + stale)
-    trained = hosts.of_the_first(trained)
+    trained = hosts.from_first_process(trained)
     note = ""
     if stale:
         what = "kept" if config.keep_stale else "made again"
@@ -138,7 +138,7 @@ class _Callbacks:
         made_by.write_text(code)
 
     def saved_steps(self) -> list[int]:
-        return hosts.of_the_first(self.checkpoints.steps())
+        return hosts.from_first_process(self.checkpoints.steps())
 
     def restore(self, step: int, like: Saved) -> Saved | None:
         return self.checkpoints.restore(step, like)

@@ -63,9 +63,9 @@ def check_contrast(overrides: Sequence[str], configs: Sequence[Config]) -> None:
     if study.contrast is None:
         return
     arms = [*arm_problems(study.contrast, configs)]
-    as_written = [each for each in overrides if each.startswith("study=")]
-    if arms and as_written != [*overrides]:
-        arms = [*arm_problems(study.contrast, composed(as_written))]
+    study_overrides = [each for each in overrides if each.startswith("study=")]
+    if arms and study_overrides != [*overrides]:
+        arms = [*arm_problems(study.contrast, composed(study_overrides))]
     problems = [
         *form_problems(study.contrast),
         *arms,

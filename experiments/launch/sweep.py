@@ -8,7 +8,7 @@ import jax
 
 from experiments.config import Config, LauncherConfig, Local
 from experiments.launch import local
-from experiments.launch.jobs import Job, by_program, in_turn
+from experiments.launch.jobs import Job, by_program, run_sequentially
 from experiments.launch.progress import display
 from experiments.launch.run import run
 from experiments.runs.directory import program_key, run_directory
@@ -41,7 +41,7 @@ def failed(failures: Sequence[RunFailed], of: int) -> str:
 def _launch(
     jobs: Sequence[Job], launcher: LauncherConfig, ray: Mapping[str, Any] | None
 ) -> list[RunFailed]:
-    if hosts.are_several():  # if one process fails, all do
+    if hosts.is_distributed():  # if one process fails, all do
         for group in by_program(jobs):
             run([job.config for job in group], display.show)
         return []
@@ -50,5 +50,5 @@ def _launch(
 
         return cluster.launch(jobs, run, display.show, **(ray or {}))
     if jax.default_backend() != "cpu":
-        return in_turn(by_program(jobs), run, display.show)
+        return run_sequentially(by_program(jobs), run, display.show)
     return local.launch(jobs, run, display.show, launcher.workers)

@@ -9,7 +9,7 @@ from experiments.reports import style
 
 BEFORE, AFTER = style.VERMILION, style.BLUE
 BINS = 60
-MOST_POINTS = 1000  # in a scatter plot, to limit the size of a page
+MAX_POINTS = 1000  # in a scatter plot, to limit the size of a page
 SMALL = {**style.LAYOUT, "margin": {"l": 56, "r": 12, "t": 10, "b": 48}, "height": 300}
 
 
@@ -89,7 +89,7 @@ def running_against_batch(
     for name, (kept, of_batch), color, symbol in zip(
         names, pairs, (style.GREEN, style.PURPLE), ("circle", "square"), strict=True
     ):
-        every = -(-kept.size // MOST_POINTS)
+        every = -(-kept.size // MAX_POINTS)
         figure.add_scatter(
             x=style.short(kept.ravel()[::every]),
             y=style.short(of_batch.ravel()[::every]),
@@ -105,7 +105,7 @@ def running_against_batch(
 
 def inputs(features: np.ndarray, names: Sequence[str], labels: np.ndarray, title: str) -> go.Figure:
     """Plot two features (examples, 2) against each other, both axes in the same units."""
-    every = -(-len(features) // MOST_POINTS)
+    every = -(-len(features) // MAX_POINTS)
     figure = go.Figure()
     palette = [mark.color for mark in style.CYCLE]
     figure.add_scatter(

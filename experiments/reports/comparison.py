@@ -39,7 +39,7 @@ DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell here"
 SIGNIFICANCE = 0.05
 SEEDS = 8  # the smallest number of seeds for a verdict
-LEAST_GRID = 3  # the smallest number of values for a remark about the ends
+MIN_GRID = 3  # the smallest number of values for a remark about the ends
 UNINFORMATIVE = (
     "every seed of both arms diverged or missed its target, so there is nothing to compare"
 )
@@ -328,7 +328,7 @@ def _at_an_end(tuned: Tuned, best: Point, overrides: str) -> Iterator[str]:
     for key in swept_keys(points):
         values = [value for (value,) in distinct(points, [key])]
         chosen = best.values[key]
-        if len(values) >= LEAST_GRID and is_numeric(values) and chosen in (values[0], values[-1]):
+        if len(values) >= MIN_GRID and is_numeric(values) and chosen in (values[0], values[-1]):
             end = "smallest" if chosen == values[0] else "largest"
             yield (
                 f"{overrides}: the {key_label(key)} chosen, {value_label(chosen)}, is the {end} of "

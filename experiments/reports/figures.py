@@ -19,9 +19,9 @@ from experiments.reports.results import (
     values_at,
 )
 
-MOST_FACETS = 6
-MOST_LINES = 8
-MOST_EVALUATIONS = 200  # in a curve, to limit the size of a page
+MAX_FACETS = 6
+MAX_LINES = 8
+MAX_EVALUATIONS = 200  # in a curve, to limit the size of a page
 
 
 class Axes(NamedTuple):
@@ -43,7 +43,7 @@ def choose_axes(points: Sequence[Point], study: StudyConfig) -> Axes:
     x = study.x if study.x in keys else next(iter([*numbers, *others, *keys]))
     rest = [key for key in keys if key != x]
     rest.sort(key=lambda key: (key != study.series, key != "norm"))
-    if len(rest) == 2 and len(distinct(points, rest[1:])) <= MOST_FACETS:
+    if len(rest) == 2 and len(distinct(points, rest[1:])) <= MAX_FACETS:
         return Axes(x, rest[:1], rest[1])
     return Axes(x, rest, None)
 
@@ -79,7 +79,7 @@ def _metric_figure(
     values = [value for (value,) in distinct(points, x_keys)] if axes.x else [None]
     places = style.positions(values, key_label(axes.x) if axes.x else "")
     combinations = distinct(points, axes.series) if axes.series else [()]
-    apart = min(1.0, (len(combinations) - 1) / MOST_LINES)
+    apart = min(1.0, (len(combinations) - 1) / MAX_LINES)
     sides = np.linspace(-apart, apart, len(combinations)) if apart else [0.0]
     for combination, side in zip(combinations, sides, strict=True):
         of_series = [p for p in own if values_at(p, axes.series) == combination]
@@ -190,7 +190,7 @@ def _curve_facets(points: Sequence[Point], keys: Sequence[str]) -> list[str]:
     """Return the keys that get separate figures, so that a figure has few lines."""
     by_size = sorted(keys, key=lambda key: len(distinct(points, [key])))
     facets: list[str] = []
-    while len(by_size) > 1 and len(points) > MOST_LINES * max(
+    while len(by_size) > 1 and len(points) > MAX_LINES * max(
         len(distinct(points, facets)) if facets else 1, 1
     ):
         facets.append(by_size.pop(0))
@@ -242,7 +242,7 @@ def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scat
 
 def _curve(history: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
     """Return a value by step while it is finite, for a limited number of evaluations."""
-    every = -(-len(history) // MOST_EVALUATIONS)
+    every = -(-len(history) // MAX_EVALUATIONS)
     kept = {line["step"]: line for line in [*history[::every], *history[-1:]]}
     curve = {}
     for step, line in kept.items():

@@ -46,7 +46,7 @@ class Metric:
             return float(seed.result["step"] if seed.reached_target else point.budget)
         if self.key == SHIFT:
             return input_shift(seed.history)
-        values = [_of_result(seed, key) for key in self.key.split(" - ")]
+        values = [_result_value(seed, key) for key in self.key.split(" - ")]
         return None if None in values else float(values[0] - sum(values[1:]))
 
     def values(self, point: Point) -> dict[int, float]:
@@ -119,7 +119,7 @@ def metric(name: str, points: Sequence[Point], over: str | None = None) -> Metri
         _needs_target(name, points)
         return Metric("step", "steps to the target", of_steps=True)
     if name in (DECADES, HIGHEST):
-        return _of_a_range(name, points, over)
+        return _range_metric(name, points, over)
     if name == SHIFT:
         return Metric(SHIFT, "shift of a unit between evaluations (of its spread)")
     results = [seed.result for point in points for seed in point.seeds.values()]
@@ -139,7 +139,7 @@ def _needs_target(name: str, points: Sequence[Point]) -> None:
         raise ConfigError(NEEDS_TARGET.format(name))
 
 
-def _of_a_range(name: str, points: Sequence[Point], over: str | None) -> Metric:
+def _range_metric(name: str, points: Sequence[Point], over: str | None) -> Metric:
     _needs_target(name, points)
     values = [point.values.get(over) for point in points]
     if not (is_numeric(values) and len(set(values)) > 1 and min(values) > 0):
@@ -163,7 +163,7 @@ def _check_results_have(key: str, results: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _of_result(seed: Seed, key: str) -> float | None:
+def _result_value(seed: Seed, key: str) -> float | None:
     if seed.diverged and key.endswith("loss"):
         return -math.log(seed.result["test_accuracy"])  # which is 1 / classes, by definition
     value = seed.result.get(key)

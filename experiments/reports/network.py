@@ -18,7 +18,7 @@ from experiments.training.setup import Setup, make_setup
 
 SEED = 0  # the seed whose parameters are kept
 EXAMPLES = 256  # validation examples, as for the quantiles in training
-MOST_INPUTS = 1000  # training examples
+MAX_INPUTS = 1000  # training examples
 
 
 class Place(NamedTuple):
@@ -126,7 +126,7 @@ def scaled_inputs(config: Config) -> list[ScaledInputs]:
     train = dataclasses.replace(source, scaling="raw").load(SEED).train
     raw = train.inputs[:]
     measured = measure(raw, train.lengths, np.arange(len(raw)))
-    chosen = slice(0, MOST_INPUTS)
+    chosen = slice(0, MAX_INPUTS)
     lengths = None if train.lengths is None else train.lengths[chosen]
     return [
         ScaledInputs(

@@ -60,7 +60,7 @@ def read_run(directory: Path) -> RunState:
     except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{directory / CONFIG} does not fit this code: {reason}") from error
-    numbers = [n for n in records.seeds_there(directory) if records.finished(directory, n)]
+    numbers = [n for n in records.existing_seeds(directory) if records.finished(directory, n)]
     return RunState(directory, config, {n: records.read_result(directory, n) for n in numbers})
 
 

@@ -9,7 +9,7 @@ from experiments.config import Config, flat
 from experiments.runs import records
 from experiments.runs.directory import identity, run_directory
 
-MOST_WRITTEN = 4  # equal entries of a list that are written out
+MAX_WRITTEN = 4  # equal entries of a list that are written out
 
 
 class Seed(NamedTuple):
@@ -150,7 +150,7 @@ def key_label(key: str) -> str:
 def value_label(value: Any) -> str:
     """Return a value as text."""
     if isinstance(value, tuple):
-        if len(value) > MOST_WRITTEN and len(set(value)) == 1:
+        if len(value) > MAX_WRITTEN and len(set(value)) == 1:
             return f"{len(value)} x {value_label(value[0])}"
         return "-".join(value_label(item) for item in value)
     if isinstance(value, float):

@@ -17,7 +17,7 @@ class Mark(NamedTuple):
 
 
 # The palette of Okabe and Ito, for every kind of color vision. Norms of the batch are blue.
-OF_NORMS = {
+NORM_MARKS = {
     "none": Mark("#858585", "x"),
     "batch": Mark("#0072B2", "circle"),
     "ghost batch": Mark("#56B4E9", "circle-open"),
@@ -27,14 +27,14 @@ OF_NORMS = {
     "group": Mark("#009E73", "triangle-up"),
     "instance": Mark("#CC79A7", "star"),
 }
-CYCLE = [OF_NORMS[name] for name in ("batch", "layer", "group", "rms", "instance", "ghost batch")]
-CYCLE += [OF_NORMS["batch renorm"], OF_NORMS["none"]]
+CYCLE = [NORM_MARKS[name] for name in ("batch", "layer", "group", "rms", "instance", "ghost batch")]
+CYCLE += [NORM_MARKS["batch renorm"], NORM_MARKS["none"]]
 DASHES = ("solid", "dash", "dot", "dashdot")
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#858585"
 
 # A logarithmic axis of the error resolves accuracies near chance and near 100 %.
 ACCURACY_TICKS = (0, 30, 50, 70, 80, 85, 90, 93, 95, 97, 98, 99, 99.5)
-LEAST_ERROR = 0.25
+MIN_ERROR = 0.25
 LAYOUT = {
     "font": {"family": "system-ui, sans-serif", "size": 13},
     "margin": {"l": 64, "r": 12, "t": 24, "b": 56},
@@ -45,19 +45,19 @@ MAX_LINEAR_RATIO = 8  # largest ratio of the ends of a linear axis
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
     """Return a mark for each label. A normalization always has the same mark."""
-    taken = [OF_NORMS[name] for name in labels if name in OF_NORMS]
+    taken = [NORM_MARKS[name] for name in labels if name in NORM_MARKS]
     free = [mark for mark in CYCLE if mark not in taken] or CYCLE
-    others = [name for name in labels if name not in OF_NORMS]
+    others = [name for name in labels if name not in NORM_MARKS]
     cycled = {
         name: free[i % len(free)]._replace(dash=DASHES[i // len(free) % len(DASHES)])
         for i, name in enumerate(others)
     }
-    return {name: OF_NORMS.get(name) or cycled[name] for name in labels}
+    return {name: NORM_MARKS.get(name) or cycled[name] for name in labels}
 
 
 def error(accuracy: Any) -> Any:
     """Return the error in percent, at most 100 and bounded away from 0 for the logarithm."""
-    return np.clip(100 - np.asarray(accuracy, dtype=float), LEAST_ERROR, 100)
+    return np.clip(100 - np.asarray(accuracy, dtype=float), MIN_ERROR, 100)
 
 
 def accuracy_axis(title: str | None) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def to_rich(table: Table, title: str) -> RichTable:
     return rich
 
 
-def print_whole(table: RichTable, console: Console) -> None:
+def print_full_width(table: RichTable, console: Console) -> None:
     """Print a table at its full width, even without a terminal or in a narrow one."""
     needed = console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum
     width = console.width

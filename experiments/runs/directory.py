@@ -11,7 +11,7 @@ from experiments.training.parallel import num_devices
 
 # The result of a seed does not depend on these keys: the number of seeds, how steps and seeds are
 # grouped, what is saved, the paths of files, the processes, and the study.
-OF_NO_RESULT = (
+NOT_IN_IDENTITY = (
     "seeds",
     "steps_per_call",
     "seeds_together",
@@ -23,7 +23,7 @@ OF_NO_RESULT = (
     "distributed",
     "launcher",
 )
-OF_NO_BATCH = ("directory", "stream", "memory")  # keys of the data
+DATA_NOT_IN_IDENTITY = ("directory", "stream", "memory")  # keys of the data
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -31,8 +31,10 @@ def identity(config: Config) -> dict[str, Any]:
 
     They include the number of devices if each device measures its own examples.
     """
-    determining = {key: value for key, value in asdict(config).items() if key not in OF_NO_RESULT}
-    determining["data"] = {k: v for k, v in config.data.items() if k not in OF_NO_BATCH}
+    determining = {
+        key: value for key, value in asdict(config).items() if key not in NOT_IN_IDENTITY
+    }
+    determining["data"] = {k: v for k, v in config.data.items() if k not in DATA_NOT_IN_IDENTITY}
     determining["parallel"] = {"name": config.parallel.name}
     if config.steps is not None:
         del determining["epochs"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-OF_NO_SCALAR = ("step", "time", "quantiles")
+NOT_SCALARS = ("step", "time", "quantiles")
 
 
 class Events:
@@ -45,7 +45,7 @@ class Events:
 
 def _scalars(record: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
     for key, value in record.items():
-        if isinstance(value, dict) and key not in OF_NO_SCALAR:
+        if isinstance(value, dict) and key not in NOT_SCALARS:
             yield from _scalars(value, (*path, key))
-        elif isinstance(value, int | float) and key not in OF_NO_SCALAR:
+        elif isinstance(value, int | float) and key not in NOT_SCALARS:
             yield "/".join((*path, key)), value

@@ -26,7 +26,7 @@ def seed_directory(directory: Path, seed: int) -> Path:
     return directory / f"seed-{seed}"
 
 
-def seeds_there(directory: Path) -> list[int]:
+def existing_seeds(directory: Path) -> list[int]:
     """Return the seeds that have started."""
     return sorted(int(path.name.removeprefix("seed-")) for path in directory.glob("seed-*"))
 

@@ -74,7 +74,7 @@ def restore_final(directory: Path) -> Any:
 
 
 @contextlib.contextmanager
-def telling_of_a_full_disk(directory: Path) -> Iterator[None]:
+def full_disk_as_config_error(directory: Path) -> Iterator[None]:
     """Raise `ConfigError` if a write failed because the disk is full."""
     try:
         yield

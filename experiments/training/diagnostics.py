@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, plot three of them
-MOST_VALUES = 16_384  # values of a layer that are used for quantiles: sorting is slow on a CPU
+MAX_VALUES = 16_384  # values of a layer that are used for quantiles: sorting is slow on a CPU
 
 
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
@@ -75,7 +75,7 @@ def _quantiles(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def _few(values: jax.Array) -> jax.Array:
-    return jnp.ravel(values)[:: -(-values.size // MOST_VALUES)]
+    return jnp.ravel(values)[:: -(-values.size // MAX_VALUES)]
 
 
 def _is_layer(tree: Any) -> bool:

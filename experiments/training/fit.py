@@ -115,17 +115,17 @@ class _Training:
     def start(self) -> State:
         """Return the state of the newest intact checkpoint of all seeds, or the initial state."""
         runs = [self.program.init(*run) for run in self.runs]
-        first = parallel.replicate(self._together(runs), self.program.devices)
+        first = parallel.replicate(self._stack_runs(runs), self.program.devices)
         common = set.intersection(*(set(callback.saved_steps()) for callback in self.callbacks))
         for step in sorted(common, reverse=True):
-            like = [Saved(self._of(first, i), np.zeros(())) for i in range(len(runs))]
+            like = [Saved(self._select(first, i), np.zeros(())) for i in range(len(runs))]
             restored = [
                 c.restore(step, saved) for c, saved in zip(self.callbacks, like, strict=True)
             ]
             if hosts.all_agree(all(saved is not None for saved in restored)):
                 self.seconds = float(restored[0].seconds)
                 states = [jax.device_get(saved.state) for saved in restored]
-                return parallel.replicate(self._together(states), self.program.devices)
+                return parallel.replicate(self._stack_runs(states), self.program.devices)
         return first
 
     def calls(self, step: int) -> Iterator[tuple[int, Batch]]:
@@ -137,7 +137,7 @@ class _Training:
                 batches = [_stack(list(islice(batches, length))) for batches in per_run]
             else:
                 batches = [next(batches) for batches in per_run]
-            yield length, self._together(batches)
+            yield length, self._stack_runs(batches)
             step += length
 
     def _batches(self, size: int, multiple: int, step: int) -> list[Iterator[Batch]]:
@@ -163,7 +163,7 @@ class _Training:
         self.reported = now
         sums_of_all = jax.device_get(state.sums)
         for i, callback in enumerate(self.callbacks):
-            sums = self._of(sums_of_all, i)
+            sums = self._select(sums_of_all, i)
             callback.on_progress(step, float(sums.loss) / max(float(sums.examples), 1.0))
 
     def evaluate(self, state: State, step: int) -> State:
@@ -176,7 +176,7 @@ class _Training:
         for i, run in enumerate(self.runs):
             if self.ended[i]:
                 continue
-            sums, quantiles, layers = self._of(read, i)
+            sums, quantiles, layers = self._select(read, i)
             record = self._record(run, step, _means(sums, "train"), validated[i], layers)
             record["quantiles"] = jax.tree.map(np.ndarray.tolist, quantiles)
             self.callbacks[i].on_evaluation(record)
@@ -205,7 +205,7 @@ class _Training:
         batches = zip(*self._batches(size, multiple, 0), strict=True)
         for per_run in islice(batches, -(-examples // size)):
             measuring = state._replace(batch_stats=seen)
-            seen = self.program.measure(measuring, self._together(per_run))
+            seen = self.program.measure(measuring, self._stack_runs(per_run))
         recomputed = jn.finish_recomputing(jax.device_get(seen))
         return state._replace(batch_stats=parallel.replicate(recomputed, self.program.devices))
 
@@ -265,7 +265,7 @@ class _Training:
         if ended == DIVERGED:
             chance = 1 / self.setup.spec.num_classes
             result |= {key: chance if "accuracy" in key else math.nan for key in result}
-        state = self._of(state, i)
+        state = self._select(state, i)
         variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         self.ended[i] = True
         self.callbacks[i].on_end(
@@ -299,7 +299,7 @@ class _Training:
     def save(self, state: State, step: int) -> None:
         for i, callback in enumerate(self.callbacks):
             if not self.ended[i]:
-                callback.save(step, Saved(self._of(state, i), np.asarray(self._elapsed())))
+                callback.save(step, Saved(self._select(state, i), np.asarray(self._elapsed())))
         self.saved = time.perf_counter()
 
     def _elapsed(self) -> float:
@@ -335,11 +335,11 @@ class _Training:
             for split in splits
         ]
         sums = [
-            self.program.evaluate(state, self._together(per_run))
+            self.program.evaluate(state, self._stack_runs(per_run))
             for per_run in zip(*batches, strict=True)
         ]
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *jax.device_get(sums))
-        return [_means(self._of(total, i)) for i in range(len(splits))]
+        return [_means(self._select(total, i)) for i in range(len(splits))]
 
     def _quantiles(self, state: State) -> Any:
         few = [
@@ -350,12 +350,12 @@ class _Training:
             )[0]
             for dataset in self.datasets
         ]
-        return self.program.quantiles(state, self._together(few))
+        return self.program.quantiles(state, self._stack_runs(few))
 
-    def _together(self, trees: Sequence[Any]) -> Any:
+    def _stack_runs(self, trees: Sequence[Any]) -> Any:
         return _stack(trees) if self.program.together else trees[0]
 
-    def _of(self, tree: Any, i: int) -> Any:
+    def _select(self, tree: Any, i: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[i], tree) if self.program.together else tree
 
 

@@ -52,7 +52,7 @@ def join(config: DistributedConfig) -> None:
         ) from error
 
 
-def are_several() -> bool:
+def is_distributed() -> bool:
     """Return whether this process is connected to others."""
     return jax.distributed.is_initialized()
 
@@ -68,7 +68,7 @@ def meet(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
-def of_the_first(numbers: Sequence[int]) -> list[int]:
+def from_first_process(numbers: Sequence[int]) -> list[int]:
     """Return the numbers that the first process passed."""
     length = int(multihost_utils.broadcast_one_to_all(np.array(len(numbers))))
     own = np.resize([*numbers, 0], length)  # the values of other processes are ignored
@@ -82,7 +82,7 @@ def all_agree(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
-def check_alike(config: Config, name: str) -> None:
+def check_same_run(config: Config, name: str) -> None:
     """Raise `ConfigError` in a process whose run differs from that of the first process."""
     values = asdict(config)
     values["distributed"].pop("index", None)
@@ -99,7 +99,7 @@ def end_all(error: Exception) -> NoReturn:
 
     A regular exit would wait for the other processes, and these wait in a step for this process.
     """
-    if not are_several():
+    if not is_distributed():
         raise error
     if isinstance(error, JaxRuntimeError):
         message = (

@@ -123,10 +123,10 @@ def compile_step(
         case _:
             compiled = _shard_map(step, devices, batch_axis, donate)
     several_of_a_cpu = len(devices) > 1 and devices[0].platform == "cpu"
-    return _one_at_a_time(compiled) if several_of_a_cpu else compiled
+    return _synchronous(compiled) if several_of_a_cpu else compiled
 
 
-def _one_at_a_time(step: Step) -> Step:
+def _synchronous(step: Step) -> Step:
     """Wait for every step.
 
     The devices of a CPU share its threads. With two programs in flight, each could block the

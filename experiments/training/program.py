@@ -16,7 +16,7 @@ from experiments.training import parallel
 from experiments.training.diagnostics import quantiles
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, first_state, sums_of
-from experiments.training.step import TrainStep, at_step, of_all_devices
+from experiments.training.step import TrainStep, at_step, sum_over_devices
 
 ACCELERATOR_STEPS_PER_CALL = 50
 
@@ -146,7 +146,7 @@ def _compile(config: Config, setup: Setup) -> Program:
 def _evaluate(model: nn.Module, scope: Scope, state: State, batch: Batch) -> Sums:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = model.apply(variables, batch.inputs, batch.lengths, batch.mask, train=False)
-    return of_all_devices(sums_of(logits, batch), scope)
+    return sum_over_devices(sums_of(logits, batch), scope)
 
 
 def _evaluate_groups(
@@ -156,7 +156,7 @@ def _evaluate_groups(
     groups = len(batch.labels) // config.inference.batch_size
     model = model_of(config, setup, Scope(num_ghosts=groups), measures=True)
     logits, _ = _measured(model, state, batch)
-    return of_all_devices(sums_of(logits, batch), scope)
+    return sum_over_devices(sums_of(logits, batch), scope)
 
 
 def _measure(model: nn.Module, state: State, batch: Batch) -> Any:

@@ -36,8 +36,8 @@ class TrainStep:
 
     def __call__(self, state: State, batch: Batch) -> State:
         grads, batch_stats, sums = self._gradients(state, batch)
-        grads, sums = of_all_devices((grads, sums), self.scope)
-        batch_stats = _of_all_groups(batch_stats, self.scope)
+        grads, sums = sum_over_devices((grads, sums), self.scope)
+        batch_stats = _merge_groups(batch_stats, self.scope)
         grads = jax.tree.map(lambda grad: grad / self.batch_size, grads)
         updates, opt_state = self._optimizer(state).update(grads, state.opt_state, state.params)
         momentum = getattr(self.setup.norm, "momentum", None)
@@ -62,17 +62,19 @@ class TrainStep:
     def _gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if self.accumulate > 1:
-            return self._accumulated(state, batch, key)
+            return self._accumulated_gradients(state, batch, key)
         model = at_step(self.model, state.step)
-        return self._of_batch(model, state.params, state.batch_stats, batch, key)
+        return self._batch_gradients(model, state.params, state.batch_stats, batch, key)
 
-    def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
+    def _accumulated_gradients(
+        self, state: State, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Sums]:
         """Process micro-batches one after the other, with the results of ghosts of one batch."""
         of_the_batch = self.setup.norm.of_the_batch
 
         def micro_step(carried: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             grads, seen, sums = carried
-            of_micro = self._of_batch(self.model, state.params, seen, *micro)
+            of_micro = self._batch_gradients(self.model, state.params, seen, *micro)
             added = jax.tree.map(jnp.add, (grads, sums), (of_micro[0], of_micro[2]))
             return (added[0], of_micro[1], added[1]), None
 
@@ -88,7 +90,7 @@ class TrainStep:
             seen = jn.finish_accumulating(seen, momentum=self.setup.norm.momentum)
         return grads, seen, sums
 
-    def _of_batch(
+    def _batch_gradients(
         self, model: nn.Module, params: Any, batch_stats: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Sums]:
         """Return the gradient of the sum of losses, the new statistics, and the sums."""
@@ -141,12 +143,12 @@ def at_step(model: nn.Module, step: jax.Array) -> nn.Module:
     return model.clone(norm=dataclasses.replace(model.norm, context=context))
 
 
-def of_all_devices(sums: Any, scope: Scope) -> Any:
+def sum_over_devices(sums: Any, scope: Scope) -> Any:
     """Sum over all devices."""
     return sums if scope.axis_name is None else jax.lax.psum(sums, scope.axis_name)
 
 
-def _of_all_groups(batch_stats: Any, scope: Scope) -> Any:
+def _merge_groups(batch_stats: Any, scope: Scope) -> Any:
     """Merge the running statistics, which each group of devices updates separately."""
     if scope.axis_index_groups is None:
         return batch_stats

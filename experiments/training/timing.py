@@ -31,7 +31,7 @@ def step_times(
     whole = batches._replace(mask=None)
     seconds = np.array(
         [
-            _in_turn(pair, states, whole, (0, 1) if call % 2 else (1, 0))
+            _alternate(pair, states, whole, (0, 1) if call % 2 else (1, 0))
             for call in range(WARM_UP + config.timed_steps)
         ]
     )[WARM_UP:]
@@ -41,7 +41,7 @@ def step_times(
     }
 
 
-def _in_turn(
+def _alternate(
     pair: Sequence[Program], states: list[State], batches: Batch, order: Sequence[int]
 ) -> list[float]:
     """Run one call of each program in the given order, and return the seconds of each."""
