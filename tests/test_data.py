@@ -368,5 +368,5 @@ def test_an_address_out_of_reach_is_told_with_the_reason():
 def test_what_tfds_needs_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     [problem] = source("cifar10", tmp_path).problems(16)
-    assert "TFDS prepares cifar10 with tensorflow and pillow" in problem
+    assert "TFDS needs tensorflow and pillow to prepare cifar10" in problem
     assert "pip install tensorflow pillow" in problem

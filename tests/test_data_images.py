@@ -98,8 +98,8 @@ def test_a_pass_in_parts_measures_what_the_whole_has(monkeypatch):
     np.testing.assert_array_equal(of_all.count, 50)
     np.testing.assert_allclose(of_all.mean, inputs.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(of_all.var, inputs.var(0, dtype=np.float64), rtol=1e-4)
-    np.testing.assert_array_equal(of_all.least, inputs.min(0))
-    np.testing.assert_array_equal(of_all.most, inputs.max(0))
+    np.testing.assert_array_equal(of_all.min, inputs.min(0))
+    np.testing.assert_array_equal(of_all.max, inputs.max(0))
 
 
 def test_what_lies_beyond_the_lengths_is_not_measured():
@@ -107,7 +107,7 @@ def test_what_lies_beyond_the_lengths_is_not_measured():
     of_lengths = measured(inputs, np.array([2, 1]))
     assert of_lengths.count.tolist() == [3]
     assert of_lengths.mean.tolist() == [3.0]
-    assert of_lengths.most.tolist() == [5.0]
+    assert of_lengths.max.tolist() == [5.0]
 
 
 @pytest.mark.parametrize("kind", ["standard", "min_max"])

@@ -234,7 +234,7 @@ def test_a_folder_that_is_not_there_is_told_with_the_cure(tmp_path, monkeypatch)
         f"{tmp_path / 'images' / IMAGES} does not exist, with or without .gz; give the folder"
         in problem
     )
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="does not exist"):
         idx_images(tmp_path).load(0)
     packages = {tmp_path / "images": "dataset-of-debian"}
     monkeypatch.setattr("experiments.data.idx_images.DEBIAN", packages)
