@@ -114,11 +114,11 @@ class _Training:
 
     def start(self) -> State:
         """Return the state of the newest intact checkpoint of all seeds, or the initial state."""
-        runs = [self.program.init(*run) for run in self.runs]
-        first = parallel.replicate(self._stack_runs(runs), self.program.devices)
+        states = [self.program.init(*run) for run in self.runs]
+        first = parallel.replicate(self._stack_runs(states), self.program.devices)
         common = set.intersection(*(set(callback.saved_steps()) for callback in self.callbacks))
         for step in sorted(common, reverse=True):
-            like = [Saved(self._select(first, i), np.zeros(())) for i in range(len(runs))]
+            like = [Saved(self._select(first, i), np.zeros(())) for i in range(len(states))]
             restored = [
                 c.restore(step, saved) for c, saved in zip(self.callbacks, like, strict=True)
             ]
