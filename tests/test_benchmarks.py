@@ -141,7 +141,7 @@ def test_a_step_that_differs_is_an_error():
     other = {"params": {"kernel": jnp.array([1.0, 1.1])}}
     loss = jnp.float32(1)
     resnet._check_alike({"plain": (loss, state), "Flax": (loss, state)}, "float32")
-    with pytest.raises(ValueError, match="a step with plain ends"):
+    with pytest.raises(ValueError, match="a step with plain differs"):
         resnet._check_alike({"plain": (loss, other), "Flax": (loss, state)}, "float32")
 
 

@@ -84,7 +84,7 @@ class Notes:
     def on_start(self, step):
         pass
 
-    def on_sign(self, step, loss):
+    def on_progress(self, step, loss):
         pass
 
     def on_evaluation(self, record):
