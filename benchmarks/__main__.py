@@ -1,7 +1,7 @@
-"""Run benchmark parts, print their tables, and put them into docs/.
+"""Run benchmarks, print their tables, and write them into docs/.
 
-python -m benchmarks            # all parts and the figure, one size per norm
-python -m benchmarks precision  # one part
+python -m benchmarks            # all benchmarks and the figure, one size for each norm
+python -m benchmarks precision  # one benchmark
 python -m benchmarks --full     # more sizes and rounds
 """
 
@@ -11,23 +11,24 @@ import argparse
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
-# Large arrays that are mapped and unmapped at every call cost more than the work, so the C library
-# is told to keep what it has. It reads this when the process starts.
+# Mapping and unmapping large arrays in every call takes longer than the work itself. These settings
+# make the C library keep its memory. It reads them when the process starts.
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of PyTorch do not block the next candidate
 }
-PARTS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
+BENCHMARKS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
 def environment() -> str:
-    """Versions, device and threads."""
+    """Return the versions, the device and the number of threads."""
     import jax
     import torch
 
@@ -42,59 +43,43 @@ def environment() -> str:
 
 
 def _kernels(loaded: bool, reason: str) -> str:
-    """Which form ran, and on which instructions; not the path that stands behind them."""
+    """Return which form ran and its instruction set, without the path of the library."""
     return f"native kernels ({reason.split(',')[0]})" if loaded else "the plain form"
 
 
-def run(parts: list[str], full: bool) -> None:
-    """Measure the parts, show and publish them, and draw the figure if all are there."""
-    from benchmarks import (
-        collectives,
-        figure,
-        fold,
-        memory,
-        precision,
-        resnet,
-        scaling,
-        speed,
-        sweep,
-    )
+def run(names: list[str], full: bool) -> None:
+    """Run the benchmarks, print and publish their tables, and draw the figure if all were run."""
+    from benchmarks import figure
     from benchmarks.table import publish
 
-    modules = {
-        "speed": speed,
-        "sweep": sweep,
-        "resnet": resnet,
-        "fold": fold,
-        "memory": memory,
-        "precision": precision,
-        "collectives": collectives,
-        "scaling": scaling,
-    }
     measured = {}
-    for part in parts:
-        tables = modules[part].measure(full)
+    for name in names:
+        tables = import_module(f"benchmarks.{name}").measure(full)
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)
-        publish(part, text if part == "scaling" else f"{text} {environment()}")
+        publish(name, text if name == "scaling" else f"{text} {environment()}")
         measured |= {table.title: table for table in tables}
-    if set(parts) == set(PARTS):
+    if set(names) == set(BENCHMARKS):
         figure.save(figure.draw(measured))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all")
-    parser.add_argument("--full", action="store_true", help="more sizes and rounds; long")
+    parser.add_argument(
+        "names", nargs="*", metavar="benchmark", help=f"of {', '.join(BENCHMARKS)}; all"
+    )
+    parser.add_argument("--full", action="store_true", help="more sizes and rounds; slow")
     arguments = parser.parse_args()
-    parts = arguments.parts or list(PARTS)
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    names = arguments.names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        parser.error(
+            f"there is no benchmark {unknown[0]!r}; the benchmarks are {', '.join(BENCHMARKS)}"
+        )
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | ALLOCATOR)
-    run(parts, arguments.full)
+    run(names, arguments.full)
 
 
 if __name__ == "__main__":

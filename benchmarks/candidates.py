@@ -1,7 +1,7 @@
-"""One normalization of each library on one input, ready to be run and compared.
+"""One normalization of each library on one input.
 
-`forward` gives the output and the new state, `both` those and the gradients of the input and of the
-parameters for a given cotangent.
+`forward` returns the output and the new state. `both` also returns the gradients of the input and
+of the parameters for a given cotangent.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 import torch
 
 from benchmarks.forms import FORMS
-from benchmarks.peers import Peer, peers, torch_norm
+from benchmarks.peers import Peer, peers, torch_norm, torch_parameters
 from benchmarks.timing import passes
 
-# Of the largest value. PyTorch sums the gradient of the RMS scale in bfloat16.
+# Relative to the largest value. PyTorch sums the gradient of the RMS scale in bfloat16.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
-# Of these only the output and dx are compared: NNX sums the gradients of scale and bias in
-# bfloat16, and over a hundred thousand values they are off by a third of the largest one.
+# Here only the output and dx are compared: NNX sums the gradients of scale and bias in bfloat16,
+# and over a hundred thousand values their error is a third of the largest one.
 ROUNDED = {("evaluation", "bfloat16", "Flax NNX")}
 RESULTS = ("output", "dx", "dscale", "dbias")
 
 
 class Candidate(NamedTuple):
-    """A library's normalization, compiled."""
+    """The compiled normalization of a library."""
 
     library: str
     forward: Callable[[], Any]
@@ -35,12 +35,12 @@ class Candidate(NamedTuple):
     arrays: Callable[[Any], list[np.ndarray]]
 
     def results(self) -> list[np.ndarray]:
-        """The output and the gradients, channels last, in float32."""
+        """Return the output and the gradients as float32 arrays with channels last."""
         return self.arrays(self.both())
 
 
 def candidates(norm: str, shape: tuple[int, ...], dtype: str) -> Iterator[Candidate]:
-    """Each library's normalization of one random input and cotangent, both forms of ours first."""
+    """Yield the normalization of each library for one random input and cotangent, ours first."""
     x, cotangent = drawn(shape)
     ours, *others = peers(norm, shape, jnp.dtype(dtype))
     for name, form in FORMS.items():
@@ -53,13 +53,13 @@ def candidates(norm: str, shape: tuple[int, ...], dtype: str) -> Iterator[Candid
 
 
 def drawn(shape: tuple[int, ...]) -> list[np.ndarray]:
-    """The input and the cotangent."""
+    """Return a random input and cotangent."""
     generator = np.random.default_rng(0)
     return [generator.standard_normal(shape, np.float32) for _ in range(2)]
 
 
 def check_alike(several: list[Candidate], norm: str, dtype: str) -> None:
-    """Raise an error if a library's output or gradient is not that of the first."""
+    """Raise an error if a library has another output or gradient than the first one."""
     first, *others = several
     expected = first.results()
     for other in others:
@@ -68,8 +68,8 @@ def check_alike(several: list[Candidate], norm: str, dtype: str) -> None:
             error = np.abs(array - reference).max() / np.abs(reference).max()
             if not error <= TOLERANCES[dtype]:
                 raise ValueError(
-                    f"{name} of {other.library} is {error:.1e} of its largest value away from "
-                    f"that of {first.library}: they do not compute the same thing"
+                    f"{name} of {other.library} differs from that of {first.library} by "
+                    f"{error:.1e} of its largest value: they do not compute the same function"
                 )
 
 
@@ -115,10 +115,3 @@ def _in_torch(norm: str, x: np.ndarray, cotangent: np.ndarray, dtype: str) -> Ca
         return last + full[2:]
 
     return Candidate("PyTorch", forward, both, arrays)
-
-
-def torch_parameters(norm: str, channels: int, dtype: str) -> list[torch.Tensor]:
-    """Scale and bias; of RMS only the scale, in the input's dtype, which its kernel asks for."""
-    if norm == "rms":
-        return [torch.ones(channels, dtype=getattr(torch, dtype))]
-    return [torch.ones(channels), torch.zeros(channels)]

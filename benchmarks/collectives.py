@@ -1,7 +1,7 @@
-"""What synced batch normalization communicates, counted in compiled programs.
+"""The communication of synced batch normalization, counted in compiled programs.
 
-The devices are eight of the CPU's, which XLA makes when the process starts; so the counting is done
-in a process of its own.
+XLA creates eight CPU devices when the process starts. Therefore the counting runs in a separate
+process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jaxnorm.linen as jnn
 from benchmarks.table import Table
 
 WAYS = ("pmap", "shard_map", "jit")
-# devices, channels, batch: one of them is changed at a time
+# devices, channels, batch: one of them changes at a time
 SIZES = ((8, 64, 64), (4, 64, 64), (2, 64, 64), (8, 256, 64), (8, 64, 256))
 _COLLECTIVE = re.compile(
     r"= (\S+|\(.*?\)) "
@@ -35,14 +35,14 @@ _COLLECTIVE = re.compile(
 
 
 class Collective(NamedTuple):
-    """A kind, and the bytes that each device has of its result."""
+    """The kind of a collective and the bytes of its result on each device."""
 
     kind: str
     nbytes: int
 
 
 def collectives(program: Any) -> list[Collective]:
-    """The collectives of a compiled program."""
+    """Return the collectives of a compiled program."""
     found = _COLLECTIVE.findall(program.as_text())
     return [
         Collective(kind, sum(map(_nbytes, re.findall(r"\w+\[[\d,]*\]", results))))
@@ -51,14 +51,14 @@ def collectives(program: Any) -> list[Collective]:
 
 
 def _nbytes(result: str) -> int:
-    """Of an array, as in "f32[8,3,64]"."""
+    """Return the bytes of an array such as "f32[8,3,64]"."""
     dtype, shape = result.rstrip("]").split("[")
     sizes = [int(size) for size in shape.split(",") if size]
     return int(np.prod(sizes)) * int(re.findall(r"\d+", dtype)[-1]) // 8
 
 
 def step(library: Any, way: str, devices: int, channels: int, batch: int) -> list[Any]:
-    """The compiled forward pass, and with the gradient of the input, of one BatchNorm."""
+    """Return the compiled forward pass of a BatchNorm, and that with the gradient of its input."""
     x = jnp.zeros((batch, 8, 8, channels))
     axis_name = None if way == "jit" else "i"
     norm = library.BatchNorm(use_running_average=False, axis_name=axis_name)
@@ -75,12 +75,12 @@ def step(library: Any, way: str, devices: int, channels: int, batch: int) -> lis
 
 
 def compiled(way: str, function: Callable[..., Any], arrays: Any, devices: int) -> Any:
-    """The program of a function of arrays that are split over the first axis.
+    """Return the compiled program of a function of arrays that are sharded over the first axis.
 
     Args:
-        way: "pmap", "shard_map", "unchecked" (without its check of varying axes), "jit", or
-            "explicit" (jit on a mesh with explicit axes).
-        function: gives an array that is split, and what is alike on all devices.
+        way: "pmap", "shard_map", "unchecked" (shard_map without its check of varying axes), "jit",
+            or "explicit" (jit on a mesh with explicit axes).
+        function: returns a sharded array, and values that are the same on all devices.
     """
     some = jax.devices()[:devices]
     if way == "pmap":
@@ -102,7 +102,7 @@ def compiled(way: str, function: Callable[..., Any], arrays: Any, devices: int) 
 
 
 def count() -> list[tuple[str, ...]]:
-    """The table's rows."""
+    """Return the rows of the table."""
     rows = []
     for way in WAYS:
         for size in SIZES:
@@ -115,7 +115,7 @@ def count() -> list[tuple[str, ...]]:
 
 
 def described(found: Sequence[Collective]) -> str:
-    """Such as "1 all-gather, 6.1 kB"."""
+    """Return text such as "1 all-gather, 6.1 kB"."""
     kinds = [collective.kind for collective in found]
     names = " + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{names}, {sum(c.nbytes for c in found) / 1000:.1f} kB" if found else "none"
@@ -123,7 +123,7 @@ def described(found: Sequence[Collective]) -> str:
 
 @cache
 def counted() -> list[list[str]]:
-    """The table's rows, from a process that has eight devices."""
+    """Return the rows of the table from a process with eight devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.collectives"],
@@ -136,7 +136,7 @@ def counted() -> list[list[str]]:
 
 
 def measure(full: bool) -> list[Table]:
-    """Collectives and bytes per layer and step, jaxnorm's beside Flax's."""
+    """Return the collectives and bytes of a layer and step, for jaxnorm and for Flax."""
     libraries = [f"{name} {way}" for name in ("jaxnorm", "Flax") for way in ("forward", "backward")]
     return [
         Table(

@@ -1,4 +1,4 @@
-"""One picture of the tables: speed, kept bytes, step memory, precision."""
+"""A figure of the tables: speed, bytes kept, memory of a step, and precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.table import Table
 
 PATH = Path(__file__).parent.parent / "docs" / "bench.png"
-COLORS = {  # Okabe and Ito's palette
+COLORS = {  # the palette of Okabe and Ito
     "jaxnorm": "#D55E00",
     "Flax Linen": "#0072B2",
     "Flax NNX": "#56B4E9",
@@ -20,11 +20,11 @@ COLORS = {  # Okabe and Ito's palette
     "Keras": "#E69F00",
     "PyTorch": "#555555",
 }
-FAILED = 1e4  # shown for an error that is not a number
+FAILED = 1e4  # the bar for an error that is NaN
 
 
 def draw(tables: dict[str, Table]) -> go.Figure:
-    """The four panels, each a group of bars, float32 where there is a choice."""
+    """Return a figure of four bar charts, for float32 where there is a choice."""
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -37,7 +37,7 @@ def draw(tables: dict[str, Table]) -> go.Figure:
         vertical_spacing=0.16,
     )
     both = _chosen(tables["Speed"], dtype="f32", **{"pass": "both"})
-    both = [row for row in both if "-" not in row.values()]  # what every library has
+    both = [row for row in both if "-" not in row.values()]  # norms of every library
     kept = _chosen(tables["Kept for the backward pass"], dtype="f32")
     errors = _chosen(
         tables["Largest error of the float32 output against float64"], **{"mean / std": "1000"}
@@ -66,13 +66,15 @@ def draw(tables: dict[str, Table]) -> go.Figure:
 
 
 def save(figure: go.Figure) -> None:
-    """Write the picture, if there is a Chrome or a Chromium to draw it with."""
+    """Write the figure, if Chrome or Chromium is available."""
     from kaleido.errors import ChromeNotFoundError
 
     try:
         figure.write_image(PATH, scale=1.5)
     except (ChromeNotFoundError, RuntimeError) as error:
-        Console(stderr=True).print(f"the figure {PATH} stays as it is, without a Chrome: {error}")
+        Console(stderr=True).print(
+            f"the figure {PATH} was not written, because Chrome is missing: {error}"
+        )
 
 
 def _norms(rows: list[dict[str, str]]) -> list[str]:
@@ -80,7 +82,7 @@ def _norms(rows: list[dict[str, str]]) -> list[str]:
 
 
 def _chosen(table: Table, **values: str) -> list[dict[str, str]]:
-    """The rows with these values, the first of each norm and dtype, by column."""
+    """Return the rows with these values as dicts; the first for each norm and dtype."""
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     rows = [row for row in rows if all(row[key] == value for key, value in values.items())]
     first = {(row["norm"], row.get("dtype")): row for row in reversed(rows)}

@@ -1,4 +1,4 @@
-"""Inference of a ResNet-20 with its normalizations folded into its convolutions."""
+"""Inference of a ResNet-20 whose normalizations are folded into its convolutions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxnorm.linen as jnn
-from benchmarks.resnet import DEPTH, IMAGES, WIDTH, Modules
+from benchmarks.resnet import IMAGES, model
 from benchmarks.table import Table
 from benchmarks.timing import interleaved
-from experiments.models.resnet import ResNet
 
 BATCHES, MORE_BATCHES = (1, 64), (1, 16, 64, 256)
 ROUNDS = 31
@@ -22,21 +21,8 @@ PAIRS = {"Conv_*": "norm_*"}
 LIBRARIES = {"jaxnorm": jnn, "Flax": nn}
 
 
-def model(library: Any, *, depth: int = DEPTH, width: int = WIDTH) -> ResNet:
-    """The network with a library's batch normalizations, in evaluation."""
-    return ResNet(
-        norm=Modules(library.BatchNorm, (("use_running_average", True),)),
-        num_classes=10,
-        dtype="float32",
-        dropout=0.0,
-        depth=depth,
-        width=width,
-        position="before",
-    )
-
-
 def trained(variables: Any) -> Any:
-    """The variables with statistics and parameters of normalizations that are not the first."""
+    """Return the variables with changed statistics and parameters of normalizations."""
     generator = np.random.default_rng(0)
 
     def moved(path: Any, leaf: jax.Array) -> jax.Array:
@@ -49,7 +35,7 @@ def trained(variables: Any) -> Any:
 
 
 def measure(full: bool) -> list[Table]:
-    """The median milliseconds of inference, folded and unfolded, and how often it is as fast."""
+    """Return the median milliseconds of inference, folded and unfolded, and their ratio."""
     batches = MORE_BATCHES if full else BATCHES
     rows = [_row((batch, *IMAGES[1:]), ROUNDS) for batch in batches]
     return [
@@ -74,13 +60,14 @@ def measure(full: bool) -> list[Table]:
 
 def _row(shape: tuple[int, ...], rounds: int, **sizes: Any) -> list[str]:
     images = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
-    ours = model(jnn, **sizes)
+    ours = model(jnn, "BatchNorm", "float32", train=False, **sizes)
     initial = jax.jit(partial(ours.init, train=False))
     variables = trained(initial(jax.random.key(0), images[:1]))
     folded = jnn.fold(ours, variables, PAIRS, images[:1], train=False)
     functions = {"folded": _inference(partial(jnn.apply_folded, ours), folded, images)}
     for name, library in LIBRARIES.items():
-        functions[name] = _inference(model(library, **sizes).apply, variables, images)
+        network = model(library, "BatchNorm", "float32", train=False, **sizes)
+        functions[name] = _inference(network.apply, variables, images)
     _check_alike({name: function() for name, function in functions.items()})
     times = interleaved(functions, rounds)
     ratios = [f"{times[name] / times['folded']:.2f}" for name in LIBRARIES]
@@ -93,9 +80,9 @@ def _inference(apply: Any, variables: Any, images: jax.Array) -> Any:
 
 
 def _check_alike(logits: dict[str, jax.Array]) -> None:
-    """Raise an error if folding changed the logits by more than 1e-5 of the largest."""
+    """Raise an error if the logits differ by more than 1e-5 of the largest."""
     expected = logits["Flax"]
     for name, other in logits.items():
         difference = float(abs(other - expected).max() / abs(expected).max())
         if not difference <= 1e-5:
-            raise ValueError(f"the logits of {name} are {difference:.1e} away from Flax's")
+            raise ValueError(f"the logits of {name} differ from those of Flax by {difference:.1e}")

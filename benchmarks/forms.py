@@ -1,4 +1,4 @@
-"""jaxnorm's two forms in one process: a program holds the form chosen when it was lowered."""
+"""The two forms of jaxnorm in one process. The form is chosen when a program is lowered."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jaxnorm.kernels.native import plain_form
 
 @contextlib.contextmanager
 def native_form() -> Iterator[None]:
-    """Take the native form, or raise an error where there are no kernels to take it from."""
+    """Use the native form, or raise an error if there are no kernels."""
     if not library().loaded:
-        raise RuntimeError(f"there is no native form to measure: {kernels.status()}")
+        raise RuntimeError(f"the native form is not available: {kernels.status()}")
     yield
 
 

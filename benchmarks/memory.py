@@ -1,4 +1,4 @@
-"""What the backward pass keeps, and what a compiled training step needs beside its arguments."""
+"""The memory that the backward pass keeps, and the temporary memory of a training step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import torch
 
 import jaxnorm.linen as jnn
-from benchmarks.candidates import torch_parameters
 from benchmarks.ours import NORMS
-from benchmarks.peers import Peer, peers, torch_norm
+from benchmarks.peers import Peer, peers, torch_norm, torch_parameters
 from benchmarks.resnet import compiled, initial, model
 from benchmarks.table import SHORT, Table
 
@@ -22,7 +21,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def kept_in_jax(peer: Peer, norm: str, dtype: str) -> float:
-    """Bytes that the backward pass keeps, over those of the input."""
+    """Return the bytes that the backward pass keeps, divided by those of the input."""
     shape = SHAPES[norm]
     x = jnp.zeros((shape[0], shape[-1], *shape[1:-1]) if peer.channels_first else shape, dtype)
     _, backward, _ = jax.vjp(jax.jit(peer.apply), peer.parameters, x, has_aux=True)
@@ -31,7 +30,7 @@ def kept_in_jax(peer: Peer, norm: str, dtype: str) -> float:
 
 
 def kept_in_torch(norm: str, dtype: str) -> float:
-    """The same of PyTorch: the tensors that autograd saves."""
+    """Return the same ratio for PyTorch, from the tensors that autograd saves."""
     shape = SHAPES[norm]
     shape = shape if norm in ("layer", "rms") else (shape[0], shape[-1], *shape[1:-1])
     inputs = [
@@ -52,7 +51,7 @@ def kept_in_torch(norm: str, dtype: str) -> float:
 
 
 def step_megabytes(library: Any, norm: str, dtype: str) -> float:
-    """The compiler's temporary memory of one training step of a ResNet-20 on 32 images."""
+    """Return the temporary memory of one compiled training step of a ResNet-20 with 32 images."""
     images, labels = jnp.zeros((32, 32, 32, 3)), jnp.zeros(32, jnp.int32)
     net = model(library, norm, dtype)
     state = jax.eval_shape(partial(initial, net), images)
@@ -61,7 +60,7 @@ def step_megabytes(library: Any, norm: str, dtype: str) -> float:
 
 
 def measure(full: bool) -> list[Table]:
-    """Kept bytes of every library, and a ResNet-20's step on Flax's modules and on ours."""
+    """Return the bytes kept by every library, and the memory of a step (Flax and jaxnorm)."""
     return [_kept(), _step(("BatchNorm", "GroupNorm", "LayerNorm") if full else ("BatchNorm",))]
 
 

@@ -1,4 +1,4 @@
-"""jaxnorm's normalizations, behind the calling convention of `benchmarks.peers`."""
+"""The normalizations of jaxnorm, with the calling convention of `benchmarks.peers`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ GROUPS = 32
 
 
 def affine(norm: str, channels: int) -> Parameters:
-    """Scale and bias; of RMS only the scale."""
+    """Return scale and bias; of RMS the scale alone."""
     return [jnp.ones(channels), jnp.zeros(channels)][: 1 if norm == "rms" else 2]
 
 
 def running_stats(channels: int) -> dict[str, jax.Array]:
-    """Those of the evaluation: no mean is 0 and no variance 1, which XLA would leave out."""
+    """Return running statistics without zeros and ones, which XLA would optimize away."""
     return {"mean": jnp.linspace(0.1, 1.0, channels), "var": jnp.linspace(0.5, 0.9, channels)}
 
 
 def normalization(norm: str, channels: int) -> Apply:
-    """One of `NORMS`, or "evaluation": batch normalization by running statistics."""
+    """Return one of `NORMS`, or "evaluation": batch normalization by running statistics."""
     if norm in ("batch", "evaluation"):
         train = norm == "batch"
         stats = jn.init_batch_stats(channels) if train else running_stats(channels)

@@ -1,10 +1,10 @@
-"""Every library's normalization, behind one calling convention.
+"""The normalizations of all libraries, with one calling convention.
 
-`peers(norm, shape, dtype)` yields for each library that has the norm a `Peer`, whose `apply`
-takes the parameters (scale, bias; RMS: scale) and an input of the dtype in the library's own
-layout, and gives an output of that dtype. All have float32 parameters, epsilon 1e-5, momentum 0.99
-of the old statistics, and group normalization 32 groups; otherwise their defaults. Batch
-normalization is that of training; "evaluation" is batch normalization by running statistics.
+`peers(norm, shape, dtype)` yields a `Peer` for each library that has the norm. Its `apply` takes
+the parameters (scale, bias; RMS: scale) and an input with the dtype, in the layout of the library,
+and returns an output with that dtype. All have float32 parameters, epsilon 1e-5, momentum 0.99 for
+the old statistics, 32 groups in group normalization, and otherwise their defaults. "batch" is batch
+normalization in training; "evaluation" is batch normalization by running statistics.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 
 class Peer(NamedTuple):
-    """A library's normalization: `apply(parameters, x)` gives the output and the new state."""
+    """The normalization of a library: `apply(parameters, x)` gives the output and new state."""
 
     library: str
     parameters: Parameters
@@ -49,7 +49,7 @@ class Peer(NamedTuple):
 
 
 def peers(norm: str, shape: Shape, dtype: Any = jnp.float32) -> Iterator[Peer]:
-    """The JAX libraries that have the norm, for inputs of this shape, channels last."""
+    """Yield the JAX libraries that have the norm, for channels-last inputs of this shape."""
     parameters = affine(norm, shape[-1])
     for library, make in LIBRARIES.items():
         apply = make(norm, shape, dtype)
@@ -165,7 +165,9 @@ def _equinox(norm: str, shape: Shape, dtype: Any) -> Apply:
             lambda layer: [getattr(layer, name) for name in names], module, parameters
         )
         if batch:
-            unused = jax.tree.unflatten(*jax.tree.flatten(state)[::-1])  # a state is taken once
+            unused = jax.tree.unflatten(
+                *jax.tree.flatten(state)[::-1]
+            )  # Equinox allows each state to be used once only
             vmapped = jax.vmap(lambda x: layer(x, unused), axis_name="batch", out_axes=(0, None))
             y, new_state = vmapped(x)
         else:
@@ -205,7 +207,7 @@ LIBRARIES: dict[str, Callable[[str, Shape, Any], Apply]] = {
 
 
 def torch_norm(norm: str, channels: int) -> Callable[..., torch.Tensor]:
-    """PyTorch's function of (x, scale, bias), channels first."""
+    """Return the function of (x, scale, bias) of PyTorch, with channels first."""
     mean, var = torch.zeros(channels), torch.ones(channels)
     known = [torch.from_numpy(np.array(stat)) for stat in running_stats(channels).values()]
     features = (channels,)
@@ -219,11 +221,17 @@ def torch_norm(norm: str, channels: int) -> Callable[..., torch.Tensor]:
     }[norm]
 
 
+def torch_parameters(norm: str, channels: int, dtype: str = "float32") -> list[torch.Tensor]:
+    """Return scale and bias; of RMS the scale alone, in the dtype that its kernel requires."""
+    if norm == "rms":
+        return [torch.ones(channels, dtype=getattr(torch, dtype))]
+    return [torch.ones(channels), torch.zeros(channels)]
+
+
 def torch_numpy(norm: str, x: np.ndarray) -> np.ndarray:
-    """PyTorch's result for a channels-last array."""
+    """Return the result of PyTorch for a channels-last array."""
     first = norm not in ("layer", "rms")
     native = torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1) if first else x))
     channels = x.shape[-1]
-    parameters = [torch.ones(channels), torch.zeros(channels)][: 1 if norm == "rms" else 2]
-    y = torch_norm(norm, channels)(native, *parameters).numpy()
+    y = torch_norm(norm, channels)(native, *torch_parameters(norm, channels)).numpy()
     return np.moveaxis(y, 1, -1) if first else y

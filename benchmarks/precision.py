@@ -1,4 +1,4 @@
-"""How far each library's float32 output is from float64, as the mean grows over the deviation."""
+"""The error of the float32 output of each library, for growing ratios of mean and deviation."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ SHAPES = dict.fromkeys(NORMS, (8, 28, 28, 64)) | {"layer": (64, 1024), "rms": (6
 
 
 def oracle(norm: str, x: np.ndarray) -> np.ndarray:
-    """The paper's formula in float64."""
+    """Return the result of the formula of the paper in float64."""
     x = x.astype(np.float64)
     if norm == "rms":
         return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + EPSILON)
     groups = GROUPS if norm == "group" else x.shape[-1]
-    parts = x if norm == "layer" else x.reshape(*x.shape[:-1], groups, -1)
+    grouped = x if norm == "layer" else x.reshape(*x.shape[:-1], groups, -1)
     axes = {"batch": (0, 1, 2), "layer": (1,), "group": (1, 2, 4), "instance": (1, 2)}[norm]
-    mean = parts.mean(axes, keepdims=True)
-    var = np.mean((parts - mean) ** 2, axes, keepdims=True)
-    return ((parts - mean) / np.sqrt(var + EPSILON)).reshape(x.shape)
+    mean = grouped.mean(axes, keepdims=True)
+    var = np.mean((grouped - mean) ** 2, axes, keepdims=True)
+    return ((grouped - mean) / np.sqrt(var + EPSILON)).reshape(x.shape)
 
 
 def outputs(norm: str, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Every library's output."""
+    """Yield the output of every library."""
     for peer in peers(norm, x.shape):
         yield peer.library, peer.numpy(x)
     yield "PyTorch", torch_numpy(norm, x)
 
 
 def short(error: float) -> str:
-    """Two digits and an exponent without zeros."""
+    """Return a number with two digits and an exponent without zeros."""
     return f"{error:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def measure(full: bool) -> list[Table]:
-    """The largest error of each library, norm and ratio; there is one size."""
+    """Return the largest error of each library, norm and ratio; there is one size only."""
     generator = np.random.default_rng(0)
     rows = []
     for norm in NORMS:

@@ -1,4 +1,4 @@
-"""A whole training step of a ResNet-20, on Flax's modules and on ours in both forms."""
+"""A whole training step of a ResNet-20 with the modules of Flax and of jaxnorm in both forms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.table import SHORT, Table
 from benchmarks.timing import interleaved
 from experiments.models.resnet import ResNet
 
-IMAGES = (64, 28, 28, 1)  # a batch of Fashion-MNIST's size
+IMAGES = (64, 28, 28, 1)  # a batch of Fashion-MNIST images
 DEPTH, WIDTH = 20, 16
 NORMS, DTYPES = ("BatchNorm",), ("float32",)
 MORE_NORMS, MORE_DTYPES = ("BatchNorm", "GroupNorm", "LayerNorm"), ("float32", "bfloat16")
@@ -29,7 +29,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
 @dataclass(frozen=True)
 class Modules:
-    """What the network makes its normalizations with: a library's modules with their options."""
+    """Creates the normalizations of the network from the module of a library and its options."""
 
     module: Any
     options: Any
@@ -40,11 +40,19 @@ class Modules:
         return lambda x, mask, *, train: layer(x)
 
 
-def model(library: Any, norm: str, dtype: str, *, depth: int = DEPTH, width: int = WIDTH) -> ResNet:
-    """The network with a library's modules of this name, in training."""
+def model(
+    library: Any,
+    norm: str,
+    dtype: str,
+    *,
+    train: bool = True,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+) -> ResNet:
+    """Return the network with a library's modules of this name, for training or evaluation."""
     options: dict[str, Any] = {"dtype": dtype}
     if norm == "BatchNorm":
-        options["use_running_average"] = False
+        options["use_running_average"] = not train
     if norm == "GroupNorm":
         options["num_groups"] = 8
     return ResNet(
@@ -59,17 +67,17 @@ def model(library: Any, norm: str, dtype: str, *, depth: int = DEPTH, width: int
 
 
 def initial(net: ResNet, images: jax.Array) -> dict[str, Any]:
-    """Parameters, statistics and the optimizer's state."""
+    """Return parameters, statistics and the state of the optimizer."""
     variables = net.init(jax.random.key(0), images, train=True)
     return {**variables, "optimizer": OPTIMIZER.init(variables["params"])}
 
 
 def compiled(net: ResNet, state: Any, images: jax.Array, labels: jax.Array) -> Any:
-    """One step's program: loss, gradients, new statistics and the optimizer's update."""
+    """Return the program of one step: loss, gradients, new statistics and the update."""
 
     def step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
         params, optimizer = state["params"], state["optimizer"]
-        stats = {key: part for key, part in state.items() if key == "batch_stats"}
+        stats = {key: value for key, value in state.items() if key == "batch_stats"}
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             logits, new = net.apply(
@@ -89,7 +97,7 @@ def compiled(net: ResNet, state: Any, images: jax.Array, labels: jax.Array) -> A
 
 
 def measure(full: bool) -> list[Table]:
-    """The median milliseconds of a step, and jaxnorm's ratio to Flax in both forms."""
+    """Return the median milliseconds of a step, and the ratios of both forms of jaxnorm to Flax."""
     norms, dtypes = (MORE_NORMS, MORE_DTYPES) if full else (NORMS, DTYPES)
     rows = [_row(norm, dtype, IMAGES, ROUNDS) for norm in norms for dtype in dtypes]
     return [
@@ -135,10 +143,10 @@ def _row(norm: str, dtype: str, shape: tuple[int, ...], rounds: int, **sizes: An
 
 
 def _check_alike(results: dict[str, Any], dtype: str) -> None:
-    """Raise an error if a step's loss or its new parameters are not those of Flax's modules."""
+    """Raise an error if the loss or the new parameters differ from those with Flax."""
     loss, state = results.pop("Flax")
     for name, (other, its) in results.items():
         differences = jax.tree.map(lambda a, b: abs(a - b).max(), its["params"], state["params"])
         largest = max(float(abs(other - loss)), *map(float, jax.tree.leaves(differences)))
         if not largest <= TOLERANCES[dtype]:
-            raise ValueError(f"a step with {name} ends {largest:.1e} away from one with Flax")
+            raise ValueError(f"a step with {name} differs from one with Flax by {largest:.1e}")

@@ -1,4 +1,4 @@
-"""A model of what synced batch normalization costs on many devices; docs/scaling.md explains it."""
+"""A cost model of synced batch normalization on many devices; docs/scaling.md explains it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from benchmarks.collectives import Collective, counted, described
 from benchmarks.table import Table
 from jaxnorm.distributed import GATHERED_BYTES
 
-START = 10e-6  # seconds until a collective begins: launch and rendezvous
+START = 10e-6  # seconds until a collective starts: launch and rendezvous
 HOP = 1e-6  # seconds from one device to the next
-BANDWIDTH = 50e9  # bytes a second in and out of a device
-GROUP = 8  # devices in a group: those of one host
+BANDWIDTH = 50e9  # bytes per second into and out of a device
+GROUP = 8  # the devices of one host
 DEVICES = (8, 64, 512, 4096, 16384)
 CHANNELS = 256
-# The batch normalizations of ResNet-50 (He et al. 2015, table 1): channels, and layers of so many.
+# The batch normalizations of ResNet-50 (He et al. 2015, table 1): channels: number of layers.
 RESNET_50 = {64: 7, 128: 8, 256: 16, 512: 11, 1024: 7, 2048: 4}
 
 
 def seconds(collective: Collective, devices: int) -> float:
-    """Start, hops, and bytes over the bandwidth; an all-reduce goes there and back."""
+    """Return the time of a collective; an all-reduce sends its data twice."""
     ways = 2 if collective.kind == "all-reduce" else 1
     sent = ways * collective.nbytes * (devices - 1) / devices
     return START + ways * log2(devices) * HOP + sent / BANDWIDTH
 
 
 def forward(channels: int, devices: int, way: str = "shard_map") -> list[Collective]:
-    """What the forward pass waits for, in float32.
+    """Return the collectives that the forward pass waits for, in float32.
 
-    Moments gathered, or where those are many means and then the rest; under jit always a mean near
-    which to measure, and then the two sums about it.
+    The moments are gathered. If they are too large, the means are reduced first and then the other
+    moments. Under jit there is always a reduction of an approximate mean, and then of two sums
+    about it.
     """
     if way == "jit":
         return [Collective("all-reduce", 4 * channels), Collective("all-reduce", 2 * 4 * channels)]
@@ -40,22 +41,22 @@ def forward(channels: int, devices: int, way: str = "shard_map") -> list[Collect
 
 
 def backward(channels: int) -> list[Collective]:
-    """Two sums a channel."""
+    """Return the collective of two sums for each channel."""
     return [Collective("all-reduce", 2 * 4 * channels)]
 
 
 def layer_seconds(channels: int, devices: int) -> float:
-    """One layer, there and back."""
+    """Return the time of one layer, forward and backward."""
     return sum(seconds(c, devices) for c in forward(channels, devices) + backward(channels))
 
 
 def resnet_seconds(devices: int) -> float:
-    """All layers of a ResNet-50, none of it hidden behind computation."""
+    """Return the time of all layers of a ResNet-50 without overlap with computation."""
     return sum(layers * layer_seconds(channels, devices) for channels, layers in RESNET_50.items())
 
 
 def measure(full: bool) -> list[Table]:
-    """The model's figures, and its collectives beside those of compiled programs."""
+    """Return the costs of the model, and its collectives next to those of compiled programs."""
     return [_at_scale(), _checked()]
 
 
@@ -91,7 +92,7 @@ def _checked() -> Table:
         modelled = forward(int(channels), int(devices), way), backward(int(channels))
         rows.append((way, devices, channels, batch, described(modelled[0]), there, back))
         if (there, back) != tuple(map(described, modelled)):
-            raise ValueError(f"the model does not describe what was counted: {rows[-1]}")
+            raise ValueError(f"the model differs from the compiled program: {rows[-1]}")
     return Table(
         title="The model beside compiled programs",
         columns=("way", "devices", "channels", "batch", "model", "forward", "backward"),

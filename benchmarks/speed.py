@@ -1,4 +1,4 @@
-"""Forward, and forward and backward, of every library, interleaved in one process."""
+"""Time of the forward pass, and of forward and backward pass, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES: dict[str, list[Shape]] = {
     "instance": [SAMPLES],
     "evaluation": [IMAGES],
 }
-MORE_SHAPES: dict[str, list[Shape]] = {  # of a ResNet-50's stages, and of a transformer
+MORE_SHAPES: dict[str, list[Shape]] = {  # stages of a ResNet-50, and layers of a transformer
     norm: [(512, 256), (8192, 4096)]
     if norm in ("layer", "rms")
     else [(32, 56, 56, 256), (32, 28, 28, 512), (32, 7, 7, 2048)]
@@ -35,7 +35,7 @@ ROUNDS = 15
 
 
 class Asked(NamedTuple):
-    """The largest ratios that are asked for."""
+    """The largest allowed ratios."""
 
     forward_of_flax: float
     both_of_flax: float
@@ -53,14 +53,14 @@ BFLOAT16, EVALUATION = Asked(0.9, 0.5, 1.0), Asked(1.0, 1.0, 1.0)
 
 
 def asked(norm: str, dtype: str) -> Asked:
-    """What is asked of a norm in a dtype."""
+    """Return the largest allowed ratios of a norm and a dtype."""
     if norm == "evaluation":
         return EVALUATION
     return FLOAT32[norm] if dtype == "float32" else BFLOAT16
 
 
 def measure(full: bool) -> list[Table]:
-    """Medians of every library, and jaxnorm's ratio to Flax Linen, to PyTorch and to the floor."""
+    """Return the medians of every library, and ratios to Flax Linen, PyTorch and the floor."""
     rows = []
     for norm, shapes in SHAPES.items():
         for shape in [*shapes, *(MORE_SHAPES[norm] if full else [])]:
@@ -87,7 +87,7 @@ def measure(full: bool) -> list[Table]:
 
 
 def measured(norm: str, shape: Shape, dtype: str, rounds: int) -> list[list[str]]:
-    """A row for the forward pass and one for both."""
+    """Return a row for the forward pass and one for both passes."""
     several = list(candidates(norm, shape, dtype))
     check_alike(several, norm, dtype)
     functions = {(c.library, which): getattr(c, which) for c in several for which in PASSES}
@@ -103,7 +103,7 @@ def measured(norm: str, shape: Shape, dtype: str, rounds: int) -> list[list[str]
 
 
 def _cells(own: dict[str, float], limits: Asked, which: str) -> list[str]:
-    """The ratios with what is asked of them, and the milliseconds."""
+    """Return the ratios with their limits, and the milliseconds."""
     flax, pytorch, least = (
         f"{own['jaxnorm'] / own[other]:.2f}" for other in ("Flax Linen", "PyTorch", "floor")
     )

@@ -1,7 +1,7 @@
-"""The native form beside the plain one over sizes, and what the second thread adds.
+"""The native form compared with the plain one over sizes, and the effect of a second thread.
 
-The number of threads is fixed when XLA starts, so the native form with one thread and with all is
-measured in two processes of their own.
+XLA fixes the number of threads when it starts. Therefore the native form with one thread and with
+all threads is measured in two separate processes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from benchmarks.timing import PASSES, interleaved, passes
 
 SIZES = tuple(round(10 ** (half / 2)) for half in range(4, 17))  # 1e2 to 1e8 values
 CHANNELS, POSITIONS, WIDTH = 64, 1024, 1024
-VALUES = 5e7  # in all rounds of a size, about
-ROUNDS = (3, 101)  # at least, at most
-ASKED = 1.1  # of the plain form's time, at most
+VALUES = 5e7  # approximate number in all rounds of a size
+ROUNDS = (3, 101)  # smallest and largest number
+ASKED = 1.1  # the largest allowed ratio to the plain form
 
-Ratios = dict[tuple[str, int, str], float]  # or milliseconds, of a norm, size and pass
+Ratios = dict[tuple[str, int, str], float]  # or milliseconds, by norm, size and pass
 
 
 def shape_of(norm: str, values: int) -> tuple[int, ...]:
-    """About as many values: tokens for layer and RMS, else images whose positions are one axis."""
+    """Return a shape with about `values` values: tokens for layer and RMS, else images."""
     if norm in ("layer", "rms"):
         width = min(values, WIDTH)
         return max(values // width, 1), width
@@ -41,7 +41,7 @@ def shape_of(norm: str, values: int) -> tuple[int, ...]:
 
 
 def times(norm: str, values: int, forms: Iterable[str]) -> dict[tuple[str, str], float]:
-    """Median milliseconds of each form and pass, interleaved."""
+    """Return the median milliseconds of each form and pass, interleaved."""
     shape = shape_of(norm, values)
     array = np.random.default_rng(0).standard_normal(shape, np.float32)
     x, cotangent = jnp.asarray(array), jnp.asarray(array[::-1, ..., ::-1])
@@ -55,12 +55,12 @@ def times(norm: str, values: int, forms: Iterable[str]) -> dict[tuple[str, str],
 
 
 def measure(full: bool) -> list[Table]:
-    """Ratios for every norm over the sizes, or over half of them."""
+    """Return ratios for every norm over the sizes, or over half of them."""
     return tables(NORMS, SIZES if full else SIZES[::2])
 
 
 def tables(norms: Sequence[str], sizes: Sequence[int]) -> list[Table]:
-    """The native form's milliseconds over the plain one's, and with one thread over with all."""
+    """Return the ratios of native to plain form, and of one thread to all threads."""
     plain: Ratios = {}
     for norm, values in product(norms, sizes):
         found = times(norm, values, FORMS)
@@ -87,10 +87,10 @@ def tables(norms: Sequence[str], sizes: Sequence[int]) -> list[Table]:
 
 
 def native(norms: Sequence[str], sizes: Sequence[int], threads: int) -> Ratios:
-    """The native form's milliseconds, from a process that has so many threads."""
+    """Return the milliseconds of the native form from a process with `threads` threads."""
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.sweep", json.dumps([norms, sizes])],
-        env=os.environ | {"NPROC": str(threads)},  # XLA takes its threads from it
+        env=os.environ | {"NPROC": str(threads)},  # sets the number of threads of XLA
         cwd=ROOT,
         stdout=subprocess.PIPE,
         check=True,
@@ -100,7 +100,7 @@ def native(norms: Sequence[str], sizes: Sequence[int], threads: int) -> Ratios:
 
 
 def _table(title: str, ratios: Ratios, notes: str) -> Table:
-    """A row for each size, a column for each norm and pass."""
+    """Return a table with a row for each size, and a column for each norm and pass."""
     columns = list(dict.fromkeys((norm, which) for norm, _, which in ratios))
     sizes = dict.fromkeys(values for _, values, _ in ratios)
     rows = [
@@ -111,9 +111,9 @@ def _table(title: str, ratios: Ratios, notes: str) -> Table:
 
 
 def _print_native(norms: Sequence[str], sizes: Sequence[int]) -> None:
-    """The milliseconds of every norm, size and pass in this process, in this order."""
+    """Print the milliseconds of every norm, size and pass, in this order."""
     found = (times(norm, values, ["jaxnorm"]) for norm, values in product(norms, sizes))
-    print(json.dumps([part["jaxnorm", which] for part in found for which in PASSES]))
+    print(json.dumps([each["jaxnorm", which] for each in found for which in PASSES]))
 
 
 if __name__ == "__main__":

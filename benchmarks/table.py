@@ -1,4 +1,4 @@
-"""Tables on the terminal and in docs/."""
+"""Tables for the terminal and for docs/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Table(NamedTuple):
-    """A titled table of text."""
+    """A table of text with a title."""
 
     title: str
     columns: Sequence[str]
@@ -24,7 +24,7 @@ class Table(NamedTuple):
     notes: str
 
     def show(self) -> None:
-        """Print it."""
+        """Print the table."""
         table = rich.table.Table(
             title=self.title,
             caption=self.notes,
@@ -41,17 +41,17 @@ class Table(NamedTuple):
         Console(width=max(console.width, needed)).print(table)
 
     def markdown(self) -> str:
-        """Give it in Markdown."""
+        """Return the table as Markdown."""
         rows = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", self.notes])
 
 
-def publish(part: str, text: str) -> None:
-    """Replace what the README or a page of docs/ holds between the marks of a part."""
-    begin, end = f"<!-- bench {part} -->", f"<!-- end {part} -->"
+def publish(name: str, text: str) -> None:
+    """Replace the text between the marks of a benchmark in the README or a page of docs/."""
+    begin, end = f"<!-- bench {name} -->", f"<!-- end {name} -->"
     old, new = re.escape(begin) + ".*?" + re.escape(end), f"{begin}\n{text}\n{end}"
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         if begin in (content := page.read_text()):
             page.write_text(re.sub(old, lambda _: new, content, flags=re.DOTALL))
             return
-    raise ValueError(f"no page has the mark {begin!r} to put the table of {part} behind")
+    raise ValueError(f"no page has the mark {begin!r} for the table of {name}")

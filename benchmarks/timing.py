@@ -1,4 +1,4 @@
-"""How long functions take beside each other, and the programs that are timed."""
+"""Interleaved timing of functions, and the programs that are timed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Apply = Callable[[Parameters, jax.Array], tuple[jax.Array, Any]]
 
 
 def interleaved(functions: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
-    """The median milliseconds of each function, called in turn, in alternating order."""
+    """Return the median milliseconds of each function, called in alternating order."""
     times: dict[Any, list[float]] = {key: [] for key in functions}
     for _ in range(2):  # warm up
         for function in functions.values():
@@ -33,14 +33,16 @@ def interleaved(functions: dict[Any, Callable[[], Any]], rounds: int) -> dict[An
 def programs(
     apply: Apply, parameters: Parameters, x: jax.Array, cotangent: jax.Array
 ) -> dict[str, Any]:
-    """The compiled passes of a normalization.
+    """Return the compiled passes of a normalization.
 
-    `forward` of (parameters, x) gives the output and the new state; `both` of these and the
-    cotangent gives the output, the gradients of the parameters and of x, and the new state.
+    `forward` maps (parameters, x) to the output and the new state. `both` takes these and the
+    cotangent, and returns the output, the gradients of the parameters and of x, and the new state.
     """
 
     def forward(parameters: Parameters, x: jax.Array) -> Any:
-        return apply(parameters, x)  # a function of its own: jax keeps what it lowered of `apply`
+        return apply(
+            parameters, x
+        )  # a separate function, because JAX caches the lowering of `apply`
 
     def both(parameters: Parameters, x: jax.Array, cotangent: jax.Array) -> Any:
         y, backward, state = jax.vjp(apply, parameters, x, has_aux=True)
@@ -55,7 +57,7 @@ def programs(
 def passes(
     apply: Apply, parameters: Parameters, x: jax.Array, cotangent: jax.Array
 ) -> dict[str, Callable[[], Any]]:
-    """The passes, compiled, as functions that wait for their results."""
+    """Return the compiled passes as functions that wait for their results."""
     compiled = programs(apply, parameters, x, cotangent)
     return {
         "forward": lambda: jax.block_until_ready(compiled["forward"](parameters, x)),
@@ -64,7 +66,7 @@ def passes(
 
 
 def floor(x: jax.Array, cotangent: jax.Array) -> dict[str, Callable[[], Any]]:
-    """The memory's part alone: x + 1 forward; both, then two arrays read and one written."""
+    """Time memory traffic only: x + 1 as forward; for both also two arrays read and one written."""
     one_more = jax.jit(lambda x: x + 1).lower(x).compile()
     summed = jax.jit(lambda x, cotangent: x + cotangent).lower(x, cotangent).compile()
 

@@ -1,7 +1,7 @@
-"""The types of the configuration. The values stand in `configs/`.
+"""The types of the configuration. The values are in `configs/`.
 
-The groups `data`, `model`, `norm` and `optimizer` are open: a file of theirs names a class, and the
-signature of the class is its schema. The other groups have their types here.
+The groups `data`, `model`, `norm` and `optimizer` are open: a file of these groups names a class,
+and the signature of the class is its schema. The types of the other groups are defined here.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.errors import ConfigError
 
 COMPONENTS = ("data", "model", "norm", "optimizer")
-OF_THE_RUN = ("norm", "num_classes", "dtype", "parent", "name")  # what no file gives a class
-OF_NO_CLASS = ("name", "init_scale")  # what a file gives besides
+RUN_ARGUMENTS = ("norm", "num_classes", "dtype", "parent", "name")  # arguments that the run sets
+NOT_ARGUMENTS = ("name", "init_scale")  # values that are not arguments
 
 
 @dataclass
 class ParallelConfig:
-    """How a step runs on the devices, which are those there are, or of the CPU so many virtual."""
+    """How a step runs on devices: the available ones, or virtual ones of the CPU."""
 
     name: str
     virtual_devices: int | None = None
@@ -52,7 +52,7 @@ class ShardMap(ParallelConfig):
 
 @dataclass
 class SyncConfig:
-    """Over which devices batch statistics are measured."""
+    """The devices over which batch statistics are measured."""
 
     name: str
 
@@ -74,7 +74,7 @@ class GlobalSync(SyncConfig):
 
 @dataclass
 class InferenceConfig:
-    """By which statistics what normalizes by the batch evaluates, in validation and test alike."""
+    """The statistics that batch normalizations use in validation and test."""
 
     name: str
 
@@ -96,7 +96,7 @@ class RecomputedInference(InferenceConfig):
 
 @dataclass
 class DistributedConfig:
-    """How the processes of a run find each other."""
+    """How the processes of a run connect."""
 
     name: str
 
@@ -139,10 +139,10 @@ class Ray(LauncherConfig):
 class Contrast:
     """The primary contrast of a study: `metric` of the runs `a` against that of the runs `b`.
 
-    `a` and `b` are overrides, as on the command line, that pick runs of the study. `delta` is what
-    would matter in practice, in points of accuracy, as a ratio, or in decades. Where `each` names
-    keys, the arms are tuned and compared at every combination of their values, and a seed counts
-    with its mean over them.
+    `a` and `b` are overrides, as on the command line, that select runs of the study. `delta` is the
+    difference that would matter in practice, in points of accuracy, as a ratio, or in decades. If
+    `each` names keys, the arms are tuned and compared at every combination of their values, and a
+    seed contributes its mean over the combinations.
     """
 
     a: str
@@ -156,10 +156,10 @@ class Contrast:
 
 @dataclass
 class StudyConfig:
-    """What a study asks and who claims what.
+    """The question of a study and the source of its claim.
 
-    `x` and `series` are keys that it sweeps, `without` overrides that pick runs it leaves out,
-    `fallback` overrides that it takes where Fashion-MNIST is not installed.
+    `x` and `series` are keys of the sweep, `without` has overrides that select the runs to leave
+    out, and `fallback` has overrides that apply if Fashion-MNIST is not installed.
     """
 
     name: str | None = None
@@ -177,7 +177,7 @@ class StudyConfig:
 
 @dataclass
 class Config:
-    """One run. `steps_per_call` and `seeds_together` follow model and device where they are None.
+    """One run. If `steps_per_call` and `seeds_together` are None, model and device set them.
 
     `data`, `model`, `norm` and `optimizer` are the values of components.
     """
@@ -209,35 +209,21 @@ class Config:
     study: StudyConfig = field(default_factory=StudyConfig)
 
 
-PARALLEL: dict[str, type[ParallelConfig]] = {
-    "single": Single,
-    "pmap": Pmap,
-    "jit": Jit,
-    "shard_map": ShardMap,
-}
-SYNC: dict[str, type[SyncConfig]] = {"local": LocalSync, "group": GroupSync, "global": GlobalSync}
-INFERENCE: dict[str, type[InferenceConfig]] = {
-    "running": RunningInference,
-    "batch": BatchInference,
-    "recomputed": RecomputedInference,
-}
-DISTRIBUTED: dict[str, type[DistributedConfig]] = {
-    "off": Undistributed,
-    "auto": Auto,
-    "manual": Manual,
-}
-LAUNCHERS: dict[str, type[LauncherConfig]] = {"local": Local, "ray": Ray}
 GROUPS: dict[str, dict[str, type]] = {
-    "parallel": PARALLEL,
-    "sync": SYNC,
-    "inference": INFERENCE,
-    "distributed": DISTRIBUTED,
-    "launcher": LAUNCHERS,
+    "parallel": {"single": Single, "pmap": Pmap, "jit": Jit, "shard_map": ShardMap},
+    "sync": {"local": LocalSync, "group": GroupSync, "global": GlobalSync},
+    "inference": {
+        "running": RunningInference,
+        "batch": BatchInference,
+        "recomputed": RecomputedInference,
+    },
+    "distributed": {"off": Undistributed, "auto": Auto, "manual": Manual},
+    "launcher": {"local": Local, "ray": Ray},
 }
 
 
 def register_schemas() -> None:
-    """Make the types known to Hydra, under the names by which the files of `configs/` ask."""
+    """Register the types with Hydra under the names that the files of `configs/` use."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, types in GROUPS.items():
@@ -246,7 +232,7 @@ def register_schemas() -> None:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values by dotted key; the name of a component stands under its group."""
+    """Yield the values by dotted key. The name of a component has the key of its group."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
@@ -257,25 +243,25 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def component(group: str, values: dict[str, Any]) -> partial[Any]:
-    """Return the class that the values of a component name, with them as its arguments.
+    """Return the class of a component as a partial, with the values as its arguments.
 
-    Of the signature's types Optional[float], list[int] and the like are checked, unions are not.
+    Types such as Optional[float] and list[int] in the signature are checked; unions are not.
 
     Raises:
-        ConfigError: a value of another type than the signature says, or an argument too many or
-            too few.
+        ConfigError: a value has another type than in the signature, or arguments are missing or
+            unknown.
     """
     target = get_object(values["_target_"])
     schema = OmegaConf.structured(
-        builds(target, populate_full_signature=True, zen_exclude=OF_THE_RUN)
+        builds(target, populate_full_signature=True, zen_exclude=RUN_ARGUMENTS)
     )
     for key, value in values.items():
-        if key not in OF_NO_CLASS:
+        if key not in NOT_ARGUMENTS:
             _set(schema, group, key, value)
     if missing := sorted(OmegaConf.missing_keys(schema)):
         raise ConfigError(
             f"{values['_target_']} needs {', '.join(missing)}; the file of "
-            f"{group}={values['name']} has to give them"
+            f"{group}={values['name']} must give them"
         )
     return instantiate(schema, _partial_=True, _convert_="all")
 
@@ -285,7 +271,7 @@ def _set(schema: Any, group: str, key: str, value: Any) -> None:
         schema[key] = value
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        if key not in set(schema):  # where a missing value counts, as it does not in schema
+        if key not in set(schema):  # `key in schema` is False for a missing value
             keys = [name for name in schema if not name.startswith("_")]
             reason = f"{schema['_target_']} takes {', '.join(keys)}"
         raise ConfigError(f"{group}.{key} is {value!r}: {reason}") from error

@@ -3,7 +3,6 @@
 python -m experiments.inspect RUN [output=runs]     # a name, the beginning of one, or a path
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -12,10 +11,10 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from experiments.errors import ConfigError
-from experiments.list import output_of
+from experiments.list import run_argument
 from experiments.reports import activations, page
 from experiments.reports.network import SEED, Place, ScaledInputs, places, scaled_inputs
-from experiments.reports.overview import find_run, read_run
+from experiments.reports.overview import read_run
 from experiments.runs import records
 
 SCALING_NAMES = {
@@ -26,18 +25,18 @@ SCALING_NAMES = {
 SIDES = ("input", "output")
 NO_RUNNING = "This normalization keeps no running statistics."
 HOW_TO_READ = (
-    "What goes into each normalization and what comes out, on validation data: the distribution in "
-    "evaluation, each against its peak; the quantiles 5, 15, 50, 85 and 95 % over training, as "
-    "training sees them; and mean and standard deviation of each channel, of one batch against the "
-    "running ones, which agree on the dashed line."
+    "The input and the output of each normalization on validation data: their distributions in "
+    "evaluation, scaled to their peaks; their quantiles 5, 15, 50, 85 and 95 % over training, in "
+    "training mode; and the mean and standard deviation of each channel in one batch against the "
+    "running values. Equal values lie on the dashed line."
 )
 
 
 def inspect(directory: Path) -> Path:
-    """Write the page of a run beside its configuration, and return its path.
+    """Write the page of a run into its directory, and return the path.
 
     Raises:
-        ConfigError: the run has no kept parameters, or they do not fit this code.
+        ConfigError: the parameters of the run were not kept, or they do not fit this code.
     """
     config = read_run(directory).config
     history = records.read_history(directory, SEED)
@@ -48,36 +47,38 @@ def inspect(directory: Path) -> Path:
             f"{config.norm['name']}, batch size {config.batch_size}; seed {SEED}."
         ),
         "<h2>Inputs</h2>",
-        page.figures(_of_inputs(scaled_inputs(config))),
+        page.figures(_input_figures(scaled_inputs(config))),
         page.caption(
-            "Two features of the training data, those of the largest and of the smallest spread, "
-            "both axes in the same units; colors are classes. The run was given them "
+            "The two features of the training data with the largest and the smallest standard "
+            "deviation, both axes in the same units; colors are classes. The run used the features "
             f"{SCALING_NAMES[config.data['scaling']]}."
         ),
         "<h2>Layers</h2>",
         page.caption(HOW_TO_READ),
     ]
     found = places(config, directory)
-    body.append(page.figures(figure for place in found for figure in _of_place(place, history)))
+    body.append(
+        page.figures(figure for place in found for figure in _place_figures(place, history))
+    )
     running = any(place.running is not None for place in found)
     if not running:
         body.append(page.caption(NO_RUNNING))
     path = directory / "inspect.html"
     title = f"jaxnorm: inside {directory.name}"
-    column = page.NARROW if running else page.WIDE  # three figures a layer, or two
+    column = page.NARROW if running else page.WIDE  # three figures for each layer, or two
     page.write_page(path, title, "\n".join(body), root="..", column=column)
     return path
 
 
-def _of_inputs(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:
-    chosen = list(activations.widest_and_narrowest(scaled[0].values))
+def _input_figures(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:
+    chosen = list(activations.largest_and_smallest_deviation(scaled[0].values))
     names = [f"feature {index}" for index in chosen]
     for kind, title in SCALING_NAMES.items():
         [of_kind] = (each for each in scaled if each.kind == kind)
         yield activations.inputs(of_kind.values[:, chosen], names, of_kind.labels, title)
 
 
-def _of_place(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
+def _place_figures(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
     yield activations.distribution(place.before, place.after, f"{place.name}: distribution")
     lines = [line for line in history if place.name in line.get("quantiles", {})]
     if lines:
@@ -90,16 +91,9 @@ def _of_place(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]:
 
 
 def main() -> None:
-    """Run the command line. What is wrong with it ends in a message and an exit code."""
-    parser = argparse.ArgumentParser(
-        description="Draw what normalization does inside a network.",
-        usage="python -m experiments.inspect RUN [output=DIRECTORY]",
-    )
-    parser.add_argument("run", help="its name, the beginning of its name, or its path")
-    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
-    given = parser.parse_args()
+    """Run the command line. An error ends in a message and an exit code."""
     try:
-        path = inspect(find_run(given.run, output_of(given.arguments)))
+        path = inspect(run_argument("inspect", "Draw what normalization does inside a network."))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     print(f"page: {path.resolve()}")

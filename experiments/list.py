@@ -1,4 +1,4 @@
-"""Show what there is to choose from, and the runs that are there.
+"""Show the available choices and the existing runs.
 
 python -m experiments.list [output=runs]
 """
@@ -13,8 +13,8 @@ from rich.table import Table
 
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR
-from experiments.reports.overview import choices, run_directories, runs_table
-from experiments.reports.table import print_whole
+from experiments.reports.overview import choices, find_run, run_directories, runs_table
+from experiments.reports.table import print_full_width
 
 OUTPUT = "runs"
 
@@ -28,24 +28,38 @@ def show_all(output: Path, console: Console) -> None:
             table.add_row(group if index == 0 else "", name, text, end_section=last)
     console.print(table)
     if run_directories(output):
-        print_whole(runs_table(output), console)
+        print_full_width(runs_table(output), console)
     else:
         console.print(f"no run in {output}", markup=False, highlight=False)
 
 
 def output_of(arguments: Sequence[str]) -> Path:
-    """Return the directory of the runs that the arguments give as output=DIRECTORY.
+    """Return the directory of the runs, which the arguments can set with output=DIRECTORY.
 
     Raises:
-        ConfigError: another argument.
+        ConfigError: there is another argument.
     """
     output = OUTPUT
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key != "output" or not value:
-            raise ConfigError(f"{argument!r} is no argument; give output=DIRECTORY")
+            raise ConfigError(f"{argument!r} is not a valid argument; give output=DIRECTORY")
         output = value
     return Path(output)
+
+
+def run_argument(module: str, description: str) -> Path:
+    """Return the run that the command line of a module names.
+
+    Raises:
+        ConfigError: there is no such run, or another argument.
+    """
+    usage = f"python -m experiments.{module} RUN [output=DIRECTORY]"
+    parser = argparse.ArgumentParser(description=description, usage=usage)
+    parser.add_argument("run", help="its name, the beginning of its name, or its path")
+    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
+    given = parser.parse_args()
+    return find_run(given.run, output_of(given.arguments))
 
 
 def main() -> None:

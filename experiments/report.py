@@ -1,11 +1,12 @@
-"""Turn the runs of a study into a table, a verdict and a page.
+"""Report the runs of a study as a table, a verdict and a page.
 
-    python -m experiments.report                      # every study of which a run is there
-    python -m experiments.report study=norms seeds=2  # with the overrides the study was run with
+    python -m experiments.report                      # every study that has a run
+    python -m experiments.report study=norms seeds=2  # with the overrides of the study
 
-The page is runs/NAME.html; runs/index.html shows all studies with their verdicts. Overrides that
-change what a study asks or what its runs reach, such as epochs=2, make it another study: where it
-has a primary contrast its page is then runs/NAME-changed.html, and its verdict stays as it was.
+The page is runs/NAME.html, and runs/index.html shows all studies with their verdicts. Overrides
+that change the question of a study or the results of its runs, such as epochs=2, make another
+study of it. If the study has a primary contrast, the page is then runs/NAME-changed.html, and the
+verdict does not change.
 """
 
 import argparse
@@ -26,24 +27,24 @@ from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR, composed, explain, fallback
 from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
-from experiments.reports.metrics import metric, shown_metric
+from experiments.reports.metrics import metric, report_metric
 from experiments.reports.results import Point, collect, shortfalls
 from experiments.reports.study_page import write_study_page
-from experiments.reports.table import print_whole, study_table, to_rich
+from experiments.reports.table import print_full_width, study_table, to_rich
 from experiments.reports.verdicts import Entry, fill, refresh, verdict_text, write_entry
-from experiments.runs.directory import OF_NO_BATCH, OF_NO_RESULT
+from experiments.runs.directory import DATA_NOT_IN_IDENTITY, NOT_IN_IDENTITY
 
-MAKES_ANOTHER = "makes another study, and the verdict of the study itself stays as it was"
+MAKES_ANOTHER = "makes another study, and the verdict of the study itself does not change"
 
 
 def report(overrides: Sequence[str], console: Console) -> None:
     """Print the table and the verdict of a study, and write its page and the index.
 
     Raises:
-        ConfigError: the overrides make no study, or no seed of it is finished.
+        ConfigError: the overrides select no study, or no seed of it is finished.
     """
     if not _report(overrides, console):
-        raise ConfigError(f"no run is finished; make them with: {command(overrides)}")
+        raise ConfigError(f"no run is finished; train them with: {command(overrides)}")
 
 
 def _report(overrides: Sequence[str], console: Console) -> bool:
@@ -67,11 +68,14 @@ def changes(overrides: Sequence[str]) -> list[str]:
 
 def _same_study(key: str) -> bool:
     of_the_machine = key.partition(".")[0] in ("launcher", "distributed")
-    return of_the_machine or key in (*OF_NO_RESULT, *(f"data.{name}" for name in OF_NO_BATCH))
+    return of_the_machine or key in (
+        *NOT_IN_IDENTITY,
+        *(f"data.{name}" for name in DATA_NOT_IN_IDENTITY),
+    )
 
 
 def command(overrides: Sequence[str]) -> str:
-    """Return what trains the runs of a study."""
+    """Return the command that trains the runs of a study."""
     return f"python -m experiments.train --multirun {shlex.join(overrides)}"
 
 
@@ -82,15 +86,15 @@ def write_report(
     console: Console,
     changed: Sequence[str] = (),
 ) -> None:
-    """Print and write what a study's runs say; at least one seed is finished.
+    """Print and write the results of the runs of a study. At least one seed is finished.
 
-    Where overrides `changed` a study that has a verdict, its page and entry are left alone.
+    If overrides `changed` a study that has a verdict, its page and entry stay the same.
     """
     study, output = config.study, Path(config.output)
     compared = None if study.contrast is None else compare(study.contrast, points, study.x)
     comparison = None if isinstance(compared, str) else compared
     tuned = comparison is not None and comparison.tuned
-    measured = shown_metric(metric(study.metric, points, study.x), tuned=tuned, points=points)
+    measured = report_metric(metric(study.metric, points, study.x), tuned=tuned, points=points)
     entry = _entry(study, points, compared)
     name, claimed = entry.name, family()
     another = bool(changed) and name in claimed
@@ -106,17 +110,17 @@ def write_report(
     axes = choose_axes(points, study)
     named = [key for key in (axes.x, *axes.series) if key]
     table = to_rich(study_table(points, measured, named), f"{name}: {measured.label}")
-    print_whole(table, console)
+    print_full_width(table, console)
     said = verdict_text(entry, None if another else judged)
     lines = [*shortfalls(points), f"verdict: {said}"]
     if any(point.missing or point.stale for point in points):
-        lines.insert(-1, f"make what is missing with: {made_by}")
+        lines.insert(-1, f"train what is missing with: {made_by}")
     for line in [*lines, f"report: {path.resolve()}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _entry(study: StudyConfig, points: Sequence[Point], compared: Comparison | str | None) -> Entry:
-    """Return what a study found, for the verdicts; `compared` is why where nothing is."""
+    """Return the results of a study for the verdicts. `compared` is a reason if there are none."""
     found = isinstance(compared, Comparison)
     return Entry(
         name=str(study.name),
@@ -138,7 +142,7 @@ def _done(points: Sequence[Point]) -> str:
 
 
 def report_all(overrides: Sequence[str], console: Console) -> None:
-    """Report every study of which a run is there.
+    """Report every study that has a run.
 
     Raises:
         ConfigError: there is none.
@@ -158,7 +162,7 @@ def _report_if_there(overrides: Sequence[str], console: Console) -> bool:
 
 
 def studies() -> list[str]:
-    """Return the names of the studies there are."""
+    """Return the names of the available studies."""
     return sorted(path.stem for path in Path(CONFIG_DIR, "study").glob("*.yaml"))
 
 
@@ -168,14 +172,14 @@ def family() -> list[str]:
 
 
 def claimed() -> list[DictConfig]:
-    """Return what the files say of the studies that have a primary contrast."""
+    """Return the settings of the studies that have a primary contrast, from their files."""
     loaded = [OmegaConf.load(path) for path in sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))]
     asked = [config.study for config in loaded if "study" in config]
     return [study for study in asked if study.get("contrast") is not None]
 
 
 def main() -> None:
-    """Run the command line. What is wrong with it ends in a message and an exit code."""
+    """Run the command line. An error ends in a message and an exit code."""
     parser = argparse.ArgumentParser(
         description="Report a study, or all.", usage="python -m experiments.report [overrides ...]"
     )
@@ -186,8 +190,8 @@ def main() -> None:
     try:
         if not one and any(not override.startswith("output=") for override in overrides):
             raise ConfigError(
-                "of which study? Give study=NAME, or study.name=NAME as to the sweep, or nothing "
-                f"but output= for all; the studies are {', '.join(studies())}"
+                "the study is missing; give study=NAME, or study.name=NAME as for the sweep, or "
+                f"only output= for all; the studies are {', '.join(studies())}"
             )
         (report if one else report_all)(overrides, Console())
     except (HydraException, OmegaConfBaseException, ConfigError) as error:

@@ -1,9 +1,8 @@
-"""Show one run: its configuration, how each seed ended, its last evaluations.
+"""Show one run: its configuration, how each seed ended, and its last evaluations.
 
 python -m experiments.show RUN [output=runs]     # a name, the beginning of one, or a path
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import ConfigError
-from experiments.list import output_of
-from experiments.reports.overview import RunState, find_run, read_run, seeds_text
-from experiments.reports.table import print_whole
+from experiments.list import run_argument
+from experiments.reports.overview import RunState, read_run, seeds_text
+from experiments.reports.table import print_full_width
 from experiments.runs import records
 
 LAST = 3  # evaluations of each seed
@@ -32,15 +31,15 @@ def show(directory: Path, console: Console) -> None:
     console.print(f"{directory.name}: {seeds_text(run)}", markup=False, highlight=False)
     text = OmegaConf.to_yaml(OmegaConf.structured(run.config))
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-    print_whole(_seeds(run), console)
+    print_full_width(_seeds(run), console)
     if any(records.read_history(run.directory, number) for number in _numbers(run)):
-        print_whole(_last_evaluations(run), console)
+        print_full_width(_last_evaluations(run), console)
     for line in _made_with(run):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _numbers(run: RunState) -> list[int]:
-    return sorted({*range(run.config.seeds), *records.seeds_there(run.directory)})
+    return sorted({*range(run.config.seeds), *records.existing_seeds(run.directory)})
 
 
 def _seeds(run: RunState) -> Table:
@@ -78,7 +77,7 @@ def _last_evaluations(run: RunState) -> Table:
 
 
 def _made_with(run: RunState) -> Iterator[str]:
-    """Yield what the seeds were made with, once for all that are alike."""
+    """Yield the device, the versions and the code of the seeds, once for seeds that share them."""
     seen: dict[str, list[int]] = {}
     for number, result in run.results.items():
         made = {**result["device"], **result["versions"], "code": result["code"]}
@@ -90,14 +89,8 @@ def _made_with(run: RunState) -> Iterator[str]:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description="Show one run.", usage="python -m experiments.show RUN [output=DIRECTORY]"
-    )
-    parser.add_argument("run", help="its name, the beginning of its name, or its path")
-    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
-    given = parser.parse_args()
     try:
-        show(find_run(given.run, output_of(given.arguments)), Console())
+        show(run_argument("show", "Show one run."), Console())
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

@@ -1,12 +1,12 @@
-"""Train and report all studies of `configs/study`, together.
+"""Train and report all studies of `configs/study`.
 
     python -m experiments.studies                      # all of them, in processes on all cores
     python -m experiments.studies --only ghost renorm  # some
-    python -m experiments.studies --smoke              # that they run: one seed, few steps
-    python -m experiments.studies seeds=2 output=few   # with overrides, which go to each
+    python -m experiments.studies --smoke              # a check: one seed, few steps
+    python -m experiments.studies seeds=2 output=few   # with overrides for every study
 
-The same command again trains what is missing. The page of each is runs/NAME.html, and
-runs/index.html shows all with their verdicts.
+The same command again trains what is missing. The page of each study is runs/NAME.html, and
+runs/index.html shows all studies with their verdicts.
 """
 
 import argparse
@@ -46,18 +46,18 @@ SMOKE = ("seeds=1", "steps=4", "evaluate_every=2", "output=runs/smoke")
 
 
 def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> None:
-    """Train the runs of the studies and report each; where runs have failed, exit with their list.
+    """Train and report the studies. If runs fail, exit with a list of them.
 
     Raises:
-        HydraException: an override that does not fit the configuration.
-        ConfigError: a run that cannot be right.
+        HydraException: an override does not fit the configuration.
+        ConfigError: a run is invalid.
     """
     asked = {name: [f"study={name}", *(SMOKE if smoke else ()), *overrides] for name in names}
     configs = {name: composed(each) for name, each in asked.items()}
     for name, each in configs.items():
         check_contrast(asked[name], each)
     if smoke:
-        configs = {name: _few(each) for name, each in configs.items()}
+        configs = {name: _smoke_runs(each) for name, each in configs.items()}
     for each in configs.values():
         check(each)
     for name, each in asked.items():
@@ -70,8 +70,8 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
         sys.exit(failed(failures, sum(map(len, configs.values()))))
 
 
-def _few(configs: Sequence[Config]) -> list[Config]:
-    """Return the first run of each arm of a study, or its first two; its contrast asks for more."""
+def _smoke_runs(configs: Sequence[Config]) -> list[Config]:
+    """Return the first run of each arm of a study, or the first two, without its contrast."""
     study = configs[0].study
     arms = (study.contrast.a, study.contrast.b) if study.contrast else ()
     of_arms = [next(config for config in configs if picked(config, arm)) for arm in arms]
@@ -80,32 +80,32 @@ def _few(configs: Sequence[Config]) -> list[Config]:
 
 
 def _train(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
-    """Train what shares launcher and devices together; what asks for one process comes last."""
+    """Train runs with the same launcher and devices together; those for one process come last."""
     every = list({run_directory(c): c for each in configs.values() for c in each}.values())
     for config in every:
         validate_devices(config, parallel.num_devices(config.parallel), 1)
-    told = {
+    run_labels = {
         run_directory(config).name: f"{name} {label}"
         for name, each in configs.items()
         for config, label in zip(each, labels(each), strict=True)
     }
-    display.start_study("all studies", len(every), told)
-    ordered = sorted(every, key=_together, reverse=True)
-    groups = [list(group) for _, group in groupby(ordered, key=_together)]
+    display.start_study("all studies", len(every), run_labels)
+    ordered = sorted(every, key=_pool_key, reverse=True)
+    groups = [list(group) for _, group in groupby(ordered, key=_pool_key)]
     try:
         return [failure for group in groups for failure in train(group)]
     finally:
         display.stop()
 
 
-def _together(config: Config) -> tuple[int, int, str]:
+def _pool_key(config: Config) -> tuple[int, int, str]:
     workers = getattr(config.launcher, "workers", None)
     devices = config.parallel.virtual_devices
     return (workers or sys.maxsize, -(devices or 0), config.launcher.name)
 
 
 def _report(configs: Sequence[Config], overrides: Sequence[str]) -> None:
-    """Report a study of which a seed is there."""
+    """Report a study if any seed of it is finished."""
     points = collect(configs)
     if any(point.seeds for point in points):
         changed = [*fallback(overrides), *changes(overrides)]
@@ -113,7 +113,7 @@ def _report(configs: Sequence[Config], overrides: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line. What is wrong with it ends in a message and an exit code."""
+    """Run the command line. An error ends in a message and an exit code."""
     parser = argparse.ArgumentParser(description="Train and report all studies.")
     parser.add_argument("overrides", nargs="*", help="go to each study (seeds=2 output=few)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these studies")

@@ -4,8 +4,8 @@
     python -m experiments.train parallel=shard_map sync=local
     python -m experiments.train --multirun study=norms
 
-`--cfg job` prints the configuration, `--help` the choices. The same command again trains what is
-missing: seeds that have no result, from their newest checkpoint on.
+`--cfg job` prints the configuration, and `--help` the choices. The same command again trains the
+seeds that have no result, from their newest checkpoints on.
 """
 
 import os
@@ -29,14 +29,14 @@ def _job(composed: DictConfig) -> None:
     try:
         run([to_config(composed)], display.show)
     except ConfigError as error:
-        if hosts.are_several():
+        if hosts.is_distributed():
             raise
-        sys.exit(explain(error))  # of any other error Hydra prints the overrides too
+        sys.exit(explain(error))  # for other errors Hydra also prints the overrides
 
 
 def main() -> None:
-    """Run the command line. What is wrong with it ends in a message and an exit code."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing and exiting
+    """Run the command line. An error ends in a message and an exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     register_schemas()
     try:
         _job()
@@ -51,11 +51,11 @@ def main() -> None:
 
 
 def _exit_interrupted() -> NoReturn:
-    """Exit at once: XLA crashes when the interpreter takes it apart amid a compilation."""
+    """Exit immediately, because XLA crashes if the interpreter shuts down during a compilation."""
     display.stop()
-    message = "interrupted; the same command goes on from the newest checkpoints"
+    message = "interrupted; the same command continues from the newest checkpoints"
     print(message, file=sys.stderr, flush=True)
-    os._exit(130)  # as shells tell SIGINT
+    os._exit(130)  # the exit code of shells for SIGINT
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Keep what reports found, and write the verdicts of all studies into README.md and docs/.
+"""Store the results of reports, and write the verdicts of all studies into README.md and docs/.
 
-    python -m experiments.verdicts [output=runs]     # of the reports that are there
-    python -m experiments.verdicts --from-committed  # of docs/studies alone
+    python -m experiments.verdicts [output=runs]     # from the existing reports
+    python -m experiments.verdicts --from-committed  # from docs/studies only
 
-What a report found is kept in docs/studies/NAME.json; the figures beside it, docs/studies.md, the
-table in README.md and "Came out" in configs/study follow from these files and configs/study alone.
+docs/studies/NAME.json stores the results of a report. These files and configs/study determine the
+figures in docs/studies, docs/studies.md, the table in README.md and "Came out" in configs/study.
 """
 
 import argparse
@@ -41,16 +41,16 @@ PLACE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 
 
 def keep(output: Path, root: Path, names: Iterable[str]) -> list[str]:
-    """Keep what reports found of the studies of these names, and return whose is kept.
+    """Store the reported results of the studies with these names, and return which were found.
 
     Raises:
-        ConfigError: no report of them is there.
+        ConfigError: none of them has a report.
     """
     entries = [entry for entry in read_entries(output) if entry.name in names]
     if not entries:
         raise ConfigError(
             f"{output} has no report of a study with a primary contrast; make one with make study "
-            "STUDY=NAME, or give --from-committed to write what docs/studies holds"
+            "STUDY=NAME, or give --from-committed to use docs/studies"
         )
     (root / STUDIES).mkdir(parents=True, exist_ok=True)
     for entry in entries:
@@ -59,10 +59,10 @@ def keep(output: Path, root: Path, names: Iterable[str]) -> list[str]:
 
 
 def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
-    """Return what follows from the kept numbers: figures, tables, and what opens a study's file.
+    """Return the files that follow from the stored results, with their texts.
 
     Args:
-        studies: all that have a primary contrast; those of which nothing is kept are not run.
+        studies: all studies that have a primary contrast. Those without stored results are not run.
     """
     kept = {entry.name: entry for entry in read_entries(root / STUDIES, KEPT)}
     entries = [kept.get(study.name) or _not_run(study) for study in studies]
@@ -83,19 +83,19 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
 
 
 def _not_run(study: DictConfig) -> Entry:
-    told = {key: study.get(key) for key in ("question", "claim", "source", "expectation")}
-    return Entry(study.name, **told, done="", compared=None, open_because=NOT_RUN)
+    fields = {key: study.get(key) for key in ("question", "claim", "source", "expectation")}
+    return Entry(study.name, **fields, done="", compared=None, open_because=NOT_RUN)
 
 
 def _opened(path: Path, came_out: str) -> str:
-    """Return the text of a study's file whose first comment says what came out."""
+    """Return the text of the file of a study with the result in its first comment."""
     lines = textwrap.wrap(f"Came out: {came_out}", 96, subsequent_indent="  ")
     comment = "".join(f"# {line}\n" for line in lines)
     return CAME_OUT.sub(lambda _: comment, path.read_text(), count=1)
 
 
 def _filled(path: Path, text: str) -> str:
-    """Return the text of a file with what stands between its marks replaced."""
+    """Return the text of a file with new text between its marks."""
     filled, places = PLACE.subn(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", path.read_text())
     if places != 1:
         raise ConfigError(f"{path} has {places} places for the verdicts; give one: {BEGIN} {END}")
@@ -108,7 +108,7 @@ def main() -> None:
         description="Write the verdicts of all studies into README.md and docs/.",
         usage="python -m experiments.verdicts [--from-committed] [output=DIRECTORY]",
     )
-    parser.add_argument("--from-committed", action="store_true", help="of docs/studies alone")
+    parser.add_argument("--from-committed", action="store_true", help="use docs/studies only")
     parser.add_argument("arguments", nargs="*", help=f"output=DIRECTORY (output={OUTPUT})")
     given = parser.parse_args()
     studies = claimed()

@@ -1,6 +1,7 @@
-"""Hydra takes launchers from this namespace only; what they do stands in `experiments.launch`.
+"""The launcher of sweeps. Hydra finds launchers only in this namespace package.
 
-Hydra imports this whenever it starts, so it imports nothing heavy.
+Hydra imports this module whenever it starts, so it has no slow imports. `experiments.launch` does
+the work.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ from omegaconf import DictConfig
 
 
 class SweepLauncher(Launcher):
-    """Hands the checked configurations of a sweep to `experiments.launch.sweep`, all at once.
+    """Passes the checked configurations of a sweep to `experiments.launch.sweep`.
 
     Args:
-        ray: what hydra-ray-launcher calls so: the options of `ray.init` and of `ray.remote`.
+        ray: the options of `ray.init` and `ray.remote`, as for hydra-ray-launcher.
     """
 
     def __init__(self, ray: DictConfig | None = None) -> None:
@@ -24,7 +25,7 @@ class SweepLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what `experiments.launch.study` has checked, and nothing from here."""
+        """Ignore the arguments: `experiments.launch.study` has the checked configurations."""
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

@@ -14,8 +14,17 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "data"
 
 def source(name, directory, **changed):
     """Return the data set that a file names, prepared under a directory."""
-    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    values = _values(CONFIGS / f"{name}.yaml")
     return component("data", {**values, "directory": str(directory), **changed})()
+
+
+def _values(path):
+    """Return what a file says, with what stands in the files that it takes as defaults."""
+    own = OmegaConf.to_container(OmegaConf.load(path))
+    first, *others = own.pop("defaults", ["_self_"])
+    if not others:
+        return own
+    return {**_values(CONFIGS.parent / f"{first.removesuffix('@_here_')[1:]}.yaml"), **own}
 
 
 def write_idx(path, array):

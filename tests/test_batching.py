@@ -8,37 +8,37 @@ import pytest
 from experiments.data.batching import (
     Batches,
     evaluation_batches,
-    evaluation_rows,
-    training_rows,
+    evaluation_indices,
+    training_indices,
 )
 from experiments.data.splits import Split, draw_classes, draw_stratified
 
 
-def counted(rows):
-    return rows.indices[rows.mask]
+def counted(indices):
+    return indices.indices[indices.mask]
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("batch_size", [1, 10, 103, 200])
 def test_an_epoch_has_every_example_once(batch_size, multiple):
-    rows = training_rows(103, batch_size, multiple=multiple, seed=0, epoch=1)
-    assert rows.indices.shape == rows.mask.shape
-    assert rows.indices.shape[0] == -(-103 // batch_size)
-    assert rows.indices.shape[1] % multiple == 0
-    assert rows.indices.shape[1] - batch_size < multiple
-    np.testing.assert_array_equal(np.sort(counted(rows)), np.arange(103))
-    assert set(rows.indices[~rows.mask]) <= set(range(103)), "the filling can be read"
+    indices = training_indices(103, batch_size, multiple=multiple, seed=0, epoch=1)
+    assert indices.indices.shape == indices.mask.shape
+    assert indices.indices.shape[0] == -(-103 // batch_size)
+    assert indices.indices.shape[1] % multiple == 0
+    assert indices.indices.shape[1] - batch_size < multiple
+    np.testing.assert_array_equal(np.sort(counted(indices)), np.arange(103))
+    assert set(indices.indices[~indices.mask]) <= set(range(103)), "the filling can be read"
 
 
 def test_every_batch_but_the_last_is_as_large_as_was_asked_for():
-    rows = training_rows(103, 10, multiple=8, seed=0, epoch=1)
-    np.testing.assert_array_equal(rows.mask.sum(axis=1), [10] * 10 + [3])
-    assert not rows.mask[:, 10:].any(), "the filling comes last"
+    indices = training_indices(103, 10, multiple=8, seed=0, epoch=1)
+    np.testing.assert_array_equal(indices.mask.sum(axis=1), [10] * 10 + [3])
+    assert not indices.mask[:, 10:].any(), "the filling comes last"
 
 
 def test_an_epoch_depends_on_its_seed_and_number_alone():
     def order(seed, epoch, batch_size=10, multiple=1):
-        return counted(training_rows(100, batch_size, multiple=multiple, seed=seed, epoch=epoch))
+        return counted(training_indices(100, batch_size, multiple=multiple, seed=seed, epoch=epoch))
 
     first = order(seed=3, epoch=2)
     np.testing.assert_array_equal(first, order(seed=3, epoch=2, batch_size=7, multiple=4))
@@ -49,9 +49,9 @@ def test_an_epoch_depends_on_its_seed_and_number_alone():
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
 def test_evaluation_covers_every_example_once(batch_size, multiple):
-    rows = evaluation_rows(10, batch_size, multiple=multiple)
-    assert rows.indices.shape[1] % multiple == 0
-    np.testing.assert_array_equal(counted(rows), np.arange(10))
+    indices = evaluation_indices(10, batch_size, multiple=multiple)
+    assert indices.indices.shape[1] % multiple == 0
+    np.testing.assert_array_equal(counted(indices), np.arange(10))
 
 
 def split_of(number, classes=4):
@@ -62,8 +62,8 @@ def split_of(number, classes=4):
 
 
 def test_rows_are_read_in_part():
-    rows = evaluation_rows(10, 4, multiple=4)
-    batch = rows.part(slice(2, 4)).batches(2).of(split_of(10))
+    indices = evaluation_indices(10, 4, multiple=4)
+    batch = indices.shard(slice(2, 4)).at(2).gather(split_of(10))
     np.testing.assert_array_equal(batch.inputs.ravel(), [9, 9])
     np.testing.assert_array_equal(batch.labels, [1, 1])
     np.testing.assert_array_equal(batch.lengths, [10, 10])
@@ -71,7 +71,7 @@ def test_rows_are_read_in_part():
 
 
 def test_evaluation_batches_are_read_in_part_in_the_order_of_the_examples():
-    batches = evaluation_batches(split_of(10), 4, multiple=4, part=slice(0, 2))
+    batches = evaluation_batches(split_of(10), 4, multiple=4, shard=slice(0, 2))
     assert [batch.inputs.ravel().tolist() for batch in batches] == [[0, 1], [4, 5], [8, 9]]
     assert len(batches) == 3
     assert batches[2].mask.all()
@@ -93,10 +93,10 @@ def test_a_step_has_the_same_batch_wherever_one_starts(classes):
 def test_the_batches_of_epochs_are_those_of_the_rows():
     batches = list(islice(Batches(split_of(50), 12, multiple=1, seed=5).from_step(0), 10))
     for epoch in (1, 2):
-        rows = training_rows(50, 12, multiple=1, seed=5, epoch=epoch)
+        indices = training_indices(50, 12, multiple=1, seed=5, epoch=epoch)
         of_epoch = batches[5 * (epoch - 1) : 5 * epoch]
         for step, batch in enumerate(of_epoch):
-            np.testing.assert_array_equal(batch.inputs.ravel(), rows.indices[step])
+            np.testing.assert_array_equal(batch.inputs.ravel(), indices.indices[step])
         held = np.concatenate([batch.inputs[batch.mask] for batch in of_epoch])
         np.testing.assert_array_equal(np.sort(held.ravel()), np.arange(50))
 
@@ -118,8 +118,8 @@ def test_a_batch_of_a_few_classes_holds_their_shares(classes):
 
 
 def test_a_class_with_too_few_examples_gives_them_all_before_one_twice():
-    members = [np.arange(3), np.arange(3, 100)]
-    drawn = draw_classes(members, 2, 20, seed=0, step=0)
+    by_class = [np.arange(3), np.arange(3, 100)]
+    drawn = draw_classes(by_class, 2, 20, seed=0, step=0)
     counts = np.bincount(drawn, minlength=100)
     assert counts[:3].sum() == 10
     assert set(counts[:3]) == {3, 4}

@@ -10,7 +10,7 @@ from experiments.errors import ConfigError
 from experiments.launch.contrast import DIRECTIONS
 from experiments.reports import arms, comparison
 from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
-from experiments.reports.metrics import metric, shown_metric
+from experiments.reports.metrics import metric, report_metric
 from experiments.reports.results import collect
 from experiments.reports.verdicts import Entry, Verdict, judge, verdict_text
 from experiments.runs.directory import run_directory
@@ -217,7 +217,7 @@ def test_steps_are_compared_by_their_ratio_and_the_budget_counts(tmp_path):
     assert remark == (
         "norm=none: 1 of 4 seeds did not reach the target and count as the budget of 1600 steps."
     )
-    assert result.shown(result.mean) == f"{2**2.25:.3g}x"
+    assert result.text(result.mean) == f"{2**2.25:.3g}x"
 
 
 def test_only_the_seeds_that_both_have_are_compared(tmp_path):
@@ -272,7 +272,7 @@ def test_seeds_that_all_diverged_tell_nothing(tmp_path, direction):
     chance = 10 * np.ones(8)
     configs = [arm(tmp_path, norm, chance, ended="diverged") for norm in ("batch", "none")]
     result = compare(contrast(direction=direction), collect(configs))
-    assert (result.p, result.open_because) == (1.0, comparison.NOTHING_TOLD)
+    assert (result.p, result.open_because) == (1.0, comparison.UNINFORMATIVE)
     assert verdict(result, result.p) == CANNOT_TELL
 
 
@@ -286,7 +286,7 @@ def test_a_target_that_no_seed_reached_tells_nothing(tmp_path, direction):
         run_files.write_run(config, [0.5] * 8, ended=ended)
     asked = contrast(metric="steps_to_target", unit="ratio", delta=1.5, direction=direction)
     result = compare(asked, collect(configs))
-    assert (result.p, result.open_because) == (1.0, comparison.NOTHING_TOLD)
+    assert (result.p, result.open_because) == (1.0, comparison.UNINFORMATIVE)
     entry = reported("one", result, result.open_because)
     text = verdict_text(entry, Verdict(CANNOT_TELL, None, 1))
     assert "no difference" not in text
@@ -314,8 +314,11 @@ def test_a_loss_that_diverged_counts_as_that_of_chance(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"a": "norm=layer"}, "study.contrast.a is 'norm=layer', which picks no run.*norm: batch"),
-        ({"a": "batch"}, "picks no run"),
+        (
+            {"a": "norm=layer"},
+            "contrast.a is 'norm=layer', which matches no run.*norm: batch",
+        ),
+        ({"a": "batch"}, "matches no run"),
         ({"direction": "less"}, "study.contrast.direction is 'less'; the choices are greater"),
         ({"unit": "ratio", "delta": 0.5}, "study.contrast.delta is 0.5; give 1 or more"),
         ({"metric": "speed"}, "no result has the metric 'speed'; there are .*test_accuracy"),
@@ -366,7 +369,7 @@ def test_test_data_are_looked_at_once_where_arms_are_tuned(tmp_path):
     ]
     points = collect(configs)
     assert compare(contrast(), points).tuned
-    shown = shown_metric(metric("test_accuracy", points), tuned=True, points=points)
+    shown = report_metric(metric("test_accuracy", points), tuned=True, points=points)
     assert shown.label == "validation accuracy (%)"
     assert shown.summary(points[0]).mean == pytest.approx(80)
     one = contrast(a="norm=batch optimizer.learning_rate=0.1")

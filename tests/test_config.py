@@ -153,7 +153,7 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["dtype=float16"], ["dtype is 'float16'", "bfloat16"]),
         (["steps=0"], ["steps is 0", "1 or more"]),
         (["accumulate=0"], ["accumulate is 0", "1 or more"]),
-        (["evaluate_every=often"], ["evaluate_every is 'often'", "epoch, or null for the end"]),
+        (["evaluate_every=often"], ["evaluate_every is 'often'", "epoch, or null to evaluate"]),
         (["evaluate_every=0"], ["evaluate_every is 0"]),
         (["checkpoint_every=0"], ["checkpoint_every is 0", "1 or more"]),
         (["keep_checkpoints=0"], ["keep_checkpoints is 0", "1 or more"]),
@@ -166,7 +166,7 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["norm.momentum=null", "accumulate=2"], ["accumulate is 2", "norm.momentum a number"]),
         (
             ["norm=ghost_batch", "accumulate=4"],
-            ["accumulate is 4", "multiple of 8", "batch_size that 32 divides"],
+            ["accumulate is 4", "multiple of 8", "batch_size that is a multiple of 32"],
         ),
         (["norm=flax_batch", "accumulate=2"], ["accumulate is 2", "norm=flax_batch"]),
         (["norm=flax_batch", "parallel=pmap"], ["parallel=pmap", "parallel=jit or single"]),

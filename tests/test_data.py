@@ -56,26 +56,6 @@ def test_every_file_is_a_data_set(path, tmp_path):
     assert not list(tmp_path.iterdir()), "constructing prepares nothing"
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "last"),
-    [
-        ("wine", "alcohol", "proline"),
-        ("breast_cancer", "mean radius", "worst fractal dimension"),
-        ("anes96", "popul", "income"),
-    ],
-)
-def test_the_features_of_a_table_have_names(name, first, last, tmp_path):
-    chosen = source(name, tmp_path)
-    names = chosen.feature_names()
-    assert (names[0], names[-1]) == (first, last)
-    assert (len(names),) == chosen.spec().input_shape
-    assert {type(each) for each in names} == {str}
-
-
-def test_the_pixels_of_an_image_have_no_names(tmp_path):
-    assert source("digits", tmp_path).feature_names() is None
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_builder_of_tfds_holds_what_is_said(name, directory):
     data = source(name, directory)
@@ -318,7 +298,7 @@ def test_a_damaged_file_is_one_error_that_says_what_to_do(pattern, harm, tmp_pat
     told = str(caught.value)
     assert told.startswith(("wine cannot be read in", "wine cannot be prepared in"))
     assert str(tmp_path / "wine" / "1.0.0") in told
-    assert told.endswith("); delete this folder, and it is prepared anew")
+    assert told.endswith("); delete this folder to prepare it again")
 
 
 def test_a_directory_that_cannot_be_made_is_one_error(tmp_path):
@@ -370,23 +350,23 @@ def test_what_tfds_prepared_is_read(tmp_path, monkeypatch, capfd, caplog):
 @pytest.mark.parametrize("name", CATALOG)
 def test_a_source_out_of_reach_is_told_at_once(name, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: module)
-    monkeypatch.setattr("experiments.data.catalog._out_of_reach", lambda url: "no route")
+    monkeypatch.setattr("experiments.data.catalog._unreachable", lambda url: "no route")
     data = source(name, tmp_path)
     [problem] = data.problems(16)
-    assert "which this machine does not reach (no route)" in problem
+    assert "which this machine cannot reach (no route)" in problem
     assert f"copy {data.prepared().folder}" in problem
-    with pytest.raises(ConfigError, match="does not reach"):
+    with pytest.raises(ConfigError, match="cannot reach"):
         data.load(0)
 
 
 def test_an_address_out_of_reach_is_told_with_the_reason():
-    from experiments.data.catalog import _out_of_reach
+    from experiments.data.catalog import _unreachable
 
-    assert "refused" in _out_of_reach("http://localhost:1/file")
+    assert "refused" in _unreachable("http://localhost:1/file")
 
 
 def test_what_tfds_needs_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     [problem] = source("cifar10", tmp_path).problems(16)
-    assert "TFDS prepares cifar10 with tensorflow and pillow" in problem
+    assert "TFDS needs tensorflow and pillow to prepare cifar10" in problem
     assert "pip install tensorflow pillow" in problem

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from data_sources import source, write_idx_folder
 
-from experiments.data.images import halved, rows_to_the_front
+from experiments.data.images import halved, ink_to_the_front
 from experiments.data.scaling import Scaling, measure, scaling
 
 
@@ -33,7 +33,7 @@ def test_a_half_is_the_mean_of_four_pixels():
 def test_rows_with_ink_come_first(rows, moved, length):
     image = np.zeros((1, 4, 3, 1), np.uint8)
     image[0, :, 1, 0] = rows
-    images, lengths = rows_to_the_front(image)
+    images, lengths = ink_to_the_front(image)
     assert lengths.tolist() == [length]
     assert lengths.dtype == np.int32
     assert images[0, :, 1, 0].tolist() == moved
@@ -98,8 +98,8 @@ def test_a_pass_in_parts_measures_what_the_whole_has(monkeypatch):
     np.testing.assert_array_equal(of_all.count, 50)
     np.testing.assert_allclose(of_all.mean, inputs.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(of_all.var, inputs.var(0, dtype=np.float64), rtol=1e-4)
-    np.testing.assert_array_equal(of_all.least, inputs.min(0))
-    np.testing.assert_array_equal(of_all.most, inputs.max(0))
+    np.testing.assert_array_equal(of_all.min, inputs.min(0))
+    np.testing.assert_array_equal(of_all.max, inputs.max(0))
 
 
 def test_what_lies_beyond_the_lengths_is_not_measured():
@@ -107,7 +107,7 @@ def test_what_lies_beyond_the_lengths_is_not_measured():
     of_lengths = measured(inputs, np.array([2, 1]))
     assert of_lengths.count.tolist() == [3]
     assert of_lengths.mean.tolist() == [3.0]
-    assert of_lengths.most.tolist() == [5.0]
+    assert of_lengths.max.tolist() == [5.0]
 
 
 @pytest.mark.parametrize("kind", ["standard", "min_max"])

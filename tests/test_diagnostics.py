@@ -9,7 +9,7 @@ from components import model, placement
 from environment import generator
 
 from experiments.training.diagnostics import (
-    MOST_VALUES,
+    MAX_VALUES,
     QUANTILES,
     distance_to_running,
     gradient_norms,
@@ -94,7 +94,7 @@ def test_tokens_beyond_the_lengths_are_left_out():
     captured = {}
     for rows in (ROWS, ROWS[:, :SHORTER]):
         x, valid = rows.reshape(-1, 3), np.tile(np.arange(rows.shape[1]) < SHORTER, len(rows))
-        place = placement("layer")(name="norm_0", rows=rows.shape[1])
+        place = placement("layer")(name="norm_0", tokens=rows.shape[1])
         variables = place.init(KEY, x, train=False)
         _, kept = place.apply(variables, x, valid, train=False, mutable=["intermediates"])
         captured[f"norm_{rows.shape[1]}"] = kept["intermediates"]
@@ -133,7 +133,7 @@ def test_what_does_not_count_may_be_nan_and_of_nothing_they_are():
 
 @pytest.mark.long
 def test_of_many_values_a_few_are_taken_with_their_masks():
-    values = normals(2 * MOST_VALUES, 2)
+    values = normals(2 * MAX_VALUES, 2)
     mask = np.arange(len(values)) % 2 == 0
     few, counted = values.ravel()[::4], np.repeat(mask, 2)[::4]
     near(quantiles(sown(values, mask))["norm"]["input"], np.quantile(few[counted], QUANTILES))

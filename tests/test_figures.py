@@ -27,7 +27,7 @@ def test_numbers_stand_along_x_and_norms_are_series(tmp_path, accuracy):
     assert (none.name, batch.name) == ("none", "batch")
     np.testing.assert_allclose(none.y, [9.0] * 3)  # the error, on a reversed axis
     assert len(none_seeds.x) == 9
-    assert none.marker.color == style.OF_NORMS["none"].color
+    assert none.marker.color == style.NORM_MARKS["none"].color
     low, high = stats.ttest_1samp([90, 91, 92], 0).confidence_interval(0.95)
     np.testing.assert_allclose(none.error_y.array, [91 - low] * 3, rtol=1e-4)
     np.testing.assert_allclose(none.error_y.arrayminus, [high - 91] * 3, rtol=1e-4)
@@ -98,4 +98,4 @@ def test_an_interval_stays_between_no_and_all(tmp_path, accuracy):
     [figure] = figures.metric_figures(found, accuracy, StudyConfig())
     [_, mean] = figure.data
     assert mean.y[0] + mean.error_y.array[0] == pytest.approx(100)
-    assert mean.y[0] - mean.error_y.arrayminus[0] == pytest.approx(style.LEAST_ERROR)
+    assert mean.y[0] - mean.error_y.arrayminus[0] == pytest.approx(style.MIN_ERROR)

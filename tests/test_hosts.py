@@ -17,7 +17,7 @@ from runs_of import composed, curves, trained
 from waiting import PATIENCE, until
 
 from experiments.runs.directory import run_directory
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "experiments.md").read_text()
@@ -29,7 +29,7 @@ PATIENT = f"distributed.timeout={PATIENCE}"
 @pytest.fixture
 def places(tmp_path):
     """Overrides that keep runs and data out of the working tree, and a free port."""
-    setup(composed(f"data.directory={tmp_path}/data")).source.load(0)
+    make_setup(composed(f"data.directory={tmp_path}/data")).source.load(0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

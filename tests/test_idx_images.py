@@ -99,7 +99,7 @@ def test_a_fingerprint_reads_a_file_once_while_it_is_the_same(tmp_path, monkeypa
 
 
 def test_a_fingerprint_of_a_missing_or_unreadable_file_is_one_error(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="is not there, and not with"):
+    with pytest.raises(ConfigError, match="does not exist, with or without"):
         idx_images(tmp_path).fingerprint()
     write_idx_folder(tmp_path / "images")
 
@@ -177,18 +177,26 @@ def remove(folder, name):
 @pytest.mark.parametrize(
     ("harm", "name", "fragments"),
     [
-        (truncate, IMAGES, ["holds 969 bytes", "by its header it has 976", "fetch it again"]),
-        (truncate, LABELS, ["holds 41 bytes", "it has 48", "fetch it again"]),
-        (truncate_gzip, IMAGES, [".gz is truncated or corrupt", "fetch it again"]),
-        (of_another_format, IMAGES, ["starts with 89 50 4e 47", "with 00 00 08 03", "MNIST's"]),
-        (of_another_format, LABELS, ["starts with 89 50 4e 47", "with 00 00 08 01", "MNIST's"]),
+        (truncate, IMAGES, ["has 969 bytes", "header requires 976", "download it again"]),
+        (truncate, LABELS, ["has 41 bytes", "requires 48", "download it again"]),
+        (truncate_gzip, IMAGES, [".gz is truncated or corrupt", "download it again"]),
+        (of_another_format, IMAGES, ["starts with 89 50 4e 47", "with 00 00 08 03", "of MNIST"]),
+        (of_another_format, LABELS, ["starts with 89 50 4e 47", "with 00 00 08 01", "of MNIST"]),
         (empty, IMAGES, ["starts with nothing"]),
-        (end_in_the_header, IMAGES, ["holds 6 bytes", "it has 16"]),
-        (no_gzip, IMAGES, [".gz is truncated or corrupt", "Not a gzipped file", "fetch it again"]),
-        (fewer, LABELS, ["has 40 images", "39 labels", "fetch both again"]),
-        (none, IMAGES, ["holds no image"]),
-        (of_another_size, IMAGES, ["images of 8x4", "t10k-images-idx3-ubyte of 6x4", "one size"]),
-        (remove, LABELS, ["is not there, and not with .gz; give the folder"]),
+        (end_in_the_header, IMAGES, ["has 6 bytes", "requires 16"]),
+        (
+            no_gzip,
+            IMAGES,
+            [".gz is truncated or corrupt", "Not a gzipped", "download it again"],
+        ),
+        (fewer, LABELS, ["has 40 images", "39 labels", "download both again"]),
+        (none, IMAGES, ["contains no image"]),
+        (
+            of_another_size,
+            IMAGES,
+            ["images of 8x4", "t10k-images-idx3-ubyte of 6x4", "same size"],
+        ),
+        (remove, LABELS, ["does not exist, with or without .gz; give the folder"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -223,9 +231,10 @@ def test_a_label_out_of_range_is_told(tmp_path):
 def test_a_folder_that_is_not_there_is_told_with_the_cure(tmp_path, monkeypatch):
     [problem] = idx_images(tmp_path).problems(16)
     assert (
-        f"{tmp_path / 'images' / IMAGES} is not there, and not with .gz; give the folder" in problem
+        f"{tmp_path / 'images' / IMAGES} does not exist, with or without .gz; give the folder"
+        in problem
     )
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="does not exist"):
         idx_images(tmp_path).load(0)
     packages = {tmp_path / "images": "dataset-of-debian"}
     monkeypatch.setattr("experiments.data.idx_images.DEBIAN", packages)

@@ -3,7 +3,10 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
@@ -129,6 +132,16 @@ def test_experiments_use_the_library_as_users_do():
     for path in (ROOT / "experiments").rglob("*.py"):
         modules = {name for name in imported(path) if name.split(".")[0] == "jaxnorm"}
         assert all(name in public or name.rsplit(".", 1)[0] in public for name in modules), path
+
+
+@pytest.mark.parametrize("package", ["experiments", "benchmarks"])
+def test_imports_of_a_package_run_one_way(package):
+    files = {}
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    imports = {module: imported(path) & files.keys() for module, path in files.items()}
+    TopologicalSorter(imports).prepare()  # raises a CycleError that names the modules
 
 
 def test_importing_the_library_imports_no_framework():

@@ -12,9 +12,9 @@ from experiments.runs import records
 from experiments.runs.directory import run_directory
 from experiments.training import parallel
 from experiments.training.checkpoints import restore_final
-from experiments.training.fit import Member, _Training
+from experiments.training.fit import SeedRun, _Training
 from experiments.training.program import compile_program, model_of
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 WINE = ("data=wine", "model=mlp", "model.hidden=[6,5]", "batch_size=50", "epochs=2", "seeds=1")
 DIGITS = ("data=digits", "data.examples=100", "model.channels=[4]", "batch_size=50", "seeds=1")
@@ -39,12 +39,12 @@ class Ready:
 
     def __init__(self, *overrides):
         self.config = composed(*overrides)
-        self.made = setup(self.config)
+        self.made = make_setup(self.config)
         self.program = compile_program(self.config, self.made)
-        members = [Member(self.config, seed) for seed in range(self.config.seeds)]
-        self.training = _Training(self.program, self.made, members, [None] * len(members))
-        states = [self.program.init(*member) for member in members]
-        self.state = parallel.replicate(self.training._together(states), self.program.devices)
+        runs = [SeedRun(self.config, seed) for seed in range(self.config.seeds)]
+        self.training = _Training(self.program, self.made, runs, [None] * len(runs))
+        states = [self.program.init(*run) for run in runs]
+        self.state = parallel.replicate(self.training._stack_runs(states), self.program.devices)
         self.dataset = self.training.datasets[0]
 
     def evaluated(self, name="test"):
@@ -183,7 +183,7 @@ def test_recomputed_statistics_are_the_moments_of_training_examples(
 def test_recomputed_statistics_are_the_same_in_every_run(places, plain, options):
     ready = Ready(*WINE, *SINGLE, *places, "norm=batch", "inference=recomputed", *options)
     stats = jax.device_get(ready.training._deployed(ready.state).batch_stats)
-    assert_close(ready.training._of(stats, 0), moments(plain, of_training(plain, 50, 3)))
+    assert_close(ready.training._select(stats, 0), moments(plain, of_training(plain, 50, 3)))
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from experiments.launch.run import run
 from experiments.launch.study import CONFIG_DIR, grid
 from experiments.reports import activations, network
 from experiments.runs.directory import run_directory
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 RUN = ("data=wine", "model=mlp", "norm=batch", "epochs=3", "seeds=1", "parallel=single")
 
@@ -70,8 +70,8 @@ def test_a_step_without_statistics_takes_no_diagonal_away():
 def test_the_widest_and_the_narrowest_feature_are_chosen():
     scale = np.array([3.0, 0.0, 100.0, 0.5])  # a constant feature shows nothing
     values = generator(3).normal(size=(200, 4)) * scale
-    assert activations.widest_and_narrowest(values) == (2, 3)
-    assert activations.widest_and_narrowest(np.ones((5, 1))) == (0, 0)
+    assert activations.largest_and_smallest_deviation(values) == (2, 3)
+    assert activations.largest_and_smallest_deviation(np.ones((5, 1))) == (0, 0)
 
 
 def test_what_the_mask_leaves_out_is_not_shown():
@@ -164,7 +164,7 @@ def test_the_page_is_drawn(trained, width):
 @pytest.mark.long
 def test_a_run_without_its_parameters_is_told(tmp_path):
     config = composed(*RUN, f"output={tmp_path}")
-    with pytest.raises(ConfigError, match="seed-0/final is not there; train the run"):
+    with pytest.raises(ConfigError, match="seed-0/final does not exist; train the run"):
         network.places(config, tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_rows_beyond_the_lengths_are_not_shown(model):
     lengths = np.array([5, 1, 2, 3, 4, 5, 2, 1], np.int32)
     split = Split(rows, np.zeros(8, np.int32), lengths)
     config = composed("data=digits", "data.lengths=inked", f"model={model}", "norm=batch")
-    made = setup(config)
+    made = make_setup(config)
     variables = network.model_of(config, made, network.Scope()).init(
         jax.random.key(0), rows, lengths, train=False
     )

@@ -15,7 +15,7 @@ from waiting import PATIENCE, until
 
 from experiments.config import register_schemas
 from experiments.launch import local
-from experiments.launch.jobs import Job, by_program, in_turn
+from experiments.launch.jobs import Job, by_program, run_sequentially
 from experiments.launch.study import CONFIG_DIR, explain, grid
 from experiments.runs.directory import run_directory
 from experiments.training.watch import RunEnded, RunFailed, RunLost, RunStarted
@@ -65,7 +65,7 @@ def test_what_fails_in_turn_is_told_when_it_happens_and_the_others_go_on():
 def test_of_a_group_that_fails_only_those_fail_that_have_to():
     events = []
     group = jobs(["a1"], fail_together=True) + jobs(["a2"], fail=True) + jobs(["a3"])
-    failures = in_turn([group, jobs(["b1"])], launch_jobs.run, events.append)
+    failures = run_sequentially([group, jobs(["b1"])], launch_jobs.run, events.append)
     assert [failure.run for failure in failures] == ["a2"]
     assert names(events, RunEnded) == ["a1", "a3", "b1"]
 
@@ -104,7 +104,7 @@ def test_a_failure_and_a_killed_worker_among_others(tmp_path):
     failures = local.launch(sweep, launch_jobs.run, events.append, 2)
     assert sorted(failures) == [
         RunFailed("b1", "ValueError: a bug"),
-        RunFailed("b2", "its process ended by SIGKILL, as the one before"),
+        RunFailed("b2", "its process ended by SIGKILL, as in the previous attempt"),
     ]
     assert sorted(names(events, RunLost)) == ["a1", "b2"]
     assert sorted(names(events, RunEnded)) == ["a1", "b3"]

@@ -204,7 +204,7 @@ def test_ghosts_follow_the_scope_or_count_examples_of_several_rows():
     y, _ = run(placement("batch", scope=Scope(num_ghosts=4)), x)
     quarters = [standardized(quarter, 0, 1e-5) for quarter in np.split(x, 4)]
     np.testing.assert_allclose(y, np.concatenate(quarters), rtol=1e-4, atol=1e-5)
-    y, _ = run(placement("ghost_batch", ghost_size=2), x, rows=2)
+    y, _ = run(placement("ghost_batch", ghost_size=2), x, tokens=2)
     np.testing.assert_allclose(y, np.concatenate(quarters), rtol=1e-4, atol=1e-5)
     assert norm("ghost_batch", ghost_size=2).batch_multiple == 2
     assert norm("batch").batch_multiple == 1

@@ -15,15 +15,15 @@ from runs_of import composed as config_of
 from waiting import PATIENCE
 
 from experiments.config import Jit, Single
-from experiments.data.batching import Batches, training_rows
+from experiments.data.batching import Batches, training_indices
 from experiments.data.source import Spec
 from experiments.data.splits import Dataset, Split
 from experiments.errors import ConfigError
 from experiments.runs.directory import run_directory
 from experiments.training import parallel
-from experiments.training.fit import Member, fit
+from experiments.training.fit import SeedRun, fit
 from experiments.training.program import compile_program
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 WAYS = ["jit", "shard_map", "pmap"]
 # 44 examples in batches of 20 on eight devices: every batch is filled to 24, and in the last one of
@@ -68,7 +68,7 @@ def composed(*overrides):
 
 def made_of(config, data):
     """The components of a run, on the random images."""
-    made = setup(config)._replace(source=data, spec=Spec((8, 8, 1), 10, TRAIN), epoch_steps=3)
+    made = make_setup(config)._replace(source=data, spec=Spec((8, 8, 1), 10, TRAIN), epoch_steps=3)
     return made._replace(total_steps=3 * config.epochs)
 
 
@@ -84,7 +84,7 @@ class Notes:
     def on_start(self, step):
         pass
 
-    def on_sign(self, step, loss):
+    def on_progress(self, step, loss):
         pass
 
     def on_evaluation(self, record):
@@ -99,7 +99,7 @@ def curves(data, *overrides):
     """Train, and return train loss and accuracy, validation loss and accuracy of each epoch."""
     config, notes = composed(*overrides), Notes()
     made = made_of(config, data)
-    fit(compile_program(config, made), made, [Member(config, 0)], [notes])
+    fit(compile_program(config, made), made, [SeedRun(config, 0)], [notes])
     return np.array(notes.curve)
 
 
@@ -170,7 +170,9 @@ def test_jit_carries_steps_and_seeds_together(data, on_one_device):
 def test_steps_of_several_cpu_devices_run_one_at_a_time(data, way):
     config = composed(f"parallel={way}")
     program = compile_program(config, made_of(config, data))
-    batch = training_rows(TRAIN, 20, multiple=8, seed=0, epoch=1).batches(0).of(data.dataset.train)
+    batch = (
+        training_indices(TRAIN, 20, multiple=8, seed=0, epoch=1).at(0).gather(data.dataset.train)
+    )
     state = parallel.replicate(program.init(config, 0), program.devices)
     for _ in range(3):
         state = program.train(state, batch)
@@ -178,14 +180,14 @@ def test_steps_of_several_cpu_devices_run_one_at_a_time(data, way):
 
 
 def test_every_device_has_its_part_of_a_batch():
-    part = parallel.own_part(jax.devices(), 24)
+    part = parallel.local_shard(jax.devices(), 24)
     assert part == slice(0, 24), "one process has all devices"
 
 
 def after_a_step(config, data, rows, filling):
     """Take one step on a batch whose filling holds `filling`; return the new state."""
     program = compile_program(config, made_of(config, data))
-    batch = rows.of(data.dataset.train)
+    batch = rows.gather(data.dataset.train)
     inputs = np.where(batch.mask[:, None, None, None], batch.inputs, filling)
     state = parallel.replicate(program.init(config, 0), program.devices)
     return jax.device_get(program.train(state, batch._replace(inputs=inputs.astype(np.float32))))
@@ -202,12 +204,12 @@ def after_a_step(config, data, rows, filling):
 )
 def test_what_fills_a_batch_changes_nothing(data, norm, way):
     config = composed(*norm.split(), f"parallel={way}", "optimizer.warmup=0")
-    last = training_rows(TRAIN, 20, multiple=16, seed=0, epoch=1).batches(2)
+    last = training_indices(TRAIN, 20, multiple=16, seed=0, epoch=1).at(2)
     assert (last.mask.sum(), len(last.mask)) == (4, 32), "most devices have nothing"
     filled, otherwise = (after_a_step(config, data, last, filling) for filling in (0.0, 1e4))
     jax.tree.map(np.testing.assert_array_equal, otherwise, filled)
     alone = dataclasses.replace(config, parallel=Single("single"))
-    unfilled = after_a_step(alone, data, last.part(slice(0, 4)), 0.0)
+    unfilled = after_a_step(alone, data, last.shard(slice(0, 4)), 0.0)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), filled, unfilled
     )
@@ -222,7 +224,7 @@ def test_virtual_devices_count_without_being_made_and_are_of_no_result():
     fewer = dataclasses.replace(config, parallel=Jit("jit", 4))
     assert run_directory(same) == run_directory(config) != run_directory(fewer)
     parallel.make_devices(same.parallel)  # as many as have been made
-    with pytest.raises(ConfigError, match=r"is 4, but jax has started with 8 of cpu"):
+    with pytest.raises(ConfigError, match=r"is 4, but JAX has started with 8 cpu"):
         parallel.make_devices(fewer.parallel)
 
 

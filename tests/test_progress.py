@@ -49,7 +49,7 @@ def test_on_a_pipe_each_run_starts_and_ends_in_a_line(plain):
     plain.start_study("norms", 3)
     plain.show(RunStarted("digits-cnn-none-batch16-12345678", 2))
     plain.show(Update("digits-cnn-none-batch16-12345678", 0, 5, 10, 2.0, None))
-    plain.show(Ended("digits-cnn-none-batch16-12345678", 0, "done", "test accuracy 90.0%"))
+    plain.show(Ended("digits-cnn-none-batch16-12345678", 0, "done"))
     plain.show(RunEnded("digits-cnn-none-batch16-12345678", "test accuracy 91.2% in 3.1 s"))
     plain.show(RunEnded("b", "already done, see runs/[b]"))
     plain.show(RunStarted("c", 1, "seed 0 is made again"))
@@ -75,7 +75,7 @@ def test_runs_at_the_same_time_keep_their_numbers(plain):
     assert lines(plain) == [
         "[1/2] a: training",
         "[2/2] b: training",
-        "[2/2] b: its process was ended by SIGKILL; it goes on in another process",
+        "[2/2] b: its process was ended by SIGKILL; it continues in another process",
         "[1/2] a: test accuracy 90.0% in 1.0 s",
         "[2/2] b: training",
         "[2/2] b: test accuracy 80.0% in 1.0 s",
@@ -118,7 +118,7 @@ def test_bars_show_every_seed_the_rate_and_the_time_left(plain, clock):
     for second in range(11):
         clock.now = second
         plain.show(Update("a", 0, 20 * second, 200, 0.5, None if second < 5 else 0.25))
-    plain.show(Ended("a", 0, "diverged", ""))
+    plain.show(Ended("a", 0, "diverged"))
     plain.show(Update("a", 1, 50, 200, 1.75, 0.125))
     study, a, seeds, b = drawn(plain)
     assert study.split()[:2] == ["study", "norms"]

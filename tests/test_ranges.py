@@ -7,7 +7,7 @@ import run_files
 from experiments.config import Contrast
 from experiments.errors import ConfigError
 from experiments.reports.comparison import along, compare
-from experiments.reports.metrics import input_shift, metric, shown_metric
+from experiments.reports.metrics import input_shift, metric, report_metric
 from experiments.reports.results import collect
 
 X = "optimizer.learning_rate"
@@ -43,7 +43,7 @@ def test_the_highest_that_trains_is_compared_in_decades(tmp_path):
     none = runs_over_rates(tmp_path, "none", [(0.1,), ()])
     result = compare(contrast(), collect(batch + none), X)
     np.testing.assert_allclose(result.d, [1, 1 - -3])  # none of the grid: a step below it
-    assert result.shown(result.mean) == "+2.50 decades"
+    assert result.text(result.mean) == "+2.50 decades"
     assert (
         "norm=batch: 1 of 2 seeds train at the largest learning rate of the grid, 10"
         in (result.remarks[0])
@@ -119,7 +119,7 @@ def test_a_difference_of_numbers_is_a_metric(tmp_path):
     gap = metric("fitted_accuracy - test_accuracy", points)
     assert gap.values(points[0]) == {0: pytest.approx(15.0)}
     assert gap.label == "fitted accuracy - test accuracy (points)"
-    shown = shown_metric(gap, tuned=True, points=points)
+    shown = report_metric(gap, tuned=True, points=points)
     assert shown.key == "fitted_accuracy - validation_accuracy"
     with pytest.raises(ConfigError, match="no result has the metric 'fit'"):
         metric("fit - test_accuracy", points)

@@ -279,7 +279,7 @@ def test_a_changed_study_leaves_the_verdict_as_it_was(finished, overrides, tmp_p
     text = printed(overrides)
     assert not (tmp_path / "norms.html").exists()
     assert not (tmp_path / "norms.study.json").exists()
-    told = "norm=none,batch epochs=2 makes another study, and the verdict of the study itself stays"
+    told = "norm=none,batch epochs=2 makes another study, and the verdict of the study itself"
     assert f"verdict: no verdict: {told}" in text
     assert told in (tmp_path / "norms-changed.html").read_text()
 
@@ -307,7 +307,7 @@ def test_without_a_study_all_that_have_runs_are_reported(finished, overrides, tm
 def test_what_a_report_needs_is_told(tmp_path, overrides):
     with pytest.raises(ConfigError, match=r"needs a study; give study=NAME, one of .*norms"):
         printed((f"output={tmp_path}",))
-    with pytest.raises(ConfigError, match="no run is finished; make them with: python -m"):
+    with pytest.raises(ConfigError, match="no run is finished; train them with: python -m"):
         printed(overrides)
 
 

@@ -18,7 +18,7 @@ from experiments import train
 from experiments.launch import run as running
 from experiments.runs import code, records
 from experiments.runs.directory import run_directory
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 
 ROOT = Path(__file__).parent.parent
 TINY = ("epochs=1", "seeds=2", "model.channels=[4]", "batch_size=256")
@@ -95,7 +95,7 @@ def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     call(*TINY, *places)
     before = result(composed(*TINY, *places))
     trained = []
-    monkeypatch.setattr(running, "fit", lambda p, m, members, k: trained.extend(members))
+    monkeypatch.setattr(running, "fit", lambda p, m, runs, c: trained.extend(runs))
     monkeypatch.setattr(running, "_outcome", lambda *arguments: "")
     call(*TINY, *places, "seeds=4")
     assert [member.seed for member in trained] == [2, 3]
@@ -139,26 +139,26 @@ def test_a_state_of_other_code_is_not_gone_on_from(call, places, monkeypatch):
 
 def end_after(monkeypatch, step, seed=0):
     """Interrupt training right after a seed's checkpoint of a step."""
-    save = running._Keeper.save
+    save = running._Callbacks.save
 
-    def interrupted(keeper, at, saved):
-        save(keeper, at, saved)
-        if (at, keeper.seed) == (step, seed):
-            monkeypatch.setattr(running._Keeper, "save", save)
+    def interrupted(callbacks, at, saved):
+        save(callbacks, at, saved)
+        if (at, callbacks.seed) == (step, seed):
+            monkeypatch.setattr(running._Callbacks, "save", save)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(running._Keeper, "save", interrupted)
+    monkeypatch.setattr(running._Callbacks, "save", interrupted)
 
 
 def begins(monkeypatch):
     """The steps from which seeds begin, as they do."""
-    steps, on_start = [], running._Keeper.on_start
+    steps, on_start = [], running._Callbacks.on_start
 
-    def noted(keeper, step):
+    def noted(callbacks, step):
         steps.append(step)
-        on_start(keeper, step)
+        on_start(callbacks, step)
 
-    monkeypatch.setattr(running._Keeper, "on_start", noted)
+    monkeypatch.setattr(running._Callbacks, "on_start", noted)
     return steps
 
 
@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(
     whole = replaced(config, output=str(tmp_path / "whole"))
     running.run([whole], lambda event: None)
     assert result(config)["parameters"] == result(whole)["parameters"]
-    assert "passed over" in (run_directory(config) / "log.txt").read_text() or damage in (
+    assert "is skipped" in (run_directory(config) / "log.txt").read_text() or damage in (
         "none",
         "half written",
     )
@@ -245,7 +245,7 @@ def test_events_of_a_run_that_went_on_are_there_once(places, monkeypatch):
     for record in records_of(path):
         event = tensorboard.Event.FromString(record)
         seen += [(value.tag, event.step) for value in event.summary.value]
-    steps = range(1, setup(config).total_steps + 1)
+    steps = range(1, make_setup(config).total_steps + 1)
     assert sorted(step for tag, step in seen if tag == "validation_accuracy") == [*steps]
     assert len(set(seen)) == len(seen)
     tags = {tag for tag, _ in seen}
@@ -288,7 +288,7 @@ def test_a_full_disk_is_told_and_loses_nothing(call, places, monkeypatch):
         with pytest.raises(SystemExit) as stopped:
             call(*TINY, *places, "checkpoint_every=1", "seeds=1")
     assert "the disk is full" in stopped.value.code
-    assert "goes on from there" in stopped.value.code
+    assert "to continue from there" in stopped.value.code
     begun = begins(monkeypatch)
     running.run([config], lambda event: None)
     assert begun == [2]

@@ -16,7 +16,7 @@ from experiments.training import parallel
 from experiments.training.checkpoints import restore_final
 from experiments.training.fit import EVALUATION_BATCH
 from experiments.training.program import compile_program, model_of
-from experiments.training.setup import setup
+from experiments.training.setup import make_setup
 from experiments.training.watch import Ended, Update
 
 TINY = (
@@ -97,7 +97,7 @@ def test_a_seed_repeats_itself_and_no_other(tiny, plain, tmp_path):
 
 @pytest.mark.long
 def test_evaluation_counts_every_test_example(tiny, plain):
-    made = setup(tiny)
+    made = make_setup(tiny)
     model = model_of(tiny, made, Scope())
     variables = restore_final(records.seed_directory(run_directory(tiny), 0))
     dataset = made.source.load(0)
@@ -116,7 +116,7 @@ def test_evaluation_counts_every_test_example(tiny, plain):
 
 @pytest.mark.long
 def test_evaluation_in_several_batches_is_that_in_one(tiny, plain, monkeypatch):
-    made = setup(tiny)
+    made = make_setup(tiny)
     program = compile_program(tiny, made)
     state = parallel.replicate(program.init(tiny, 0), program.devices)
     splits = [made.source.load(0).test]
@@ -126,9 +126,9 @@ def test_evaluation_in_several_batches_is_that_in_one(tiny, plain, monkeypatch):
 
 
 def _evaluated(program, made, config, state, splits):
-    from experiments.training.fit import Member, _Training
+    from experiments.training.fit import SeedRun, _Training
 
-    [means] = _Training(program, made, [Member(config, 0)], [None])._evaluated(state, splits)
+    [means] = _Training(program, made, [SeedRun(config, 0)], [None])._evaluated(state, splits)
     return [means["loss"], means["accuracy"]]
 
 
@@ -204,7 +204,7 @@ def test_accumulated_micro_batches_are_ghosts_of_one_batch(places, tmp_path, nor
     """Micro-batch i has every second example from the i-th on."""
     common = (*TINY, *places, norm, "seeds=1", "steps=1", "optimizer.warmup=0")
     config = composed(*common, "accumulate=2", f"output={tmp_path}")
-    made = setup(config)
+    made = make_setup(config)
     program = compile_program(config, made)
     batch = next(made.source.batches(made.source.load(0), 400, multiple=2, seed=0).from_step(0))
     state = jax.device_get(program.init(config, 0))
@@ -218,7 +218,7 @@ def test_accumulated_micro_batches_are_ghosts_of_one_batch(places, tmp_path, nor
         )
     order = np.concatenate([np.arange(0, 400, 2), np.arange(1, 400, 2)])
     dealt = jax.tree.map(lambda array: array[order], batch)
-    expected = jax.device_get(compile_program(whole, setup(whole)).train(state, dealt))
+    expected = jax.device_get(compile_program(whole, make_setup(whole)).train(state, dealt))
     for name in ("params", "batch_stats", "sums"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
@@ -231,7 +231,7 @@ def test_accumulated_micro_batches_are_ghosts_of_one_batch(places, tmp_path, nor
 def test_control_processes_take_their_gradient_for_their_value(places, tmp_path):
     common = (*TINY, *places, "norm=online", "seeds=1", "steps=1", f"output={tmp_path}")
     config = composed(*common, "model.channels=[2]", "batch_size=8")
-    made = setup(config)
+    made = make_setup(config)
     program = compile_program(config, made)
     batch = next(made.source.batches(made.source.load(0), 8, multiple=1, seed=0).from_step(0))
     state = jax.device_get(program.init(config, 0))
@@ -264,10 +264,10 @@ def test_bfloat16_activations_keep_float32_parameters(tiny, tmp_path):
 
 @pytest.mark.long
 def test_weight_decay_is_of_weights_alone(tiny):
-    made = setup(tiny)
+    made = make_setup(tiny)
     program = compile_program(tiny, made)
     config = replaced(tiny, optimizer={"weight_decay": 0.5, "learning_rate": 1.0, "warmup": 0.0})
-    optimizer = setup(config).optimizer
+    optimizer = make_setup(config).optimizer
     params = program.init(tiny, 0).params
     transformation = optimizer.transformation(32, 8)
     nothing = jax.tree.map(jnp.zeros_like, params)
@@ -288,7 +288,7 @@ def test_the_rate_warms_up_and_follows_its_schedule(places, schedule, scaling, f
         f"optimizer.scaling={scaling}",
         "optimizer.warmup=0.2",
     )
-    optimizer = setup(config).optimizer
+    optimizer = make_setup(config).optimizer
     rates = np.array([optimizer.rate(step, 128, 20) for step in range(20)])
     peak = 0.5 * factor
     np.testing.assert_allclose(rates[:5], peak * np.arange(5) / 4, rtol=1e-6)
@@ -305,7 +305,7 @@ def test_the_rate_warms_up_and_follows_its_schedule(places, schedule, scaling, f
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_clipping_bounds_what_the_optimizer_is_given(places, optimizer):
     config = composed(*places, f"optimizer={optimizer}", "optimizer.clip_norm=0.5")
-    transformation = setup(config).optimizer.transformation(32, 10)
+    transformation = make_setup(config).optimizer.transformation(32, 10)
     params = {"kernel": jnp.zeros((2,))}
     state = transformation.init(params)
     small = transformation.update({"kernel": jnp.array([0.3, 0.4])}, state, params)

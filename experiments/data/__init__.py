@@ -1,1 +1,1 @@
-"""Data sets as components: their examples, prepared by TFDS, as scaled arrays and batches."""
+"""Data set components. TFDS prepares their examples; they become scaled arrays and batches."""

@@ -1,4 +1,4 @@
-"""The voters of 1996 that statsmodels ships."""
+"""The 944 voters of 1996 that statsmodels contains."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ FEATURES = ("popul", "TVnews", "selfLR", "ClinLR", "DoleLR", "PID", "age", "educ
 
 @dataclass(frozen=True, kw_only=True)
 class Anes96(TabularSource):
-    """944 voters for Clinton (0) or Dole (1), by nine answers from 0 to 7,300."""
+    """Voters for Clinton (0) or Dole (1), with nine features between 0 and 7,300."""
 
     card: ClassVar[Card] = Card(
         name="anes96",
@@ -47,6 +47,3 @@ identification with a party (0 to 6), age (19 to 91), education (1 to 7), income
 
         data = anes96.load_pandas().data
         return data[list(FEATURES)].to_numpy(), data["vote"].to_numpy().astype(np.int64)
-
-    def feature_names(self) -> tuple[str, ...]:
-        return FEATURES

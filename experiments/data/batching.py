@@ -1,4 +1,4 @@
-"""Which examples make a batch: shuffled for training, in their order for evaluation."""
+"""Which examples form a batch: shuffled for training, in source order for evaluation."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.splits import Split, draw_classes
+from experiments.data.streaming import read_ahead
 
-_MIXED = 0  # a seed
+_EVALUATION_SEED = 0
 
 
 class Batch(NamedTuple):
-    """Some examples, and a mask that is False where one only fills the batch; None: none does."""
+    """Examples and a mask that is False for padding. Without padding the mask is None."""
 
     inputs: np.ndarray
     lengths: np.ndarray | None
@@ -20,32 +21,39 @@ class Batch(NamedTuple):
     mask: np.ndarray | None
 
 
-class Rows(NamedTuple):
-    """The examples of batches: `indices` ([...,] batches, examples), and the mask of each."""
+class BatchIndices(NamedTuple):
+    """The indices of the examples in one or more batches.
+
+    Attributes:
+        indices: integers of shape (..., examples).
+        mask: False where an index is padding, in the same shape.
+    """
 
     indices: np.ndarray
     mask: np.ndarray
 
-    def of(self, split: Split) -> Batch:
+    def gather(self, split: Split) -> Batch:
+        """Return the examples of a split at these indices."""
         lengths = None if split.lengths is None else split.lengths[self.indices]
         return Batch(split.inputs[self.indices], lengths, split.labels[self.indices], self.mask)
 
-    def batches(self, which: int | slice) -> "Rows":
-        return Rows(*(array[..., which, :] for array in self))
+    def at(self, which: int | slice) -> "BatchIndices":
+        """Return one batch, or some of the batches."""
+        return BatchIndices(*(array[..., which, :] for array in self))
 
-    def part(self, examples: slice) -> "Rows":
-        """Some of the examples of every batch."""
-        return Rows(*(array[..., examples] for array in self))
+    def shard(self, examples: slice) -> "BatchIndices":
+        """Return a slice of the examples of every batch."""
+        return BatchIndices(*(array[..., examples] for array in self))
 
 
 class Batches:
-    """The batches of training one seed, without end. A step has the same batch in every run.
+    """The endless sequence of training batches of one seed. A step has the same batch in every run.
 
-    Every training example is in them once an epoch; or, with `classes`, each is drawn from as many
-    classes.
+    An epoch contains every training example once. With `classes`, each batch is drawn from that
+    many classes instead.
 
     Attributes:
-        steps_per_epoch: batches that hold as many examples as there are.
+        steps_per_epoch: the number of batches that contain all training examples once.
     """
 
     def __init__(
@@ -60,37 +68,37 @@ class Batches:
         self.steps_per_epoch = math.ceil(len(train.labels) / batch_size)
         self._train, self._batch_size = train, batch_size
         self._multiple, self._seed, self._classes = multiple, seed, classes
-        self._epoch: tuple[int, Rows] | None = None
+        self._epoch: tuple[int, BatchIndices] | None = None
         if classes is not None:
-            self._members = [np.flatnonzero(train.labels == one) for one in np.unique(train.labels)]
+            self._by_class = [
+                np.flatnonzero(train.labels == one) for one in np.unique(train.labels)
+            ]
 
-    def from_step(self, step: int, part: slice = slice(None)) -> Iterator[Batch]:
-        """Yield the batches from a step on, counted from 0; `part` of the examples of each."""
+    def from_step(self, step: int, shard: slice = slice(None)) -> Iterator[Batch]:
+        """Yield the batches from a step on; steps count from 0. `shard` selects examples."""
 
         def read(step: int) -> Batch:
-            return self.rows(step).part(part).of(self._train)
+            return self.indices(step).shard(shard).gather(self._train)
 
         if isinstance(self._train.inputs, np.ndarray):
             while True:
                 yield read(step)
                 step += 1
         else:
-            from experiments.data.streaming import read_ahead
-
             yield from read_ahead(read, step)
 
-    def rows(self, step: int) -> Rows:
-        """Return the examples of one step."""
+    def indices(self, step: int) -> BatchIndices:
+        """Return the indices of one step."""
         if self._classes is not None:
-            return self._rows_of_classes(step)
+            return self._indices_of_classes(step)
         number, place = divmod(step, self.steps_per_epoch)
         epoch = self._epoch  # several threads read ahead
         if epoch is None or epoch[0] != number:
-            epoch = self._epoch = (number, self._rows_of_epoch(number))
-        return epoch[1].batches(place)
+            epoch = self._epoch = (number, self._indices_of_epoch(number))
+        return epoch[1].at(place)
 
-    def _rows_of_epoch(self, number: int) -> Rows:
-        return training_rows(
+    def _indices_of_epoch(self, number: int) -> BatchIndices:
+        return training_indices(
             len(self._train.labels),
             self._batch_size,
             multiple=self._multiple,
@@ -98,25 +106,25 @@ class Batches:
             epoch=number + 1,
         )
 
-    def _rows_of_classes(self, step: int) -> Rows:
-        classes = min(self._classes, len(self._members))
+    def _indices_of_classes(self, step: int) -> BatchIndices:
+        classes = min(self._classes, len(self._by_class))
         examples = draw_classes(
-            self._members, classes, self._batch_size, seed=self._seed, step=step
+            self._by_class, classes, self._batch_size, seed=self._seed, step=step
         )
-        return _filled(examples, self._batch_size, self._multiple).batches(0)
+        return _padded(examples, self._batch_size, self._multiple).at(0)
 
 
 class EvaluationBatches(Sequence[Batch]):
-    """Batches that hold every example once, each read when it is asked for."""
+    """Batches that contain every example once. A batch is read when it is accessed."""
 
-    def __init__(self, split: Split, rows: Rows) -> None:
-        self._split, self._rows = split, rows
+    def __init__(self, split: Split, indices: BatchIndices) -> None:
+        self._split, self._indices = split, indices
 
     def __len__(self) -> int:
-        return len(self._rows.indices)
+        return len(self._indices.indices)
 
     def __getitem__(self, which: int) -> Batch:
-        return self._rows.batches(which).of(self._split)
+        return self._indices.at(which).gather(self._split)
 
 
 def evaluation_batches(
@@ -124,47 +132,48 @@ def evaluation_batches(
     batch_size: int,
     *,
     multiple: int,
-    part: slice = slice(None),
-    most: int | None = None,
-    mixed: bool = False,
+    shard: slice = slice(None),
+    limit: int | None = None,
+    shuffled: bool = False,
 ) -> EvaluationBatches:
-    """Return batches that hold every example once; `part` of the examples of each.
+    """Return batches that contain every example once.
 
     Args:
-        most: hold so many examples, the first ones.
-        mixed: in a fixed random order, since their own may be by class.
+        shard: the examples of each batch that this process reads.
+        limit: use only this many examples, the first ones.
+        shuffled: use a fixed random order, because the source can be sorted by class.
     """
-    number = min(most or len(split.labels), len(split.labels))
-    rows = evaluation_rows(number, batch_size, multiple=multiple, mixed=mixed)
-    return EvaluationBatches(split, rows.part(part))
+    number = min(limit or len(split.labels), len(split.labels))
+    indices = evaluation_indices(number, batch_size, multiple=multiple, shuffled=shuffled)
+    return EvaluationBatches(split, indices.shard(shard))
 
 
-def training_rows(
+def training_indices(
     num_examples: int, batch_size: int, *, multiple: int, seed: int, epoch: int
-) -> Rows:
-    """Return every example once, in an order that depends on `seed` and `epoch` alone."""
+) -> BatchIndices:
+    """Return every example once, in an order that depends on `seed` and `epoch` only."""
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)
-    return _filled(order, batch_size, multiple)
+    return _padded(order, batch_size, multiple)
 
 
-def evaluation_rows(
-    num_examples: int, batch_size: int, *, multiple: int, mixed: bool = False
-) -> Rows:
+def evaluation_indices(
+    num_examples: int, batch_size: int, *, multiple: int, shuffled: bool = False
+) -> BatchIndices:
     """Return every example once."""
     order = np.arange(num_examples)
-    if mixed:
-        order = np.random.default_rng(_MIXED).permutation(order)
-    return _filled(order, min(batch_size, num_examples), multiple)
+    if shuffled:
+        order = np.random.default_rng(_EVALUATION_SEED).permutation(order)
+    return _padded(order, min(batch_size, num_examples), multiple)
 
 
-def _filled(order: np.ndarray, batch_size: int, multiple: int) -> Rows:
-    """Cut the examples into batches of `batch_size`, each filled to a multiple.
+def _padded(order: np.ndarray, batch_size: int, multiple: int) -> BatchIndices:
+    """Cut the order into batches of `batch_size` and pad each to a multiple of `multiple`.
 
-    What the last batch lacks is filled too. The filling repeats the last example.
+    The last batch is padded to the same size. The padding repeats the last example.
     """
     steps = -(-len(order) // batch_size)
     places = np.arange(steps * batch_size).reshape(steps, batch_size)
-    filling = ((0, 0), (0, -batch_size % multiple))
-    places = np.pad(places, filling, constant_values=len(order))
+    padding = ((0, 0), (0, -batch_size % multiple))
+    places = np.pad(places, padding, constant_values=len(order))
     mask = places < len(order)
-    return Rows(order[np.minimum(places, len(order) - 1)], mask)
+    return BatchIndices(order[np.minimum(places, len(order) - 1)], mask)

@@ -1,4 +1,4 @@
-"""The tumours that scikit-learn ships."""
+"""The tumours that scikit-learn contains."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from experiments.data.tabular import TabularSource
 
 @dataclass(frozen=True, kw_only=True)
 class BreastCancer(TabularSource):
-    """569 tumours, malignant (0) or benign (1), by 30 measurements from 0.001 to 4,300."""
+    """Malignant (0) and benign (1) tumours, with 30 measurements between 0.001 and 4,300."""
 
     card: ClassVar[Card] = Card(
         name="breast_cancer",
@@ -43,8 +43,3 @@ scikit-learn ships them: the "Breast Cancer Wisconsin (Diagnostic)" set of the U
         from sklearn.datasets import load_breast_cancer  # takes seconds
 
         return load_breast_cancer(return_X_y=True)
-
-    def feature_names(self) -> tuple[str, ...]:
-        from sklearn.datasets import load_breast_cancer
-
-        return tuple(map(str, load_breast_cancer().feature_names))

@@ -1,6 +1,7 @@
-"""A TFDS builder of arrays that a package or a folder of this machine holds.
+"""A TFDS builder for arrays from a package or a local folder.
 
-Importing this imports TFDS, which takes most of a second: only what prepares or streams does.
+Importing this module imports TFDS, which takes most of a second. Therefore only the code that
+prepares or streams data imports it.
 """
 
 import types
@@ -14,9 +15,9 @@ from experiments.data.card import Card, Examples, Source
 
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes `input` as the source has it, and `label`, in the source's order.
+    """Writes `input`, unchanged, and `label` in the order of the source.
 
-    Its subclasses are made by `make_builder`.
+    `make_builder` makes the subclasses.
     """
 
     CARD: ClassVar[Card]
@@ -40,7 +41,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # nothing is fetched
+        del dl_manager  # there is nothing to download
         splits = type(self).READ()
         return {name: self._generate_examples(examples) for name, examples in splits.items()}
 
@@ -56,10 +57,10 @@ def make_builder(
     read: Callable[[], Mapping[str, Examples]],
     directory: Path,
 ) -> ArrayBuilder:
-    """Return the builder of the splits that `read` returns, under a directory.
+    """Return a builder that writes the splits of `read` to a directory.
 
     Args:
-        key: the name of the builder's configuration, "" where it has none.
+        key: the name of the builder's configuration, or "" for none.
     """
     configs = [tfds.core.BuilderConfig(name=key, version=card.version)] if key else []
     attributes = {

@@ -1,4 +1,4 @@
-"""What is known of a data set before it is prepared."""
+"""The facts about a data set that are known before it is prepared."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,17 @@ import numpy as np
 
 
 class Card(NamedTuple):
-    """Where a data set comes from.
+    """The origin of a data set.
+
+    A data set that TFDS has a builder for needs only its name and version.
 
     Attributes:
-        name: under which TFDS prepares it.
-        version: of the examples and their split; another is prepared anew.
-        notes: what this version is.
-        description: what it holds, and how train and test were split.
-        homepage, citation: of its source.
-
-    What TFDS has a builder of needs its name and version alone.
+        name: the name that TFDS prepares it under.
+        version: the version of the examples and their split. A new version is prepared again.
+        notes: a description of this version.
+        description: the content, and how train and test examples were split.
+        homepage: the homepage of the source.
+        citation: the citation of the source.
     """
 
     name: str
@@ -27,13 +28,14 @@ class Card(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a source holds.
+    """The content of a source.
 
     Attributes:
-        input_shape: of one example.
-        num_classes: labels are 0 to below it.
-        num_train, num_test: examples.
-        dtype: of the inputs.
+        input_shape: the shape of one example.
+        num_classes: the number of classes; labels count from 0.
+        num_train: the number of training examples.
+        num_test: the number of test examples.
+        dtype: the dtype of the inputs.
     """
 
     input_shape: tuple[int, ...]
@@ -44,20 +46,20 @@ class Source(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Inputs (examples, ...) as the source has them, and their labels (examples,)."""
+    """Inputs (examples, ...) as the source stores them, and their labels (examples,)."""
 
     inputs: np.ndarray
     labels: np.ndarray
 
 
 class Spec(NamedTuple):
-    """What training sees of a data set.
+    """The shapes and sizes that training needs to know.
 
     Attributes:
-        input_shape: of one example.
-        num_classes: labels are 0 to below it.
-        num_train: training examples, those for validation taken away.
-        max_length: the most that an example's length can be; None where all of an input counts.
+        input_shape: the shape of one example.
+        num_classes: the number of classes; labels count from 0.
+        num_train: the number of training examples without the validation examples.
+        max_length: the largest length of an example; None if examples have no lengths.
     """
 
     input_shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Data sets of TFDS's own, fetched from their sources when they are prepared."""
+"""Data sets that TFDS downloads and prepares."""
 
 import functools
 import importlib.util
@@ -15,16 +15,16 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-PATIENCE = 20  # seconds until a source counts as out of reach; TFDS itself tries for minutes
-NEEDED = {"tensorflow": "tensorflow", "PIL": "pillow"}  # modules, and what installs them
+TIMEOUT = 20  # seconds; TFDS itself tries for minutes
+NEEDED = {"tensorflow": "tensorflow", "PIL": "pillow"}  # module: package
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogSource(ImageSource):
-    """A data set of TFDS, which describes and cites it."""
+    """A data set of TFDS. TFDS has its description and citation."""
 
     holds: ClassVar[Source]
-    url: ClassVar[str]  # of one of its files
+    url: ClassVar[str]  # the address of one of its files
 
     def source(self) -> Source:
         return self.holds
@@ -49,27 +49,27 @@ class CatalogSource(ImageSource):
 
 
 def _hindrances(title: str, url: str, folder: Path) -> Iterator[str]:
-    """Yield what keeps TFDS from preparing a data set on this machine."""
+    """Yield the reasons why TFDS cannot prepare a data set on this machine."""
     missing = [name for module, name in NEEDED.items() if not importlib.util.find_spec(module)]
     if missing:
         names = " and ".join(missing)
         yield (
-            f"TFDS prepares {title} with {names}, which this machine has not; "
+            f"TFDS needs {names} to prepare {title}, and this machine does not have them; "
             f"pip install {' '.join(missing)}, or give another data=..."
         )
-    elif reason := _out_of_reach(url):
+    elif reason := _unreachable(url):
         yield (
-            f"{title} is fetched from {url}, which this machine does not reach ({reason}); "
-            f"prepare it on one that does and copy {folder}, or give another data=..."
+            f"TFDS downloads {title} from {url}, which this machine cannot reach ({reason}); "
+            f"prepare it on a machine that can and copy {folder}, or give another data=..."
         )
 
 
 @functools.cache
-def _out_of_reach(url: str) -> str:
-    """Return why an address is not reached, "" where it is."""
+def _unreachable(url: str) -> str:
+    """Return why an address cannot be reached, or "" if it can."""
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
-    except OSError as error:  # URLError is one
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()
+    except OSError as error:  # includes URLError
         return str(error)
     return ""
 

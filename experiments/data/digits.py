@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships."""
+"""The handwritten digits that scikit-learn contains."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -12,7 +12,7 @@ from experiments.data.card import Card, Examples, Source
 from experiments.data.images import ImageSource
 from experiments.errors import ConfigError
 
-DEBIAN = {  # what packages put there
+DEBIAN = {  # folder: the Debian package that installs it
     Path("/usr/share/datasets/fashion-mnist"): "dataset-fashion-mnist",
 }
 FILES = {
@@ -28,14 +28,14 @@ class _Headers(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class IdxImages(ImageSource):
-    """Gray images of a folder, uint8 (height, width, 1), and their labels.
+    """Gray images uint8 (height, width, 1) and their labels, from a folder.
 
-    The folder is prepared anew when the path, size or time of one of its files changes.
+    The folder is prepared again when the path, size or time of one of its files changes.
 
     Attributes:
-        folder: holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
-            t10k-labels-idx1-ubyte, each plain or with .gz.
-        classes: labels are 0 to below it.
+        folder: contains train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte
+            and t10k-labels-idx1-ubyte, each uncompressed or with .gz.
+        classes: the number of classes; labels count from 0.
     """
 
     folder: str
@@ -89,7 +89,7 @@ the test set.
         if train.images.shape[1:] != test.images.shape[1:]:
             raise ConfigError(
                 f"{train.images.path} has images of {_size(train)}, but {test.images.path} of "
-                f"{_size(test)}; both must have one size"
+                f"{_size(test)}; both must have the same size"
             )
         shape = (*train.images.shape[1:], 1)
         return Source(shape, self.classes, train.images.shape[0], test.images.shape[0])
@@ -98,7 +98,7 @@ the test set.
         return {split: self._examples(split) for split in FILES}
 
     def _headers(self, split: str) -> _Headers:
-        """Return what the files of a split hold, whose labels are checked."""
+        """Return the headers of a split, after checking its labels."""
         images, labels = FILES[split]
         headers = _Headers(
             idx.read_header(self._file(images), num_axes=3),
@@ -108,10 +108,10 @@ the test set.
             raise ConfigError(
                 f"{headers.images.path} has {headers.images.shape[0]} images, but "
                 f"{headers.labels.path} {headers.labels.shape[0]} labels; "
-                "they are not of one set, fetch both again"
+                "they do not belong together; download both again"
             )
         if 0 in headers.images.shape:
-            raise ConfigError(f"{headers.images.path} holds no image; give a set with some")
+            raise ConfigError(f"{headers.images.path} contains no image; give another folder")
         most = int(idx.read(headers.labels).max())
         if most >= self.classes:
             raise ConfigError(
@@ -125,11 +125,10 @@ the test set.
         return Examples(idx.read(headers.images)[..., None], idx.read(headers.labels))
 
     def _files(self) -> list[Path]:
-        """Return the four files."""
         return [self._file(name) for names in FILES.values() for name in names]
 
     def _file(self, name: str) -> Path:
-        """Return the file of a name, compressed or not."""
+        """Return the path of a file, compressed or not."""
         paths = (self._folder / name, self._folder / f"{name}.gz")
         for path in paths:
             if path.is_file():
@@ -137,7 +136,7 @@ the test set.
         package = DEBIAN.get(self._folder)
         cure = "give the folder of the four files as data.folder=..."
         raise ConfigError(
-            f"{paths[0]} is not there, and not with .gz; "
+            f"{paths[0]} does not exist, with or without .gz; "
             + (f"apt install {package}, or {cure}" if package else cure)
         )
 

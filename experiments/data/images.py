@@ -1,4 +1,4 @@
-"""Images: halved, or read row by row as sequences of unequal length; those of the test shifted."""
+"""Image data sets: optionally halved, cropped to their ink, or shifted in the test set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from experiments.data.card import Source
 from experiments.data.source import DataSource
 
 LENGTHS = ("full", "inked")
-_NOISE = 0  # what is drawn, beside the example
+_NOISE = 0  # added to the random seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,14 @@ class ImageSource(DataSource):
     """A data set of images (height, width, channels).
 
     Attributes:
-        half: take the mean of 2x2 pixels for one.
-        lengths: full, or inked: the rows from the first to the last with ink (a pixel that is not
-            0) come first, and the example is as long as they are many.
-        test_brightness: added to the test images alone, as a fraction of `pixel_range`.
-        test_noise: the deviation, a fraction too, of the normal noise that is added to the test
-            images alone; it depends on the example alone. Both together are cut to the range.
-        pixel_range: the largest value that a pixel of the source can have; the least is 0.
+        half: average 2x2 pixels to one pixel.
+        lengths: "full", or "inked". "Inked" moves the rows from the first to the last row with ink
+            (a pixel that is not 0) to the front, and their number is the length of the example.
+        test_brightness: added to the test images only, as a fraction of `pixel_range`.
+        test_noise: the standard deviation, as a fraction of `pixel_range`, of normal noise that is
+            added to the test images only. It depends on the index of the example only. After
+            brightness and noise, pixels are clipped to their range.
+        pixel_range: the largest pixel value of the source; the smallest is 0.
     """
 
     half: bool
@@ -42,8 +43,8 @@ class ImageSource(DataSource):
         yield from errors.at_least("data.test_noise", self.test_noise, 0)
         if self._shifts and self.lengths == "inked":
             yield (
-                "data.test_brightness and data.test_noise change what is ink, by which "
-                "data.lengths=inked measures; give data.lengths=full, or 0 for both"
+                "data.test_brightness and data.test_noise change which pixels are ink, and "
+                "data.lengths=inked depends on that; give data.lengths=full, or 0 for both"
             )
         yield from super().problems(batch_size)
 
@@ -67,7 +68,7 @@ class ImageSource(DataSource):
         if self.half and (height % 2 or width % 2):
             yield (
                 f"data.half is true, but the images of {self.title} are {height}x{width}; "
-                "only even sides can be halved, give data.half=false"
+                "only even sides can be halved; give data.half=false"
             )
 
     @property
@@ -82,11 +83,11 @@ class ImageSource(DataSource):
 
     def lay_out(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         images = halved(inputs) if self.half else inputs
-        return rows_to_the_front(images) if self.lengths == "inked" else (images, None)
+        return ink_to_the_front(images) if self.lengths == "inked" else (images, None)
 
 
 def halved(images: np.ndarray) -> np.ndarray:
-    """Return the means of 2x2 pixels, float32."""
+    """Return the means of 2x2 pixels as float32."""
     n, height, width, channels = images.shape
     squares = images.reshape(n, height // 2, 2, width // 2, 2, channels)
     total = np.zeros((n, height // 2, width // 2, channels), np.float32)
@@ -96,11 +97,11 @@ def halved(images: np.ndarray) -> np.ndarray:
     return total / 4
 
 
-def rows_to_the_front(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Move the rows from the first to the last with ink to the front, zeros behind them.
+def ink_to_the_front(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Move the rows from the first to the last row with ink to the front; zeros follow.
 
     Returns:
-        The images and how many rows that is, int32: 1 in an image without ink.
+        The images and the number of these rows, int32. An image without ink has 1.
     """
     height = images.shape[1]
     inked = images.any(axis=(2, 3))

@@ -1,7 +1,7 @@
-"""What is prepared of a data set: once, under a directory, whoever asks first.
+"""Prepared data sets. The first process that needs one prepares it, once for each directory.
 
-TFDS writes the examples. Decoding them takes seconds for tens of thousands, so that arrays are kept
-beside them, which later processes read without TFDS.
+TFDS writes the examples. Decoding tens of thousands takes seconds, so decoded arrays are stored
+next to them. Later processes read these without TFDS.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-CHUNK = 1024  # examples that are decoded together
-_OF_THE_DIRECTORY = (  # numbers of errors that no deleting cures
+CHUNK = 1024  # the number of examples that are decoded together
+_DIRECTORY_ERRORS = (  # error numbers that deleting the folder does not solve
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EACCES,
@@ -35,11 +35,11 @@ _OF_THE_DIRECTORY = (  # numbers of errors that no deleting cures
 
 
 class Prepared:
-    """A prepared data set. One process writes a file, the others wait for it.
+    """A prepared data set. One process writes a file, and the others wait for it.
 
     Attributes:
-        title: what an error calls it.
-        folder: where its files are.
+        title: the name for error messages.
+        folder: the folder of its files.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Prepared:
         self._builder: tfds.core.DatasetBuilder | None = None
 
     def is_there(self) -> bool:
-        """Say whether TFDS's files are written."""
+        """Return whether the files of TFDS are written."""
         return (self.folder / "dataset_info.json").exists()
 
     def builder(self) -> "tfds.core.DatasetBuilder":
-        """Return the builder, whose files are written."""
+        """Return the builder, after preparing its files if necessary."""
         if self._builder is None:
-            with self._told("prepared"), _silent():
+            with self._as_config_error("prepared"), _silent():
                 if not self.is_there():
                     with self._lock("tfds"):
                         self._remove_incomplete()
@@ -67,36 +67,36 @@ class Prepared:
     def arrays(
         self, name: str, make: Callable[[], Mapping[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """Return the arrays of a name, made and written where they are not there yet."""
+        """Return named arrays. If they do not exist yet, make and write them."""
         path = self.folder / "arrays" / f"{name}.npz"
         if not path.exists():
             with self._lock("arrays"):
                 if not path.exists():
                     made = make()
-                    with self._told("written"):
+                    with self._as_config_error("written"):
                         _write(path, made)
-        with self._told("read"), path.open("rb") as file, np.load(file) as arrays:
+        with self._as_config_error("read"), path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
 
     def records(self, split: str) -> "Records":
-        """Return the examples of a split, read from its files when they are asked for."""
+        """Return the examples of a split, which are read when they are accessed."""
         builder = self.builder()
-        with self._told("read"):
+        with self._as_config_error("read"):
             return Records(self, builder.as_data_source(split=split), builder.info)
 
     def _remove_incomplete(self) -> None:
-        """Remove what a process left that was killed while it prepared; the lock is held."""
+        """Remove the files of a process that was killed during preparation. Needs the lock."""
         for folder in self.folder.parent.glob(f"incomplete.*_{self.folder.name}"):
             shutil.rmtree(folder)
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Tell what is wrong with a file as one error."""
+    def _as_config_error(self, what: str) -> Iterator[None]:
+        """Raise a `ConfigError` that describes what is wrong with a file."""
         try:
             yield
         except ConfigError:
             raise
-        except Exception as error:  # TFDS, array_record and NumPy have no common error
+        except Exception as error:  # TFDS, array_record and NumPy have no common exception
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ConfigError(
                 f"{self.title} cannot be {what} in {self.folder} ({reason}); {_cure(error)}"
@@ -104,8 +104,8 @@ class Prepared:
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """Hold an exclusive lock; the system releases it even if the process dies."""
-        with self._told("prepared"):
+        """Hold an exclusive lock. The system releases it even if the process dies."""
+        with self._as_config_error("prepared"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             file = (self.folder.parent / f"{self.folder.name}.{name}.lock").open("w")
         with file:
@@ -114,7 +114,7 @@ class Prepared:
 
 
 class Records:
-    """Inputs as the source has them, decoded when they are asked for."""
+    """Inputs as the source stores them. They are decoded when they are accessed."""
 
     def __init__(self, prepared: Prepared, source: Any, info: "tfds.core.DatasetInfo") -> None:
         self._prepared, self._source = prepared, source
@@ -131,7 +131,7 @@ class Records:
 
     def read(self, examples: np.ndarray) -> dict[str, np.ndarray]:
         """Return inputs and labels of some examples."""
-        with self._prepared._told("read"):
+        with self._prepared._as_config_error("read"):
             decoded = self._source.__getitems__(examples.tolist())
         inputs = np.empty((len(examples), *self.shape[1:]), self.dtype)
         for place, example in enumerate(decoded):
@@ -139,36 +139,36 @@ class Records:
         labels = np.array([example[self._label] for example in decoded], np.int32)
         return {"inputs": inputs, "labels": labels}
 
-    def parts(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield inputs and labels of all examples, some at a time."""
+    def chunks(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield inputs and labels of all examples, `CHUNK` at a time."""
         for start in range(0, len(self), CHUNK):
             yield self.read(np.arange(start, min(start + CHUNK, len(self))))
 
 
 def _cure(error: Exception) -> str:
-    full = os.strerror(errno.ENOSPC) in str(error)  # array_record's error has no number
-    if full or (isinstance(error, OSError) and error.errno in _OF_THE_DIRECTORY):
-        return "make room there, or give another data.directory=..."
-    return "delete this folder, and it is prepared anew"
+    full = os.strerror(errno.ENOSPC) in str(error)  # the error of array_record has no number
+    if full or (isinstance(error, OSError) and error.errno in _DIRECTORY_ERRORS):
+        return "free space there, or give another data.directory=..."
+    return "delete this folder to prepare it again"
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep TFDS from telling what it does; what goes wrong it raises."""
+    """Suppress the progress messages of TFDS. It raises errors as exceptions."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    logging.getLogger("absl").addFilter(_is_not_of_tfds)  # for good: it warns when reading too
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces "Unknown size"
+    logging.getLogger("absl").addFilter(_is_not_from_tfds)  # for good: it also warns in reading
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints "Unknown size"
         yield
 
 
-def _is_not_of_tfds(record: logging.LogRecord) -> bool:
+def _is_not_from_tfds(record: logging.LogRecord) -> bool:
     return "tensorflow_datasets" not in record.pathname
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays at once or not at all."""
+    """Write arrays atomically."""
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".incomplete")
     with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""A data set as a configuration chooses it."""
+"""Data sets, as a configuration selects them."""
 
 import ast
 import functools
@@ -26,7 +26,7 @@ from experiments.data.splits import (
     draw_validation,
     num_validation,
 )
-from experiments.data.streaming import LaidOut, Scaled, Shifted
+from experiments.data.streaming import Mapped, Scaled
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 class DataSource:
     """A data set, and how its examples are scaled and drawn.
 
-    A subclass says what its source holds and gives its examples. Constructing one reads nothing.
+    A subclass describes the source and reads its examples. The constructor reads nothing.
 
     Attributes:
-        directory: where it is prepared.
-        validation: the fraction of the source's training examples that is drawn for validation.
-        examples: keep so many of the training examples that are left, drawn by the seed, of every
-            class its share; None: all.
-        scaling: raw, standard or min_max, by the training examples that are kept.
-        classes_per_batch: draw this many classes for a batch and its examples from them; None:
-            every example once an epoch.
-        stream: read the examples from their files as they are needed; None: where they take more
-            than `memory` bytes. It changes no batch.
-        memory: bytes that all examples may take, as float32.
+        directory: the directory that it is prepared in.
+        validation: the fraction of the source's training examples that is used for validation.
+        examples: the number of remaining training examples to keep. The seed draws them, with the
+            class proportions of the source. None keeps all.
+        scaling: raw, standard or min_max, measured on the training examples that are kept.
+        classes_per_batch: draw this many classes for each batch and its examples from them. With
+            None, every example comes once an epoch.
+        stream: read examples from files when they are needed. None streams if all examples take
+            more than `memory` bytes. The batches are the same in both cases.
+        memory: the number of bytes that all examples may take as float32.
     """
 
     directory: str
@@ -64,16 +64,16 @@ class DataSource:
 
     @property
     def title(self) -> str:
-        """What an error calls the data set."""
+        """The name for error messages."""
         return self.card.name
 
     @property
     def key(self) -> str:
-        """What tells apart several sources under one name."""
+        """A string that distinguishes several sources with the same name."""
         return ""
 
     def fingerprint(self) -> str:
-        """Return a digest of what the source's files hold; "" where a version determines it.
+        """Return a digest of the source's files, or "" if the version determines them.
 
         Raises:
             ConfigError: a file is missing or cannot be read.
@@ -81,19 +81,15 @@ class DataSource:
         return ""
 
     def source(self) -> Source:
-        """Return what the source holds, without reading its examples.
+        """Return the content of the source, without reading its examples.
 
         Raises:
-            ConfigError: a file is missing or cannot be right.
+            ConfigError: a file is missing or invalid.
         """
         raise NotImplementedError
 
-    def feature_names(self) -> tuple[str, ...] | None:
-        """Return what the features of an input are called; None where they have no names."""
-        return None
-
     def read(self) -> Mapping[str, Examples]:
-        """Return the examples of the source, `train` and `test`.
+        """Return the examples of the splits `train` and `test`.
 
         Raises:
             ConfigError: a file is missing, truncated or corrupt.
@@ -109,31 +105,31 @@ class DataSource:
         )
 
     def laid_out(self, source: Source) -> tuple[tuple[int, ...], int | None]:
-        """Return the shape of an input that `lay_out` gives, and the most that a length can be."""
+        """Return the shape of an input after `lay_out`, and the largest possible length."""
         return source.input_shape, None
 
     def lay_out(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return inputs of the source as training sees them but for the scaling; their lengths."""
+        """Return inputs in the layout for training, before scaling, and their lengths."""
         return inputs, None
 
     def shifted(self, inputs: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """Return the test inputs of some examples of the source, before they are laid out."""
+        """Return test inputs after a shift, before `lay_out`; `examples` are their indices."""
         return inputs
 
     def layout_problems(self, source: Source) -> Iterator[str]:
-        """Yield what hinders `lay_out`."""
+        """Yield the reasons why `lay_out` cannot work."""
         yield from ()
 
     @property
     def layout(self) -> str:
-        """What tells apart the values that `lay_out` depends on."""
+        """A string that identifies the options of `lay_out`."""
         return "full"
 
     def spec(self) -> Spec:
-        """Return what training sees, without preparing anything.
+        """Return the shapes and sizes for training, without preparing the data.
 
         Raises:
-            ConfigError: a file of the source is missing or cannot be right.
+            ConfigError: a file of the source is missing or invalid.
         """
         source = self.source()
         shape, max_length = self.laid_out(source)
@@ -142,7 +138,7 @@ class DataSource:
         return Spec(shape, source.num_classes, num_train, max_length)
 
     def problems(self, batch_size: int) -> Iterator[str]:
-        """Yield what cannot be right about the values, the source's files and a batch size."""
+        """Yield what is wrong with the values, the files of the source and a batch size."""
         yield from errors.choice("data.scaling", self.scaling, SCALINGS)
         yield from errors.at_least("data.memory", self.memory, 1)
         if not self.directory.strip():
@@ -160,7 +156,7 @@ class DataSource:
         if not (math.isfinite(held) and 1 <= round(held) < source.num_train):
             yield (
                 f"data.validation is {self.validation}; give the fraction of the "
-                f"{source.num_train} examples of {self.title} that is for validation, such as 0.1"
+                f"{source.num_train} examples of {self.title} to use for validation, such as 0.1"
             )
         else:
             yield from self._train_problems(source.num_train - round(held), batch_size)
@@ -186,7 +182,7 @@ class DataSource:
             )
 
     def load(self, seed: int) -> Dataset:
-        """Return the examples, prepared where they are not yet.
+        """Return the examples, after preparing them if necessary.
 
         Raises:
             ConfigError: a file is missing, truncated or corrupt.
@@ -194,7 +190,7 @@ class DataSource:
         return _load(self, seed, self.prepared().folder)
 
     def batches(self, dataset: Dataset, batch_size: int, *, multiple: int, seed: int) -> Batches:
-        """Return the batches of training one seed, each filled to a multiple."""
+        """Return the training batches of one seed, each padded to a multiple of `multiple`."""
         return Batches(
             dataset.train,
             batch_size,
@@ -204,7 +200,7 @@ class DataSource:
         )
 
     def streams(self) -> bool:
-        """Say whether examples are read as they are needed."""
+        """Return whether examples are read when they are needed."""
         if self.stream is not None:
             return self.stream
         source = self.source()
@@ -212,13 +208,13 @@ class DataSource:
         return 4 * (source.num_train + source.num_test) * math.prod(shape) > self.memory
 
     def prepared(self) -> Prepared:
-        """Return where the prepared source is."""
+        """Return the prepared source."""
         folder = Path(self.directory).expanduser() / self.card.name / self.key / self.card.version
         return Prepared(self.title, folder, self.builder)
 
 
-class _Part(NamedTuple):
-    """What is prepared of the train or test examples: laid out, but not scaled."""
+class _UnscaledSplit(NamedTuple):
+    """The train or test examples in their layout, before scaling."""
 
     inputs: Inputs
     labels: np.ndarray
@@ -232,7 +228,7 @@ class _Part(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
-    train, test = _parts(source, folder)
+    train, test = _unscaled_splits(source, folder)
     stream = source.streams()
     drawn = draw_validation(train.labels, source.validation, seed)
     chosen, held = np.flatnonzero(~drawn), np.flatnonzero(drawn)
@@ -247,48 +243,52 @@ def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
     )
 
 
-@functools.lru_cache(maxsize=1)  # for the next seed
-def _parts(source: DataSource, folder: Path) -> tuple[_Part, _Part]:
-    read = _streamed_part if source.streams() else _held_part
+@functools.lru_cache(maxsize=1)  # the next seed uses the same splits; `folder` is only a cache key
+def _unscaled_splits(source: DataSource, folder: Path) -> tuple[_UnscaledSplit, _UnscaledSplit]:
+    read = _streamed_split if source.streams() else _split_in_memory
     prepared = source.prepared()
     return read(source, prepared, "train"), read(source, prepared, "test")
 
 
-def _held_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
+def _split_in_memory(source: DataSource, prepared: Prepared, split: str) -> _UnscaledSplit:
     def decoded() -> dict[str, np.ndarray]:
-        parts = list(prepared.records(split).parts())
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        chunks = list(prepared.records(split).chunks())
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     arrays = prepared.arrays(split, decoded)
     inputs = arrays["inputs"]
     if split == "test":
         inputs = source.shifted(inputs, np.arange(len(inputs)))
     inputs, lengths = source.lay_out(inputs)
-    return _Part(inputs, arrays["labels"], lengths)
+    return _UnscaledSplit(inputs, arrays["labels"], lengths)
 
 
-def _streamed_part(source: DataSource, prepared: Prepared, split: str) -> _Part:
+def _streamed_split(source: DataSource, prepared: Prepared, split: str) -> _UnscaledSplit:
     records = prepared.records(split)
     shape, max_length = source.laid_out(source.source())
 
     def passed() -> dict[str, np.ndarray]:
         labels, lengths = [], []
-        for part in records.parts():
-            labels.append(part["labels"])
-            lengths.append(source.lay_out(part["inputs"])[1])
+        for chunk in records.chunks():
+            labels.append(chunk["labels"])
+            lengths.append(source.lay_out(chunk["inputs"])[1])
         index = {"labels": labels} if max_length is None else {"labels": labels, "lengths": lengths}
-        return {name: np.concatenate(parts) for name, parts in index.items()}
+        return {name: np.concatenate(chunks) for name, chunks in index.items()}
 
     index = prepared.arrays(f"{split}-{source.layout}-index-{_code(type(source))}", passed)
-    raw = Shifted(records, source.shifted) if split == "test" else records
-    inputs = LaidOut(raw, shape, source.lay_out)
-    return _Part(inputs, index["labels"], index.get("lengths"))
+
+    def laid_out(inputs: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        if split == "test":
+            inputs = source.shifted(inputs, examples)
+        return source.lay_out(inputs)[0]
+
+    return _UnscaledSplit(Mapped(records, shape, laid_out), index["labels"], index.get("lengths"))
 
 
 def _measured(
-    source: DataSource, train: _Part, chosen: np.ndarray, seed: int, *, stream: bool
+    source: DataSource, train: _UnscaledSplit, chosen: np.ndarray, seed: int, *, stream: bool
 ) -> Measured:
-    """Measure the training examples; what took a pass over files is kept beside them."""
+    """Measure the training examples. The statistics of streamed examples are stored."""
 
     def measured() -> dict[str, np.ndarray]:
         return measure(train.inputs, train.lengths, chosen)._asdict()
@@ -303,10 +303,10 @@ def _measured(
 
 @functools.cache
 def _code(kind: type[DataSource]) -> str:
-    """Return a digest of the modules that lay out, draw and measure what a kind of source holds."""
-    import jaxnorm as jn  # takes most of a second
+    """Return a digest of the modules that lay out, draw and measure the examples of a source."""
+    import jaxnorm as jn  # the import takes most of a second
 
-    makers = (*kind.__mro__[:-1], Prepared, LaidOut, Split, Measured, jn.Moments)
+    makers = (*kind.__mro__[:-1], Prepared, Mapped, Split, Measured, jn.Moments)
     modules = sorted({maker.__module__ for maker in makers})
     trees = [ast.dump(ast.parse(inspect.getsource(sys.modules[name]))) for name in modules]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:16]

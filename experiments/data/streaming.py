@@ -1,25 +1,23 @@
-"""Examples that are read from their files as training needs them."""
+"""Inputs that are read from files when training needs them."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
 from experiments.data.scaling import Scaling
 from experiments.data.splits import Inputs
 
-if TYPE_CHECKING:
-    from experiments.data.batching import Batch
-
-THREADS = 4  # that read ahead
+THREADS = 4  # threads that read ahead
 BATCHES_AHEAD = 8
-END = 2**62  # of the steps
+END = 2**62  # more steps than any run has
+Batch = TypeVar("Batch")
 
 
-def read_ahead(read: Callable[[int], "Batch"], step: int) -> Iterator["Batch"]:
-    """Yield the batches of the steps from one on, which grain's threads read ahead.
+def read_ahead(read: Callable[[int], Batch], step: int) -> Iterator[Batch]:
+    """Yield `read(step)` for each step from `step` on. Threads of grain read ahead.
 
-    Nothing before the first step is read.
+    No step before the first one is read.
     """
     import grain  # takes a second
 
@@ -27,49 +25,39 @@ def read_ahead(read: Callable[[int], "Batch"], step: int) -> Iterator["Batch"]:
     yield from grain.MapDataset.range(step, END).map(read).to_iter_dataset(options)
 
 
-class Shifted:
-    """Inputs as `shifted` makes them, which is told which examples they are."""
+class Mapped:
+    """The results of a function of inputs and their indices.
 
-    def __init__(
-        self, raw: Inputs, shifted: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    ) -> None:
-        self.shape = raw.shape
-        self._raw, self._shifted = raw, shifted
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, examples: np.ndarray) -> np.ndarray:
-        return self._shifted(self._raw[examples], examples)
-
-
-class LaidOut:
-    """Inputs in their layout, from what has them as they are in the source."""
+    Args:
+        raw: the inputs of the source.
+        shape: the shape of one result.
+        function: maps some inputs and their indices to results.
+    """
 
     def __init__(
         self,
         raw: Inputs,
         shape: tuple[int, ...],
-        lay_out: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+        function: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> None:
         self.shape = (len(raw), *shape)
-        self._raw, self._lay_out = raw, lay_out
+        self._raw, self._function = raw, function
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, examples: np.ndarray) -> np.ndarray:
-        return self._lay_out(self._raw[examples])[0]
+        return self._function(self._raw[examples], examples)
 
 
 class Scaled:
-    """Some of the inputs of a source, scaled.
+    """Scaled inputs of some examples.
 
     Args:
-        raw: the inputs before they are scaled.
-        examples: which of them.
-        lengths: of all of `raw`.
-        scaling: what they are scaled by.
+        raw: the inputs before scaling.
+        examples: the indices of the examples.
+        lengths: the lengths of all of `raw`.
+        scaling: the scaling that is applied.
     """
 
     dtype = np.dtype(np.float32)

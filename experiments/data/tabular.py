@@ -1,4 +1,4 @@
-"""Tables of features, as packages ship them: small, and split here."""
+"""Small tables of features from Python packages. They are split here."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,15 +9,15 @@ from experiments.data.card import Examples, Source
 from experiments.data.source import DataSource
 from experiments.data.splits import draw_stratified
 
-TEST = 0.2  # of all examples
+TEST = 0.2  # fraction of all examples
 SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TabularSource(DataSource):
-    """A table of float32 features (features,), 80% train and 20% test.
+    """A table of float32 features (features,), with 80% train and 20% test examples.
 
-    The test examples are drawn once for all, of every class its share up to rounding.
+    The test examples are fixed and stratified by class.
     """
 
     num_examples: ClassVar[int]

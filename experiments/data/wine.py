@@ -1,4 +1,4 @@
-"""The wines that scikit-learn ships."""
+"""The wines that scikit-learn contains."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from experiments.data.tabular import TabularSource
 
 @dataclass(frozen=True, kw_only=True)
 class Wine(TabularSource):
-    """178 wines of three cultivars, by 13 chemical measurements from 0.1 to 1,700."""
+    """Wines of three cultivars, with 13 chemical measurements between 0.1 and 1,700."""
 
     card: ClassVar[Card] = Card(
         name="wine",
@@ -42,8 +42,3 @@ scale (proline 278 to 1,680, hue 0.5 to 1.7), as scikit-learn ships them.
         from sklearn.datasets import load_wine  # takes seconds
 
         return load_wine(return_X_y=True)
-
-    def feature_names(self) -> tuple[str, ...]:
-        from sklearn.datasets import load_wine
-
-        return tuple(map(str, load_wine().feature_names))

@@ -1,1 +1,1 @@
-"""From a command to its runs: composed, checked, spread over processes, watched."""
+"""Composes, checks, distributes and displays the runs of a command."""

@@ -1,8 +1,7 @@
-"""The runs of a sweep as tasks on a Ray cluster, whose machines share a disk.
+"""Runs of a sweep as tasks on a Ray cluster whose machines share a disk.
 
-hydra-ray-launcher gives the configuration and starts Ray. Its own `launch` asks for the results one
-after the other and gives all up with the first that is lost, so here the tasks are waited for
-together.
+hydra-ray-launcher provides the configuration and starts Ray. Its own `launch` fetches the results
+one by one and stops at the first lost one. Therefore this module waits for all tasks together.
 """
 
 import os
@@ -19,19 +18,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from experiments.launch.jobs import Job, Run, by_program, error_line
 from experiments.training.watch import Event, RunFailed, RunLost, RunStarted, Watch
 
-PATIENCE = 0.2  # seconds in which events are collected
+POLL_SECONDS = 0.2  # time between two reads of the mailbox
 
 
 def launch(
     jobs: Sequence[Job], run: Run, watch: Watch, init: Mapping[str, Any], remote: Mapping[str, Any]
 ) -> list[RunFailed]:
-    """Run each job as a task, and return those that failed.
+    """Run each job as a task, and return the failures.
 
     Args:
-        init, remote: the arguments of `ray.init` and `ray.remote`.
+        init: the arguments of `ray.init`.
+        remote: the arguments of `ray.remote`.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"os\.fork\(\)")  # by Ray, which then execs
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\)")  # Ray forks and then execs
         start_ray(OmegaConf.create(dict(init)))
     try:
         mailbox = _mailbox()
@@ -47,15 +47,17 @@ def launch(
 
 
 def _task(run: Run, config: Any, mailbox: Any, directory: str, *after: Any) -> str | None:
-    """Run a job in the directory of the sweep; return how it failed.
+    """Run a job in the directory of the sweep, and return its error, if any.
 
-    It begins when `after` is there, so that a run that a sweep has twice is not run by two tasks.
+    The task starts when the tasks `after` have ended, so that two tasks never train the same run.
     """
-    told = None
+    sent = None
 
     def tell(event: Event) -> None:
-        nonlocal told
-        told = mailbox.put.remote(event)  # while a task waits for it, Ray gives its core to another
+        nonlocal sent
+        sent = mailbox.put.remote(
+            event
+        )  # do not wait here: Ray gives the core of a waiting task away
 
     try:
         os.chdir(directory)
@@ -64,11 +66,11 @@ def _task(run: Run, config: Any, mailbox: Any, directory: str, *after: Any) -> s
     except Exception as error:
         return error_line(error)
     finally:
-        ray.wait([told] if told else [])
+        ray.wait([sent] if sent else [])
 
 
 class _Mailbox:
-    """Keeps the events of all tasks until they are taken."""
+    """Collects the events of all tasks."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -82,17 +84,17 @@ class _Mailbox:
 
 
 def _mailbox() -> Any:
-    """Make it on this machine, so that it is not lost with another."""
+    """Create the mailbox on this machine, so that it survives the loss of another one."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def _watch(tasks: dict[Any, Job], mailbox: Any, watch: Watch) -> list[RunFailed]:
-    """Tell what happens until all tasks have ended. Ray itself begins again what is lost."""
+    """Pass on the events until all tasks have ended. Ray itself restarts lost tasks."""
     failures: list[RunFailed] = []
     begun: set[str] = set()
     while tasks:
-        ended, _ = ray.wait(list(tasks), timeout=PATIENCE)
+        ended, _ = ray.wait(list(tasks), timeout=POLL_SECONDS)
         for event in ray.get(mailbox.take.remote()):
             if isinstance(event, RunStarted):
                 if event.run in begun:
@@ -109,7 +111,7 @@ def _watch(tasks: dict[Any, Job], mailbox: Any, watch: Watch) -> list[RunFailed]
 
 
 def _error(ref: Any) -> str | None:
-    """Return how a task failed, or None."""
+    """Return the error of a task, or None."""
     try:
         return ray.get(ref)
     except RayError as error:

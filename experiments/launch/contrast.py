@@ -1,4 +1,4 @@
-"""What can be known of a study's primary contrast before a run of it is trained."""
+"""Checks of the primary contrast of a study before training."""
 
 from collections.abc import Iterator, Sequence
 
@@ -29,7 +29,7 @@ NEEDS_TARGET = (
 
 
 def form_problems(contrast: Contrast) -> Iterator[str]:
-    """Yield what is wrong with a contrast whatever the runs are."""
+    """Yield what is wrong with a contrast, independent of the runs."""
     yield from choice("study.contrast.direction", contrast.direction, DIRECTIONS)
     yield from choice("study.contrast.unit", contrast.unit, UNITS)
     least = 1 if contrast.unit == "ratio" else 0
@@ -38,18 +38,18 @@ def form_problems(contrast: Contrast) -> Iterator[str]:
 
 
 def arm_problems(contrast: Contrast, configs: Sequence[Config]) -> Iterator[str]:
-    """Yield which arm picks no run of a study as it is written, and that both pick one."""
+    """Yield a problem for each arm that matches no run, and if both match the same run."""
     arms = {"a": contrast.a, "b": contrast.b}
     runs = {side: _runs(arm, configs) for side, arm in arms.items()}
     for side, found in runs.items():
         if not found:
             yield (
-                f"study.contrast.{side} is {arms[side]!r}, which picks no run of the study; give "
-                'values that it sweeps, such as "norm=batch"'
+                f"study.contrast.{side} is {arms[side]!r}, which matches no run of the study; give "
+                'values of its sweep, such as "norm=batch"'
             )
     if runs["a"] & runs["b"]:
         yield (
-            f"study.contrast.a and b, {arms['a']!r} and {arms['b']!r}, both pick a run; give arms "
+            f"study.contrast.a and b, {arms['a']!r} and {arms['b']!r}, both match a run; give arms "
             "that differ in a value"
         )
 
@@ -60,7 +60,7 @@ def _runs(arm: str, configs: Sequence[Config]) -> set[int]:
 
 
 def metric_problems(metric: str, config: Config) -> Iterator[str]:
-    """Yield why the results of a run will not have the metric."""
+    """Yield the reasons why the results of a run will not have the metric."""
     for key in metric.split(" - "):
         if key in (*STEPS, DECADES, HIGHEST):
             if config.target is None:

@@ -1,4 +1,4 @@
-"""The runs of a sweep as jobs, and how they are run one after the other."""
+"""The runs of a sweep as jobs, and their sequential execution."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -10,7 +10,7 @@ Run = Callable[[Sequence[Any], Watch], None]
 
 
 class Job(NamedTuple):
-    """A run of a sweep. Those of one program share what is compiled."""
+    """A run of a sweep. Jobs with the same program share its compilation."""
 
     name: str
     program: str
@@ -18,16 +18,17 @@ class Job(NamedTuple):
 
 
 def by_program(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Return the jobs of each program, in the order in which the programs come first."""
+    """Return the jobs grouped by program, in the order in which the programs first occur."""
     order = {program: n for n, program in enumerate(dict.fromkeys(job.program for job in jobs))}
     ordered = sorted(jobs, key=lambda job: order[job.program])
     return [list(group) for _, group in groupby(ordered, key=lambda job: job.program)]
 
 
-def in_turn(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[RunFailed]:
-    """Run groups of jobs in this process, those of a group together, and return what failed.
+def run_sequentially(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[RunFailed]:
+    """Run groups of jobs one after the other in this process, and return the failures.
 
-    Where a group fails its jobs are run one by one, so that only those fail that have to.
+    The jobs of a group run together. If a group fails, its jobs are run one by one to find the
+    ones that fail.
     """
     failures: list[RunFailed] = []
     for group in groups:
@@ -35,7 +36,7 @@ def in_turn(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[Run
             run([job.config for job in group], watch)
         except Exception as error:
             if len(group) > 1:
-                failures += in_turn([[job] for job in group], run, watch)
+                failures += run_sequentially([[job] for job in group], run, watch)
             else:
                 failures.append(RunFailed(group[0].name, error_line(error)))
                 watch(failures[-1])
@@ -43,7 +44,7 @@ def in_turn(groups: Sequence[Sequence[Job]], run: Run, watch: Watch) -> list[Run
 
 
 def error_line(error: Exception) -> str:
-    """Return an error in one line: its last one where XLA gives a traceback for a message."""
+    """Return an error as one line. A traceback from XLA is reduced to its last line."""
     lines = str(error).strip().splitlines() or [""]
     said = lines[-1] if lines[0].endswith("(most recent call last):") else lines[0]
     return f"{type(error).__name__}: {said}"

@@ -1,4 +1,4 @@
-"""What tells the runs of a sweep apart."""
+"""Labels that distinguish the runs of a sweep."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,9 +7,9 @@ from experiments.config import Config, flat
 
 
 def labels(configs: Sequence[Config]) -> list[str]:
-    """Return for each configuration what it has another value of than the others, as overrides."""
+    """Return for each configuration the values in which it differs, as overrides."""
     values = [dict(flat({**asdict(config), "study": {}})) for config in configs]
     keys = list(dict.fromkeys(key for each in values for key in each))
     differing = [key for key in keys if len({repr(each.get(key)) for each in values}) > 1]
-    shown = [key for key in differing if "." not in key or key.partition(".")[0] not in differing]
-    return [" ".join(f"{key}={each[key]}" for key in shown if key in each) for each in values]
+    chosen = [key for key in differing if "." not in key or key.partition(".")[0] not in differing]
+    return [" ".join(f"{key}={each[key]}" for key in chosen if key in each) for each in values]

@@ -1,4 +1,4 @@
-"""The runs of a sweep on this machine: one after the other, or in a process on each core."""
+"""Runs of a sweep on this machine: sequentially, or in one process for each core."""
 
 import contextlib
 import multiprocessing
@@ -10,37 +10,36 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
-from experiments.launch.jobs import Job, Run, by_program, error_line, in_turn
+from experiments.launch.jobs import Job, Run, by_program, error_line, run_sequentially
 from experiments.training.watch import RunFailed, RunLost, Watch
 
-ATTEMPTS = 2  # at a run whose process ends under it
+ATTEMPTS = 2  # how often a run is started if its process dies
 
 
 class _Failed(NamedTuple):
-    """What a process sends when its job has failed; when it is done it sends None."""
+    """The message from a process whose job failed. A process sends None after success."""
 
     error: str
 
 
 def launch(jobs: Sequence[Job], run: Run, watch: Watch, workers: int | None) -> list[RunFailed]:
-    """Run the jobs in so many single-core processes, and return those that failed.
+    """Run the jobs in `workers` single-core processes, and return the failures.
 
     Args:
-        run: trains the configurations that it is given, which share a program. It and they are
-            pickled.
-        watch: is called in this process with what happens in all of them.
-        workers: None stands for the number of cores. One is this process, with all its cores.
+        run: trains configurations that share a program. It and they are pickled.
+        watch: is called in this process with the events of all processes.
+        workers: None means the number of cores. With 1, the jobs run in this process on all cores.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     num_workers = min(workers or len(cores) or os.cpu_count() or 1, len(jobs))
     if num_workers == 1:
-        return in_turn([[job] for group in by_program(jobs) for job in group], run, watch)
+        return run_sequentially([[job] for group in by_program(jobs) for job in group], run, watch)
     pool = _Pool(run, watch, [cores[n % len(cores)] if cores else None for n in range(num_workers)])
     return pool.run(jobs)
 
 
 class _Worker:
-    """A process on a core, the job that it has, and the program that it compiled last."""
+    """A process on a core, its current job, and the program that it compiled last."""
 
     def __init__(self, run: Run, core: int | None) -> None:
         self.core = core
@@ -49,8 +48,10 @@ class _Worker:
         self.connection, its_end = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(target=_work, args=(its_end, run, core))
-        resource_tracker.ensure_running()  # whose start would unblock the signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C is for this process
+        resource_tracker.ensure_running()  # its start would unblock the signal
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, [signal.SIGINT]
+        )  # only this process handles Ctrl-C
         try:
             self.process.start()
         finally:
@@ -59,11 +60,11 @@ class _Worker:
 
     def give(self, job: Job) -> None:
         self.job, self.program = job, job.program
-        with contextlib.suppress(OSError):  # it has ended, which is found when it is listened to
+        with contextlib.suppress(OSError):  # `_listen` detects that the process has ended
             self.connection.send(job.config)
 
     def end(self) -> str:
-        """End the process, if it has not, and return how it ended."""
+        """Kill the process if it is still running, and return how it ended."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -73,9 +74,9 @@ class _Worker:
 
 
 def _work(connection: Connection, run: Run, core: int | None) -> None:
-    """Run what comes, and send what happens."""
+    """Run the jobs that arrive, and send their events."""
     if core is not None:
-        os.sched_setaffinity(0, [core])  # XLA makes a thread for each that it sees
+        os.sched_setaffinity(0, [core])  # XLA starts one thread for each visible core
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         config = connection.recv()
@@ -94,7 +95,7 @@ def _end_with_parent() -> None:
 
 
 class _Pool:
-    """A worker for each of the cores, which may be given more than once."""
+    """One worker for each entry of `cores`. A core can occur more than once."""
 
     def __init__(self, run: Run, watch: Watch, cores: Sequence[int | None]) -> None:
         self._run, self._watch = run, watch
@@ -119,7 +120,7 @@ class _Pool:
                 worker.end()
 
     def _give(self) -> None:
-        """Give a job to each worker that has none, and a worker to each free core."""
+        """Give a job to each idle worker, and start a worker on each free core."""
         for worker in self._workers:
             if worker.job is None and (job := self._next(worker.program)):
                 worker.give(job)
@@ -128,9 +129,9 @@ class _Pool:
             self._workers[-1].give(job)
 
     def _next(self, program: str | None) -> Job | None:
-        """Take a job of the program, else of one that no worker has, else any.
+        """Take a job of the same program, else of a program without a worker, else any job.
 
-        A run that a sweep has twice is not run by two workers at the same time.
+        Two workers never train the same run at the same time.
         """
         running = {worker.job.name for worker in self._workers if worker.job}
         compiled = {worker.program for worker in self._workers}
@@ -160,7 +161,7 @@ class _Pool:
             self._watch(message)
 
     def _lose(self, worker: _Worker, job: Job) -> None:
-        """The job of a process that has ended waits for a new one, unless that was its last."""
+        """Handle the end of a process: queue its job again, or let it fail after `ATTEMPTS`."""
         how = worker.end()
         self._workers.remove(worker)
         self._free_cores.append(worker.core)
@@ -169,7 +170,7 @@ class _Pool:
             self._waiting.insert(0, job)
             self._watch(RunLost(job.name, how))
         else:
-            self._fail(job, f"{how}, as the one before")
+            self._fail(job, f"{how}, as in the previous attempt")
 
     def _fail(self, job: Job, error: str) -> None:
         self._failures.append(RunFailed(job.name, error))

@@ -1,4 +1,4 @@
-"""What the terminal shows while runs are trained: bars, or plain lines where it is a pipe."""
+"""Terminal output during training: progress bars, or plain lines if the output is a pipe."""
 
 import time
 from collections import deque
@@ -21,13 +21,13 @@ from experiments.training.watch import (
     Update,
 )
 
-SIGN_OF_LIFE = 30.0  # seconds between the plain lines of a run
+SECONDS_BETWEEN_LINES = 30.0  # between two plain lines of a run
 WINDOW = 30.0  # seconds over which steps per second are measured
 BAR = 14
 
 
 class _Seed:
-    """The last that a seed told."""
+    """The latest values of a seed."""
 
     def __init__(self) -> None:
         self.step, self.ended = 0, ""
@@ -44,14 +44,14 @@ class _Seed:
 
 
 class _Run:
-    """A run that is trained: the steps of all its seeds, and how fast they are."""
+    """A run in training: the steps of all its seeds and their speed."""
 
     def __init__(self, num_seeds: int, now: float) -> None:
         self.num_seeds = num_seeds
         self.seeds: dict[int, _Seed] = {}
-        self.told = now  # when a plain line last told of it
-        self._steps_of_seed = 0  # as far as a seed goes
-        self._taken = 0  # steps seen here: what a seed had before a resume is not among them
+        self.last_line = now  # the time of the last plain line
+        self._steps_of_seed = 0  # total number of steps of one seed
+        self._taken = 0  # steps in this process, without those before a resume
         self._times: deque[tuple[float, int]] = deque()
 
     def update(self, event: Update, now: float) -> None:
@@ -80,7 +80,7 @@ class _Run:
 
     @property
     def reached(self) -> int:
-        """A seed that has ended has no step left, whichever it ended at."""
+        """The number of completed steps. A seed that has ended counts with all its steps."""
         seeds = list(self.seeds.values())  # another thread draws
         steps = (self._steps_of_seed if seed.ended else seed.step for seed in seeds)
         return sum(steps)
@@ -96,10 +96,10 @@ class _Run:
 
 
 class Display:
-    """One display for the runs of all processes: it is shown their events, in any order.
+    """Displays the runs of all processes. It accepts their events in any order.
 
-    On a terminal it has a bar for the study and one for each run that is trained, with its seeds
-    below; a run that has ended leaves a line. On a pipe there are plain lines only.
+    A terminal shows a bar for the study and one for each run in training, with its seeds below.
+    A run that has ended leaves a line. A pipe gets plain lines only.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -113,23 +113,23 @@ class Display:
         self._numbers: dict[str, int] = {}
         self._running: dict[str, _Run] = {}
         self._ended: set[str] = set()
-        self._trained = 0  # runs trained to their ends here
+        self._trained = 0  # runs that ended in this process
         self._start = self._clock()
 
     def silence(self) -> None:
-        """Show nothing from now on: another process does."""
+        """Suppress all output, because another process displays it."""
         self._console.quiet = True
 
     def start_study(
         self, name: str, num_runs: int, labels: Mapping[str, str] | None = None
     ) -> None:
-        """Announce a study, and what tells its runs apart; without it there is one run."""
+        """Start the display of a study. Without a call, the display expects a single run."""
         self._labels = labels or {}
         self._study, self._num_runs, self._start = name, num_runs, self._clock()
         self._start_live()
 
     def show(self, event: Event) -> None:
-        """Show what happened to a run."""
+        """Display an event."""
         now = self._clock()
         match event:
             case RunStarted(run, num_seeds, note):
@@ -139,15 +139,15 @@ class Display:
                     self._line(run, f"training{note}")
                 self._start_live()
             case Resumed(run, seed, step):
-                self._line(run, f"seed {seed} goes on from step {step}")
+                self._line(run, f"seed {seed} continues from step {step}")
             case Update(run=run) if run in self._running:
                 self._running[run].update(event, now)
-                self._give_sign_of_life(event, now)
+                self._report_progress(event, now)
             case Ended(run=run) if run in self._running:
                 self._running[run].end(event)
             case RunLost(run, why):
                 self._running.pop(run, None)
-                self._line(run, f"{why}; it goes on in another process")
+                self._line(run, f"{why}; it continues in another process")
             case RunEnded(run, outcome):
                 self._trained += run in self._running
                 self._end(run, outcome)
@@ -155,7 +155,7 @@ class Display:
                 self._end(run, f"failed: {error}")
 
     def stop(self) -> None:
-        """Leave the terminal as it was, and count anew."""
+        """Restore the terminal and reset the counts."""
         if self._live:
             self._live.stop()
         self._live = None
@@ -176,11 +176,11 @@ class Display:
         self._running.pop(run, None)
         self._ended.add(run)
 
-    def _give_sign_of_life(self, event: Update, now: float) -> None:
+    def _report_progress(self, event: Update, now: float) -> None:
         run = self._running[event.run]
-        if self._console.is_interactive or now - run.told < SIGN_OF_LIFE:
+        if self._console.is_interactive or now - run.last_line < SECONDS_BETWEEN_LINES:
             return
-        run.told = now
+        run.last_line = now
         said = [f"seed {event.seed}, step {event.step} of {event.total_steps}"]
         said.append(f"loss {event.train_loss:.3f}")
         if event.accuracy is not None:
@@ -190,14 +190,14 @@ class Display:
         self._line(event.run, ", ".join(said))
 
     def _line(self, run: str, text: str) -> None:
-        """Print a line of a run; the runs are numbered as they come."""
+        """Print a line about a run. Runs are numbered in order of appearance."""
         number = self._numbers.setdefault(run, len(self._numbers) + 1)
         label = f" {self._labels[run]}" if self._labels.get(run) else ""
         line = f"[{number}/{self._num_runs}] {run}{label}: {text}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _bars(self) -> RenderableType:
-        """Return the bar of the study, and the bars and seeds of the runs that are trained."""
+        """Return the bar of the study, and the bars and seeds of the runs in training."""
         running = dict(self._running)  # another thread draws
         names = [f"study {self._study}", *(self._labels.get(name) or name for name in running)]
         width = min(max(map(len, names)), max(20, self._console.width - 52))

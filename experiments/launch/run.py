@@ -1,4 +1,4 @@
-"""One run, or several that share a compiled program: what is missing of them is trained."""
+"""Trains the missing seeds of one run, or of several runs that share a compiled program."""
 
 import contextlib
 import fcntl
@@ -17,44 +17,44 @@ from experiments.runs.code import made_from
 from experiments.runs.directory import program_key, run_directory
 from experiments.runs.events import Events
 from experiments.training import hosts
-from experiments.training.checkpoints import Checkpoints, save_final, telling_of_a_full_disk
-from experiments.training.fit import Member, Saved, fit
+from experiments.training.checkpoints import Checkpoints, full_disk_as_config_error, save_final
+from experiments.training.fit import Saved, SeedRun, fit
 from experiments.training.parallel import make_devices
 from experiments.training.program import Program, compile_program
-from experiments.training.setup import Setup, setup
+from experiments.training.setup import Setup, make_setup
 from experiments.training.watch import Ended, Resumed, RunEnded, RunStarted, Update, Watch
 
 
 def run(configs: Sequence[Config], watch: Watch) -> None:
-    """Train the missing seeds of runs that share a program; each is saved when it ends.
+    """Train the missing seeds of runs that share a program. Each seed is saved when it ends.
 
-    Results of other code are made again, unless the configuration keeps them. Of several processes
-    the first one writes.
+    Results of other code are made again, unless the configuration keeps them. With several
+    processes, only the first one writes.
     """
     make_devices(configs[0].parallel)
-    made = setup(configs[0])
-    with telling_of_a_full_disk(Path(configs[0].output)), contextlib.ExitStack() as held:
+    setup = make_setup(configs[0])
+    with full_disk_as_config_error(Path(configs[0].output)), contextlib.ExitStack() as held:
         for config in configs:
             directory = run_directory(config)
-            hosts.check_alike(config, directory.name)
+            hosts.check_same_run(config, directory.name)
             if hosts.is_first():
                 directory.mkdir(parents=True, exist_ok=True)
                 held.enter_context(_lock(directory))
                 records.write_config(directory, config)
                 held.enter_context(_log_file(directory))
-        members = {run_directory(config): _begin(config, watch) for config in configs}
-        _train(made, [member for of_run in members.values() for member in of_run], watch)
+        seeds = {run_directory(config): _begin(config, watch) for config in configs}
+        _train(setup, [seed for of_run in seeds.values() for seed in of_run], watch)
         for config in configs:
             directory = run_directory(config)
-            watch(RunEnded(directory.name, _outcome(config, bool(members[directory]))))
+            watch(RunEnded(directory.name, _outcome(config, bool(seeds[directory]))))
 
 
 def _log(directory: Path) -> logging.Logger:
     return logging.getLogger(f"experiments.runs.{directory.name}")
 
 
-def _begin(config: Config, watch: Watch) -> list[Member]:
-    """Tell of a run, and return the seeds that are to be trained."""
+def _begin(config: Config, watch: Watch) -> list[SeedRun]:
+    """Announce a run, and return the seeds to train."""
     directory = run_directory(config)
     stale, missing = [], []
     for seed in range(config.seeds):
@@ -64,7 +64,7 @@ def _begin(config: Config, watch: Watch) -> list[Member]:
         elif records.is_stale(config, result):
             stale.append(seed)
     trained = missing if config.keep_stale else sorted(missing + stale)
-    trained = [seed for seed in range(config.seeds) if hosts.as_the_first(seed in trained)]
+    trained = hosts.from_first_process(trained)
     note = ""
     if stale:
         what = "kept" if config.keep_stale else "made again"
@@ -73,52 +73,52 @@ def _begin(config: Config, watch: Watch) -> list[Member]:
         _log(directory).info(note)
     if trained or note:
         watch(RunStarted(directory.name, len(trained), note))
-    return [Member(config, seed) for seed in trained]
+    return [SeedRun(config, seed) for seed in trained]
 
 
-def _train(made: Setup, members: Sequence[Member], watch: Watch) -> None:
-    if not members:
+def _train(setup: Setup, seeds: Sequence[SeedRun], watch: Watch) -> None:
+    if not seeds:
         return
-    program = _program(program_key(members[0].config), members[0].config, made)
-    groups = [members] if program.together else [[member] for member in members]
+    program = _program(program_key(seeds[0].config), seeds[0].config, setup)
+    groups = [seeds] if program.together else [[seed] for seed in seeds]
     for group in groups:
-        keepers = [_Keeper(member, made, watch) for member in group]
+        callbacks = [_Callbacks(seed, setup, watch) for seed in group]
         try:
-            for alike in _by_step(keepers):
-                fit(program, made, [keeper.member for keeper in alike], alike)
+            for alike in _by_step(callbacks):
+                fit(program, setup, [one.seed_run for one in alike], alike)
         finally:
-            for keeper in keepers:
-                keeper.close()
+            for one in callbacks:
+                one.close()
 
 
-def _by_step(keepers: Sequence["_Keeper"]) -> list[list["_Keeper"]]:
-    """Group seeds by the step from which they go on: those trained together are at the same."""
-    by_step: dict[int, list[_Keeper]] = {}
-    for keeper in keepers:
-        by_step.setdefault(max(keeper.saved_steps(), default=0), []).append(keeper)
+def _by_step(callbacks: Sequence["_Callbacks"]) -> list[list["_Callbacks"]]:
+    """Group seeds by their starting step: seeds that are trained together start together."""
+    by_step: dict[int, list[_Callbacks]] = {}
+    for one in callbacks:
+        by_step.setdefault(max(one.saved_steps(), default=0), []).append(one)
     return list(by_step.values())
 
 
 _compiled: dict[str, Program] = {}
 
 
-def _program(key: str, config: Config, made: Setup) -> Program:
-    """Return the program of a configuration; the newest is kept for the runs that come next."""
+def _program(key: str, config: Config, setup: Setup) -> Program:
+    """Return the program of a configuration. The latest one is cached for the next runs."""
     if key not in _compiled:
         _compiled.clear()
-        _compiled[key] = compile_program(config, made)
+        _compiled[key] = compile_program(config, setup)
     return _compiled[key]
 
 
-class _Keeper:
-    """The files and the signs of one seed."""
+class _Callbacks:
+    """The files and events of one seed."""
 
-    def __init__(self, member: Member, made: Setup, watch: Watch) -> None:
-        self.member = member
-        self.config, self.seed = member
+    def __init__(self, seed_run: SeedRun, setup: Setup, watch: Watch) -> None:
+        self.seed_run = seed_run
+        self.config, self.seed = seed_run
         self.run = run_directory(self.config)
         self.directory = records.seed_directory(self.run, self.seed)
-        self.total_steps, self.watch = made.total_steps, watch
+        self.total_steps, self.watch = setup.total_steps, watch
         self.log = _log(self.run)
         self.accuracy: float | None = None
         self.events: Events | None = None
@@ -128,7 +128,7 @@ class _Keeper:
         self.checkpoints = Checkpoints(self.directory / "checkpoints", self.config.keep_checkpoints)
 
     def _clear(self) -> None:
-        """Remove what other code or data made, and a result that is made again."""
+        """Remove files that other code or data made, and a result that is made again."""
         made_by = self.directory / "code.txt"
         code = "".join(f"{key} {value}\n" for key, value in made_from(self.config).items())
         if not made_by.exists() or made_by.read_text() != code:
@@ -138,7 +138,7 @@ class _Keeper:
         made_by.write_text(code)
 
     def saved_steps(self) -> list[int]:
-        return hosts.of_the_first(self.checkpoints.steps())
+        return hosts.from_first_process(self.checkpoints.steps())
 
     def restore(self, step: int, like: Saved) -> Saved | None:
         return self.checkpoints.restore(step, like)
@@ -157,7 +157,7 @@ class _Keeper:
             if history:
                 self.accuracy = history[-1]["validation_accuracy"]
 
-    def on_sign(self, step: int, loss: float) -> None:
+    def on_progress(self, step: int, loss: float) -> None:
         self._tell(step, loss)
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
@@ -184,10 +184,15 @@ class _Keeper:
             save_final(self.directory, variables)
         if hosts.is_first():
             records.write_result(self.run, self.seed, self.config, result)
-        text = f"{result['ended']} at step {result['step']}, test accuracy "
-        text += f"{result['test_accuracy']:.1%} in {result['seconds']:.1f} s"
-        self.log.info("seed %d %s", self.seed, text)
-        self.watch(Ended(self.run.name, self.seed, result["ended"], text))
+        self.log.info(
+            "seed %d %s at step %d, test accuracy %.1f%% in %.1f s",
+            self.seed,
+            result["ended"],
+            result["step"],
+            100 * result["test_accuracy"],
+            result["seconds"],
+        )
+        self.watch(Ended(self.run.name, self.seed, result["ended"]))
 
     def close(self) -> None:
         self.checkpoints.close()
@@ -196,7 +201,7 @@ class _Keeper:
 
 
 def _outcome(config: Config, trained: bool) -> str:
-    """Return how a run ended, over all its seeds."""
+    """Return a summary of a run over all its seeds."""
     directory = run_directory(config)
     if not trained:
         return f"already done, see {directory}"
@@ -218,7 +223,7 @@ def _outcome(config: Config, trained: bool) -> str:
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-    """Hold a run; the system lets go of it even if the process dies.
+    """Hold the lock of a run. The system releases it even if the process dies.
 
     Raises:
         ConfigError: another process holds it.
@@ -228,13 +233,13 @@ def _lock(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"another process trains {directory}; wait for its end, or give another output"
+                f"another process trains {directory}; wait until it ends, or give another output"
             ) from error
         yield
 
 
 class _LogFile(logging.FileHandler):
-    """What cannot be written to it, as the disk is full, is told by what fails next."""
+    """A log file that ignores write errors. If the disk is full, writing the results raises."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -242,9 +247,9 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def _log_file(directory: Path) -> Iterator[None]:
-    """Write to the run's file what is logged of it, and what training and orbax ("absl") log.
+    """Write the logs of the run, of training and of orbax ("absl") to the log file of the run.
 
-    None of it goes to the terminal, which has the display.
+    None of them goes to the terminal, which belongs to the display.
     """
     handler = _LogFile(directory / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -1,4 +1,4 @@
-"""Which runs of a study overrides such as "norm=batch optimizer.learning_rate=0.1" pick."""
+"""Selects runs of a study by overrides such as "norm=batch optimizer.learning_rate=0.1"."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from experiments.config import Config, flat
 
 
 def overridden(overrides: str) -> dict[str, Any]:
-    """Return the values that overrides give, by key."""
+    """Return the values of overrides by key."""
     pairs = (override.split("=", 1) for override in overrides.split() if "=" in override)
     return {key: _parsed(value) for key, value in pairs}
 
@@ -21,7 +21,7 @@ def _parsed(value: str) -> Any:
 
 
 def picks(overrides: str, values: Mapping[str, Any]) -> bool:
-    """Whether a run has the values that overrides give."""
+    """Return whether the values of a run match the overrides."""
     return all(_same(values.get(key), wanted) for key, wanted in overridden(overrides).items())
 
 
@@ -31,12 +31,12 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 def picked(config: Config, overrides: str) -> bool:
-    """Whether overrides pick the run of a configuration."""
+    """Return whether the run of a configuration matches the overrides."""
     return picks(overrides, dict(flat(asdict(config))))
 
 
 def kept(configs: Sequence[Config]) -> list[Config]:
-    """Return the runs of a sweep but for those that its study leaves out."""
+    """Return the runs of a sweep without those that its study leaves out."""
     return [
         config
         for config in configs

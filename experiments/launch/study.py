@@ -1,4 +1,4 @@
-"""The runs of a study, composed and checked before the first of them is trained."""
+"""Composes and checks the runs of a study before training."""
 
 import copy
 import functools
@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from experiments.config import Config
 from experiments.data.idx_images import DEBIAN
 from experiments.errors import ConfigError
+from experiments.launch import validation
 from experiments.launch.contrast import arm_problems, form_problems, metric_problems
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
@@ -32,19 +32,19 @@ from experiments.launch.validation import validate, validate_devices
 from experiments.runs.directory import run_directory
 from experiments.training import hosts, parallel
 
-CONFIG_DIR = str(Path(__file__).parent.parent.parent / "configs")
+CONFIG_DIR = str(validation.CONFIG_DIR)
 CONFIG_NAME = "train"
-NOT_INSTALLED = "Fashion-MNIST is not installed, so the study takes {}"
+NOT_INSTALLED = "Fashion-MNIST is not installed, so the study uses {}"
 
 
 def grid(overrides: Sequence[str]) -> list[Config]:
-    """Return the valid configurations that Hydra's basic sweeper makes of the overrides.
+    """Return the valid configurations that the basic sweeper of Hydra makes of the overrides.
 
     Hydra must be initialized. Without a sweep there is one configuration.
 
     Raises:
-        HydraException: an override that does not fit the configuration.
-        ConfigError: a configuration that cannot be right.
+        HydraException: an override does not fit the configuration.
+        ConfigError: a configuration is invalid.
     """
     configs = composed(overrides)
     _check_common(configs)
@@ -54,18 +54,18 @@ def grid(overrides: Sequence[str]) -> list[Config]:
 
 
 def check_contrast(overrides: Sequence[str], configs: Sequence[Config]) -> None:
-    """Raise `ConfigError` where the primary contrast of a study cannot be right.
+    """Raise `ConfigError` if the primary contrast of a study is invalid.
 
-    Overrides may train a part of a study, so an arm that is not in it is looked for in the study as
-    it is written.
+    Overrides can select a part of a study. An arm that is not in this part must be in the study as
+    its file defines it.
     """
     study = configs[0].study
     if study.contrast is None:
         return
     arms = [*arm_problems(study.contrast, configs)]
-    as_written = [each for each in overrides if each.startswith("study=")]
-    if arms and as_written != [*overrides]:
-        arms = [*arm_problems(study.contrast, composed(as_written))]
+    study_overrides = [each for each in overrides if each.startswith("study=")]
+    if arms and study_overrides != [*overrides]:
+        arms = [*arm_problems(study.contrast, composed(study_overrides))]
     problems = [
         *form_problems(study.contrast),
         *arms,
@@ -76,7 +76,7 @@ def check_contrast(overrides: Sequence[str], configs: Sequence[Config]) -> None:
 
 
 def check(configs: Sequence[Config]) -> None:
-    """Raise `ConfigError` that tells what cannot be right, each with the first run that has it."""
+    """Raise a `ConfigError` that lists all problems, each with the first run that has it."""
     problems: dict[str, str] = {}
     for config, label in zip(configs, labels(configs), strict=True):
         try:
@@ -88,7 +88,7 @@ def check(configs: Sequence[Config]) -> None:
 
 
 def _check_common(configs: Sequence[Config]) -> None:
-    """What a program has once must be the same in all its runs."""
+    """Check that the settings of the whole program are the same in all runs."""
     for key in ("distributed", "launcher", "parallel.virtual_devices"):
         values = [attrgetter(key)(config) for config in configs]
         if any(value != values[0] for value in values):
@@ -96,11 +96,11 @@ def _check_common(configs: Sequence[Config]) -> None:
 
 
 def composed(overrides: Sequence[str]) -> list[Config]:
-    """Return what `grid` does without checking values: a report needs no data, for example.
+    """Return the configurations of `grid` without checking their values, for example for a report.
 
     Raises:
-        HydraException: an override that does not fit the configuration.
-        ConfigError: an override that adds or deletes a key, a value that is missing, no run left.
+        HydraException: an override does not fit the configuration.
+        ConfigError: an override adds or deletes a key, a value is missing, or no run is left.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = [*fallback(overrides), *overrides]
@@ -119,7 +119,7 @@ def composed(overrides: Sequence[str]) -> list[Config]:
 
 
 def fallback(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that a study takes where Fashion-MNIST, which it names, is not there."""
+    """Return the overrides that replace Fashion-MNIST in a study if it is not installed."""
     if all(folder.is_dir() for folder in DEBIAN) or any(o.startswith("data=") for o in overrides):
         return []
     chosen = [override for override in overrides if override.startswith("study=")]
@@ -127,7 +127,7 @@ def fallback(overrides: Sequence[str]) -> list[str]:
 
 
 def _compose(jobs: Sequence[Sequence[str]]) -> Iterator[DictConfig]:
-    """Compose the jobs of a sweep: each choice of files once, in copies of which values are set."""
+    """Compose the jobs of a sweep. Each choice of files is composed once and then copied."""
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
     is_group = functools.cache(lambda key: bool(loader.get_group_options(key)))
@@ -142,10 +142,10 @@ def _compose(jobs: Sequence[Sequence[str]]) -> Iterator[DictConfig]:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Return what Hydra composed as the dataclasses of `experiments.config`.
+    """Return the composed configuration as the dataclasses of `experiments.config`.
 
     Raises:
-        ConfigError: a value that has to be given is missing.
+        ConfigError: a required value is missing.
     """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
@@ -165,13 +165,13 @@ def _check_keys_are_fixed(overrides: Sequence[Override]) -> None:
             )
 
 
-checked: list[Config] = []  # the runs of a sweep, which the launcher trains
+checked: list[Config] = []  # the runs of a sweep, for the launcher
 
 
 class CheckBeforeTraining(Callback):
-    """Ends the program before anything is trained if any run of it cannot be right.
+    """Exits before training if any run of the program is invalid.
 
-    Between what is checked without devices and what is checked with them, the processes meet.
+    The processes connect after the checks that need no devices, and before the checks that do.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -183,12 +183,12 @@ class CheckBeforeTraining(Callback):
         if instead := fallback(config.hydra.overrides.task):
             print(NOT_INSTALLED.format(" ".join(instead)), file=sys.stderr)
         names = [run_directory(config).name for config in configs]
-        told = dict(zip(names, labels(configs), strict=True))
-        display.start_study(configs[0].study.name or "sweep", len(configs), told)
+        run_labels = dict(zip(names, labels(configs), strict=True))
+        display.start_study(configs[0].study.name or "sweep", len(configs), run_labels)
 
 
 def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
-    """Return the configurations of `grid`. Any failure exits: Hydra only warns of what we raise."""
+    """Return the configurations of `grid`. Exit on errors, because Hydra only warns about them."""
     try:
         configs = grid(overrides)
         hosts.join(configs[0].distributed)
@@ -206,7 +206,7 @@ def _start_or_exit(overrides: Sequence[str]) -> list[Config]:
 
 
 def explain(error: Exception) -> str:
-    """Return what is wrong with a configuration, with the keys or choices there are."""
+    """Return a message about an invalid configuration, with the valid keys or choices."""
     if isinstance(error, ConfigError):
         return f"error: {error}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__

@@ -1,4 +1,4 @@
-"""A sweep: its runs as jobs, given to the launcher that the configuration asks for."""
+"""Passes the runs of a sweep to the configured launcher."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 
 from experiments.config import Config, LauncherConfig, Local
 from experiments.launch import local
-from experiments.launch.jobs import Job, by_program, in_turn
+from experiments.launch.jobs import Job, by_program, run_sequentially
 from experiments.launch.progress import display
 from experiments.launch.run import run
 from experiments.runs.directory import program_key, run_directory
@@ -17,38 +17,38 @@ from experiments.training.watch import RunFailed
 
 
 def sweep(configs: Sequence[Config], ray: Mapping[str, Any] | None) -> None:
-    """Train the runs of a sweep; where some have failed, exit with their list."""
+    """Train the runs of a sweep. If any fail, exit with a list of them."""
     failures = train(configs, ray)
     if failures:
         sys.exit(failed(failures, len(configs)))
 
 
 def train(configs: Sequence[Config], ray: Mapping[str, Any] | None = None) -> list[RunFailed]:
-    """Train runs of one launcher, and return those that failed.
+    """Train runs that have the same launcher, and return the failures.
 
-    A run that fails is told at once, and the others go on.
+    A failure is reported immediately, and the other runs continue.
     """
     jobs = [Job(run_directory(config).name, program_key(config), config) for config in configs]
     return _launch(jobs, configs[0].launcher, ray)
 
 
 def failed(failures: Sequence[RunFailed], of: int) -> str:
-    """Return which of so many runs failed, and why."""
-    told = [f"error: {len(failures)} of {of} runs failed"]
-    return "\n".join([*told, *(f"  {failure.run}: {failure.error}" for failure in failures)])
+    """Return a message with the failed runs and their errors."""
+    lines = [f"error: {len(failures)} of {of} runs failed"]
+    return "\n".join([*lines, *(f"  {failure.run}: {failure.error}" for failure in failures)])
 
 
 def _launch(
     jobs: Sequence[Job], launcher: LauncherConfig, ray: Mapping[str, Any] | None
 ) -> list[RunFailed]:
-    if hosts.are_several():  # which fail together
+    if hosts.is_distributed():  # if one process fails, all do
         for group in by_program(jobs):
             run([job.config for job in group], display.show)
         return []
     if not isinstance(launcher, Local):
-        from experiments.launch import cluster  # of an extra
+        from experiments.launch import cluster  # needs the extra `ray`
 
         return cluster.launch(jobs, run, display.show, **(ray or {}))
     if jax.default_backend() != "cpu":
-        return in_turn(by_program(jobs), run, display.show)
+        return run_sequentially(by_program(jobs), run, display.show)
     return local.launch(jobs, run, display.show, launcher.workers)

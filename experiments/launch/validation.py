@@ -1,4 +1,4 @@
-"""What the values of a configuration must satisfy before anything is trained."""
+"""Checks the values of a configuration before training."""
 
 import os
 from collections.abc import Iterator
@@ -32,32 +32,32 @@ from experiments.norms.base import Scope
 from experiments.runs.directory import program_key
 from experiments.training.parallel import axis_name, make_devices
 from experiments.training.program import evaluation_group, example, model_of
-from experiments.training.setup import Setup, setup
+from experiments.training.setup import Setup, make_setup
 
 CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
 DTYPES = ("float32", "bfloat16")
 
 
 def validate(config: Config) -> None:
-    """Raise `ConfigError` that tells all that cannot be right in a configuration."""
-    _raise([*_names(config)])  # the others need what these are about
+    """Raise a `ConfigError` that lists all problems of a configuration."""
+    _raise([*_names(config)])  # the other checks need valid names
     _raise([*_training(config), *_distributed(config.distributed)])
     make_devices(config.parallel)
-    made = setup(config)
+    setup = make_setup(config)
     problems = [
-        *made.source.problems(config.batch_size),
-        *made.norm.problems(config.batch_size),
-        *made.optimizer.problems(),
-        *_model(config, made),
-        *_statistics(config, made),
-        *_inference(config, made),
+        *setup.source.problems(config.batch_size),
+        *setup.norm.problems(config.batch_size),
+        *setup.optimizer.problems(),
+        *_model(config, setup),
+        *_statistics(config, setup),
+        *_inference(config, setup),
     ]
     _raise(problems)
-    _check_shapes(program_key(config), config, made)
+    _check_shapes(program_key(config), config, setup)
 
 
 def validate_devices(config: Config, num_devices: int, num_processes: int) -> None:
-    """Raise `ConfigError` that tells all that cannot be right on the devices that are there."""
+    """Raise a `ConfigError` that lists all problems with the available devices."""
     _raise([*_devices(config, num_devices, num_processes)])
 
 
@@ -67,7 +67,7 @@ def _raise(problems: list[str]) -> None:
 
 
 def _names(config: Config) -> Iterator[str]:
-    """The name of a component is that of its file, and what is in the file is of its class."""
+    """Check that the values of each component and option belong to the file that is named."""
     for group in COMPONENTS:
         given = getattr(config, group)
         if not (isinstance(given, dict) and {"name", "_target_"} <= set(given)):
@@ -77,7 +77,8 @@ def _names(config: Config) -> Iterator[str]:
         target = OmegaConf.load(files[given["name"]])._target_ if given["name"] in files else None
         if given["_target_"] != target:
             yield (
-                f"{group}.name is {given['name']!r}, but the rest is of {given['_target_']}; "
+                f"{group}.name is {given['name']!r}, but the other values are of "
+                f"{given['_target_']}; "
                 f"choose another with {group}={'|'.join(files)}"
             )
     for group, types in GROUPS.items():
@@ -104,13 +105,14 @@ def _training(config: Config) -> Iterator[str]:
         yield from at_least("parallel.virtual_devices", virtual, 1)
         if not isinstance(config.distributed, Undistributed):
             yield (
-                f"parallel.virtual_devices is {virtual}, which are of one process, but "
+                f"parallel.virtual_devices is {virtual}, which needs a single process, but "
                 f"distributed={config.distributed.name}; give distributed=off, or null"
             )
     every = config.evaluate_every
     if not (every in (None, "epoch") or (isinstance(every, int) and every >= 1)):
         yield (
-            f"evaluate_every is {every!r}; give a number of steps, epoch, or null for the end alone"
+            f"evaluate_every is {every!r}; give a number of steps, epoch, or null to evaluate only "
+            "at the end"
         )
     if config.target is not None and not 0 < config.target <= 1:
         yield f"target is {config.target}; give an accuracy above 0, at most 1, or null"
@@ -131,110 +133,112 @@ def _directory(key: str, given: str) -> Iterator[str]:
         yield f"{key} is {given!r}, but {there} cannot be written; give another directory"
 
 
-def _model(config: Config, made: Setup) -> Iterator[str]:
-    model = model_of(config, made, Scope())
+def _model(config: Config, setup: Setup) -> Iterator[str]:
+    model = model_of(config, setup, Scope())
     name = config.model["name"]
-    yield from model.problems(made.spec.input_shape)
-    if made.spec.max_length is not None and not model.takes_lengths:
+    yield from model.problems(setup.spec.input_shape)
+    if setup.spec.max_length is not None and not model.takes_lengths:
         yield (
-            f"data.lengths makes sequences of unequal length, which model={name} does not take; "
+            f"data.lengths makes sequences of unequal length, which model={name} does not accept; "
             "give data.lengths=full, or model=lstm, gru or transformer"
         )
 
 
-def _statistics(config: Config, made: Setup) -> Iterator[str]:
-    """What is asked of batch statistics beyond one device and one batch."""
+def _statistics(config: Config, setup: Setup) -> Iterator[str]:
+    """Yield what the normalization cannot do with several devices or micro-batches."""
     name = config.norm["name"]
-    syncs = made.norm.syncs or not made.norm.of_the_batch
+    syncs = setup.norm.syncs or not setup.norm.of_the_batch
     if not (syncs or isinstance(config.sync, GlobalSync)):
         yield (
-            f"sync={config.sync.name} is of norm=batch, but norm={name} is not defined over the "
+            f"sync={config.sync.name} is for norm=batch, but norm={name} is not defined over the "
             "examples of some devices; give sync=global, or norm=batch"
         )
-    if not made.norm.merges and isinstance(config.parallel, Pmap | ShardMap):
+    if not setup.norm.merges and isinstance(config.parallel, Pmap | ShardMap):
         yield (
-            f"norm={name} does not merge what the devices of parallel={config.parallel.name} see; "
+            f"norm={name} cannot merge the statistics of devices, as parallel="
+            f"{config.parallel.name} requires; "
             "give parallel=jit or single"
         )
     if isinstance(config.sync, GroupSync):
         yield from at_least("sync.num_groups", config.sync.num_groups, 1)
     if config.accumulate > 1:
-        yield from _accumulated(config, made)
+        yield from _accumulated(config, setup)
 
 
-def _accumulated(config: Config, made: Setup) -> Iterator[str]:
-    """What micro-batches cannot have."""
+def _accumulated(config: Config, setup: Setup) -> Iterator[str]:
+    """Yield what the normalization cannot do with micro-batches."""
     said = f"accumulate is {config.accumulate}, but norm={config.norm['name']}"
-    if made.norm.of_running or made.norm.frozen_from is not None:
+    if setup.norm.of_running or setup.norm.frozen_from is not None:
         yield (
-            f"{said} normalizes by its running statistics too, which change at the end of a step "
-            "alone; give accumulate=1"
+            f"{said} also normalizes by its running statistics, which change only at the end of "
+            "a step; give accumulate=1"
         )
-    if not made.norm.merges:
-        yield f"{said} does not merge the statistics of micro-batches; give accumulate=1"
-    if made.norm.of_the_batch and made.norm.momentum is None:
-        yield f"{said} has no momentum, and a step updates once; give norm.momentum a number"
-    if config.batch_size % (config.accumulate * made.norm.batch_multiple):
+    if not setup.norm.merges:
+        yield f"{said} cannot merge the statistics of micro-batches; give accumulate=1"
+    if setup.norm.of_the_batch and setup.norm.momentum is None:
+        yield f"{said} has no momentum, which accumulation needs; give norm.momentum a number"
+    if config.batch_size % (config.accumulate * setup.norm.batch_multiple):
         yield (
-            f"{said} needs batches of whole micro-batches, each of a multiple of "
-            f"{made.norm.batch_multiple}; give a batch_size that "
-            f"{config.accumulate * made.norm.batch_multiple} divides"
+            f"{said} needs micro-batches whose size is a multiple of "
+            f"{setup.norm.batch_multiple}; give a batch_size that is a multiple of "
+            f"{config.accumulate * setup.norm.batch_multiple}"
         )
 
 
-def _inference(config: Config, made: Setup) -> Iterator[str]:
-    """What evaluation cannot normalize by."""
+def _inference(config: Config, setup: Setup) -> Iterator[str]:
+    """Yield what the normalization cannot do in evaluation."""
     name = config.inference.name
     if isinstance(config.inference, BatchInference):
         yield from at_least("inference.batch_size", config.inference.batch_size, 1)
     if isinstance(config.inference, RecomputedInference):
         yield from at_least("inference.examples", config.inference.examples, 1)
-        if not made.norm.merges:
+        if not setup.norm.merges:
             yield (
-                f"inference=recomputed merges what batches see, and norm={config.norm['name']} "
-                "does not; give inference=running"
+                f"inference=recomputed merges the statistics of batches, and "
+                f"norm={config.norm['name']} cannot; give inference=running"
             )
         if isinstance(config.sync, GroupSync) and axis_name(config.parallel):
             yield (
-                "inference=recomputed merges what all devices see, but with sync=group and "
-                f"parallel={config.parallel.name} each group keeps its own; give sync=global or "
+                "inference=recomputed merges statistics of all devices, but with sync=group and "
+                f"parallel={config.parallel.name} each group has its own; give sync=global or "
                 "local, or parallel=jit"
             )
-    if made.norm.of_running and not isinstance(config.inference, RunningInference):
+    if setup.norm.of_running and not isinstance(config.inference, RunningInference):
         yield (
-            f"inference={name} normalizes by the batch alone, but norm={config.norm['name']} "
-            "learned to by its running statistics too; give inference=running, or norm=batch"
+            f"inference={name} normalizes by the batch only, but norm={config.norm['name']} "
+            "also uses running statistics in training; give inference=running, or norm=batch"
         )
 
 
-_fitting: set[str] = set()  # the programs whose shapes were found to fit
+_fitting: set[str] = set()  # the keys of programs whose shapes fit
 
 
-def _check_shapes(key: str, config: Config, made: Setup) -> None:
-    """Trace the model on shapes alone: what does not fit is told by what would fail."""
+def _check_shapes(key: str, config: Config, setup: Setup) -> None:
+    """Trace the model with shapes only, and raise `ConfigError` if that fails."""
     if key in _fitting:
         return
     try:
-        _trace(model_of(config, made, Scope()), example(made, config.batch_size), train=True)
+        _trace(model_of(config, setup, Scope()), example(setup, config.batch_size), train=True)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"norm={config.norm['name']} and model={config.model['name']} do not fit "
             f"data={config.data['name']}: {error}"
         ) from error
-    if evaluation_group(config, made) == 1:
-        _check_single_examples(config, made)
+    if evaluation_group(config, setup) == 1:
+        _check_single_examples(config, setup)
     _fitting.add(key)
 
 
-def _check_single_examples(config: Config, made: Setup) -> None:
-    """What fits in training can fail in evaluation where a group has one value of a channel."""
-    model = model_of(config, made, Scope(num_ghosts=1), measures=True)
+def _check_single_examples(config: Config, setup: Setup) -> None:
+    """Check evaluation with single examples: it can fail where training does not."""
+    model = model_of(config, setup, Scope(num_ghosts=1), measures=True)
     try:
-        _trace(model, example(made), train=False)
+        _trace(model, example(setup), train=False)
     except ValueError as error:
         raise ConfigError(
-            f"inference.batch_size is 1, but model={config.model['name']} has one value of a "
-            f"channel in an example, whose variance is 0; give 2 or more, or model=cnn ({error})"
+            f"inference.batch_size is 1, but an example has one value for each channel of "
+            f"model={config.model['name']}, so its variance is 0; give 2 or more, or model=cnn "
+            f"({error})"
         ) from error
 
 
@@ -269,7 +273,8 @@ def _distributed(config: DistributedConfig) -> Iterator[str]:
         if not 0 <= config.index < config.processes:
             yield (
                 f"distributed.index is {config.index}, but distributed.processes is "
-                f"{config.processes}; give each process another of 0 to {config.processes - 1}"
+                f"{config.processes}; give each process another index from 0 to "
+                f"{config.processes - 1}"
             )
 
 

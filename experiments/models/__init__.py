@@ -1,1 +1,1 @@
-"""Flax models that take their normalization from the configuration."""
+"""Flax models whose normalization comes from the configuration."""

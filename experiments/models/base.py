@@ -1,4 +1,4 @@
-"""What every model is, and the layers that several have."""
+"""The base class of all models, and layers that several of them use."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -15,16 +15,15 @@ POSITIONS = ("before", "after")
 
 
 class Model(nn.Module, kw_only=True):
-    """A classifier that takes its normalization from outside.
+    """A classifier whose normalization is configured separately.
 
     Attributes:
-        norm: makes its normalizations, as `experiments.norms.base.Placement` does.
+        norm: creates the normalizations, as `experiments.norms.base.Placement` does.
         num_classes: the number of logits.
-        dtype: of the computation; parameters and logits are float32.
-        dropout: the fraction of activations that training leaves out, by keys of the collection
-            "dropout".
-        takes_lengths: whether its inputs are sequences whose lengths it can be given.
-        cpu_steps_per_call: how many steps are best compiled together on a CPU.
+        dtype: the dtype of the computation; parameters and logits are float32.
+        dropout: the dropout rate in training, with keys of the collection "dropout".
+        takes_lengths: whether the inputs are sequences that can have lengths.
+        cpu_steps_per_call: the number of steps in one compiled call that is fastest on a CPU.
     """
 
     norm: Callable[..., Any]
@@ -36,7 +35,7 @@ class Model(nn.Module, kw_only=True):
     cpu_steps_per_call: ClassVar[int] = 1
 
     def problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
-        """Yield what cannot be right for inputs of a shape, which is without the batch."""
+        """Yield what is wrong for inputs of this shape (without the batch axis)."""
         own = [*self.own_problems(input_shape)]
         yield from own
         yield from fraction("model.dropout", self.dropout, below_one=True)
@@ -45,19 +44,19 @@ class Model(nn.Module, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The name by which a configuration chooses it."""
+        """The name of the model in a configuration."""
         return type(self).__name__.lower()
 
     def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
-        """Yield what cannot be right about the values of this model."""
+        """Yield what is wrong with the values of this model."""
         raise NotImplementedError
 
     def places(self, input_shape: tuple[int, ...]) -> Places:
-        """Return what the normalizations see."""
+        """Return the shapes that the normalizations get."""
         raise NotImplementedError
 
     def dropped(self, x: jax.Array, train: bool) -> jax.Array:
-        """Leave out what training leaves out."""
+        """Apply dropout."""
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -67,21 +66,21 @@ class Model(nn.Module, kw_only=True):
     def placed(
         self, name: str, x: jax.Array, mask: jax.Array | None, activation: Any, *, train: bool
     ) -> jax.Array:
-        """Normalize and activate, in the order that `position` says."""
+        """Normalize and activate, in the order that `position` sets."""
         if self.position == "after":
             return self.norm(name=name)(activation(x), mask, train=train)
         return activation(self.norm(name=name)(x, mask, train=train))
 
     @property
     def has_bias(self) -> bool:
-        """Whether a layer needs a bias of its own, as no normalization right after adds one."""
+        """Whether a layer needs its own bias, because no normalization after it adds one."""
         return self.position == "after" or not self.norm.adds_bias
 
 
 def present(inputs: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Return inputs with zeros where `mask`, of their first axes, is False.
 
-    What they hold there, NaN included, then changes no gradient of a kernel.
+    Masked values, NaN included, then do not change the gradients of kernels.
     """
     if mask is None:
         return inputs
@@ -89,7 +88,7 @@ def present(inputs: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def entries(key: str, values: list[int], what: str) -> Iterator[str]:
-    """Yield what is wrong with a list of sizes, one for each `what`."""
+    """Yield what is wrong with a list of sizes; `what` describes an entry."""
     if not values:
         yield f"{key} is empty; give one {what}"
     for value in values:
@@ -102,9 +101,9 @@ def position(value: str) -> Iterator[str]:
 
 
 def images(model: str, input_shape: tuple[int, ...]) -> Iterator[str]:
-    """Yield what is wrong with inputs that should be images."""
+    """Yield a problem if inputs are not images."""
     if len(input_shape) != 3:
         yield (
-            f"model={model} takes images, and the data are of shape {list(input_shape)}; "
+            f"model={model} takes images, but the data have shape {list(input_shape)}; "
             "give model=mlp"
         )

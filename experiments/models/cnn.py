@@ -11,11 +11,11 @@ from experiments.norms.base import Places
 
 
 class CNN(Model, kw_only=True):
-    """3x3 convolutions, each normalized and rectified, and a linear head.
+    """3x3 convolutions, each with a normalization and a rectifier, and a linear head.
 
     Attributes:
-        channels: of each layer. Every layer after the first halves height and width.
-        position: of the normalizations, before or after the rectifier.
+        channels: the channels of each layer. Every layer after the first halves height and width.
+        position: the position of the normalizations, before or after the rectifier.
     """
 
     channels: list[int]
@@ -32,7 +32,7 @@ class CNN(Model, kw_only=True):
     ) -> jax.Array:
         """Return the logits (batch, classes) of images (batch, height, width, channels).
 
-        Examples at which `mask` is False change nothing of the others.
+        Masked examples, where `mask` is False, do not affect the others.
         """
         x = present(inputs, mask)
         for layer, channels in enumerate(self.channels):
@@ -54,12 +54,14 @@ class CNN(Model, kw_only=True):
         yield from images(self.title, input_shape)
         if len(input_shape) != 3:
             return
-        most = int(math.log2(min(input_shape[:2])))  # a layer less and two by two are left
+        most = int(
+            math.log2(min(input_shape[:2]))
+        )  # the last layer must have at least 2x2 positions
         if self.norm.norm.needs_positions and len(self.channels) > most:
             height, width = input_shape[:2]
             yield (
                 f"model.channels has {len(self.channels)} layers, but images of {height}x{width} "
-                f"can be halved to 2x2 only; give at most {most}"
+                f"cannot be halved below 2x2; give at most {most}"
             )
 
     def places(self, input_shape: tuple[int, ...]) -> Places:

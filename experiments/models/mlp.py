@@ -12,13 +12,13 @@ from experiments.norms.base import Places
 
 
 class MLP(Model, kw_only=True):
-    """Fully connected layers, each normalized and activated, and a linear head.
+    """Fully connected layers, each with a normalization and an activation, and a linear head.
 
     Attributes:
         hidden: the width of each layer.
-        activation: sigmoid or tanh, whose kernels start as Glorot & Bengio's 2010, or relu, whose
-            kernels start as He et al.'s 2015.
-        position: of the normalizations, before or after the activation.
+        activation: sigmoid or tanh, with the initialization of Glorot & Bengio 2010, or relu, with
+            the initialization of He et al. 2015.
+        position: the position of the normalizations, before or after the activation.
     """
 
     hidden: list[int]
@@ -38,7 +38,7 @@ class MLP(Model, kw_only=True):
     ) -> jax.Array:
         """Return the logits (batch, classes) of inputs (batch, ...), which are flattened.
 
-        Examples at which `mask` is False change nothing of the others.
+        Masked examples, where `mask` is False, do not affect the others.
         """
         activation = ACTIVATIONS[self.activation]
         relu = self.activation == "relu"

@@ -1,4 +1,4 @@
-"""Recurrent networks over sequences, which may be of unequal length."""
+"""Recurrent networks for sequences, which can have unequal lengths."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -12,19 +12,21 @@ from experiments.models.base import Model, position
 from experiments.models.sequences import sequences
 from experiments.norms.base import Places
 
-BATCH_SCALE = 0.1  # the first scale of batch statistics (Cooijmans et al. 2016, section 4)
-State = tuple[jax.Array, ...]  # the output first
+BATCH_SCALE = 0.1  # the initial scale of batch normalization (Cooijmans et al. 2016, section 4)
+State = tuple[jax.Array, ...]  # the output comes first
 
 
 class Step(nn.Module):
-    """One step in time, which examples that have ended do not take.
+    """One time step. Examples whose sequence has ended keep their state.
 
     Attributes:
-        norm: makes its normalizations.
+        norm: creates the normalizations.
         hidden: the width of the state.
-        position: of the normalizations.
-        dtype: of the computation and of the state.
-        train: whether it is a step of training.
+        position: the position of the normalizations.
+        dtype: the dtype of the computation and of the state.
+        train: whether this is training.
+        gates: the number of gates; each has a kernel for the input and one for the state.
+        states: the number of arrays in a state.
     """
 
     norm: Any
@@ -33,13 +35,13 @@ class Step(nn.Module):
     dtype: Any
     train: bool
 
-    gates: ClassVar[int]  # each of a kernel from the input and one from the state
-    states: ClassVar[int]  # arrays that make a state
+    gates: ClassVar[int]
+    states: ClassVar[int]
 
     @nn.compact
-    def __call__(self, state: State, row: tuple[jax.Array, jax.Array]) -> tuple[State, None]:
-        """Advance by x (batch, gates * hidden), where `valid` (batch,)."""
-        x, valid = row
+    def __call__(self, state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, None]:
+        """Advance by projected inputs x (batch, gates * hidden) where `valid` (batch,) is True."""
+        x, valid = inputs
         output, *rest = self.advanced(state, x, valid)
         if self.position == "after":
             output = self.norm(name="norm_output")(output, valid, train=self.train)
@@ -53,7 +55,7 @@ class Step(nn.Module):
         raise NotImplementedError
 
     def normalized(self, name: str, x: jax.Array, valid: jax.Array, **options: Any) -> jax.Array:
-        """Normalize what goes into an activation, where that is the position."""
+        """Normalize the input of an activation, if `position` is before."""
         if self.position == "after":
             return x
         if self.norm.norm.of_the_batch:
@@ -63,7 +65,7 @@ class Step(nn.Module):
     def of_input_and_state(
         self, x: jax.Array, output: jax.Array, valid: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the parts of all gates, normalized and without bias."""
+        """Return the contributions of input and state to all gates, normalized and without bias."""
         h = nn.Dense(
             self.gates * self.hidden,
             use_bias=False,
@@ -77,11 +79,11 @@ class Step(nn.Module):
         )
 
     def bias(self, *values: float) -> jax.Array:
-        """Return the bias of the gates, which starts with a value for each."""
+        """Return the bias of the gates; `values` are the initial values, one for each gate."""
         return _Bias(jnp.repeat(jnp.array(values), self.hidden), name="gates")().astype(self.dtype)
 
     def _orthogonal(self, key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-        """Return an orthogonal matrix for each gate."""
+        """Return one orthogonal matrix for each gate."""
         square = (self.hidden, self.hidden)
         keys = jax.random.split(key, self.gates)
         matrices = [nn.initializers.orthogonal()(key, square, dtype) for key in keys]
@@ -89,7 +91,7 @@ class Step(nn.Module):
 
 
 class _Bias(nn.Module):
-    """A bias by itself."""
+    """A bias parameter."""
 
     first: jax.Array
 
@@ -99,7 +101,7 @@ class _Bias(nn.Module):
 
 
 class LSTMStep(Step):
-    """Of input x, output h and cell c, where N normalizes:
+    """The step of an LSTM with input x, output h and cell c, where N normalizes:
 
     i, f, g, o = N(W x) + N(U h) + b,  c' = sigmoid(f) c + sigmoid(i) tanh(g),
     h' = sigmoid(o) tanh(N(c')).
@@ -111,14 +113,16 @@ class LSTMStep(Step):
     def advanced(self, state: State, x: jax.Array, valid: jax.Array) -> State:
         h, c = state
         of_input, of_state = self.of_input_and_state(x, h, valid)
-        bias = self.bias(0.0, 1.0, 0.0, 0.0)  # f open at first (Jozefowicz et al. 2015)
+        bias = self.bias(
+            0.0, 1.0, 0.0, 0.0
+        )  # the forget gate is open at first (Jozefowicz et al. 2015)
         i, f, g, o = jnp.split(of_input + of_state + bias, self.gates, axis=-1)
         c = nn.sigmoid(f) * c + nn.sigmoid(i) * nn.tanh(g)
         return nn.sigmoid(o) * nn.tanh(self.normalized("norm_cell", c, valid)), c
 
 
 class GRUStep(Step):
-    """Of input x and output h, where N normalizes, with parts r, z and n of v and u:
+    """The step of a GRU with input x and output h, where N normalizes and v, u split into r, z, n:
 
     v = N(W x) + b,  u = N(U h),  r = sigmoid(v_r + u_r),  z = sigmoid(v_z + u_z),
     n = tanh(v_n + r u_n),  h' = (1 - z) n + z h.
@@ -138,16 +142,17 @@ class GRUStep(Step):
 
 
 class Recurrent(Model, kw_only=True):
-    """A recurrent layer over the rows of an input, and a linear head on its last output.
+    """A recurrent layer over the first axis of an input, and a linear head on its last output.
 
-    Rows beyond an example's length change neither its state nor the statistics. Normalized before
-    the activations are what comes from the input, what comes from the state and the cell, where
-    there is one (Ba et al. 2016; Cooijmans et al. 2016); after them, the output of every step.
-    Statistics of the batch are those of each step in time by itself (Cooijmans).
+    Time steps beyond the length of an example change neither its state nor the statistics. With
+    normalization before the activations, the contributions of the input and of the state are
+    normalized, and the cell if there is one (Ba et al. 2016; Cooijmans et al. 2016). With
+    normalization after them, the output of every step is. Batch statistics are separate for each
+    time step (Cooijmans).
 
     Attributes:
         hidden: the width of the state.
-        position: of the normalizations, before or after the activations.
+        position: the position of the normalizations, before or after the activations.
     """
 
     hidden: int
@@ -165,9 +170,9 @@ class Recurrent(Model, kw_only=True):
         *,
         train: bool,
     ) -> jax.Array:
-        """Return the logits (batch, classes) of sequences (batch, rows, ...).
+        """Return the logits (batch, classes) of sequences (batch, time, ...).
 
-        Examples at which `mask` is False change nothing of the others.
+        Masked examples, where `mask` is False, do not affect the others.
         """
         x, valid = sequences(inputs, lengths, mask)
         width = self.step.gates * self.hidden
@@ -188,7 +193,7 @@ class Recurrent(Model, kw_only=True):
         yield from at_least("model.hidden", self.hidden, 1)
         if len(input_shape) < 2:
             yield (
-                f"model={self.title} takes sequences, and the data are of shape "
+                f"model={self.title} takes sequences, but the data have shape "
                 f"{list(input_shape)}; give model=mlp"
             )
 

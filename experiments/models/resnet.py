@@ -16,19 +16,19 @@ STAGES = 3
 
 
 class ResNet(Model, kw_only=True):
-    """A residual network of 6 n + 2 layers (He et al. 2015, section 4.2): n = 3 makes ResNet-20.
+    """A residual network of 6 n + 2 layers (He et al. 2015, section 4.2): n = 3 gives ResNet-20.
 
-    The last scale of a block starts from zero (Goyal et al. 2017), so that the block is the
-    identity. What is added up in a block, the second convolution and the projection, has no
-    rectifier of its own: it is normalized as it is, and the rectified sum is not, in both
-    positions.
+    The last scale of a block is initialized to zero (Goyal et al. 2017), so that the block starts
+    as the identity. The summands of a block, which are the second convolution and the projection,
+    have no rectifier of their own. They are always normalized directly, and the rectified sum is
+    not normalized, in both positions.
 
     Attributes:
         depth: the number of layers, 6 n + 2.
         width: the channels of the first of three stages. The others halve height and width and
             double the channels.
-        position: of the normalizations of the first convolution and of the first of each block,
-            before or after the rectifier.
+        position: the position of the normalizations of the first convolution and of the first one
+            in each block, before or after the rectifier.
     """
 
     depth: int
@@ -46,7 +46,7 @@ class ResNet(Model, kw_only=True):
     ) -> jax.Array:
         """Return the logits (batch, classes) of images (batch, height, width, channels).
 
-        Examples at which `mask` is False change nothing of the others.
+        Masked examples, where `mask` is False, do not affect the others.
         """
         places = itertools.count()
 
@@ -67,7 +67,7 @@ class ResNet(Model, kw_only=True):
     def _block(
         self, x: jax.Array, activated: Any, normalized: Any, channels: int, stride: int
     ) -> jax.Array:
-        """Two convolutions beside the identity, or a projection where the shape changes."""
+        """Apply two convolutions and add the input, which is projected if the shape changes."""
         y = activated(self._convolution(channels, stride, use_bias=self.has_bias)(x))
         y = normalized(self._convolution(channels, 1)(y), scale_init=nn.initializers.zeros)
         if x.shape != y.shape:
@@ -77,7 +77,7 @@ class ResNet(Model, kw_only=True):
     def _convolution(
         self, channels: int, stride: int, kernel: int = 3, use_bias: bool | None = None
     ) -> nn.Conv:
-        """Return a convolution, by default for a normalization right after."""
+        """Return a convolution, by default one that a normalization follows directly."""
         return nn.Conv(
             channels,
             (kernel, kernel),

@@ -1,4 +1,4 @@
-"""Inputs as sequences of rows."""
+"""Inputs as sequences along their first axis."""
 
 import jax
 import jax.numpy as jnp
@@ -7,25 +7,25 @@ from experiments.models.base import present
 
 
 def sequence_shape(input_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the rows that an input has and the numbers of a row; of features, one each."""
-    rows, *rest = input_shape
+    """Return the length of the sequence and the features of an element; a table has one each."""
+    length, *rest = input_shape
     width = 1
     for size in rest:
         width *= size
-    return rows, width
+    return length, width
 
 
 def sequences(
     inputs: jax.Array, lengths: jax.Array | None, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the rows (batch, rows, width) of inputs, and which of them count (batch, rows).
+    """Return sequences (batch, time, features) and a mask (batch, time) of their valid elements.
 
-    Those that do not, beyond `lengths` or of examples at which `mask` is False, hold zeros.
+    Elements beyond `lengths`, or of examples where `mask` is False, are zero.
     """
-    batch, rows = inputs.shape[:2]
-    valid = jnp.ones((batch, rows), bool)
+    batch, length = inputs.shape[:2]
+    valid = jnp.ones((batch, length), bool)
     if lengths is not None:
-        valid &= jnp.arange(rows) < lengths[:, None]
+        valid &= jnp.arange(length) < lengths[:, None]
     if mask is not None:
         valid &= mask[:, None]
     return present(inputs, valid).reshape(batch, *sequence_shape(inputs.shape[1:])), valid

@@ -1,4 +1,4 @@
-"""A transformer over the rows of an input."""
+"""A transformer over the first axis of an input, for example the rows of an image."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -16,16 +16,16 @@ ORDERS = ("pre", "post")
 
 
 class Transformer(Model, kw_only=True):
-    """Self-attention and fully connected layers over rows as tokens, and a head on their mean.
+    """Self-attention and fully connected layers over tokens, and a linear head on their mean.
 
-    Rows beyond an example's length are neither attended to nor in the mean or the statistics.
-    A layer F becomes x + F(N(x)), and N stands before the head too (pre: Xiong et al. 2020), or
-    N(x + F(x)) (post: Vaswani et al. 2017). N sees every token as an example of its own.
+    Tokens beyond the length of an example are excluded from the attention, the mean and the
+    statistics. A layer F becomes x + F(N(x)), with another N before the head (pre: Xiong et al.
+    2020), or N(x + F(x)) (post: Vaswani et al. 2017). N treats every token as an example.
 
     Attributes:
-        layers: how many, each of attention and of two fully connected layers.
-        width: of a token.
-        heads: of the attention.
+        layers: the number of layers, each with attention and two fully connected layers.
+        width: the width of a token.
+        heads: the number of attention heads.
         mlp_ratio: the width between the two fully connected layers, in units of `width`.
         order: pre or post.
     """
@@ -47,9 +47,9 @@ class Transformer(Model, kw_only=True):
         *,
         train: bool,
     ) -> jax.Array:
-        """Return the logits (batch, classes) of sequences (batch, rows, ...).
+        """Return the logits (batch, classes) of sequences (batch, time, ...).
 
-        Examples at which `mask` is False change nothing of the others.
+        Masked examples, where `mask` is False, do not affect the others.
         """
         x, valid = sequences(inputs, lengths, mask)
         x = nn.Dense(self.width, dtype=self.dtype, name="tokens")(x)
@@ -63,24 +63,24 @@ class Transformer(Model, kw_only=True):
         mean = x.astype(jnp.float32).sum(axis=1, where=valid[..., None]) / jnp.maximum(count, 1)
         return self.logits(mean)
 
-    def _positions(self, rows: int) -> jax.Array:
-        """Return what is learned of every row."""
+    def _positions(self, length: int) -> jax.Array:
+        """Return the learned position embedding."""
         first = nn.initializers.normal(0.02)
         embedding = nn.Embed(
-            rows, self.width, dtype=self.dtype, embedding_init=first, name="positions"
+            length, self.width, dtype=self.dtype, embedding_init=first, name="positions"
         )
-        return embedding(jnp.arange(rows))
+        return embedding(jnp.arange(length))
 
     def _around(
         self, place: int, layer: Any, x: jax.Array, valid: jax.Array, train: bool
     ) -> jax.Array:
-        """Add to x what a layer makes of it, normalized before the layer or after the sum."""
+        """Add the output of a layer to x; normalize before the layer or after the sum."""
         y = self._normalized(place, x, valid, train) if self.order == "pre" else x
         x += self.dropped(layer(y, valid), train)
         return x if self.order == "pre" else self._normalized(place, x, valid, train)
 
     def _normalized(self, place: int, x: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
-        norm = self.norm(name=f"norm_{place}", rows=x.shape[1])
+        norm = self.norm(name=f"norm_{place}", tokens=x.shape[1])
         return norm(x.reshape(-1, self.width), valid.reshape(-1), train=train).reshape(x.shape)
 
     def _attention(self, x: jax.Array, valid: jax.Array) -> jax.Array:

@@ -1,1 +1,1 @@
-"""The normalizations that a model can take, one file each kind."""
+"""The normalizations of models, one file for each kind."""

@@ -1,4 +1,8 @@
-"""What every normalization of a model is, and the place it takes in one."""
+"""The base class of all normalizations, and their use in a model.
+
+A place is a position in a model where its normalization is applied. Each place has its own
+parameters and statistics.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from flax import linen as nn
 
 
 class Scope(NamedTuple):
-    """Over which examples a normalization layer measures batch statistics."""
+    """The examples over which a normalization layer measures batch statistics."""
 
     num_ghosts: int | None = None
     axis_name: str | None = None
@@ -18,33 +22,35 @@ class Scope(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a normalization must know of the run.
+    """The facts about a run that a normalization needs.
 
     Attributes:
-        scope: over which devices the batch is measured.
-        total_steps: of training, which schedules refer to.
-        dtype: of the activations.
-        step: how many training steps were taken, possibly traced; needed in training where
+        scope: the devices that share batch statistics.
+        total_steps: the number of training steps, for schedules.
+        dtype: the dtype of the activations.
+        step: the number of completed training steps, possibly traced. Training needs it if
             statistics freeze.
-        rows: of an input that one example has: its tokens in a transformer.
-        measures: whether evaluation too measures the batch and normalizes by that.
+        tokens: the number of rows of an input that belong to one example, such as the tokens in a
+            transformer.
+        measures: whether evaluation also measures the batch and normalizes by it.
     """
 
     scope: Scope
     total_steps: int
     dtype: Any
     step: Any = None
-    rows: int = 1
+    tokens: int = 1
     measures: bool = False
 
 
 class Places(NamedTuple):
-    """What the normalizations of a model see.
+    """The inputs of the normalizations of a model.
 
     Attributes:
-        model: its name.
-        widths: their channels, in order of depth.
-        positions: that a channel of an example has at least; 1 where inputs are (batch, features).
+        model: the name of the model.
+        widths: the channels, in order of depth.
+        positions: the smallest number of positions of a channel in an example; 1 where inputs are
+            (batch, features).
     """
 
     model: str
@@ -54,18 +60,18 @@ class Places(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A normalization, as a configuration chooses it.
+    """A normalization, as a configuration selects it.
 
     Attributes:
         of_the_batch: whether it keeps running statistics in `batch_stats`.
         needs_positions: whether it has nothing to measure in inputs of (batch, features).
         adds_bias: whether the layer before it needs no bias.
-        syncs: whether it is defined over the examples of some devices alone (`Context.scope`).
-        of_running: whether training normalizes by the running statistics too, so that they must be
-            those of the step before.
-        merges: whether statistics of parts of a batch, on devices or micro-batches, can be merged.
-        frozen_from: the fraction of the run's steps from which running statistics are used, and no
-            longer changed, in training too (Wu & Johnson 2021); None for never.
+        syncs: whether it is defined over the examples of some devices only (`Context.scope`).
+        of_running: whether training also normalizes by the running statistics, which must then be
+            those of the previous step.
+        merges: whether statistics of devices or micro-batches can be merged.
+        frozen_from: the fraction of the steps after which training uses the running statistics and
+            no longer changes them (Wu & Johnson 2021); None means never.
         overwritten: entries of `batch_stats` whose gradient in training is their new value.
     """
 
@@ -80,45 +86,45 @@ class Norm:
 
     @property
     def batch_multiple(self) -> int:
-        """What must divide the examples of a batch in training."""
+        """A number that must divide the size of a training batch."""
         return 1
 
     def module(self, context: Context, ndim: int, **options: Any) -> nn.Module | None:
-        """Return the layer for inputs of `ndim` axes; None for the identity.
+        """Return the layer for inputs of `ndim` axes; None means the identity.
 
-        `options` are `scale_init` and, where it adds a bias, `use_bias`.
+        `options` are `scale_init` and, if it adds a bias, `use_bias`.
 
-        It is called as `layer(x)`, or where it is of the batch
+        The layer is called as `layer(x)`, or if it is of the batch as
         `layer(x, use_running_average=not train, mask=mask)`.
         """
         raise NotImplementedError
 
     def perturbed(self, y: jax.Array, key: Callable[[], jax.Array], scope: Scope) -> jax.Array:
-        """Return what training continues with.
+        """Return the output of the place in training.
 
-        `key()` gives keys of the collection "noise", the same on every device.
+        `key()` gives keys of the collection "noise", which are the same on every device.
         """
         return y
 
     def problems(self, batch_size: int) -> Iterator[str]:
-        """Yield what cannot be right about the values, whatever the model."""
+        """Yield what is wrong with the values, independent of the model."""
         yield from ()
 
     def problems_in(self, places: Places) -> Iterator[str]:
-        """Yield what cannot be right in a model."""
+        """Yield what is wrong in a model."""
         yield from ()
 
 
 class Normalization(nn.Module):
-    """One place in a model where its normalization stands, whose variables are the place's own.
+    """A place in a model. Its variables are those of its layer.
 
-    Where the collection "intermediates" is mutable, it keeps what goes in, what comes out and,
-    where one is given, the mask.
+    If the collection "intermediates" is mutable, the place stores its input, its output and the
+    mask, if there is one.
 
     Attributes:
         norm: the normalization.
-        context: what it must know of the run.
-        options: of its layer, such as `scale_init`.
+        context: the facts about the run.
+        options: the options of the layer, such as `scale_init`.
     """
 
     norm: Norm
@@ -129,7 +135,7 @@ class Normalization(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Normalize x, (batch, features) or (batch, height, width, channels).
 
-        Examples at which `mask` (batch,) is False change nothing of the others.
+        Masked examples, where `mask` (batch,) is False, do not affect the others.
         """
         self.sow("intermediates", "input", x)
         if mask is not None:
@@ -156,12 +162,12 @@ class Normalization(nn.Module):
         return layer(x, use_running_average=not measuring, mask=mask)
 
     def _freezing(self, layer: nn.Module, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Measure the batch, or from `frozen_from` on use and keep the running statistics.
+        """Measure the batch, or use and keep the running statistics from `frozen_from` on.
 
-        Both are computed, and the step chooses: exact under `jit`, `scan` and `vmap`.
+        Both are computed, and the step selects one. This is exact under `jit`, `scan` and `vmap`.
         """
         if self.context.step is None:
-            raise ValueError("norm.frozen_from needs to know the step; give Context(step=...)")
+            raise ValueError("norm.frozen_from needs the step; give Context(step=...)")
         frozen = self.context.step >= round(self.norm.frozen_from * self.context.total_steps)
         before = dict(layer.variables["batch_stats"])
         of_running = layer(x, use_running_average=True, mask=mask)
@@ -174,7 +180,7 @@ class Normalization(nn.Module):
 
 @dataclass(frozen=True)
 class Placement:
-    """A normalization in a run: what a model makes its places with, and what it asks before."""
+    """A normalization in a run. A model creates its places with it."""
 
     norm: Norm
     context: Context
@@ -185,17 +191,17 @@ class Placement:
         return self.norm.adds_bias
 
     def __call__(
-        self, *, name: str, rows: int = 1, use_bias: bool = True, **options: Any
+        self, *, name: str, tokens: int = 1, use_bias: bool = True, **options: Any
     ) -> Normalization:
         """Return a place.
 
         Args:
-            rows: of an input that one example has.
-            use_bias: False where it is to add none.
-            options: of its layer: `scale_init`.
+            tokens: the number of rows of an input that belong to one example.
+            use_bias: False if the place must not add a bias.
+            options: the options of the layer: `scale_init`.
         """
         if self.adds_bias:
             options["use_bias"] = use_bias
         return Normalization(
-            self.norm, self.context._replace(rows=rows), tuple(options.items()), name=name
+            self.norm, self.context._replace(tokens=tokens), tuple(options.items()), name=name
         )

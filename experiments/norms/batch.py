@@ -1,4 +1,4 @@
-"""Batch normalization, over the devices that the scope names."""
+"""Batch normalization over the devices of the scope."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

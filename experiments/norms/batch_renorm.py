@@ -15,11 +15,13 @@ from jaxnorm import linen
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRenorm(RunningNorm):
-    """Batch renormalization (Ioffe 2017), whose corrections open linearly during the run.
+    """Batch renormalization (Ioffe 2017) whose limits open linearly during the run.
 
     Attributes:
-        r_max, d_max: the limits of the corrections once they are open.
-        relax_from, relax_to: between which fractions of the run's steps they open.
+        r_max: the final limit of r.
+        d_max: the final limit of d.
+        relax_from: the fraction of the steps at which the limits start to open.
+        relax_to: the fraction of the steps at which they are open.
     """
 
     r_max: float
@@ -38,8 +40,10 @@ class BatchRenorm(RunningNorm):
         )
 
     def _relaxation(self, closed: float, limit: float, total_steps: int) -> optax.Schedule:
-        """From `closed` to `limit`, linearly between the two fractions of the training."""
-        begin, end = (round(part * total_steps) for part in (self.relax_from, self.relax_to))
+        """Return a linear schedule from `closed` to `limit` between the two fractions."""
+        begin, end = (
+            round(fraction * total_steps) for fraction in (self.relax_from, self.relax_to)
+        )
         return optax.linear_schedule(closed, limit, max(end - begin, 1), begin)
 
     def problems(self, batch_size: int) -> Iterator[str]:

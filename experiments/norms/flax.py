@@ -1,4 +1,4 @@
-"""Flax Linen's own modules, to stand beside those of jaxnorm."""
+"""The modules of Flax Linen itself, to compare with those of jaxnorm."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 from flax import linen
 
 from experiments.errors import fraction
-from experiments.norms.base import Context
 from experiments.norms.group import GroupNorm
 from experiments.norms.instance import InstanceNorm
+from experiments.norms.layer import LayerNorm
 from experiments.norms.rms import RMSNorm
 from experiments.norms.sample import SampleNorm
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlaxBatchNorm(SampleNorm):
-    """Flax's batch normalization, of a whole batch.
+    """Batch normalization of Flax, over the whole batch.
 
     Attributes:
         momentum: the weight of the old running statistics.
@@ -26,11 +26,10 @@ class FlaxBatchNorm(SampleNorm):
 
     of_the_batch: ClassVar[bool] = True
     merges: ClassVar[bool] = False
+    layer = linen.BatchNorm
 
-    def module(self, context: Context, ndim: int, **options: Any) -> linen.Module:
-        return linen.BatchNorm(
-            momentum=self.momentum, epsilon=self.epsilon, dtype=context.dtype, **options
-        )
+    def arguments(self, ndim: int) -> dict[str, Any]:
+        return {"momentum": self.momentum}
 
     def problems(self, batch_size: int) -> Iterator[str]:
         yield from fraction("norm.momentum", self.momentum)
@@ -38,44 +37,28 @@ class FlaxBatchNorm(SampleNorm):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlaxLayerNorm(SampleNorm):
-    """Flax's layer normalization, over all positions and channels of an example."""
+class FlaxLayerNorm(LayerNorm):
+    """Layer normalization of Flax."""
 
-    def module(self, context: Context, ndim: int, **options: Any) -> linen.Module:
-        return linen.LayerNorm(
-            epsilon=self.epsilon,
-            reduction_axes=tuple(range(1, ndim)),
-            dtype=context.dtype,
-            **options,
-        )
+    layer = linen.LayerNorm
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlaxRMSNorm(RMSNorm):
-    """Flax's RMS normalization, over all positions and channels of an example."""
+    """RMS normalization of Flax."""
 
-    def module(self, context: Context, ndim: int, **options: Any) -> linen.Module:
-        return linen.RMSNorm(
-            epsilon=self.epsilon,
-            reduction_axes=tuple(range(1, ndim)),
-            dtype=context.dtype,
-            **options,
-        )
+    layer = linen.RMSNorm
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlaxGroupNorm(GroupNorm):
-    """Flax's group normalization."""
+    """Group normalization of Flax."""
 
-    def module(self, context: Context, ndim: int, **options: Any) -> linen.Module:
-        return linen.GroupNorm(
-            num_groups=self.num_groups, epsilon=self.epsilon, dtype=context.dtype, **options
-        )
+    layer = linen.GroupNorm
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlaxInstanceNorm(InstanceNorm):
-    """Flax's instance normalization."""
+    """Instance normalization of Flax."""
 
-    def module(self, context: Context, ndim: int, **options: Any) -> linen.Module:
-        return linen.InstanceNorm(epsilon=self.epsilon, dtype=context.dtype, **options)
+    layer = linen.InstanceNorm

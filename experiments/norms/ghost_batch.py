@@ -1,4 +1,4 @@
-"""Batch normalization of parts of the batch."""
+"""Ghost batch normalization."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from jaxnorm import linen
 class GhostBatchNorm(RunningNorm):
     """Ghost batch normalization (Hoffer et al. 2017).
 
-    A scope with a number of ghosts, as evaluation by batches has, takes the place of their size.
+    If the scope has a number of ghosts, as in evaluation by batches, it replaces the ghost size.
 
     Attributes:
-        ghost_size: examples that share their statistics.
+        ghost_size: the number of examples that share their statistics.
     """
 
     ghost_size: int
@@ -32,7 +32,7 @@ class GhostBatchNorm(RunningNorm):
         if context.scope.num_ghosts is not None:
             ghosts = {"num_ghosts": context.scope.num_ghosts}
         else:
-            ghosts = {"ghost_size": self.ghost_size * context.rows}
+            ghosts = {"ghost_size": self.ghost_size * context.tokens}
         return linen.GhostBatchNorm(**ghosts, **self.common(context), **options)
 
     def problems(self, batch_size: int) -> Iterator[str]:

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from flax import linen as nn
-
-from experiments.norms.base import Context, Places
+from experiments.norms.base import Places
 from experiments.norms.sample import SampleNorm
 from jaxnorm import linen
 
@@ -16,9 +14,7 @@ class InstanceNorm(SampleNorm):
     """Instance normalization (Ulyanov et al. 2016), over the positions of a channel."""
 
     needs_positions: ClassVar[bool] = True
-
-    def module(self, context: Context, ndim: int, **options: Any) -> nn.Module:
-        return linen.InstanceNorm(epsilon=self.epsilon, dtype=context.dtype, **options)
+    layer = linen.InstanceNorm
 
     def problems_in(self, places: Places) -> Iterator[str]:
         if places.positions == 1:

@@ -1,4 +1,4 @@
-"""Batch normalization and noise, which undoes what it does to the distributions."""
+"""Batch normalization followed by noise, which makes the distributions unstable again."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from experiments.norms.batch import BatchNorm
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyBatchNorm(BatchNorm):
-    """Batch normalization, in training followed by noise (Santurkar et al. 2018, appendix A).
+    """Batch normalization followed by noise in training (Santurkar et al. 2018, appendix A).
 
-    Every step draws for each channel a mean from U(-mean_noise, mean_noise) and a scale from
-    U(1, scale_noise), and for each example of it a mean and a scale within `example_noise` of
-    these, by U; y becomes scale * y + mean. What is drawn for a channel is common to all devices;
-    with `accumulate` every micro-batch draws its own.
+    For each channel, every step draws a mean from U(-mean_noise, mean_noise) and a scale from
+    U(1, scale_noise). For each example it draws a mean and a scale within `example_noise` of these,
+    uniformly. Then y becomes scale * y + mean. The draws for a channel are the same on all devices.
+    With `accumulate`, every micro-batch has its own draws.
 
     Attributes:
-        mean_noise: the largest mean of a step; 0 for none.
-        scale_noise: the largest scale of a step; 1 for none.
-        example_noise: how far an example may be from its step; 0 for none.
+        mean_noise: the largest mean of a step; 0 means none.
+        scale_noise: the largest scale of a step; 1 means none.
+        example_noise: the largest distance of an example from its step; 0 means none.
     """
 
     mean_noise: float
@@ -53,7 +53,7 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], low: float, high: float) ->
 
 
 def _of_device(key: jax.Array, scope: Scope) -> jax.Array:
-    """Return a key of each device's own, as its examples are."""
+    """Return a different key for each device, because the devices have different examples."""
     if scope.axis_name is None:
         return key
     return jax.random.fold_in(key, jax.lax.axis_index(scope.axis_name))

@@ -1,4 +1,4 @@
-"""Online normalization: each example by the statistics of those before it."""
+"""Online normalization, which normalizes each example by the statistics of earlier ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class OnlineNorm(Norm):
 
     Attributes:
         momentum: the weight of the old running statistics, at every example.
-        backward_decay: that of the old errors of the control processes.
+        backward_decay: the weight of the old errors in the control processes.
         epsilon: added to the variance.
     """
 
@@ -42,7 +42,7 @@ class OnlineNorm(Norm):
 
 
 class _Online(nn.Module):
-    """The layer, whose control processes are in `batch_stats` beside the statistics."""
+    """The layer. Its control processes are in `batch_stats` with the statistics."""
 
     forward_decay: float
     backward_decay: float

@@ -1,4 +1,4 @@
-"""What the normalizations with running statistics have in common."""
+"""The common part of the normalizations with running statistics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from experiments.norms.base import Context, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class RunningNorm(Norm):
-    """What keeps running statistics.
+    """A normalization that keeps running statistics.
 
     Attributes:
         momentum: the weight of their old value; None merges all batches exactly.
@@ -25,7 +25,7 @@ class RunningNorm(Norm):
     of_the_batch: ClassVar[bool] = True
 
     def common(self, context: Context) -> dict[str, Any]:
-        """Return what every layer of the batch is given."""
+        """Return the arguments that all these layers have in common."""
         return {
             "momentum": self.momentum,
             "epsilon": self.epsilon,

@@ -1,4 +1,4 @@
-"""Figures of what normalization does inside a network, from plain arrays."""
+"""Figures of the activations and statistics in a network, from arrays."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from experiments.reports import style
 
 BEFORE, AFTER = style.VERMILION, style.BLUE
 BINS = 60
-MOST_POINTS = 1000  # of a scatter, for the size of a page
+MAX_POINTS = 1000  # in a scatter plot, to limit the size of a page
 SMALL = {**style.LAYOUT, "margin": {"l": 56, "r": 12, "t": 10, "b": 48}, "height": 300}
 
 
 def distribution(before: np.ndarray, after: np.ndarray, title: str) -> go.Figure:
-    """The values that go into a normalization and those that come out, each against its peak."""
+    """Plot the values before and after a normalization, each scaled to its peak."""
     before, after = (values[np.isfinite(values)].ravel() for values in (before, after))
     figure = go.Figure()
     edges = np.concatenate([_range(values) for values in (before, after)])
@@ -36,7 +36,7 @@ def distribution(before: np.ndarray, after: np.ndarray, title: str) -> go.Figure
 
 
 def _range(values: np.ndarray) -> np.ndarray:
-    """Return where all but the outermost values lie, with some width."""
+    """Return the range of all but the outermost values."""
     low, high = np.quantile(values, [0.002, 0.998]) if values.size else (0.0, 0.0)
     return np.array([low, high]) if high > low else np.array([low - 0.5, high + 0.5])
 
@@ -47,7 +47,7 @@ def quantiles(
     after: Sequence[Sequence[float | None]],
     title: str,
 ) -> go.Figure:
-    """Five quantiles over training, (steps, quantiles), of what goes in and what comes out."""
+    """Plot five quantiles (steps, quantiles) of the input and the output over training."""
     figure = go.Figure()
     for name, values, color in (("before", before, BEFORE), ("after", after, AFTER)):
         lines = np.array(values, dtype=float).reshape(len(steps), -1).T
@@ -72,7 +72,7 @@ def quantiles(
 def running_against_batch(
     running: tuple[np.ndarray, np.ndarray], batch: tuple[np.ndarray, np.ndarray], title: str
 ) -> go.Figure:
-    """The mean and the standard deviation of each channel, of one batch against the running."""
+    """Plot mean and standard deviation of each channel in one batch against the running values."""
     figure = go.Figure()
     names = ("mean", "standard deviation")
     pairs = list(zip(running, batch, strict=True))
@@ -89,7 +89,7 @@ def running_against_batch(
     for name, (kept, of_batch), color, symbol in zip(
         names, pairs, (style.GREEN, style.PURPLE), ("circle", "square"), strict=True
     ):
-        every = -(-kept.size // MOST_POINTS)
+        every = -(-kept.size // MAX_POINTS)
         figure.add_scatter(
             x=style.short(kept.ravel()[::every]),
             y=style.short(of_batch.ravel()[::every]),
@@ -104,8 +104,8 @@ def running_against_batch(
 
 
 def inputs(features: np.ndarray, names: Sequence[str], labels: np.ndarray, title: str) -> go.Figure:
-    """Two features (examples, 2) against each other, both axes in the same units."""
-    every = -(-len(features) // MOST_POINTS)
+    """Plot two features (examples, 2) against each other, both axes in the same units."""
+    every = -(-len(features) // MAX_POINTS)
     figure = go.Figure()
     palette = [mark.color for mark in style.CYCLE]
     figure.add_scatter(
@@ -125,15 +125,15 @@ def inputs(features: np.ndarray, names: Sequence[str], labels: np.ndarray, title
     return figure.update_layout(SMALL, height=340, title=title)
 
 
-def widest_and_narrowest(values: np.ndarray) -> tuple[int, int]:
-    """Return which of (examples, features) spread most, and which least.
+def largest_and_smallest_deviation(values: np.ndarray) -> tuple[int, int]:
+    """Return the features of (examples, features) with the largest and smallest deviation.
 
-    Features that are mostly the same, as pixels at a border are, come last.
+    Features that are mostly constant, such as pixels at a border, are the last candidates.
     """
-    spread = np.std(values, axis=0)
+    deviation = np.std(values, axis=0)
     mostly_the_same = np.mean(values == np.median(values, axis=0), axis=0) > 0.5
-    order = np.lexsort((spread, mostly_the_same))
-    widest, narrowest = int(np.argmax(spread)), int(order[0])
-    if widest == narrowest and len(spread) > 1:
-        narrowest = int(order[1])
-    return widest, narrowest
+    order = np.lexsort((deviation, mostly_the_same))
+    largest, smallest = int(np.argmax(deviation)), int(order[0])
+    if largest == smallest and len(deviation) > 1:
+        smallest = int(order[1])
+    return largest, smallest

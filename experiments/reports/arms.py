@@ -1,6 +1,7 @@
-"""The two sides of a contrast: the runs that each may choose from, and which it chose.
+"""The two arms of a contrast: the runs they choose from, and their choice.
 
-Every arm is tuned alike, on validation data; the metric is read of what won alone.
+Both arms are tuned in the same way on validation data. The metric is read from the chosen runs
+only.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ class Arm:
     """One side of a contrast.
 
     Attributes:
-        overrides: that pick its runs.
-        trials: label and score of every trial that has a finished seed.
-        chosen: the label of the best, or of the best at every place that is compared.
-        scored_by: what the scores are.
+        overrides: select the runs of the arm.
+        trials: the label and score of every trial that has a finished seed.
+        chosen: the label of the best trial, or of the best one at every place that is compared.
+        scored_by: a description of the scores.
     """
 
     overrides: str
@@ -35,13 +36,13 @@ class Arm:
 
 
 class Tuned(NamedTuple):
-    """An arm, and all that it asks for.
+    """An arm with all its trials.
 
     Attributes:
-        best: the trial it chose; none of its runs has a finished seed where it is empty.
-        values: the number of every seed of that trial.
-        asked: all its trials, finished or not: a run each, or all runs along the key of a metric
-            that is over one.
+        best: the chosen trial; empty if none of its runs has a finished seed.
+        values: the metric of every seed of that trial.
+        asked: all trials, finished or not. A trial is one run, or all runs along the key of a
+            metric that needs them together.
     """
 
     arm: Arm
@@ -51,10 +52,10 @@ class Tuned(NamedTuple):
 
 
 def tune(overrides: str, points: Sequence[Point], measured: Metric, where: str) -> Tuned:
-    """Return an arm with the trial that has the best mean over seeds on validation data.
+    """Return an arm whose trial has the best mean over seeds on validation data.
 
     Raises:
-        ConfigError: the overrides pick no run; `where` says whose they are.
+        ConfigError: the overrides select no run; `where` is the key of the overrides.
     """
     found = matching(overrides, points, where)
     asked = _trials(found, measured)
@@ -91,7 +92,10 @@ def _label(trial: Sequence[Point], keys: Sequence[str]) -> str:
 
 
 def _score(trial: Sequence[Point], measured: Metric) -> float:
-    """The target is one of validation accuracy, so what rests on it is chosen by itself."""
+    """Return the score of a trial on validation data.
+
+    The target is a validation accuracy, so a metric that uses the target is its own score.
+    """
     if measured.of_steps:
         return measured.summary(trial[0]).mean
     if measured.over is not None:
@@ -107,10 +111,10 @@ def _scored_by(measured: Metric) -> str:
 
 
 def matching(overrides: str, points: Sequence[Point], where: str) -> list[Point]:
-    """Return the runs that overrides such as "norm=batch optimizer.learning_rate=0.1" pick.
+    """Return the runs that overrides such as "norm=batch optimizer.learning_rate=0.1" select.
 
     Raises:
-        ConfigError: they pick none.
+        ConfigError: they select none.
     """
     wanted = overridden(overrides)
     found = [point for point in points if picks(overrides, point.values)]
@@ -119,12 +123,12 @@ def matching(overrides: str, points: Sequence[Point], where: str) -> list[Point]
             f"{key}: {', '.join(dict.fromkeys(value_label(p.values.get(key)) for p in points))}"
             for key in swept_keys(points)
         )
-        raise ConfigError(f"{where} is {overrides!r}, which picks no run of the study; {there}")
+        raise ConfigError(f"{where} is {overrides!r}, which matches no run of the study; {there}")
     return found
 
 
 def trials_text(arm: Arm, places: int = 1) -> str:
-    """Return what an arm chose, and from what, where it chose at so many places."""
+    """Return the choice of an arm and its trials at `places` places."""
     trials, where = len(arm.trials) // places, f" at each of {places} places" if places > 1 else ""
     if trials == 1:
         return f"{arm.chosen} (one trial{where})"

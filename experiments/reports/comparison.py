@@ -1,10 +1,10 @@
 """The primary contrast of a study, compared by seed, and the verdict on its claim.
 
-Per seed d = a - b, in points of accuracy or in decades, or log2(a / b) where the unit is a ratio;
-where a study compares at several places, such as models, d is the mean over them. The rule: a
+For each seed d = a - b, in points of accuracy or in decades, or log2(a / b) if the unit is a ratio.
+If a study compares at several places, such as models, d is the mean over them. The rule: a
 two-sided t-test of d against delta for "greater"; two one-sided tests at -delta and delta for
 "equal" (Schuirmann 1987); Holm's correction (1979) over the primary contrasts of all studies. It
-wants eight seeds of both arms, and the arms tuned alike; until then the verdict is open.
+requires eight seeds of both arms and equal tuning of the arms. Until then the verdict is open.
 """
 
 import contextlib
@@ -38,18 +38,20 @@ HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell here"
 SIGNIFICANCE = 0.05
-SEEDS = 8  # of both arms, at least
-LEAST_GRID = 3  # values, of which one is not at an end
-NOTHING_TOLD = "every seed of both arms diverged or missed its target, which says nothing of it"
+SEEDS = 8  # the smallest number of seeds for a verdict
+MIN_GRID = 3  # the smallest number of values for a remark about the ends
+UNINFORMATIVE = (
+    "every seed of both arms diverged or missed its target, so there is nothing to compare"
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the seeds say of a contrast. d, delta, mean and the intervals are log2 for a ratio.
+    """The comparison of two arms. For a ratio, d, delta, mean and the intervals are log2.
 
     Attributes:
-        open_because: what keeps the rule from a verdict on it; None where there is nothing.
-        places: at how many places the arms are tuned and compared.
+        open_because: the reason why the rule gives no verdict; None if there is none.
+        places: the number of places at which the arms are tuned and compared.
     """
 
     a: Arm
@@ -73,7 +75,7 @@ class Comparison:
         """Whether an arm chose among several trials."""
         return max(len(self.a.trials), len(self.b.trials)) > self.places
 
-    def shown(self, value: float, *, sign: bool = True) -> str:
+    def text(self, value: float, *, sign: bool = True) -> str:
         """Return a difference with its unit."""
         if self.unit == "ratio":
             return f"{2**value:.3g}x"
@@ -85,7 +87,7 @@ class Comparison:
 
 
 class _Place(NamedTuple):
-    """Where the arms are tuned and compared: both, and the difference of every seed of both."""
+    """A place where the arms are tuned and compared, with the difference for each common seed."""
 
     name: str
     arms: tuple[Tuned, Tuned]
@@ -93,13 +95,13 @@ class _Place(NamedTuple):
 
 
 def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -> Comparison | str:
-    """Return the comparison of a study's runs, or why there is none yet.
+    """Return the comparison of the runs of a study, or the reason why there is none yet.
 
     Args:
         x: the key along which the study sweeps.
 
     Raises:
-        ConfigError: the contrast is not one, or picks no run of the study.
+        ConfigError: the contrast is invalid, or selects no run of the study.
     """
     if problems := [*form_problems(contrast)]:
         raise ConfigError("; ".join(problems))
@@ -114,7 +116,7 @@ def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -
         return f"{len(seeds)} seeds of both arms are finished, and a comparison needs two"
     d = np.mean([[place.d[seed] for seed in seeds] for place in places], axis=0)
     delta = math.log2(contrast.delta) if contrast.unit == "ratio" else contrast.delta
-    told = _told(measured, tuned, seeds)
+    informative = _informative(measured, tuned, seeds)
     a, b = (_merged([place.arms[side].arm for place in places]) for side in (0, 1))
     return Comparison(
         a,
@@ -128,15 +130,15 @@ def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -
         mean=float(np.mean(d)),
         interval95=mean_interval(d)[1:],
         interval90=mean_interval(d, 0.90)[1:],
-        p=p_value(d, delta, contrast.direction) if told else 1.0,
+        p=p_value(d, delta, contrast.direction) if informative else 1.0,
         remarks=[remark for place in places for remark in _remarks(measured, place, seeds)],
-        open_because=_open_because(places, seeds) if told else NOTHING_TOLD,
+        open_because=_open_because(places, seeds) if informative else UNINFORMATIVE,
         places=len(places),
     )
 
 
 def _places(contrast: Contrast, points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
-    """Return the runs of every place that both arms have, and what it is called."""
+    """Return the name and the runs of every place that both arms have."""
     places = []
     for values in distinct(points, contrast.each):
         own = [point for point in points if values_at(point, contrast.each) == values]
@@ -157,7 +159,7 @@ def _place(contrast: Contrast, points: Sequence[Point], measured: Metric, where:
 
 
 def _named(arm: Arm, where: str) -> Arm:
-    """Say with every trial at which place it is."""
+    """Add the name of the place to every trial."""
     if not where:
         return arm
     trials = [(f"{where}: {name}", score) for name, score in arm.trials]
@@ -174,11 +176,11 @@ def along(
 ) -> list[tuple[str, Comparison]]:
     """Return the contrast at each of its places, and at every value of a key that its arms share.
 
-    These are secondary contrasts (but for the one that the study names), which get no verdict.
+    These are secondary contrasts (except the one that the study names), which get no verdict.
     """
     compared = []
     for name, contrast_there, own in [*_at_places(contrast, points), *_at(contrast, points, x)]:
-        with contextlib.suppress(ConfigError):  # an arm has no run there
+        with contextlib.suppress(ConfigError):  # an arm has no run at this value
             compared.append((name, compare(contrast_there, own, x)))
     return [(name, each) for name, each in compared if isinstance(each, Comparison)]
 
@@ -217,7 +219,7 @@ def _differences(contrast: Contrast, of_a: Sequence[float], of_b: Sequence[float
 
 def p_value(d: np.ndarray, delta: float, direction: str) -> float:
     """Return the p-value of the rule, before Holm's correction."""
-    if np.std(d) <= 1e-9 * max(1.0, float(np.max(np.abs(d)))):  # no spread: the sign is certain
+    if np.std(d) <= 1e-9 * max(1.0, float(np.max(np.abs(d)))):  # no deviation: the sign is certain
         mean = float(np.mean(d))
         certain = abs(mean) < delta if direction == "equal" else not math.isclose(mean, delta)
         return 0.0 if certain else 1.0
@@ -232,7 +234,7 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(compared: Comparison, adjusted_p: float) -> str:
-    """Return the word of the rule."""
+    """Return the verdict of the rule."""
     low, high = compared.interval95
     if compared.direction == "equal":
         if adjusted_p < SIGNIFICANCE:
@@ -245,22 +247,22 @@ def verdict(compared: Comparison, adjusted_p: float) -> str:
 
 
 def note(compared: Comparison) -> str:
-    """Return what the 90 % interval says beside the verdict: "no difference", "reversed" or ""."""
+    """Return the note from the 90 % interval: "no difference", "reversed" or ""."""
     low, high = compared.interval90
     if -compared.delta <= low and high <= compared.delta:
         return "no difference"
     return "reversed" if compared.direction == "greater" and high < 0 else ""
 
 
-def _told(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
-    """Whether any of the seeds measured something: a budget or chance alone is no measurement."""
+def _informative(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
+    """Return whether any seed measured something: neither only the budget nor only chance."""
     used = [point.seeds[seed] for tuned in arms for point in tuned.best for seed in seeds]
     rests_on_target = measured.of_steps or measured.over is not None
     return any(seed.reached_target if rests_on_target else not seed.diverged for seed in used)
 
 
 def _open_because(places: Sequence[_Place], seeds: Sequence[int]) -> str | None:
-    """Return what the rule wants and is not there, with what makes it."""
+    """Return what the rule requires and is missing, with the command for it."""
     tuned = [each for place in places for each in place.arms]
     lacking = [lack for each in tuned for lack in _lacking(each)]
     if len(seeds) < SEEDS:
@@ -275,7 +277,7 @@ def _open_because(places: Sequence[_Place], seeds: Sequence[int]) -> str | None:
 
 
 def _lacking(tuned: Tuned) -> Iterator[str]:
-    """Yield what an arm lacks of its trials."""
+    """Yield what is missing in the trials of an arm."""
     overrides, asked = tuned.arm.overrides, len(tuned.asked)
     finished = sum(not any(point.missing for point in trial) for trial in tuned.asked)
     if finished < asked:
@@ -286,7 +288,7 @@ def _lacking(tuned: Tuned) -> Iterator[str]:
 
 
 def _training(point: Point) -> str:
-    """Return what trains what is missing or stale of a study."""
+    """Return the command that trains missing or stale runs of a study."""
     study, seeds = point.config.study.name, max(SEEDS, point.config.seeds)
     return f"train with: python -m experiments.train --multirun study={study} seeds={seeds}"
 
@@ -318,12 +320,15 @@ def _remarks_on(
 
 
 def _at_an_end(tuned: Tuned, best: Point, overrides: str) -> Iterator[str]:
-    """Yield of which grids an arm chose the first or the last value: better ones may lie beyond."""
+    """Yield a remark for each grid whose first or last value an arm chose.
+
+    Better values may lie beyond the end.
+    """
     points = [point for trial in tuned.asked for point in trial]
     for key in swept_keys(points):
         values = [value for (value,) in distinct(points, [key])]
         chosen = best.values[key]
-        if len(values) >= LEAST_GRID and is_numeric(values) and chosen in (values[0], values[-1]):
+        if len(values) >= MIN_GRID and is_numeric(values) and chosen in (values[0], values[-1]):
             end = "smallest" if chosen == values[0] else "largest"
             yield (
                 f"{overrides}: the {key_label(key)} chosen, {value_label(chosen)}, is the {end} of "
@@ -332,7 +337,7 @@ def _at_an_end(tuned: Tuned, best: Point, overrides: str) -> Iterator[str]:
 
 
 def _ends(over: str, trial: Sequence[Point], overrides: str, seeds: Sequence[int]) -> Iterator[str]:
-    """Yield at which end of the grid seeds train, whose ranges may go further."""
+    """Yield a remark for each end of the grid at which seeds train: the range may go further."""
     ordered = sorted(trial, key=lambda point: point.values[over])
     for end, point in (("smallest", ordered[0]), ("largest", ordered[-1])):
         training = sum(point.seeds[seed].reached_target for seed in seeds)

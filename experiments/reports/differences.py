@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 from experiments.reports import style
 from experiments.reports.comparison import Comparison
 
-SIDE = 0.16  # by which seeds and mean stand below and above the middle of their row
+SIDE = 0.16  # vertical distance of seeds and mean from the middle of their row
 
 
 def difference_figure(rows: Sequence[tuple[str, Comparison]]) -> go.Figure:
-    """A row a contrast: the difference of every seed, the mean with its 95 % interval, delta."""
+    """Plot a row for each contrast: all differences, the mean with its interval, and delta."""
     figure = go.Figure()
     for row, (name, compared) in enumerate(rows):
         figure.add_traces([_seeds(row, name, compared), _mean(row, name, compared)])
@@ -24,7 +24,7 @@ def difference_figure(rows: Sequence[tuple[str, Comparison]]) -> go.Figure:
         figure.add_vline(
             x=bound,
             line={"color": style.GREEN, "dash": "dash"},
-            annotation={"text": f"delta {first.shown(bound)}", "font": {"size": 12}},
+            annotation={"text": f"delta {first.text(bound)}", "font": {"size": 12}},
         )
     figure.update_xaxes(_axis([compared for _, compared in rows]))
     figure.update_yaxes(
@@ -42,7 +42,7 @@ def _seeds(row: int, name: str, compared: Comparison) -> go.Scatter:
     return go.Scatter(
         x=style.short(compared.d),
         y=[row + SIDE] * len(compared.d),
-        text=[f"{name} seed {number}: {compared.shown(d)}" for number, d in pairs],
+        text=[f"{name} seed {number}: {compared.text(d)}" for number, d in pairs],
         hovertemplate="%{text}<extra></extra>",
         mode="markers",
         marker={"size": 8, "color": style.BLUE, "opacity": 0.5},
@@ -60,7 +60,7 @@ def _mean(row: int, name: str, compared: Comparison) -> go.Scatter:
             "thickness": 2,
             "width": 6,
         },
-        text=[f"{name} mean: {compared.shown(compared.mean)}"],
+        text=[f"{name} mean: {compared.text(compared.mean)}"],
         hovertemplate="%{text}<extra></extra>",
         mode="markers",
         marker={"size": 11, "symbol": "diamond", "color": style.VERMILION},

@@ -1,4 +1,4 @@
-"""The figures of a study: metric, learning curves, paired differences."""
+"""The figures of a study: the metric and the learning curves."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ from experiments.reports.results import (
     values_at,
 )
 
-MOST_FACETS = 6
-MOST_LINES = 8
-MOST_EVALUATIONS = 200  # of a curve, for the size of a page
+MAX_FACETS = 6
+MAX_LINES = 8
+MAX_EVALUATIONS = 200  # in a curve, to limit the size of a page
 
 
 class Axes(NamedTuple):
-    """Which keys a figure shows where; None where too few are swept."""
+    """The keys that a figure shows as x axis, series and facets; x and facet can be None."""
 
     x: str | None
     series: list[str]
@@ -33,7 +33,7 @@ class Axes(NamedTuple):
 
 
 def choose_axes(points: Sequence[Point], study: StudyConfig) -> Axes:
-    """Return the keys that the study names, and of the others numbers along x, norms as series."""
+    """Return the keys that the study names; then numbers go along x and norms into series."""
     named = [key for key in (study.x, study.series) if key]
     keys = swept_keys(points, named)
     if not keys:
@@ -43,7 +43,7 @@ def choose_axes(points: Sequence[Point], study: StudyConfig) -> Axes:
     x = study.x if study.x in keys else next(iter([*numbers, *others, *keys]))
     rest = [key for key in keys if key != x]
     rest.sort(key=lambda key: (key != study.series, key != "norm"))
-    if len(rest) == 2 and len(distinct(points, rest[1:])) <= MOST_FACETS:
+    if len(rest) == 2 and len(distinct(points, rest[1:])) <= MAX_FACETS:
         return Axes(x, rest[:1], rest[1])
     return Axes(x, rest, None)
 
@@ -51,7 +51,7 @@ def choose_axes(points: Sequence[Point], study: StudyConfig) -> Axes:
 def metric_figures(
     points: Sequence[Point], measured: Metric, study: StudyConfig
 ) -> list[go.Figure]:
-    """The metric against x: a line a series, the mean with its interval, and every seed."""
+    """Plot the metric against x: one line for each series, means with intervals, and all seeds."""
     axes = choose_axes(points, study)
     there = [point for point in points if measured.values(point)]
     names = [_name(combination, axes.series) for combination in distinct(points, axes.series)]
@@ -79,7 +79,7 @@ def _metric_figure(
     values = [value for (value,) in distinct(points, x_keys)] if axes.x else [None]
     places = style.positions(values, key_label(axes.x) if axes.x else "")
     combinations = distinct(points, axes.series) if axes.series else [()]
-    apart = min(1.0, (len(combinations) - 1) / MOST_LINES)
+    apart = min(1.0, (len(combinations) - 1) / MAX_LINES)
     sides = np.linspace(-apart, apart, len(combinations)) if apart else [0.0]
     for combination, side in zip(combinations, sides, strict=True):
         of_series = [p for p in own if values_at(p, axes.series) == combination]
@@ -133,14 +133,14 @@ def _every_seed(
 def _means(
     name: str, points: Sequence[Point], at: Sequence[float], measured: Metric, mark: style.Mark
 ) -> go.Scatter:
-    """The means of the runs with their intervals."""
+    """Return the means of the runs with their intervals."""
     summaries = [measured.summary(point) for point in points]
     means, lows, highs = (
         style.on_metric_axis(measured, [getattr(s, field) for s in summaries])
         for field in ("mean", "low", "high")
     )
     if measured.in_percent:
-        lows, highs = highs, lows  # the axis is of the error
+        lows, highs = highs, lows  # the axis shows the error
     return go.Scatter(
         x=style.short(at),
         y=style.short(means),
@@ -160,9 +160,9 @@ def _means(
 
 
 def learning_curves(points: Sequence[Point], study: StudyConfig) -> list[go.Figure]:
-    """Validation accuracy and training loss by step: every seed, and the mean of all.
+    """Plot validation accuracy and training loss by step: every seed, and the mean.
 
-    Of points with a seed that was evaluated more than once.
+    Only runs with a seed that was evaluated more than once have curves.
     """
     points = [p for p in points if any(len(seed.history) > 1 for seed in p.seeds.values())]
     keys = swept_keys(points, [key for key in (study.x, study.series) if key])
@@ -187,10 +187,10 @@ def learning_curves(points: Sequence[Point], study: StudyConfig) -> list[go.Figu
 
 
 def _curve_facets(points: Sequence[Point], keys: Sequence[str]) -> list[str]:
-    """Return the keys that get figures of their own, so that a figure has few lines."""
+    """Return the keys that get separate figures, so that a figure has few lines."""
     by_size = sorted(keys, key=lambda key: len(distinct(points, [key])))
     facets: list[str] = []
-    while len(by_size) > 1 and len(points) > MOST_LINES * max(
+    while len(by_size) > 1 and len(points) > MAX_LINES * max(
         len(distinct(points, facets)) if facets else 1, 1
     ):
         facets.append(by_size.pop(0))
@@ -205,13 +205,13 @@ def _curve_axis(key: str) -> dict[str, Any]:
 
 
 def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scatter]:
-    """Return the curves of all seeds, and their mean as far as all seeds go."""
+    """Return the curves of all seeds, and their mean over the steps that all seeds have."""
     curves = [_curve(seed.history, key) for seed in point.seeds.values()]
     scaled = [{step: float(style.error(100 * v)) for step, v in c.items()} for c in curves]
-    shown = scaled if key.endswith("accuracy") else curves
+    drawn = scaled if key.endswith("accuracy") else curves
     x: list[float | None] = []
     y: list[float | None] = []
-    for curve in shown:
+    for curve in drawn:
         x += [*curve, None]
         y += [*style.short(curve.values()), None]
     common = {"legendgroup": name, "mode": "lines"}
@@ -225,7 +225,7 @@ def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scat
         showlegend=False,
         **common,
     )
-    steps = sorted(set.intersection(*(set(curve) for curve in shown))) if shown else []
+    steps = sorted(set.intersection(*(set(curve) for curve in drawn))) if drawn else []
     means = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
     accuracy = key.endswith("accuracy")
     mean = go.Scatter(
@@ -241,8 +241,8 @@ def _curves(point: Point, key: str, name: str, mark: style.Mark) -> list[go.Scat
 
 
 def _curve(history: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
-    """Return a value by step as far as it is finite, of so many evaluations as a page shows."""
-    every = -(-len(history) // MOST_EVALUATIONS)
+    """Return a value by step while it is finite, for a limited number of evaluations."""
+    every = -(-len(history) // MAX_EVALUATIONS)
     kept = {line["step"]: line for line in [*history[::every], *history[-1:]]}
     curve = {}
     for step, line in kept.items():

@@ -34,10 +34,10 @@ REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
 def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict], docs: str) -> str:
-    """Return how many claims hold, and a row for each.
+    """Return the number of each verdict, and a table with a row for each study.
 
     Args:
-        docs: the way from the page to the folder that holds studies.md and the figures.
+        docs: the path from the page to the folder of studies.md and the figures.
     """
     rows = [
         HEAD,
@@ -66,7 +66,7 @@ def _row(entry: Entry, judged: Verdict, docs: str) -> list[str]:
     compared = entry.compared
     if compared is None:
         return [study, claim, _verdict(entry, judged), "", "", ""]
-    low, high = (compared.shown(bound).split()[0] for bound in compared.interval95)
+    low, high = (compared.text(bound).split()[0] for bound in compared.interval95)
     figure = (
         f'<img src="{docs}studies/{entry.name}.svg" width="{FIGURE_WIDTH}" '
         f'alt="{numbers(compared)}">'
@@ -75,14 +75,14 @@ def _row(entry: Entry, judged: Verdict, docs: str) -> list[str]:
         study,
         claim,
         _verdict(entry, judged),
-        f"**{compared.shown(compared.mean)}** ({low} to {high}); {_delta(compared)}",
+        f"**{compared.text(compared.mean)}** ({low} to {high}); {_delta(compared)}",
         _cell(f"{_arms(compared)}; {compared.metric}"),
         figure,
     ]
 
 
 def _delta(compared: Comparison) -> str:
-    delta = compared.shown(compared.delta, sign=False)
+    delta = compared.text(compared.delta, sign=False)
     return f"equal within {delta}" if compared.direction == "equal" else f"delta {delta}"
 
 
@@ -122,10 +122,10 @@ def studies_page(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> s
 
 def _section(entry: Entry, judged: Verdict) -> str:
     items = [f"- {name}: {' '.join(text.split())}" for name, text in _items(entry, judged) if text]
-    parts = [f"## {entry.name}", " ".join((entry.question or "").split()), "\n".join(items)]
+    blocks = [f"## {entry.name}", " ".join((entry.question or "").split()), "\n".join(items)]
     if entry.compared is not None:
-        parts.append(f"![{numbers(entry.compared)}](studies/{entry.name}.svg)")
-    return "\n\n".join(part for part in parts if part)
+        blocks.append(f"![{numbers(entry.compared)}](studies/{entry.name}.svg)")
+    return "\n\n".join(block for block in blocks if block)
 
 
 def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:

@@ -1,4 +1,4 @@
-"""What a study measures of every seed, and its mean over seeds with an interval."""
+"""The metric of a study for each seed, and its mean over seeds with an interval."""
 
 import math
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from experiments.reports.results import Point, Seed, is_numeric, key_label
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a seed's result, or the difference "a - b" of two.
+    """A number in the result of a seed, or the difference "a - b" of two.
 
     Attributes:
-        key: in the result.
-        label: with its unit.
+        key: the key in the result.
+        label: the name with its unit.
         in_percent: whether it is an accuracy.
-        of_steps: whether it is the number of steps to the target, compared by ratios.
-        over: the key along which the runs of a seed make one number together, `DECADES` or
-            `HIGHEST`; None for a number of each run.
+        of_steps: whether it is the number of steps to the target, which is compared by ratios.
+        over: the key along which all runs of a seed give one number together, for `DECADES` and
+            `HIGHEST`; None if each run has a number.
     """
 
     key: str
@@ -40,13 +40,13 @@ class Metric:
     def of(self, point: Point, seed: Seed) -> float | None:
         """Return the number of one seed.
 
-        A target not reached counts as the budget, a loss that diverged as that of chance.
+        A target that was not reached counts as the budget, and a diverged loss as that of chance.
         """
         if self.of_steps:
             return float(seed.result["step"] if seed.reached_target else point.budget)
         if self.key == SHIFT:
             return input_shift(seed.history)
-        values = [_of_result(seed, key) for key in self.key.split(" - ")]
+        values = [_result_value(seed, key) for key in self.key.split(" - ")]
         return None if None in values else float(values[0] - sum(values[1:]))
 
     def values(self, point: Point) -> dict[int, float]:
@@ -55,11 +55,11 @@ class Metric:
         return {number: value for number, value in values.items() if value is not None}
 
     def values_over(self, points: Sequence[Point]) -> dict[int, float]:
-        """Return the number of every seed that all runs along `over` have finished.
+        """Return the number of every seed for which all runs along `over` are finished.
 
-        A run trains where it reached its target. Over a grid that is even in the logarithm
-        `DECADES` is how many of its values train times their distance, and `HIGHEST` the
-        logarithm of the largest; where none does, of one step below the grid.
+        A run trains if it reaches its target. The grid is even in the logarithm. `DECADES` is the
+        number of values that train times their distance, and `HIGHEST` is the logarithm of the
+        largest one. If none trains, `HIGHEST` is one step below the grid.
         """
         seeds = set.intersection(*(set(point.seeds) for point in points))
         grid = np.log10(sorted(float(point.values[self.over]) for point in points))
@@ -74,13 +74,13 @@ class Metric:
         return {seed: number(seed) for seed in sorted(seeds)}
 
     def text(self, value: float) -> str:
-        """Return a number as it is shown."""
+        """Return a number as text."""
         if self.in_percent:
             return f"{value:.1f}"
         return f"{value:.0f}" if self.of_steps else f"{value:.3g}"
 
     def summary(self, point: Point) -> "Summary | None":
-        """Return the mean over seeds with its interval; that of steps is geometric."""
+        """Return the mean over seeds with its interval. For steps it is the geometric mean."""
         values = np.array(list(self.values(point).values()))
         if not len(values):
             return None
@@ -89,7 +89,7 @@ class Metric:
         return Summary(*mean_interval(values))
 
     def summary_text(self, point: Point) -> str:
-        """Return the summary as it is shown in a table."""
+        """Return the summary as text for a table."""
         reached = self.summary(point)
         if reached is None:
             return "not run" if not point.seeds else "not finite"
@@ -102,7 +102,7 @@ class Metric:
 
 
 class Summary(NamedTuple):
-    """A mean over seeds with its 95 % interval; NaN bounds where there is one seed."""
+    """A mean over seeds with its 95 % interval. With one seed the bounds are NaN."""
 
     mean: float
     low: float
@@ -110,16 +110,16 @@ class Summary(NamedTuple):
 
 
 def metric(name: str, points: Sequence[Point], over: str | None = None) -> Metric:
-    """Return the metric of that name; `over` is the key along which a study sweeps.
+    """Return the metric with this name; `over` is the key along which a study sweeps.
 
     Raises:
-        ConfigError: no result has such a number, or a target or a key is needed and not given.
+        ConfigError: no result has such a number, or a necessary target or key is missing.
     """
     if name in STEPS:
         _needs_target(name, points)
         return Metric("step", "steps to the target", of_steps=True)
     if name in (DECADES, HIGHEST):
-        return _of_a_range(name, points, over)
+        return _range_metric(name, points, over)
     if name == SHIFT:
         return Metric(SHIFT, "shift of a unit between evaluations (of its spread)")
     results = [seed.result for point in points for seed in point.seeds.values()]
@@ -139,7 +139,7 @@ def _needs_target(name: str, points: Sequence[Point]) -> None:
         raise ConfigError(NEEDS_TARGET.format(name))
 
 
-def _of_a_range(name: str, points: Sequence[Point], over: str | None) -> Metric:
+def _range_metric(name: str, points: Sequence[Point], over: str | None) -> Metric:
     _needs_target(name, points)
     values = [point.values.get(over) for point in points]
     if not (is_numeric(values) and len(set(values)) > 1 and min(values) > 0):
@@ -163,7 +163,7 @@ def _check_results_have(key: str, results: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _of_result(seed: Seed, key: str) -> float | None:
+def _result_value(seed: Seed, key: str) -> float | None:
     if seed.diverged and key.endswith("loss"):
         return -math.log(seed.result["test_accuracy"])  # which is 1 / classes, by definition
     value = seed.result.get(key)
@@ -173,22 +173,23 @@ def _of_result(seed: Seed, key: str) -> float | None:
 def input_shift(history: Sequence[dict[str, Any]]) -> float | None:
     """Return how far one unit after the last normalization moves between evaluations.
 
-    The mean distance of the 15, 50 and 85 % quantiles of one evaluation from those of the one
-    before, in units of the mean distance of the outer two of them. None where they are not finite.
+    This is the mean distance of the 15, 50 and 85 % quantiles from those of the previous
+    evaluation, divided by the mean distance of the outer two. None if it is not finite.
     """
     places = [[*line["quantiles"].values()] for line in history if line.get("quantiles")]
     if len(places) < 2:
         return None
     quantiles = np.array([of_step[-1]["unit"] for of_step in places], dtype=float)[:, 1:4]
-    spread = np.mean(quantiles[:, -1] - quantiles[:, 0])
-    shift = float(np.mean(np.abs(np.diff(quantiles, axis=0))) / spread) if spread > 0 else np.nan
+    width = np.mean(quantiles[:, -1] - quantiles[:, 0])
+    shift = float(np.mean(np.abs(np.diff(quantiles, axis=0))) / width) if width > 0 else np.nan
     return shift if np.isfinite(shift) else None
 
 
-def shown_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> Metric:
-    """Return what a report shows of every run: validation data where runs were chosen by them.
+def report_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> Metric:
+    """Return the metric that a report shows for every run.
 
-    Test data are then looked at once, in the contrast of what won.
+    If runs were chosen by validation data, it is measured on these. Test data are then only used
+    once, in the contrast of the chosen runs.
     """
     if tuned and "test_" in measured.key:
         return metric(measured.key.replace("test_", "validation_"), points)
@@ -196,7 +197,7 @@ def shown_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> M
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean, and the bounds of its interval by Student's t distribution."""
+    """Return the mean, and the bounds of its interval by the t-distribution of Student."""
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
         return mean, float("nan"), float("nan")

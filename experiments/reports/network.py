@@ -1,7 +1,6 @@
-"""What a trained network holds, as arrays: its activations, its statistics, its inputs."""
+"""The activations, statistics and inputs of a trained network as arrays."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,21 +12,23 @@ from experiments.data.splits import Split
 from experiments.errors import ConfigError
 from experiments.norms.base import Scope
 from experiments.training.checkpoints import FINAL, restore_final
+from experiments.training.diagnostics import is_normalization, layers
 from experiments.training.program import model_of
-from experiments.training.setup import Setup, setup
+from experiments.training.setup import Setup, make_setup
 
-SEED = 0  # whose parameters are kept
-EXAMPLES = 256  # of the validation data, as for the quantiles in training
+SEED = 0  # the seed whose parameters are kept
+EXAMPLES = 256  # validation examples, as for the quantiles in training
+MAX_INPUTS = 1000  # training examples
 
 
 class Place(NamedTuple):
     """One normalization of a network.
 
     Attributes:
-        before: what goes in, of some validation examples.
-        after: what comes out.
-        running: the running mean and variance of each channel; None where it keeps none.
-        batch: the same of one batch.
+        before: its input for some validation examples.
+        after: its output for these.
+        running: the running mean and variance of each channel; None if there are none.
+        batch: mean and variance of one batch.
     """
 
     name: str
@@ -41,16 +42,16 @@ def places(config: Config, directory: Path) -> list[Place]:
     """Return the normalizations of a trained network, in order of depth.
 
     Raises:
-        ConfigError: the parameters of the run were not kept, or are not of its model.
+        ConfigError: the parameters of the run were not kept, or do not fit its model.
     """
     seed = directory / f"seed-{SEED}"
     if not (seed / FINAL).exists():
-        raise ConfigError(f"{seed / FINAL} is not there; train the run (again) to have it")
-    made = setup(config)
+        raise ConfigError(f"{seed / FINAL} does not exist; train the run again to create it")
+    setup = make_setup(config)
     variables = restore_final(seed)
-    split = made.source.load(SEED).validation
-    seen = _captured(config, made, variables, split, EXAMPLES)
-    of_batch = _captured(config, made, variables, split, config.batch_size)
+    split = setup.source.load(SEED).validation
+    seen = _captured(config, setup, variables, split, EXAMPLES)
+    of_batch = _captured(config, setup, variables, split, config.batch_size)
     return [
         Place(
             name,
@@ -63,12 +64,12 @@ def places(config: Config, directory: Path) -> list[Place]:
 
 
 def _captured(
-    config: Config, made: Setup, variables: Any, split: Split, examples: int
+    config: Config, setup: Setup, variables: Any, split: Split, examples: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return by place what goes in and out in evaluation, and which of it the mask leaves."""
+    """Return the input, output and mask of each place in evaluation."""
     inputs = split.inputs[:examples]
     lengths = None if split.lengths is None else split.lengths[:examples]
-    model = model_of(config, made, Scope())
+    model = model_of(config, setup, Scope())
     _, captured = model.apply(variables, inputs, lengths, train=False, mutable=["intermediates"])
     sown = captured.get("intermediates", {})
     return {
@@ -77,34 +78,25 @@ def _captured(
             for key in ("input", "output", "mask")
             if key in place
         }
-        for name, place in _sown_places(sown)
+        for name, place in layers(sown, is_normalization)
     }
 
 
-def _sown_places(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if "input" in tree and isinstance(tree["input"], tuple):
-        yield "/".join(path), tree
-        return
-    for name, branch in tree.items():
-        if isinstance(branch, dict):
-            yield from _sown_places(branch, (*path, name))
-
-
 def _within(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Leave out what the mask, of the first axes, leaves out."""
+    """Return the unmasked values; `mask` covers the first axes."""
     return values if mask is None else values[mask]
 
 
 def _statistics(
     batch_stats: Any, name: str, sown: dict[str, np.ndarray]
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[np.ndarray, np.ndarray] | None]:
-    """Return the running and the batch's mean and variance; of each step in time by itself.
+    """Return mean and variance, running and of the batch, separately for each time step.
 
-    Those of a step in time that no example has are NaN.
+    Those of a time step that no example has are NaN.
     """
     stats = batch_stats
-    for part in name.split("/"):
-        stats = stats.get(part, {})
+    for key in name.split("/"):
+        stats = stats.get(key, {})
     if "mean" not in stats:
         return None, None
     running = tuple(np.asarray(stats[key], np.float32) for key in ("mean", "var"))
@@ -121,20 +113,20 @@ def _masked(values: np.ndarray, mask: np.ndarray | None) -> np.ma.MaskedArray:
 
 
 class ScaledInputs(NamedTuple):
-    """Training inputs (examples, features) under one scaling."""
+    """Training inputs (examples, features) with one scaling."""
 
     kind: str
     values: np.ndarray
     labels: np.ndarray
 
 
-def scaled_inputs(config: Config, most: int = 1000) -> list[ScaledInputs]:
+def scaled_inputs(config: Config) -> list[ScaledInputs]:
     """Return some training inputs raw, scaled by min and max, and standardized."""
-    source = setup(config).source
+    source = make_setup(config).source
     train = dataclasses.replace(source, scaling="raw").load(SEED).train
     raw = train.inputs[:]
     measured = measure(raw, train.lengths, np.arange(len(raw)))
-    chosen = slice(0, most)
+    chosen = slice(0, MAX_INPUTS)
     lengths = None if train.lengths is None else train.lengths[chosen]
     return [
         ScaledInputs(

@@ -1,4 +1,4 @@
-"""What runs there are and how they ended, for the terminal."""
+"""The existing runs and how they ended, for the terminal."""
 
 import difflib
 import itertools
@@ -22,7 +22,7 @@ ENDS = ("done", "diverged", "stopped")
 
 
 class RunState(NamedTuple):
-    """A run directory: what was asked for, and the result of every seed that has one."""
+    """A run directory: its configuration, and the result of every seed that has one."""
 
     directory: Path
     config: Config
@@ -30,7 +30,7 @@ class RunState(NamedTuple):
 
     @property
     def stale(self) -> list[int]:
-        """The seeds that other code than today's has trained."""
+        """The seeds that were trained by other code than the current one."""
         return [n for n, r in self.results.items() if records.is_stale(self.config, r)]
 
     @property
@@ -39,13 +39,13 @@ class RunState(NamedTuple):
 
     @property
     def changed(self) -> datetime:
-        """When a file of the run last changed."""
+        """The time of the last change to a file of the run."""
         files = [self.directory / CONFIG, *self.directory.glob("seed-*/*.json*")]
         return datetime.fromtimestamp(max(path.stat().st_mtime for path in files))
 
 
 def run_directories(output: Path) -> list[Path]:
-    """Return the directories of all runs, by name."""
+    """Return the directories of all runs, sorted by name."""
     return sorted(path.parent for path in output.glob(f"*/{CONFIG}"))
 
 
@@ -53,19 +53,19 @@ def read_run(directory: Path) -> RunState:
     """Return the state of a run.
 
     Raises:
-        ConfigError: the configuration of the run cannot be read by this code.
+        ConfigError: this code cannot read the configuration of the run.
     """
     try:
         config = records.read_config(directory)
     except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{directory / CONFIG} does not fit this code: {reason}") from error
-    numbers = [n for n in records.seeds_there(directory) if records.finished(directory, n)]
+    numbers = [n for n in records.existing_seeds(directory) if records.finished(directory, n)]
     return RunState(directory, config, {n: records.read_result(directory, n) for n in numbers})
 
 
 def find_run(name: str, output: Path) -> Path:
-    """Return the run of that name, of that unambiguous beginning of a name, or at that path.
+    """Return the run with this name, with an unambiguous prefix of a name, or at this path.
 
     Raises:
         ConfigError: there is none, or there are several.
@@ -80,10 +80,10 @@ def find_run(name: str, output: Path) -> Path:
         return output / found[0]
     if found:
         raise ConfigError(
-            f"{name!r} begins several runs: {', '.join(found)}; give more of the name"
+            f"{name!r} is the beginning of several runs: {', '.join(found)}; give more of the name"
         )
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-    hint = f"near are {', '.join(near)}" if near else f"there are {len(names)} runs"
+    hint = f"similar names are {', '.join(near)}" if near else f"there are {len(names)} runs"
     raise ConfigError(f"there is no run {name!r} in {output}; {hint}")
 
 
@@ -119,7 +119,7 @@ def _row(run: RunState, label: str) -> Iterator[str]:
 
 
 def seeds_text(run: RunState) -> str:
-    """Return how many seeds ended how, such as "3 done, 1 diverged, 1 at step 200, 1 missing"."""
+    """Return how the seeds ended, such as "3 done, 1 diverged, 1 at step 200, 1 missing"."""
     ended = [result["ended"] for result in run.results.values()]
     counts = [f"{ended.count(end)} {end}" for end in ENDS if end in ended]
     histories = [records.read_history(run.directory, seed) for seed in run.missing]
@@ -129,7 +129,7 @@ def seeds_text(run: RunState) -> str:
 
 
 def choices(configs: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield each group of configurations, with its choices and what their files say of them."""
+    """Yield each group of configurations with its choices and their descriptions."""
     for group in sorted(path for path in configs.iterdir() if path.is_dir()):
         files = sorted(group.glob("*.yaml"))
         if files:

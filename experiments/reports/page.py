@@ -1,7 +1,7 @@
-"""Pages: the frame they share, and figures and tables in HTML.
+"""HTML pages: their common frame, and figures and tables.
 
-A page refers to one copy of plotly.min.js beside the runs, so that it is small and opens without
-network. Its script draws the figures in the colors of the page, light or dark.
+All pages load one copy of plotly.min.js in the directory of the runs. This keeps them small, and
+they open without a network. A script in the page draws the figures in light or dark colors.
 """
 
 import json
@@ -15,11 +15,11 @@ from plotly.offline import get_plotlyjs
 
 FRAME = Path(__file__).with_name("page.html")
 LIBRARY = "plotly.min.js"
-WIDE, NARROW = "28rem", "20rem"  # the least width of a column of figures
+WIDE, NARROW = "28rem", "20rem"  # the smallest width of a column of figures
 
 
 def write_page(path: Path, title: str, body: str, *, root: str = ".", column: str = WIDE) -> None:
-    """Write a page, and plotly where `root` leads to if it is not there in this version."""
+    """Write a page. Also write plotly to `root` if this version of it is not there."""
     fields = {"title": escape(title), "body": body, "root": root, "column": column}
     path.write_text(Template(FRAME.read_text()).substitute(fields))
     library, text = path.parent / root / LIBRARY, get_plotlyjs()
@@ -28,10 +28,9 @@ def write_page(path: Path, title: str, body: str, *, root: str = ".", column: st
 
 
 def figures(drawn: Iterable[go.Figure]) -> str:
-    """Return the places of figures, side by side where there is room, with what they show.
+    """Return the HTML of figures, side by side if there is room.
 
-    The title of a figure stands above it, and one legend above all, as text that has the room it
-    needs on any width.
+    The title of a figure and one legend for all figures are HTML text, which adapts to any width.
     """
     drawn = list(drawn)
     places = "".join(_figure(figure) for figure in drawn)
@@ -39,7 +38,7 @@ def figures(drawn: Iterable[go.Figure]) -> str:
 
 
 def _legend(drawn: Sequence[go.Figure]) -> str:
-    """Return a button for each name, which shows and hides its traces in all the figures."""
+    """Return a button for each name, which shows or hides its traces in all figures."""
     entries: dict[str, str] = {}
     for figure in drawn:
         for trace in figure.data:
@@ -61,13 +60,13 @@ def _swatch(trace: go.Scatter) -> str:
 
 
 def _figure(figure: go.Figure) -> str:
-    shown = figure.to_plotly_json()
-    shown["layout"].pop("template", None)
-    shown["layout"]["showlegend"] = False
-    title = shown["layout"].pop("title", {}).get("text")
+    spec = figure.to_plotly_json()
+    spec["layout"].pop("template", None)
+    spec["layout"]["showlegend"] = False
+    title = spec["layout"].pop("title", {}).get("text")
     heading = f"<h3>{escape(title)}</h3>" if title else ""
-    height = shown["layout"].get("height", 450)
-    text = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    height = spec["layout"].get("height", 450)
+    text = json.dumps(spec, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
         f'<div>{heading}<div class="figure" style="min-height: {height}px"></div>'
         f'<script type="application/json">{text}</script></div>'
@@ -79,7 +78,7 @@ def table(
     rows: Iterable[Sequence[str]],
     best: Iterable[tuple[int, int]] = (),
 ) -> str:
-    """Return a table of text, which scrolls by itself where it is too wide."""
+    """Return a table of text, which scrolls separately if it is too wide."""
     marked = set(best)
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = []
@@ -94,13 +93,13 @@ def table(
 
 
 def terms(pairs: Iterable[tuple[str, str | None]]) -> str:
-    """Return a list of names and texts; those without a text are left out."""
-    shown = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs if text]
-    return f"<dl>{''.join(shown)}</dl>"
+    """Return a list of names and texts, without those that have no text."""
+    items = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs if text]
+    return f"<dl>{''.join(items)}</dl>"
 
 
 def details(summary: str, inside: str) -> str:
-    """Return what is shown on demand."""
+    """Return a section that opens on demand."""
     return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
 
 

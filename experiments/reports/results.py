@@ -1,4 +1,4 @@
-"""The runs of a study, what their seeds reached, and which keys tell them apart."""
+"""The runs of a study, the results of their seeds, and the keys in which runs differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from experiments.config import Config, flat
 from experiments.runs import records
 from experiments.runs.directory import identity, run_directory
 
-MOST_WRITTEN = 4  # equal entries of a list
+MAX_WRITTEN = 4  # equal entries of a list that are written out
 
 
 class Seed(NamedTuple):
-    """What one seed of a run left."""
+    """The result and the history of one seed."""
 
     result: dict[str, Any]
     history: list[dict[str, Any]]
@@ -30,10 +30,11 @@ class Seed(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """A run of a study: its configuration, and its finished seeds by their number.
+    """A run of a study: its configuration, and its finished seeds by number.
 
     Attributes:
-        values: of the configuration by dotted key; a component stands under its group.
+        values: the values of the configuration by dotted key. The name of a component has the key
+            of its group.
     """
 
     config: Config
@@ -55,7 +56,7 @@ class Point:
 
     @property
     def seconds(self) -> float:
-        """Of training, of all seeds together."""
+        """The training time of all seeds together."""
         return sum(seed.result["seconds"] for seed in self.seeds.values())
 
     @property
@@ -65,14 +66,12 @@ class Point:
             return self.config.steps
         lines = [seed.history[-1] for seed in self.seeds.values() if seed.history]
         by_epochs = [self.config.epochs * at["step"] / at["epoch"] for at in lines if at["epoch"]]
-        return max(round(step) for step in [*by_epochs, *self._steps()])
-
-    def _steps(self) -> list[int]:
-        return [seed.result["step"] for seed in self.seeds.values()]
+        ends = [seed.result["step"] for seed in self.seeds.values()]
+        return max(round(step) for step in [*by_epochs, *ends])
 
 
 def collect(configs: Sequence[Config]) -> list[Point]:
-    """Return the runs of the configurations with the seeds that are finished, if any."""
+    """Return the runs of the configurations with their finished seeds, if any."""
     by_directory = {run_directory(config): config for config in configs}
     return [_point(config, directory) for directory, config in by_directory.items()]
 
@@ -88,16 +87,16 @@ def _point(config: Config, directory: Path) -> Point:
 
 
 def values_of(config: Config) -> dict[str, Any]:
-    """Return what determines a result by dotted key, such as norm, norm.epsilon, batch_size."""
+    """Return the values that determine a result, such as norm, norm.epsilon and batch_size."""
     values = flat(identity(config))
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values}
 
 
 def swept_keys(points: Sequence[Point], first: Sequence[str] = ()) -> list[str]:
-    """Return the keys that tell the runs apart, `first` before the others.
+    """Return the keys that distinguish the runs, with `first` before the others.
 
-    A key that says no more than those before it is left out. Options of a component count where
-    they differ between runs with the same component.
+    A key that does not distinguish more runs than the keys before it is left out. Options of a
+    component count if they differ between runs with the same component.
     """
     every = dict.fromkeys(key for point in points for key in point.values)
     kept: list[str] = []
@@ -123,12 +122,12 @@ def _varies(points: Sequence[Point], key: str) -> bool:
 
 
 def values_at(point: Point, keys: Sequence[str]) -> tuple[Any, ...]:
-    """Return what a run has at the keys; None where it has no such key."""
+    """Return the values of a run at the keys; None for a key that it does not have."""
     return tuple(point.values.get(key) for key in keys)
 
 
 def distinct(points: Sequence[Point], keys: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return the combinations of values at the keys: numbers in order, others as they come."""
+    """Return the combinations of values at the keys: numbers sorted, others as they appear."""
     combinations = list(dict.fromkeys(values_at(point, keys) for point in points))
     columns = list(zip(*combinations, strict=True))
     if columns and all(is_numeric(column) for column in columns):
@@ -137,21 +136,21 @@ def distinct(points: Sequence[Point], keys: Sequence[str]) -> list[tuple[Any, ..
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
-    """Whether all values are numbers."""
+    """Return whether all values are numbers."""
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def key_label(key: str) -> str:
-    """Return a key in words: learning rate for optimizer.learning_rate."""
+    """Return a key in words, such as "learning rate" for optimizer.learning_rate."""
     if key == "norm":
         return "normalization"
     return key.rpartition(".")[2].replace("_", " ")
 
 
 def value_label(value: Any) -> str:
-    """Return a value as it is shown."""
+    """Return a value as text."""
     if isinstance(value, tuple):
-        if len(value) > MOST_WRITTEN and len(set(value)) == 1:
+        if len(value) > MAX_WRITTEN and len(set(value)) == 1:
             return f"{len(value)} x {value_label(value[0])}"
         return "-".join(value_label(item) for item in value)
     if isinstance(value, float):
@@ -160,7 +159,7 @@ def value_label(value: Any) -> str:
 
 
 def label(point: Point, keys: Sequence[str]) -> str:
-    """Return what tells a run from the others of its study, in words."""
+    """Return a label that distinguishes a run in its study."""
     words = []
     for key in keys:
         value = value_label(point.values.get(key))
@@ -171,7 +170,7 @@ def label(point: Point, keys: Sequence[str]) -> str:
 
 
 def shortfalls(points: Sequence[Point]) -> list[str]:
-    """Return a sentence about each kind of thing that is not there or not of this code."""
+    """Return a sentence for each kind of missing or stale results."""
     absent = [point.directory.name for point in points if not point.seeds]
     partial = [
         f"{point.directory.name} (seeds {_listed(point.missing)})"

@@ -1,6 +1,6 @@
-"""A strip: the differences of one contrast as a small SVG, for a row of a table.
+"""A small SVG with the differences of one contrast, for a row of a table.
 
-It is written without a plotting library, so that a README can hold it and equal numbers give equal
+It does not need a plotting library, so that a README can contain it, and equal numbers give equal
 bytes.
 """
 
@@ -12,16 +12,16 @@ from experiments.reports import style
 from experiments.reports.comparison import Comparison
 
 WIDTH, HEIGHT, MARGIN = 320, 88, 22
-TOP, MEAN, SEEDS, AXIS = 16, 26, 42, 54  # heights, from above
-TICKS = 5  # between about as many steps
+TOP, MEAN, SEEDS, AXIS = 16, 26, 42, 54  # distances from the top
+TICKS = 5  # the approximate number of intervals
 TEXT = "#1f2328"
 
 
 def strip(compared: Comparison, title: str) -> str:
-    """Return the figure: every seed, the mean with its 95 % interval, zero and delta.
+    """Return a figure with every seed, the mean with its 95 % interval, zero and delta.
 
     Args:
-        title: what is read out, or told where the pointer rests.
+        title: the text for screen readers and tooltips.
     """
     low, high = _extent(compared)
 
@@ -34,13 +34,13 @@ def strip(compared: Comparison, title: str) -> str:
     svg.set("font-size", "11")
     ElementTree.SubElement(svg, "title").text = title
     _add(svg, "rect", width=WIDTH, height=HEIGHT, rx=4, fill="#ffffff")
-    whole = compared.unit == "ratio" and high - low >= 2  # powers of two, where several are shown
+    whole = compared.unit == "ratio" and high - low >= 2  # ticks at powers of two
     _axis(svg, compared, [(tick, at(tick)) for tick in _ticks(low, high, 1 if whole else 0)])
     _line(svg, (at(0), TOP), (at(0), AXIS), style.GREY)
     for bound in _bounds(compared):
         _line(svg, (at(bound), TOP), (at(bound), AXIS), style.GREEN, dashed=True)
-    told = f"delta {compared.shown(compared.delta, sign=False)}"
-    _text(svg, told, at(compared.delta), TOP - 5, style.GREEN)
+    label = f"delta {compared.text(compared.delta, sign=False)}"
+    _text(svg, label, at(compared.delta), TOP - 5, style.GREEN)
     for d in compared.d:
         _add(svg, "circle", cx=at(d), cy=SEEDS, r=4, fill=style.BLUE, fill_opacity=0.5)
     _mean(svg, at(compared.mean), [at(bound) for bound in compared.interval95])
@@ -54,13 +54,13 @@ def _bounds(compared: Comparison) -> list[float]:
 
 
 def _extent(compared: Comparison) -> tuple[float, float]:
-    shown = [0.0, *compared.d, *compared.interval95, *_bounds(compared)]
-    low, high = min(shown), max(shown)
+    values = [0.0, *compared.d, *compared.interval95, *_bounds(compared)]
+    low, high = min(values), max(values)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
 def _ticks(low: float, high: float, least: float) -> list[float]:
-    """Return multiples of 1, 2 or 5 times a power of ten; of `least` at least."""
+    """Return multiples of 1, 2 or 5 times a power of ten; the distance is at least `least`."""
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = max(least, power * next(digit for digit in (1, 2, 5, 10) if digit * power >= rough))
@@ -105,15 +105,15 @@ def _line(
 
 
 def _text(svg: ElementTree.Element, text: str, x: float, y: float, color: str) -> None:
-    """Write text below or above a place, within the figure."""
-    half = 3.1 * len(text)  # half of its width, about
+    """Write text within the figure."""
+    half = 3.1 * len(text)  # half of its approximate width
     x = min(max(x, half), WIDTH - half)
     _add(svg, "text", x=x, y=y, fill=color, text_anchor="middle").text = text
 
 
 def _add(svg: ElementTree.Element, name: str, **attributes: float | str) -> ElementTree.Element:
-    shown = {
+    formatted = {
         key.replace("_", "-"): f"{value:.2f}" if isinstance(value, float) else str(value)
         for key, value in attributes.items()
     }
-    return ElementTree.SubElement(svg, name, shown)
+    return ElementTree.SubElement(svg, name, formatted)

@@ -26,7 +26,7 @@ def write_study_page(
     compared: Comparison | None,
     command: str,
 ) -> None:
-    """Write the page of a study. Its verdict is left open, for `verdicts.refresh`."""
+    """Write the page of a study. `verdicts.refresh` adds its verdict."""
     there = [point for point in points if point.seeds]
     body = [
         f'<p class="quiet"><a href="index.html">all studies</a> / {escape(str(study.name))}</p>',
@@ -54,9 +54,9 @@ def _curves(points: Sequence[Point], study: StudyConfig) -> Iterator[str]:
         yield "<h2>Learning curves</h2>"
         yield page.figures(figures)
         yield page.caption(
-            "Every seed, and in bold the mean as far as all seeds go; a curve ends where the seed "
-            "stopped or its loss is no longer finite. The axis of the accuracy is logarithmic in "
-            "the error."
+            "Every seed, and in bold the mean over the steps of all seeds; a curve ends where "
+            "the seed stopped or its loss is no longer finite. The axis of the accuracy is "
+            "logarithmic in the error."
         )
 
 
@@ -78,8 +78,8 @@ def _results(study: StudyConfig, points: Sequence[Point], measured: Metric) -> I
 def _why_validation(measured: Metric, compared: Comparison | None) -> Iterator[str]:
     if compared is not None and compared.tuned and measured.key.startswith("validation_"):
         yield page.caption(
-            "The arms of the contrast are tuned on these validation data. Test data are looked at "
-            "once, in the contrast of what won."
+            "The arms of the contrast are tuned on these validation data. Test data are only used "
+            "once, in the contrast of the chosen runs."
         )
 
 
@@ -93,7 +93,7 @@ def _contrast(compared: Comparison | None) -> Iterator[str]:
         f"({compared.b.chosen}). Each seed draws the split, the order and the weights for both."
     )
     rows = [
-        [str(seed), compared.shown(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
+        [str(seed), compared.text(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
     ]
     yield page.details("The differences as numbers", page.table(["seed", "a against b"], rows))
     yield page.details("The rule of the verdict", rule())
@@ -144,15 +144,15 @@ def _costs(points: Sequence[Point]) -> str:
     ]
     total = sum(point.seconds for point in points)
     seeds = sum(len(point.seeds) for point in points)
-    shown = page.table(["run", "seeds", "seconds a seed", "seconds"], rows)
+    table = page.table(["run", "seeds", "seconds a seed", "seconds"], rows)
     return (
         f"<p>{len(points)} runs, {seeds} seeds, {total:.0f} s of training in total.</p>"
-        + page.details("Seconds of each run", shown)
+        + page.details("Seconds of each run", table)
     )
 
 
 def _made_with(points: Sequence[Point]) -> str:
-    """What the seeds were made with; several values where they differ."""
+    """Return a table of devices, versions and code, with several values if seeds differ."""
     results = [seed.result for point in points for seed in point.seeds.values()]
     made: dict[str, dict[str, None]] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""Colors, symbols and axes that all figures share. The page's script adds light or dark."""
+"""Colors, symbols and axes of all figures. The script of the page sets light or dark colors."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -16,8 +16,8 @@ class Mark(NamedTuple):
     dash: str = "solid"
 
 
-# Okabe and Ito's palette, told apart in every kind of color vision; blues are of the batch.
-OF_NORMS = {
+# The palette of Okabe and Ito, for every kind of color vision. Norms of the batch are blue.
+NORM_MARKS = {
     "none": Mark("#858585", "x"),
     "batch": Mark("#0072B2", "circle"),
     "ghost batch": Mark("#56B4E9", "circle-open"),
@@ -27,41 +27,41 @@ OF_NORMS = {
     "group": Mark("#009E73", "triangle-up"),
     "instance": Mark("#CC79A7", "star"),
 }
-CYCLE = [OF_NORMS[name] for name in ("batch", "layer", "group", "rms", "instance", "ghost batch")]
-CYCLE += [OF_NORMS["batch renorm"], OF_NORMS["none"]]
+CYCLE = [NORM_MARKS[name] for name in ("batch", "layer", "group", "rms", "instance", "ghost batch")]
+CYCLE += [NORM_MARKS["batch renorm"], NORM_MARKS["none"]]
 DASHES = ("solid", "dash", "dot", "dashdot")
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#858585"
 
-# Accuracies lie between chance and nearly all: an axis by the logarithm of the error shows both.
+# A logarithmic axis of the error resolves accuracies near chance and near 100 %.
 ACCURACY_TICKS = (0, 30, 50, 70, 80, 85, 90, 93, 95, 97, 98, 99, 99.5)
-LEAST_ERROR = 0.25
+MIN_ERROR = 0.25
 LAYOUT = {
     "font": {"family": "system-ui, sans-serif", "size": 13},
     "margin": {"l": 64, "r": 12, "t": 24, "b": 56},
     "hovermode": "closest",
 }
-WIDEST_LINEAR = 8  # ratio of the largest to the smallest number of a linear axis
+MAX_LINEAR_RATIO = 8  # largest ratio of the ends of a linear axis
 
 
 def marks(labels: Sequence[str]) -> dict[str, Mark]:
-    """Return a mark for each label, always the same for a normalization."""
-    taken = [OF_NORMS[name] for name in labels if name in OF_NORMS]
+    """Return a mark for each label. A normalization always has the same mark."""
+    taken = [NORM_MARKS[name] for name in labels if name in NORM_MARKS]
     free = [mark for mark in CYCLE if mark not in taken] or CYCLE
-    others = [name for name in labels if name not in OF_NORMS]
+    others = [name for name in labels if name not in NORM_MARKS]
     cycled = {
         name: free[i % len(free)]._replace(dash=DASHES[i // len(free) % len(DASHES)])
         for i, name in enumerate(others)
     }
-    return {name: OF_NORMS.get(name) or cycled[name] for name in labels}
+    return {name: NORM_MARKS.get(name) or cycled[name] for name in labels}
 
 
 def error(accuracy: Any) -> Any:
     """Return the error in percent, at most 100 and bounded away from 0 for the logarithm."""
-    return np.clip(100 - np.asarray(accuracy, dtype=float), LEAST_ERROR, 100)
+    return np.clip(100 - np.asarray(accuracy, dtype=float), MIN_ERROR, 100)
 
 
 def accuracy_axis(title: str | None) -> dict[str, Any]:
-    """Return an axis of errors that is labelled with accuracies."""
+    """Return an axis of errors whose labels are accuracies."""
     return {
         "title": {"text": title},
         "type": "log",
@@ -83,19 +83,19 @@ def metric_axis(measured: Metric) -> dict[str, Any]:
 
 
 def on_metric_axis(measured: Metric, values: Any) -> np.ndarray:
-    """Return where numbers of a metric stand on its axis."""
+    """Return the positions of numbers on the axis of a metric."""
     return error(values) if measured.in_percent else np.asarray(values, dtype=float)
 
 
 class Positions(NamedTuple):
-    """Where the values of a key stand on an axis, and the axis."""
+    """The positions of the values of a key on an axis, and the axis."""
 
     places: dict[Any, float]
     axis: dict[str, Any]
     logarithmic: bool
 
     def shifted(self, value: Any, side: float) -> float:
-        """Return the place of a value, moved to a side (-1 to 1) so that series stand apart."""
+        """Return the position of a value, shifted by `side` (-1 to 1) to separate series."""
         if self.logarithmic:
             return self.places[value] * self._step() ** (0.2 * side)
         return self.places[value] + 0.2 * side * self._step()
@@ -111,10 +111,10 @@ class Positions(NamedTuple):
 
 
 def positions(values: Sequence[Any], title: str) -> Positions:
-    """Return a numeric axis for numbers, logarithmic where they span much; else categories."""
+    """Return a numeric axis for numbers, logarithmic for a large range; else categories."""
     ticks = {"ticktext": [value_label(value) for value in values]}
     if is_numeric(values) and len(values) > 2:
-        logarithmic = min(values) > 0 and max(values) / min(values) >= WIDEST_LINEAR
+        logarithmic = min(values) > 0 and max(values) / min(values) >= MAX_LINEAR_RATIO
         places = {value: float(value) for value in values}
         kind = "log" if logarithmic else "linear"
     else:
@@ -131,6 +131,6 @@ def positions(values: Sequence[Any], title: str) -> Positions:
     return Positions(places, axis, logarithmic)
 
 
-def short(numbers: Iterable[Any], digits: int = 5) -> list[float | None]:
-    """Return numbers with the digits that a figure can show; None for what is not finite."""
-    return [float(f"{n:.{digits}g}") if np.isfinite(n) else None for n in map(float, numbers)]
+def short(numbers: Iterable[Any]) -> list[float | None]:
+    """Return numbers rounded to five digits; None for a number that is not finite."""
+    return [float(f"{n:.5g}") if np.isfinite(n) else None for n in map(float, numbers)]

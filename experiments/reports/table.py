@@ -1,4 +1,4 @@
-"""The table of a study, for the terminal and for the page alike."""
+"""The table of a study, for the terminal and the page."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from experiments.reports.results import (
     values_at,
 )
 
-WIDEST = 1000  # characters
+MAX_WIDTH = 1000  # characters
 
 
 class Table(NamedTuple):
-    """Cells as text: a row a run, or where two keys are swept a row and a column for each.
+    """Cells of text: a row for each run, or for two swept keys rows and columns.
 
     Attributes:
         best: (row, column) of the best cell of each column of numbers.
@@ -60,7 +60,7 @@ def _pivot(points: Sequence[Point], measured: Metric, keys: Sequence[str]) -> Ta
 
 
 def cell(point: Point, measured: Metric) -> str:
-    """Return a run's mean with its interval, and what its seeds lack."""
+    """Return the mean of a run with its interval, and notes on its seeds."""
     notes = []
     if measured.of_steps and point.seeds:
         lost = sum(not seed.reached_target for seed in point.seeds.values())
@@ -87,26 +87,26 @@ def _best(grid: Sequence[Sequence[Point | None]], measured: Metric) -> set[tuple
 
 
 def to_rich(table: Table, title: str) -> RichTable:
-    """Return the table for a terminal; the best of each column in bold."""
-    shown = RichTable(title=title, caption="mean over seeds with its 95 % interval")
+    """Return the table for a terminal, with the best cell of each column in bold."""
+    rich = RichTable(title=title, caption="mean over seeds with its 95 % interval")
     for index, name in enumerate(table.head):
         numbers = any(column == index for _, column in table.best)
-        shown.add_column(name, justify="right" if numbers else "left")
+        rich.add_column(name, justify="right" if numbers else "left")
     for row, cells in enumerate(table.rows):
         marked = ((row, column) in table.best for column in range(len(cells)))
-        shown.add_row(
+        rich.add_row(
             *(
                 f"[bold]{text}[/]" if bold else text
                 for text, bold in zip(cells, marked, strict=True)
             )
         )
-    return shown
+    return rich
 
 
-def print_whole(table: RichTable, console: Console) -> None:
-    """Print a table at its full width, also where there is no terminal or a narrow one."""
-    needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
-    shown = console.width
-    console.width = max(shown, needed)
+def print_full_width(table: RichTable, console: Console) -> None:
+    """Print a table at its full width, even without a terminal or in a narrow one."""
+    needed = console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum
+    width = console.width
+    console.width = max(width, needed)
     console.print(table)
-    console.width = shown
+    console.width = width

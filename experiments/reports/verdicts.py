@@ -1,8 +1,8 @@
-"""The verdicts of all studies that were reported, which correct each other's p-values.
+"""The verdicts of all reported studies, whose p-values are corrected together.
 
-A report leaves NAME.study.json beside its page. Whenever one is added, the verdicts of all pages
-and the index are written anew. The family that is corrected for are the primary contrasts that
-`configs/study` has, reported or not: which are reported first changes nothing.
+A report writes NAME.study.json next to its page. Then the verdicts of all pages and the index are
+written again. The family of the correction consists of the primary contrasts in `configs/study`,
+reported or not, so the order of the reports does not matter.
 """
 
 import json
@@ -25,29 +25,31 @@ from experiments.reports.page import caption, terms, write_page
 from experiments.reports.strip import strip
 
 SUFFIX = ".study.json"
-KEPT = ".json"  # of what is committed in docs/studies
+KEPT = ".json"  # the suffix of the committed files in docs/studies
 DIGITS = 6
 NOT_IN_CONFIGS = "configs/study has no study of this name that has a primary contrast"
 NOT_RUN = "not run"
 RULE = (
     "Before a study runs, its file states the claim and its source, one primary contrast (a "
     "against b), the metric, the direction, and a threshold delta that would matter in practice.",
-    "A seed draws the split into training and validation data, the order and the weights, the same "
-    "for a and b. Of each of at least eight seeds d is a - b, or log2(a / b) where the unit is a "
-    "ratio; where a study compares at several places, such as models, d is the mean over them. A "
-    "seed that diverged counts as chance, a target that was not reached as the budget of "
-    "steps. Both arms are tuned alike, on validation data and with as many trials; test data are "
-    "looked at once, in what won.",
-    "The claim that a is greater: a two-sided t-test of d against delta. Adjusted p below 0.05 and "
-    "a mean above delta: “holds”; a mean below delta: “does not hold”; otherwise “cannot tell "
-    "here”. The claim that both are equal: two one-sided tests at -delta and delta for “holds”; a "
-    "95 % interval wholly outside of them for “does not hold”. The p-values are adjusted by "
-    "Holm's correction over the primary contrasts of all studies; one that is not run counts with "
-    "p = 1.",
-    "Beside it stands “no difference”, which is none that would matter, where the 90 % interval "
-    "lies within -delta and delta, and "
-    "“reversed” where a was claimed to be greater and that interval lies below zero. All other "
-    "comparisons are secondary and get no verdict.",
+    "A seed determines the split into training and validation data, the order and the initial "
+    "weights, which are the same for a and b. There are at least eight seeds. For each of them, d"
+    " is a - b, or log2(a / b) if the unit is a ratio; if a study compares at several places, "
+    "such as models, d is the mean over them. A seed that diverged counts as chance, and a target"
+    " that was not reached counts as the budget of steps. Both arms are tuned in the same way, on"
+    " validation data and with the same number of trials; test data are used once, for the chosen"
+    " runs.",
+    "The claim that a is greater is tested by a two-sided t-test of d against delta. If the "
+    "adjusted p is below 0.05, a mean above delta gives “holds”, and a mean below delta gives "
+    "“does not hold”; otherwise the verdict is “cannot tell here”. The claim that both are equal "
+    "is tested by two one-sided tests at -delta and delta, which give “holds”; a 95 % interval "
+    "completely outside of these bounds gives “does not hold”. The p-values are adjusted by "
+    "Holm's correction over the primary contrasts of all studies; a contrast that is not run "
+    "counts with p = 1.",
+    "The note “no difference” means that the 90 % interval lies between -delta and delta, so that"
+    " there is no difference that would matter. The note “reversed” means that a was claimed to "
+    "be greater and that interval lies below zero. All other comparisons are secondary and get no"
+    " verdict.",
 )
 PLACE = re.compile(r"<!--verdict-->.*?<!--/verdict-->", re.DOTALL)
 
@@ -57,8 +59,8 @@ class Entry:
     """A reported study.
 
     Attributes:
-        compared: what the seeds say; None where there are too few, or the study has no contrast.
-        open_because: why there is no verdict yet; None where there is one, or no contrast.
+        compared: the comparison; None if there are too few seeds, or the study has no contrast.
+        open_because: the reason why there is no verdict; None with a verdict or without a contrast.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Entry:
 
 
 class Verdict(NamedTuple):
-    """The word on a claim, its adjusted p-value, and how many contrasts were corrected for."""
+    """The verdict on a claim, its adjusted p-value, and the size of the family."""
 
     word: str
     p: float | None
@@ -85,12 +87,12 @@ class Verdict(NamedTuple):
 
 
 def write_entry(output: Path, entry: Entry) -> None:
-    """Leave what a report found, for the verdicts of the others."""
+    """Write the results of a report, for the verdicts of other reports."""
     (output / f"{entry.name}{SUFFIX}").write_text(json.dumps(asdict(entry), indent=1))
 
 
 def keep_entry(folder: Path, entry: Entry) -> None:
-    """Write what a report found to be committed: short numbers, and equal ones give equal bytes."""
+    """Write the results of a report for a commit: numbers are short, and the bytes reproducible."""
     text = json.dumps(_rounded(asdict(entry)), indent=1, ensure_ascii=False)
     (folder / f"{entry.name}{KEPT}").write_text(f"{text}\n")
 
@@ -104,7 +106,7 @@ def _rounded(value: Any) -> Any:
 
 
 def read_entries(folder: Path, suffix: str = SUFFIX) -> list[Entry]:
-    """Return what all reports found, by name."""
+    """Return the results of all reports, sorted by name."""
     return [_entry(json.loads(path.read_text())) for path in sorted(folder.glob(f"*{suffix}"))]
 
 
@@ -114,10 +116,10 @@ def _entry(values: dict[str, Any]) -> Entry:
 
 
 def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]:
-    """Return the verdicts of the entries that are of the family, by the name of the study.
+    """Return the verdicts of the entries in the family, by the name of the study.
 
     Args:
-        entries: what was reported; those of other studies get no verdict and correct nothing.
+        entries: the reported studies. Studies outside the family get no verdict and do not count.
         family: the names of all studies that have a primary contrast. Those that are open or not
             reported count with p = 1.
     """
@@ -132,7 +134,7 @@ def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]
 
 
 def refresh(output: Path, family: Sequence[str]) -> dict[str, Verdict]:
-    """Write the verdicts of all pages and the index anew, and return the verdicts."""
+    """Write the verdicts of all pages and the index again, and return the verdicts."""
     entries = read_entries(output)
     verdicts = judge(entries, family)
     for entry in entries:
@@ -142,14 +144,14 @@ def refresh(output: Path, family: Sequence[str]) -> dict[str, Verdict]:
 
 
 def fill(path: Path, entry: Entry, judged: Verdict | None) -> None:
-    """Write the verdict of a page, if it is there."""
+    """Write the verdict into a page, if the page exists."""
     if path.exists():
-        shown = f"<!--verdict-->{verdict_box(entry, judged)}<!--/verdict-->"
-        path.write_text(PLACE.sub(lambda _: shown, path.read_text()))
+        box = f"<!--verdict-->{verdict_box(entry, judged)}<!--/verdict-->"
+        path.write_text(PLACE.sub(lambda _: box, path.read_text()))
 
 
 def verdict_text(entry: Entry, judged: Verdict | None) -> str:
-    """Return the verdict in a sentence, with the numbers it rests on."""
+    """Return the verdict in a sentence with its numbers."""
     if judged is None:
         return _no_verdict(entry)
     if entry.open_because is not None:
@@ -172,25 +174,22 @@ def _no_verdict(entry: Entry) -> str:
 
 def numbers(compared: Comparison) -> str:
     """Return the mean, its interval, the threshold and the number of seeds."""
-    low, high = (compared.shown(bound) for bound in compared.interval95)
+    low, high = (compared.text(bound) for bound in compared.interval95)
     return (
-        f"mean {compared.shown(compared.mean)}, 95 % interval {low} to {high}, "
+        f"mean {compared.text(compared.mean)}, 95 % interval {low} to {high}, "
         f"{_wanted(compared)}, {len(compared.seeds)} seeds"
     )
 
 
 def _wanted(compared: Comparison) -> str:
-    delta = compared.shown(compared.delta, sign=False)
+    delta = compared.text(compared.delta, sign=False)
     if compared.direction == "equal":
         return f"where at most {delta} counts as equal"
     return f"where more than {delta} would matter"
 
 
 def verdict_box(entry: Entry, judged: Verdict | None) -> str:
-    """Return the claim and the verdict as a page shows them."""
-    word, colon, rest = verdict_text(entry, judged).partition(":")
-    kind = judged.word.replace(" ", "-") if judged else "none"
-    said = f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
+    """Return the claim and the verdict as HTML."""
     claim = terms(
         [("claim", entry.claim), ("source", entry.source), ("expected", entry.expectation)]
     )
@@ -204,23 +203,30 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
                 ("counted", " ".join(compared.remarks)),
             ]
         )
-    return f'{claim}<div class="verdict {kind}">{said}{arms}</div>'
+    return f'{claim}<div class="verdict {_kind(judged)}">{_sentence(entry, judged)}{arms}</div>'
+
+
+def _kind(judged: Verdict | None) -> str:
+    return judged.word.replace(" ", "-") if judged else "none"
+
+
+def _sentence(entry: Entry, judged: Verdict | None) -> str:
+    word, colon, rest = verdict_text(entry, judged).partition(":")
+    return f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
 
 
 def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Verdict]) -> None:
-    parts = ["<h1>Studies</h1>", caption(_counts(verdicts))]
+    sections = ["<h1>Studies</h1>", caption(_counts(verdicts))]
     for entry in entries:
         judged = verdicts.get(entry.name)
-        kind = judged.word.replace(" ", "-") if judged else "none"
-        word, colon, rest = verdict_text(entry, judged).partition(":")
         link = f'<a href="{escape(entry.name)}.html">{escape(entry.name)}</a>'
-        parts.append(
-            f'<section class="verdict {kind}"><h3>{link}</h3><p>{escape(entry.question or "")}</p>'
-            f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
+        sections.append(
+            f'<section class="verdict {_kind(judged)}"><h3>{link}</h3>'
+            f"<p>{escape(entry.question or '')}</p>{_sentence(entry, judged)}"
             f'{_strip(entry)}<p class="caption">{escape(entry.done)}</p></section>'
         )
-    parts += ["<h2>The rule</h2>", rule()]
-    write_page(output / "index.html", "jaxnorm studies", "\n".join(parts))
+    sections += ["<h2>The rule</h2>", rule()]
+    write_page(output / "index.html", "jaxnorm studies", "\n".join(sections))
 
 
 def _strip(entry: Entry) -> str:
@@ -228,7 +234,7 @@ def _strip(entry: Entry) -> str:
 
 
 def rule() -> str:
-    """Return the rule of the verdict as a page says it."""
+    """Return the rule of the verdict as HTML."""
     return "".join(f"<p>{escape(text)}</p>" for text in RULE)
 
 

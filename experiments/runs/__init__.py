@@ -1,1 +1,1 @@
-"""What a run is and what it leaves on the disk."""
+"""The identity of a run and its files."""

@@ -1,4 +1,4 @@
-"""Digests of the code and the data that make a run's result."""
+"""Digests of the code and the data that determine the result of a run."""
 
 import ast
 import contextlib
@@ -20,7 +20,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def made_from(config: Config) -> dict[str, str]:
     """Return digests of the code that trains a run and of the files of its data.
 
-    Where these are not to be had there is none of the data.
+    There is no digest of the data if its files are not available.
     """
     digests = {"code": code_digest(config)}
     with contextlib.suppress(ConfigError):
@@ -29,10 +29,9 @@ def made_from(config: Config) -> dict[str, str]:
 
 
 def code_digest(config: Config) -> str:
-    """Return a digest of what trains a run: training, its components, and all that they import.
+    """Return a digest of the code of a run: training, its components, and all their imports.
 
-    A new model or data set, a report, a docstring or a comment changes
-    nothing for the runs that are there.
+    A new model or data set, a report, a docstring or a comment does not change the digest.
     """
     targets = [getattr(config, group)["_target_"].rpartition(".")[0] for group in COMPONENTS]
     return _digest((TRAINING, *targets))
@@ -51,7 +50,7 @@ def _digest(roots: tuple[str, ...]) -> str:
 
 
 def _imported(roots: Iterable[str]) -> dict[str, Path]:
-    """Return the files of the modules and of all that they import from `PACKAGES`."""
+    """Return the files of the modules and of all their imports from `PACKAGES`."""
     found: dict[str, Path] = {}
     waiting = list(roots)
     while waiting:
@@ -74,7 +73,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 @functools.cache
 def _tree(path: Path) -> ast.Module:
-    """Return the code of a file without its docstrings."""
+    """Return the syntax tree of a file without docstrings."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
@@ -89,6 +88,6 @@ def _file(name: str) -> Path | None:
         return None
     try:
         spec = find_spec(name)
-    except ModuleNotFoundError:  # a name inside a module
+    except ModuleNotFoundError:  # the name of an object in a module
         return None
     return Path(spec.origin) if spec and spec.origin else None

@@ -1,4 +1,4 @@
-"""Where a run lies: a readable name and a digest of what determines its result."""
+"""The directory of a run: its name has a digest of all that determines the result."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ from typing import Any
 from experiments.config import Config, LocalSync, component
 from experiments.training.parallel import num_devices
 
-# What a run's results do not depend on: how many seeds there are, how steps and seeds are carried,
-# what is saved, the places of files, the processes, the study that asked.
-OF_NO_RESULT = (
+# The result of a seed does not depend on these keys: the number of seeds, how steps and seeds are
+# grouped, what is saved, the paths of files, the processes, and the study.
+NOT_IN_IDENTITY = (
     "seeds",
     "steps_per_call",
     "seeds_together",
@@ -23,16 +23,18 @@ OF_NO_RESULT = (
     "distributed",
     "launcher",
 )
-OF_NO_BATCH = ("directory", "stream", "memory")  # of the data
+DATA_NOT_IN_IDENTITY = ("directory", "stream", "memory")  # keys of the data
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return what determines the result of each seed of a run.
+    """Return the values that determine the result of each seed of a run.
 
-    The number of devices does where each measures its own examples.
+    They include the number of devices if each device measures its own examples.
     """
-    determining = {key: value for key, value in asdict(config).items() if key not in OF_NO_RESULT}
-    determining["data"] = {k: v for k, v in config.data.items() if k not in OF_NO_BATCH}
+    determining = {
+        key: value for key, value in asdict(config).items() if key not in NOT_IN_IDENTITY
+    }
+    determining["data"] = {k: v for k, v in config.data.items() if k not in DATA_NOT_IN_IDENTITY}
     determining["parallel"] = {"name": config.parallel.name}
     if config.steps is not None:
         del determining["epochs"]
@@ -44,7 +46,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def run_directory(config: Config) -> Path:
-    """Return the directory of a run. Studies share their runs."""
+    """Return the directory of a run. Studies can share runs."""
     names = (config.data["name"], config.model["name"], config.norm["name"])
     return Path(config.output) / "-".join(
         (*names, f"batch{config.batch_size}", _digest(identity(config)))
@@ -52,7 +54,7 @@ def run_directory(config: Config) -> Path:
 
 
 def program_key(config: Config) -> str:
-    """Return a digest of what determines a run's compiled program: all but its numbers."""
+    """Return a digest of the values that determine the compiled program of a run."""
     shared = identity(config)
     for name in component("optimizer", config.optimizer).func.NUMBERS:
         del shared["optimizer"][name]

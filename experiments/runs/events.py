@@ -1,23 +1,23 @@
-"""TensorBoard events of a seed: its history, scalar by scalar."""
+"""The history of a seed as TensorBoard events."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-OF_NO_SCALAR = ("step", "time", "quantiles")
+NOT_SCALARS = ("step", "time", "quantiles")
 
 
 class Events:
     """The events of one seed.
 
-    Those that are there are written anew from the history that is kept, so that a seed which went
-    on from a checkpoint has none twice.
+    The constructor writes the events of the kept history again, so that a seed that resumes from a
+    checkpoint has no event twice.
     """
 
     def __init__(self, directory: Path, history: Sequence[dict[str, Any]]) -> None:
-        # Imported here, as it imports torch where that is installed. It writes when it is told to,
-        # where SummaryWriter has a thread.
+        # Imported here because it imports torch if that is installed. Unlike SummaryWriter it has
+        # no thread of its own.
         from tensorboardX.event_file_writer import EventsWriter
 
         for old in directory.glob("events.out.tfevents.*"):
@@ -39,13 +39,13 @@ class Events:
         self._writer.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a full disk, which was told
+        with contextlib.suppress(OSError):  # the disk is full, which was reported before
             self._writer.close()
 
 
 def _scalars(record: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
     for key, value in record.items():
-        if isinstance(value, dict) and key not in OF_NO_SCALAR:
+        if isinstance(value, dict) and key not in NOT_SCALARS:
             yield from _scalars(value, (*path, key))
-        elif isinstance(value, int | float) and key not in OF_NO_SCALAR:
+        elif isinstance(value, int | float) and key not in NOT_SCALARS:
             yield "/".join((*path, key)), value

@@ -1,4 +1,4 @@
-"""What a run leaves: config.yaml, and of each seed history.jsonl and last of all result.json."""
+"""The files of a run: config.yaml, and for each seed history.jsonl and then result.json."""
 
 import json
 import math
@@ -22,22 +22,22 @@ RESULT = "result.json"
 
 
 def seed_directory(directory: Path, seed: int) -> Path:
-    """Return where a seed of a run keeps its files."""
+    """Return the directory of a seed."""
     return directory / f"seed-{seed}"
 
 
-def seeds_there(directory: Path) -> list[int]:
-    """Return the seeds that have begun."""
+def existing_seeds(directory: Path) -> list[int]:
+    """Return the seeds that have started."""
     return sorted(int(path.name.removeprefix("seed-")) for path in directory.glob("seed-*"))
 
 
 def finished(directory: Path, seed: int) -> bool:
-    """Whether a seed has its result. One that was interrupted has none."""
+    """Return whether a seed has a result. An interrupted seed has none."""
     return (seed_directory(directory, seed) / RESULT).exists()
 
 
 def is_stale(config: Config, result: dict[str, Any]) -> bool:
-    """Whether a result was made by other code, or of other data, than is there now."""
+    """Return whether the code or the data have changed since a result was made."""
     return any(result.get(key) != digest for key, digest in made_from(config).items())
 
 
@@ -58,7 +58,7 @@ def read_config(directory: Path) -> Config:
 
 
 def read_history(directory: Path, seed: int) -> list[dict[str, Any]]:
-    """Return a record of each evaluation; a value that was not finite is None."""
+    """Return a record of each evaluation. A value that was not finite is None."""
     path = seed_directory(directory, seed) / HISTORY
     if not path.exists():
         return []
@@ -67,7 +67,7 @@ def read_history(directory: Path, seed: int) -> list[dict[str, Any]]:
 
 
 def cut_history(directory: Path, seed: int, step: int) -> list[dict[str, Any]]:
-    """Drop the records after a step, from which a seed goes on; return the others."""
+    """Remove the records after a step from which a seed resumes, and return the others."""
     kept = [record for record in read_history(directory, seed) if record["step"] <= step]
     lines = [json.dumps(record, allow_nan=False) + "\n" for record in kept]
     _write(seed_directory(directory, seed) / HISTORY, "".join(lines))
@@ -81,14 +81,14 @@ def add_to_history(directory: Path, seed: int, record: dict[str, Any]) -> None:
 
 
 def write_result(directory: Path, seed: int, config: Config, result: dict[str, Any]) -> None:
-    """Write what a seed reached, with what made it."""
+    """Write the result of a seed, with the device, the versions and the code."""
     made_by = {"device": _device(), "versions": _versions(), **made_from(config)}
     text = json.dumps(finite(result) | made_by, indent=1, allow_nan=False)
     _write(seed_directory(directory, seed) / RESULT, text)
 
 
 def read_result(directory: Path, seed: int) -> dict[str, Any] | None:
-    """Return what a seed reached, the device, the versions and the code; None if it has not.
+    """Return the result of a seed with device, versions and code, or None without a result.
 
     Raises:
         ConfigError: the file is damaged.
@@ -100,12 +100,12 @@ def read_result(directory: Path, seed: int) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(
-            f"{path} is damaged ({error}); delete it, and the seed is trained again"
+            f"{path} is damaged ({error}); delete it to train the seed again"
         ) from error
 
 
 def finite(values: Any) -> Any:
-    """Return numbers, in dicts and lists, as JSON has them: None where they are not finite."""
+    """Convert numbers in dicts and lists for JSON: one that is not finite becomes None."""
     if isinstance(values, dict):
         return {key: finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
@@ -116,7 +116,7 @@ def finite(values: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file so that it is either there as a whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     os.replace(partial, path)
@@ -134,7 +134,7 @@ def _device() -> dict[str, Any]:
 
 
 def _cores() -> int | None:
-    """Return how many cores this process may use: XLA shares a sum among as many threads."""
+    """Return how many cores this process may use. XLA splits a sum among that many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

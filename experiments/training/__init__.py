@@ -1,1 +1,1 @@
-"""Training: the optimizer, the step on the devices, the loop, checkpoints."""
+"""Training: optimizers, training steps on devices, the training loop, and checkpoints."""

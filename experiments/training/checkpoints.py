@@ -1,4 +1,4 @@
-"""Checkpoints of a seed in training, with orbax: written as a whole or not at all."""
+"""Checkpoints of a seed in training. Orbax writes them atomically."""
 
 import contextlib
 import errno
@@ -15,12 +15,12 @@ import orbax.checkpoint as ocp
 from experiments.errors import ConfigError
 
 FINAL = "final"
-ROOM = 1_000_000  # bytes beside the arrays; orbax, stopped amid a checkpoint, fills the terminal
+ROOM = 1_000_000  # bytes besides the arrays; if orbax fails inside a save, it fills the terminal
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The newest checkpoints of one seed, numbered by their step."""
+    """The newest checkpoints of one seed, identified by their step."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         options = ocp.CheckpointManagerOptions(
@@ -30,28 +30,28 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def steps(self) -> list[int]:
-        """Return the steps of the checkpoints that were written to their end, newest first."""
+        """Return the steps of the complete checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
-        """Write a checkpoint, and then remove those that are too many."""
+        """Write a checkpoint, then remove the oldest ones beyond the limit."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self._directory).free < size + ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
         self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def restore(self, step: int, like: Any) -> Any | None:
-        """Return the state of a checkpoint, as `like` in structure; None where it is damaged."""
+        """Return the state of a checkpoint with the structure of `like`; None if it is damaged."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except Exception as error:  # orbax raises just that for a file cut short
+        except Exception as error:  # orbax raises no specific error for a truncated file
             reason = str(error.__cause__ or error).strip().splitlines()[0]
-            log.warning("checkpoint %s/%d is passed over: %s", self._directory, step, reason)
+            log.warning("checkpoint %s/%d is skipped: %s", self._directory, step, reason)
             return None
 
     def drop_after(self, step: int) -> None:
-        """Remove the checkpoints that were passed over, which will be written again."""
+        """Remove later checkpoints that were skipped, because they will be written again."""
         for later in (other for other in self.steps() if other > step):
             self._manager.delete(later)
 
@@ -60,7 +60,7 @@ class Checkpoints:
 
 
 def save_final(directory: Path, variables: Any) -> None:
-    """Write what a model needs for evaluation."""
+    """Write the variables that evaluation needs."""
     target = (directory / FINAL).absolute()
     shutil.rmtree(target, ignore_errors=True)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -68,21 +68,21 @@ def save_final(directory: Path, variables: Any) -> None:
 
 
 def restore_final(directory: Path) -> Any:
-    """Return the final parameters and statistics of a seed, {"params", "batch_stats"}, in NumPy."""
+    """Return the final {"params", "batch_stats"} of a seed as NumPy arrays."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore((directory / FINAL).absolute())
 
 
 @contextlib.contextmanager
-def telling_of_a_full_disk(directory: Path) -> Iterator[None]:
-    """Raise `ConfigError` where something could not be written for want of room."""
+def full_disk_as_config_error(directory: Path) -> Iterator[None]:
+    """Raise `ConfigError` if a write failed because the disk is full."""
     try:
         yield
-    except Exception as error:  # TensorStore raises a ValueError with the system's words
+    except Exception as error:  # TensorStore raises a ValueError with the message of the system
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or "quota exceeded" in str(error):
             raise ConfigError(
-                f"the disk is full: {directory} could not be written. What was saved before is "
-                "kept; make room, and the same command goes on from there"
+                f"the disk is full: {directory} could not be written. Earlier results are kept; "
+                "free space, and repeat the command to continue from there"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""What is watched of a network in training: gradients, statistics, distributions, by layer."""
+"""Gradients, statistics and distributions of each layer during training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,26 +7,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.training.accumulation import is_statistics
-
-QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, draw three of them
-MOST_VALUES = 16_384  # of a layer, from which its quantiles are taken: a sort is slow on a CPU
+QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, plot three of them
+MAX_VALUES = 16_384  # values of a layer that are used for quantiles: sorting is slow on a CPU
 
 
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
-    """Return the Euclidean norm of the gradient of each layer's parameters."""
-    return {name: optax.tree.norm(layer) for name, layer in _layers(grads, _is_layer)}
+    """Return the Euclidean norm of the gradient of the parameters of each layer."""
+    return {name: optax.tree.norm(layer) for name, layer in layers(grads, _is_layer)}
 
 
 def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str, Any]:
-    """Return how far the batch of a step was from the running statistics, by normalization.
+    """Return the distance of the batch of a step from the running statistics, by normalization.
 
-    From what the step changed: batch - old = (new - old) / share, where the batch's share is
-    1 - momentum, or that of its count where all batches are merged (of the variance that leaves
-    out what is between them). `mean` is the average over channels of |mean_B - mean| / sqrt(var),
-    `var` that of |var_B - var| / var. Statistics that are frozen do not change: 0.
+    It follows from the change in the step: batch - old = (new - old) / share. The share of the
+    batch is 1 - momentum, or that of its count if all batches are merged. (Then the difference
+    between batch means is not part of the variance.) `mean` is the average over channels of
+    |mean_B - mean| / sqrt(var), and `var` that of |var_B - var| / var. Frozen statistics give 0.
     """
-    after = dict(_layers(new, is_statistics))
+    after = dict(layers(new, _is_statistics))
 
     def distance(name: str, stats: Any) -> dict[str, jax.Array]:
         share = jnp.maximum(_share(stats, after[name], momentum), 1e-6)
@@ -38,7 +36,7 @@ def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str,
             "var": jnp.mean(jnp.abs(var) / scale),
         }
 
-    return {name: distance(name, stats) for name, stats in _layers(old, is_statistics)}
+    return {name: distance(name, stats) for name, stats in layers(old, _is_statistics)}
 
 
 def _share(old: Any, new: Any, momentum: float | None) -> Any:
@@ -48,10 +46,9 @@ def _share(old: Any, new: Any, momentum: float | None) -> Any:
 
 
 def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
-    """Return `QUANTILES` of what went into each normalization, of what came out, and of one unit.
+    """Return `QUANTILES` of the input, of the output and of one unit of each normalization.
 
-    The unit is the first channel of what came out. What a place's mask leaves out, padding, is left
-    out.
+    The unit is the first channel of the output. Masked positions, which are padding, do not count.
     """
     return {
         name: {
@@ -62,12 +59,12 @@ def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
                 ("unit", place["output"][0][..., :1]),
             )
         }
-        for name, place in _layers(captured, lambda tree: "input" in tree)
+        for name, place in layers(captured, is_normalization)
     }
 
 
 def _quantiles(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Return the quantiles of values, where `mask`, of their first axes; nan if one of them is."""
+    """Return the quantiles of values where `mask`, of their first axes, is True. NaN gives NaN."""
     few = _few(values).astype(jnp.float32)
     if mask is None:
         return jnp.quantile(few, jnp.array(QUANTILES))
@@ -78,18 +75,27 @@ def _quantiles(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def _few(values: jax.Array) -> jax.Array:
-    return jnp.ravel(values)[:: -(-values.size // MOST_VALUES)]
+    return jnp.ravel(values)[:: -(-values.size // MAX_VALUES)]
 
 
 def _is_layer(tree: Any) -> bool:
     return any(not isinstance(value, dict) for value in tree.values())
 
 
-def _layers(tree: Any, is_one: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def _is_statistics(tree: Any) -> bool:
+    return "mean" in tree
+
+
+def is_normalization(tree: Any) -> bool:
+    """Return whether this dict holds the intermediates of a normalization."""
+    return "input" in tree
+
+
+def layers(tree: Any, is_one: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Yield the path and the dict of every layer in a tree of dicts."""
     if is_one(tree):
         yield "/".join(path), tree
         return
     for name, branch in tree.items():
         if isinstance(branch, dict):
-            yield from _layers(branch, is_one, (*path, name))
+            yield from layers(branch, is_one, (*path, name))

@@ -1,4 +1,4 @@
-"""The training loop: one seed, or several together, from where they are to their end."""
+"""The training loop for one seed, or for several seeds together."""
 
 import hashlib
 import math
@@ -21,67 +21,67 @@ from experiments.training.state import State, Sums
 from experiments.training.timing import step_times
 
 EVALUATION_BATCH = 512
-FITTED_EXAMPLES = 5_000  # of the training set, on which the final model is evaluated
-WATCHED_EXAMPLES = 256  # of the validation set, from which quantiles are taken
-SECONDS_BETWEEN_SIGNS = 1.0
+FITTED_EXAMPLES = 5_000  # training examples that the final model is evaluated on
+WATCHED_EXAMPLES = 256  # validation examples that quantiles are computed from
+SECONDS_BETWEEN_REPORTS = 1.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 DONE, DIVERGED, STOPPED = "done", "diverged", "stopped"
 
 
-class Member(NamedTuple):
-    """One seed of one configuration. Those trained together share a program."""
+class SeedRun(NamedTuple):
+    """One seed of one configuration. Seeds that are trained together share a program."""
 
     config: Config
     seed: int
 
 
 class Saved(NamedTuple):
-    """A checkpoint: the state, which holds keys and the position in the data, and its seconds."""
+    """A checkpoint: the state, with keys and the position in the data, and the seconds so far."""
 
     state: State
     seconds: Any
 
 
-class Keeper(Protocol):
-    """Who keeps what the loop tells of a seed (`experiments.launch.run`)."""
+class Callbacks(Protocol):
+    """The loop calls these methods for each seed; `experiments.launch.run` implements them."""
 
     def saved_steps(self) -> list[int]:
-        """Return the steps of the checkpoints that are there, newest first."""
+        """Return the steps of the existing checkpoints, newest first."""
 
     def restore(self, step: int, like: Saved) -> Saved | None:
-        """Return a checkpoint, or None where it is damaged."""
+        """Return a checkpoint, or None if it is damaged."""
 
     def save(self, step: int, saved: Saved) -> None:
-        """Keep a checkpoint."""
+        """Write a checkpoint."""
 
     def on_start(self, step: int) -> None:
-        """Training goes on from here; what was recorded after this step will be again."""
+        """Training starts at this step. Records after it will be written again."""
 
-    def on_sign(self, step: int, loss: float) -> None:
+    def on_progress(self, step: int, loss: float) -> None:
         """Training is at this step, with this mean loss since the last evaluation."""
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
         """An evaluation gave this record."""
 
     def on_end(self, result: dict[str, Any], variables: dict[str, Any]) -> None:
-        """The seed reached this, with these parameters and statistics."""
+        """The seed ended with this result and these parameters and statistics."""
 
 
 def fit(
-    program: Program, made: Setup, members: Sequence[Member], keepers: Sequence[Keeper]
+    program: Program, setup: Setup, runs: Sequence[SeedRun], callbacks: Sequence[Callbacks]
 ) -> None:
-    """Train the members from where they are to their ends; several where the program says so."""
-    training = _Training(program, made, members, keepers)
+    """Train seeds to their ends: one, or several together if the program is for several."""
+    training = _Training(program, setup, runs, callbacks)
     state = training.start()
     step = int(np.ravel(jax.device_get(state.step))[0])
-    for keeper in keepers:
-        keeper.on_start(step)
+    for callback in callbacks:
+        callback.on_start(step)
     for length, batches in training.calls(step):
         state = program.train(state, batches)
         before, step = step, step + length
-        last = step == made.total_steps
-        training.give_sign(state, step)
+        last = step == setup.total_steps
+        training.report_progress(state, step)
         if last or step // training.every > before // training.every:
             state = training.evaluate(state, step)
         if training.all_ended:
@@ -91,93 +91,95 @@ def fit(
 
 
 class _Training:
-    """What the loop needs besides the state: the data, what was reached, the time."""
+    """The loop apart from the state: the data, the results and the time."""
 
     def __init__(
         self,
         program: Program,
-        made: Setup,
-        members: Sequence[Member],
-        keepers: Sequence[Keeper],
+        setup: Setup,
+        runs: Sequence[SeedRun],
+        callbacks: Sequence[Callbacks],
     ) -> None:
-        self.program, self.made, self.members, self.keepers = program, made, members, keepers
-        self.config = members[0].config
-        self.datasets = [made.source.load(member.seed) for member in members]
-        self.every = evaluation_steps(self.config, made)
-        self.ended = [False] * len(members)
+        self.program, self.setup, self.runs, self.callbacks = program, setup, runs, callbacks
+        self.config = runs[0].config
+        self.datasets = [setup.source.load(run.seed) for run in runs]
+        self.every = evaluation_steps(self.config, setup)
+        self.ended = [False] * len(runs)
         self.seconds = 0.0
-        self.clock = self.sign = self.saved = time.perf_counter()
+        self.clock = self.reported = self.saved = time.perf_counter()
 
     @property
     def all_ended(self) -> bool:
         return all(self.ended)
 
     def start(self) -> State:
-        """Return the state of the newest checkpoint that all members have whole, or the first."""
-        members = [self.program.init(*member) for member in self.members]
-        first = parallel.replicate(self._together(members), self.program.devices)
-        common = set.intersection(*(set(keeper.saved_steps()) for keeper in self.keepers))
+        """Return the state of the newest intact checkpoint of all seeds, or the initial state."""
+        states = [self.program.init(*run) for run in self.runs]
+        first = parallel.replicate(self._stack_runs(states), self.program.devices)
+        common = set.intersection(*(set(callback.saved_steps()) for callback in self.callbacks))
         for step in sorted(common, reverse=True):
-            like = [Saved(self._of(first, i), np.zeros(())) for i in range(len(members))]
-            restored = [k.restore(step, saved) for k, saved in zip(self.keepers, like, strict=True)]
+            like = [Saved(self._select(first, i), np.zeros(())) for i in range(len(states))]
+            restored = [
+                c.restore(step, saved) for c, saved in zip(self.callbacks, like, strict=True)
+            ]
             if hosts.all_agree(all(saved is not None for saved in restored)):
                 self.seconds = float(restored[0].seconds)
                 states = [jax.device_get(saved.state) for saved in restored]
-                return parallel.replicate(self._together(states), self.program.devices)
+                return parallel.replicate(self._stack_runs(states), self.program.devices)
         return first
 
     def calls(self, step: int) -> Iterator[tuple[int, Batch]]:
-        """Yield the batches of each call of the program, and for how many steps they are."""
-        of_members = self._batches(self.config.batch_size, self.program.batch_multiple, step)
-        while step < self.made.total_steps:
+        """Yield the number of steps and the batches of each call of the program."""
+        per_run = self._batches(self.config.batch_size, self.program.batch_multiple, step)
+        while step < self.setup.total_steps:
             length = self._call_length(step)
             if self.program.steps_per_call > 1:
-                batches = [_stack(list(islice(batches, length))) for batches in of_members]
+                batches = [_stack(list(islice(batches, length))) for batches in per_run]
             else:
-                batches = [next(batches) for batches in of_members]
-            yield length, self._together(batches)
+                batches = [next(batches) for batches in per_run]
+            yield length, self._stack_runs(batches)
             step += length
 
     def _batches(self, size: int, multiple: int, step: int) -> list[Iterator[Batch]]:
-        """Return each member's batches of training from a step on; of each what is here."""
-        part = parallel.own_part(self.program.devices, -(-size // multiple) * multiple)
+        """Return the training batches of each seed from a step on, as this process reads them."""
+        shard = parallel.local_shard(self.program.devices, -(-size // multiple) * multiple)
         return [
-            self.made.source.batches(dataset, size, multiple=multiple, seed=member.seed).from_step(
-                step, part
+            self.setup.source.batches(dataset, size, multiple=multiple, seed=run.seed).from_step(
+                step, shard
             )
-            for member, dataset in zip(self.members, self.datasets, strict=True)
+            for run, dataset in zip(self.runs, self.datasets, strict=True)
         ]
 
     def _call_length(self, step: int) -> int:
-        """As many steps as a call takes, but never over an evaluation or the end."""
+        """Return the number of steps of a call, which ends at an evaluation or the last step."""
         most = min(self.program.steps_per_call, self.config.checkpoint_every or self.every)
-        return min(most, self.every - step % self.every, self.made.total_steps - step)
+        return min(most, self.every - step % self.every, self.setup.total_steps - step)
 
-    def give_sign(self, state: State, step: int) -> None:
-        """Tell now and then how far training is; reading the loss waits for the steps."""
+    def report_progress(self, state: State, step: int) -> None:
+        """Report the progress from time to time. Reading the loss waits for the steps."""
         now = time.perf_counter()
-        if now - self.sign < SECONDS_BETWEEN_SIGNS:
+        if now - self.reported < SECONDS_BETWEEN_REPORTS:
             return
-        self.sign = now
+        self.reported = now
         sums_of_all = jax.device_get(state.sums)
-        for i, keeper in enumerate(self.keepers):
-            sums = self._of(sums_of_all, i)
-            keeper.on_sign(step, float(sums.loss) / max(float(sums.examples), 1.0))
+        for i, callback in enumerate(self.callbacks):
+            sums = self._select(sums_of_all, i)
+            callback.on_progress(step, float(sums.loss) / max(float(sums.examples), 1.0))
 
     def evaluate(self, state: State, step: int) -> State:
-        """Record what was reached since the last evaluation, and end what ends here."""
+        """Record the results since the last evaluation, and end the seeds that are finished."""
         deployed = self._deployed(state)
         validated = self._evaluated(deployed, [dataset.validation for dataset in self.datasets])
         watched = [self._quantiles(deployed), state.watched]
         read = jax.device_get((state.sums, *watched))
         tested: list[dict[str, float]] = []
-        for i, member in enumerate(self.members):
+        for i, run in enumerate(self.runs):
             if self.ended[i]:
                 continue
-            sums, quantiles, layers = self._of(read, i)
-            record = self._record(member, step, _means(sums, "train"), validated[i], layers)
+            sums, quantiles, layers = self._select(read, i)
+            record = self._record(run, step, _means(sums, "train"), validated[i], layers)
             record["quantiles"] = jax.tree.map(np.ndarray.tolist, quantiles)
-            self.keepers[i].on_evaluation(record)
+            self.callbacks[i].on_evaluation(record)
             ended = self._how_it_ends(record, step)
             if ended:
                 tested = tested or self._tested(deployed)
@@ -186,11 +188,12 @@ class _Training:
         return state._replace(sums=parallel.replicate(nothing, self.program.devices))
 
     def _deployed(self, state: State) -> State:
-        """Return the state whose statistics evaluation normalizes by.
+        """Return the state with the statistics that evaluation normalizes by.
 
-        Recomputed ones are the moments of the first batches of training, each normalized by itself
-        as a step normalizes its micro-batches, and merged by their counts. They are saved with the
-        final model, and training goes on without them.
+        Recomputed statistics are the moments of the first training batches. Each batch is
+        normalized by itself, as a training step normalizes its micro-batches, and the moments are
+        merged by their counts. The final model is saved with these statistics, but training
+        continues without them.
         """
         if self.program.measure is None:
             return state
@@ -200,21 +203,21 @@ class _Training:
         kept = jax.device_get(state.batch_stats)
         seen = parallel.replicate(jn.start_recomputing(kept), self.program.devices)
         batches = zip(*self._batches(size, multiple, 0), strict=True)
-        for of_members in islice(batches, -(-examples // size)):
+        for per_run in islice(batches, -(-examples // size)):
             measuring = state._replace(batch_stats=seen)
-            seen = self.program.measure(measuring, self._together(of_members))
+            seen = self.program.measure(measuring, self._stack_runs(per_run))
         recomputed = jn.finish_recomputing(jax.device_get(seen))
         return state._replace(batch_stats=parallel.replicate(recomputed, self.program.devices))
 
-    def _record(self, member: Member, step: int, *means: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, run: SeedRun, step: int, *means: dict[str, Any]) -> dict[str, Any]:
         trained, validated, layers = means
-        optimizer = self.made.optimizer.with_numbers(member.config.optimizer)
-        rate = optimizer.rate(step - 1, self.config.batch_size, self.made.total_steps)
+        optimizer = self.setup.optimizer.with_numbers(run.config.optimizer)
+        rate = optimizer.rate(step - 1, self.config.batch_size, self.setup.total_steps)
         return {
             "step": step,
-            "epoch": step / self.made.epoch_steps,
+            "epoch": step / self.setup.epoch_steps,
             "time": round(time.time()),
-            "seconds": self._elapsed() / len(self.members),
+            "seconds": self._elapsed() / len(self.runs),
             **trained,
             **{f"validation_{key}": value for key, value in validated.items()},
             "learning_rate": float(rate),
@@ -228,19 +231,19 @@ class _Training:
         target = self.config.target
         if target is not None and record["validation_accuracy"] >= target:
             return STOPPED
-        return DONE if step == self.made.total_steps else None
+        return DONE if step == self.setup.total_steps else None
 
     def _tested(self, state: State) -> list[dict[str, float]]:
-        """Return of each member what a seed ends with: on the test data, and on training examples.
+        """Return the final results of each seed on the test data and on training examples.
 
-        The test data are looked at this once.
+        This is the only use of the test data.
         """
         tested = self._evaluated(state, [dataset.test for dataset in self.datasets])
         fitted = self._evaluated(
             state,
             [dataset.train for dataset in self.datasets],
-            most=FITTED_EXAMPLES,
-            batch=len(self.datasets[0].test.labels),  # is compiled
+            limit=FITTED_EXAMPLES,
+            batch=len(self.datasets[0].test.labels),  # a size that is compiled already
         )
         return [
             {f"test_{key}": value for key, value in of_test.items()}
@@ -256,37 +259,37 @@ class _Training:
         record: dict[str, Any],
         tested: dict[str, float],
     ) -> None:
-        """Hand over what a seed reached."""
+        """Pass the final result of a seed to its callbacks."""
         keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
         result = {key: record[key] for key in keys} | tested
         if ended == DIVERGED:
-            chance = 1 / self.made.spec.num_classes
+            chance = 1 / self.setup.spec.num_classes
             result |= {key: chance if "accuracy" in key else math.nan for key in result}
-        state = self._of(state, i)
+        state = self._select(state, i)
         variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         self.ended[i] = True
-        self.keepers[i].on_end(
+        self.callbacks[i].on_end(
             {
-                "seed": self.members[i].seed,
+                "seed": self.runs[i].seed,
                 "ended": ended,
                 "step": record["step"],
                 **result,
                 "parameters": digest(variables),
-                "seconds": self._elapsed() / len(self.members),
+                "seconds": self._elapsed() / len(self.runs),
                 **self._timed(i),
             },
             variables,
         )
 
     def _timed(self, i: int) -> dict[str, float]:
-        """Time the step of a seed on its first batches, where that is asked for."""
+        """Time the training step of a seed on its first batches, if configured."""
         if self.config.timed_steps is None:
             return {}
         length, batches = next(self.calls(0))
-        return step_times(self.program, *self.members[i], batches, length)
+        return step_times(self.program, *self.runs[i], batches, length)
 
     def is_to_be_saved(self, before: int, step: int) -> bool:
-        """Every so many steps, and every minute where no other process would have to agree."""
+        """Return whether a checkpoint is due, by the step or, in a single process, by time."""
         every = self.config.checkpoint_every
         if every is None:
             return False
@@ -294,9 +297,9 @@ class _Training:
         return step // every > before // every or (late and jax.process_count() == 1)
 
     def save(self, state: State, step: int) -> None:
-        for i, keeper in enumerate(self.keepers):
+        for i, callback in enumerate(self.callbacks):
             if not self.ended[i]:
-                keeper.save(step, Saved(self._of(state, i), np.asarray(self._elapsed())))
+                callback.save(step, Saved(self._select(state, i), np.asarray(self._elapsed())))
         self.saved = time.perf_counter()
 
     def _elapsed(self) -> float:
@@ -307,52 +310,52 @@ class _Training:
         state: State,
         splits: Sequence[Split],
         *,
-        most: int | None = None,
+        limit: int | None = None,
         batch: int = EVALUATION_BATCH,
     ) -> list[dict[str, float]]:
-        """Return the mean loss and the accuracy of each member on its split, or `most` of it.
+        """Return the mean loss and the accuracy of each seed on its split, or on `limit` examples.
 
-        Where groups of examples are normalized by their own statistics, each has its place on one
-        device, and the examples are mixed, since it matters which come together.
+        If groups of examples are normalized by their own statistics, each group lies on one device.
+        The examples are then shuffled, because the composition of the groups matters.
         """
         devices, group = self.program.devices, self.program.group or 1
         multiple = len(devices) * group
         size = -(-min(batch, EVALUATION_BATCH) // group) * group
-        filled = -(-min(size, most or size, len(splits[0].labels)) // multiple) * multiple
-        part = parallel.own_part(devices, filled)
+        padded = -(-min(size, limit or size, len(splits[0].labels)) // multiple) * multiple
+        shard = parallel.local_shard(devices, padded)
         batches = [
             evaluation_batches(
                 split,
                 size,
                 multiple=multiple,
-                part=part,
-                most=most,
-                mixed=self.program.group is not None,
+                shard=shard,
+                limit=limit,
+                shuffled=self.program.group is not None,
             )
             for split in splits
         ]
         sums = [
-            self.program.evaluate(state, self._together(of_members))
-            for of_members in zip(*batches, strict=True)
+            self.program.evaluate(state, self._stack_runs(per_run))
+            for per_run in zip(*batches, strict=True)
         ]
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *jax.device_get(sums))
-        return [_means(self._of(total, i)) for i in range(len(splits))]
+        return [_means(self._select(total, i)) for i in range(len(splits))]
 
     def _quantiles(self, state: State) -> Any:
         few = [
             evaluation_batches(
                 jax.tree.map(lambda array: array[:WATCHED_EXAMPLES], dataset.validation),
                 WATCHED_EXAMPLES,
-                multiple=self.made.norm.batch_multiple,
+                multiple=self.setup.norm.batch_multiple,
             )[0]
             for dataset in self.datasets
         ]
-        return self.program.quantiles(state, self._together(few))
+        return self.program.quantiles(state, self._stack_runs(few))
 
-    def _together(self, trees: Sequence[Any]) -> Any:
+    def _stack_runs(self, trees: Sequence[Any]) -> Any:
         return _stack(trees) if self.program.together else trees[0]
 
-    def _of(self, tree: Any, i: int) -> Any:
+    def _select(self, tree: Any, i: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[i], tree) if self.program.together else tree
 
 
@@ -367,7 +370,7 @@ def _means(sums: Sums, prefix: str = "") -> dict[str, float]:
 
 
 def digest(variables: Any) -> str:
-    """Return a digest of parameters and statistics, the same if and only if all bits are."""
+    """Return a digest of parameters and statistics. It is equal only if all bits are equal."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         total.update(jax.tree_util.keystr(path).encode())

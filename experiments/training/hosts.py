@@ -1,4 +1,4 @@
-"""Several processes, on one machine or many, that train a run together."""
+"""Several processes, on one or more machines, that train a run together."""
 
 import hashlib
 import json
@@ -17,14 +17,12 @@ from jax.experimental import multihost_utils
 from experiments.config import Auto, Config, DistributedConfig, Manual
 from experiments.errors import ConfigError
 
-MOST_NUMBERS = 1000  # that one process tells the others
-
 
 def join(config: DistributedConfig) -> None:
-    """Meet the other processes, if there are any. No JAX device may have been touched before.
+    """Connect to the other processes, if there are any. Must come before any use of a JAX device.
 
     Raises:
-        ConfigError: the others cannot be found.
+        ConfigError: the other processes cannot be found.
     """
     match config:
         case Manual():
@@ -38,7 +36,7 @@ def join(config: DistributedConfig) -> None:
         case _:
             return
     notice = f"waiting up to {config.timeout} s for the other processes"
-    print(notice, file=sys.stderr, flush=True)  # JAX aborts when they do not come
+    print(notice, file=sys.stderr, flush=True)  # JAX aborts the process on a timeout
     try:
         jax.distributed.initialize(
             **arguments,
@@ -54,65 +52,58 @@ def join(config: DistributedConfig) -> None:
         ) from error
 
 
-def are_several() -> bool:
-    """Whether this process has met others."""
+def is_distributed() -> bool:
+    """Return whether this process is connected to others."""
     return jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
-def as_the_first(value: bool) -> bool:
-    """Return what the first process was given, so that all do the same."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
-
-
 def meet(where: str) -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
-def of_the_first(numbers: Sequence[int]) -> list[int]:
-    """Return the numbers, none negative, that the first process was given."""
-    if jax.process_count() == 1:
-        return list(numbers)
-    room = np.full(MOST_NUMBERS, -1)
-    room[: len(numbers)] = numbers[:MOST_NUMBERS]
-    return [int(number) for number in multihost_utils.broadcast_one_to_all(room) if number >= 0]
+def from_first_process(numbers: Sequence[int]) -> list[int]:
+    """Return the numbers that the first process passed."""
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(numbers))))
+    own = np.resize([*numbers, 0], length)  # the values of other processes are ignored
+    return multihost_utils.broadcast_one_to_all(own).tolist() if length else []
 
 
 def all_agree(value: bool) -> bool:
-    """Whether the value is true in every process."""
+    """Return whether the value is true in every process."""
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
-def check_alike(config: Config, name: str) -> None:
-    """Raise `ConfigError` in a process whose run is not that of the first: they would not meet."""
+def check_same_run(config: Config, name: str) -> None:
+    """Raise `ConfigError` in a process whose run differs from that of the first process."""
     values = asdict(config)
     values["distributed"].pop("index", None)
     digest = np.frombuffer(hashlib.sha256(json.dumps(values).encode()).digest(), np.uint8)
     if not np.array_equal(multihost_utils.broadcast_one_to_all(digest), digest):
         raise ConfigError(
-            f"process {jax.process_index()} was to train {name}, and process 0 another run, or the "
-            "same otherwise; give all processes the same configuration, distributed.index apart"
+            f"process {jax.process_index()} has another configuration of {name} than process 0; "
+            "give all processes the same configuration except for distributed.index"
         )
 
 
 def end_all(error: Exception) -> NoReturn:
-    """End this process at once where there are others, and thereby those; else raise the error.
+    """Exit this process, which ends the others too. Without others, raise the error.
 
-    An orderly end would wait for the others, which wait in a step for this process.
+    A regular exit would wait for the other processes, and these wait in a step for this process.
     """
-    if not are_several():
+    if not is_distributed():
         raise error
     if isinstance(error, JaxRuntimeError):
         message = (
-            f"error: process {jax.process_index()} of {jax.process_count()} ends, because a step "
+            f"error: process {jax.process_index()} of {jax.process_count()} ends because a step "
             "of all processes failed; most likely another process has ended, and its output says "
             f"why ({str(error).splitlines()[0]})"
         )

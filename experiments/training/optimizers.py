@@ -1,6 +1,6 @@
-"""Optimizers and the course of their learning rate.
+"""Optimizers and learning rate schedules.
 
-What is a number here may be a traced one, so that runs which differ in numbers share a program.
+Numbers can be traced, so that runs that differ only in numbers share a program.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ import jaxnorm as jn
 from experiments.errors import at_least, choice, fraction, positive
 
 SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
-BATCH = 32  # at which the learning rate is the one that was given
-STEP_DROPS = (0.5, 0.75)  # of the steps, at which `step` divides the rate by 10
+BATCH = 32  # the batch size for which the learning rate is given
+STEP_DROPS = (0.5, 0.75)  # fractions of the steps after which `step` divides the rate by 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What all optimizers share.
+    """The common part of all optimizers.
 
     Attributes:
         learning_rate: the peak at a batch size of 32.
-        scaling: how it grows with the batch size B: linear (B / 32; Goyal et al. 2017), sqrt
-            (its root; Hoffer et al. 2017) or none.
-        schedule: after the warm-up constant, cosine (to 0) or step (a tenth from half and from
-            three quarters of the steps).
+        scaling: the factor for a batch size B: linear (B / 32; Goyal et al. 2017), sqrt (its root;
+            Hoffer et al. 2017) or none.
+        schedule: after the warm-up: constant, cosine (to 0), or step (divided by 10 after half and
+            after three quarters of the steps).
         warmup: the fraction of the steps in which the rate grows linearly from 0.
-        weight_decay: of weights, not of biases and not of the scales of normalizations.
-        clip_norm: the largest norm of a gradient; None for any.
+        weight_decay: the decay of weights, but not of biases and of the scales of normalizations.
+        clip_norm: the largest norm of a gradient; None means no limit.
     """
 
     learning_rate: float
@@ -45,11 +45,11 @@ class Optimizer:
     NUMBERS: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")
 
     def update_rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        """Return the optimizer itself, with its weight decay."""
+        """Return the optimizer with its weight decay."""
         raise NotImplementedError
 
     def transformation(self, batch_size: int, total_steps: int) -> optax.GradientTransformation:
-        """Return all that is done to the gradient of the mean loss of a batch."""
+        """Return all transformations of the gradient of the mean loss of a batch."""
 
         def rate(step: jax.Array) -> jax.Array:
             return self.rate(step, batch_size, total_steps)
@@ -64,24 +64,24 @@ class Optimizer:
         return dataclasses.replace(self, **{name: values[name] for name in self.NUMBERS})
 
     def rate(self, step: Any, batch_size: int, total_steps: int) -> jax.Array:
-        """Return the learning rate of a step, which counts from 0."""
+        """Return the learning rate of a step; steps count from 0."""
         peak = self.learning_rate * SCALINGS[self.scaling](batch_size / BATCH)
         return peak * self._course(total_steps)(step)
 
     def _course(self, total_steps: int) -> optax.Schedule:
-        """Return the schedule of a rate whose peak is 1."""
+        """Return a schedule whose peak is 1."""
         warmup = min(round(self.warmup * total_steps), total_steps - 1)
         if self.schedule == "cosine":
             return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, total_steps)
         drops = STEP_DROPS if self.schedule == "step" else ()
-        # Of the joined schedules the second counts from the end of the first.
+        # The second of the joined schedules counts from the end of the first.
         after = optax.piecewise_constant_schedule(
             1.0, {round(drop * total_steps) - warmup: 0.1 for drop in drops}
         )
         return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup])
 
     def problems(self) -> Iterator[str]:
-        """Yield what cannot be right."""
+        """Yield what is wrong with the values."""
         yield from positive("optimizer.learning_rate", self.learning_rate)
         yield from choice("optimizer.scaling", self.scaling, list(SCALINGS))
         yield from choice("optimizer.schedule", self.schedule, ["constant", "cosine", "step"])
@@ -93,7 +93,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent; the decay is added to the gradient (L2 regularization)."""
+    """Stochastic gradient descent. Weight decay is added to the gradient (L2 regularization)."""
 
     momentum: float
     nesterov: bool
@@ -113,7 +113,7 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015); the decay is added to the gradient (L2 regularization)."""
+    """Adam (Kingma & Ba 2015). Weight decay is added to the gradient (L2 regularization)."""
 
     b1: float
     b2: float

@@ -1,8 +1,8 @@
-"""The ways of running a step on devices, one function for each.
+"""Ways of running a step on devices.
 
-A step is a function of a state, which all devices have alike, and of a batch, which is cut into one
-part for each device. Under `pmap` and `shard_map` a step sees the part of its device, and merges
-what is to be of all devices over the axis `AXIS`. Under `jit` it sees the whole batch.
+A step is a function of a state, which is replicated on all devices, and of a batch, which is
+sharded. Under `pmap` and `shard_map` a step sees the shard of its device, and merges values of all
+devices over the axis `AXIS`. Under `jit` it sees the whole batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,24 +30,24 @@ Step = Callable[[Any, Any], Any]
 
 
 def devices(config: ParallelConfig) -> list[jax.Device]:
-    """Return the devices of a run, those of a process next to each other."""
+    """Return the devices of a run. Those of a process are next to each other."""
     make_devices(config)
     ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return ordered[:1] if isinstance(config, Single) else ordered
 
 
 def num_devices(config: ParallelConfig) -> int:
-    """Return how many devices a run has, without making virtual ones."""
+    """Return the number of devices of a run, without creating virtual ones."""
     if isinstance(config, Single):
         return 1
     return config.virtual_devices or jax.device_count()
 
 
 def make_devices(config: ParallelConfig) -> None:
-    """Make the virtual devices that are asked for, of the CPU, before jax starts.
+    """Create the configured virtual devices of the CPU. JAX must not have started before.
 
     Raises:
-        ConfigError: jax has started with others.
+        ConfigError: JAX has started with other devices.
     """
     number = config.virtual_devices
     if number is None:
@@ -59,18 +59,18 @@ def make_devices(config: ParallelConfig) -> None:
         there = jax.local_devices()
         if len(there) != number or there[0].platform != "cpu":
             raise ConfigError(
-                f"parallel.virtual_devices is {number}, but jax has started with {len(there)} "
-                f"of {there[0].platform}; give it in a process of its own, or null"
+                f"parallel.virtual_devices is {number}, but JAX has started with {len(there)} "
+                f"{there[0].platform} devices; give it in a separate process, or null"
             ) from error
 
 
 def axis_name(config: ParallelConfig) -> str | None:
-    """Return the axis by which a step knows that it sees the part of its device only."""
+    """Return the axis name if a step sees the shard of its device only, else None."""
     return None if isinstance(config, Single | Jit) else AXIS
 
 
 def scope(config: ParallelConfig, sync: SyncConfig, num_devices: int) -> Scope:
-    """Return what the normalization layers must know of the devices."""
+    """Return the scope of the batch statistics on these devices."""
     name = axis_name(config)
     match sync:
         case GlobalSync():
@@ -86,19 +86,19 @@ def scope(config: ParallelConfig, sync: SyncConfig, num_devices: int) -> Scope:
             raise TypeError(f"no scope for {sync!r}")
 
 
-def own_part(devices: Sequence[jax.Device], size: int) -> slice:
-    """Return which of the examples of a batch belong to the devices of this process."""
+def local_shard(devices: Sequence[jax.Device], size: int) -> slice:
+    """Return the slice of a batch that belongs to the devices of this process."""
     share = size // len(devices)
     own = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
     return slice(share * own[0], share * (own[-1] + 1))
 
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
-    """Give a state to all devices."""
-    everywhere = NamedSharding(_mesh(devices), PartitionSpec())
+    """Put a state on all devices."""
+    replicated = NamedSharding(_mesh(devices), PartitionSpec())
     if jax.process_count() == 1:
-        return jax.device_put(state, everywhere)
-    return _assembled(state, everywhere)
+        return jax.device_put(state, replicated)
+    return _assembled(state, replicated)
 
 
 def compile_step(
@@ -109,10 +109,10 @@ def compile_step(
     batch_axis: int,
     donate: bool,
 ) -> Step:
-    """Return the step, compiled for the devices, as a function of this process' part of a batch.
+    """Return the compiled step, as a function of the part of a batch that this process has.
 
     Args:
-        batch_axis: of the examples in every array of a batch.
+        batch_axis: the axis of the examples in every array of a batch.
         donate: whether the step may reuse the memory of its state.
     """
     match config:
@@ -123,38 +123,38 @@ def compile_step(
         case _:
             compiled = _shard_map(step, devices, batch_axis, donate)
     several_of_a_cpu = len(devices) > 1 and devices[0].platform == "cpu"
-    return _one_at_a_time(compiled) if several_of_a_cpu else compiled
+    return _synchronous(compiled) if several_of_a_cpu else compiled
 
 
-def _one_at_a_time(step: Step) -> Step:
+def _synchronous(step: Step) -> Step:
     """Wait for every step.
 
-    The devices of a CPU share its threads: of two programs in flight, each could hold those that
-    the other's collective waits for, and XLA ends the process after a minute.
+    The devices of a CPU share its threads. With two programs in flight, each could block the
+    threads that the collective of the other needs, and XLA aborts the process after a minute.
     """
     return lambda state, batch: jax.block_until_ready(step(state, batch))
 
 
 def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
-    everywhere, parts = _shardings(devices, batch_axis)
+    replicated, sharded = _shardings(devices, batch_axis)
     compiled = jax.jit(
         step,
-        in_shardings=(everywhere, parts),
-        out_shardings=everywhere,
+        in_shardings=(replicated, sharded),
+        out_shardings=replicated,
         donate_argnums=0 if donate else (),
     )
     if jax.process_count() == 1:
-        return compiled  # which itself cuts a NumPy batch, ten times as fast as device_put
-    return lambda state, batch: compiled(state, _assembled(batch, parts))
+        return compiled  # it shards a NumPy batch ten times as fast as device_put
+    return lambda state, batch: compiled(state, _assembled(batch, sharded))
 
 
 def _shard_map(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
-    everywhere, parts = _shardings(devices, batch_axis)
+    replicated, sharded = _shardings(devices, batch_axis)
     mapped = jax.shard_map(
         step,
-        mesh=parts.mesh,
-        in_specs=(everywhere.spec, parts.spec),
-        out_specs=everywhere.spec,
+        mesh=sharded.mesh,
+        in_specs=(replicated.spec, sharded.spec),
+        out_specs=replicated.spec,
         check_vma=False,  # the step merges gradients itself, as under pmap
     )
     return _jit(mapped, devices, batch_axis, donate)
@@ -185,14 +185,14 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 def _shardings(
     devices: Sequence[jax.Device], batch_axis: int
 ) -> tuple[NamedSharding, NamedSharding]:
-    """All on every device; and cut along the examples."""
+    """Return the replicated sharding, and the one that is split along the examples."""
     mesh = _mesh(devices)
-    parts = PartitionSpec(*(None,) * batch_axis, AXIS)
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, parts)
+    spec = PartitionSpec(*(None,) * batch_axis, AXIS)
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, spec)
 
 
 def _assembled(tree: Any, sharding: NamedSharding) -> Any:
-    """Make arrays of all processes, of which this one has its part."""
+    """Return global arrays; each process passes its own part."""
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree
     )

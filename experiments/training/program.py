@@ -1,4 +1,4 @@
-"""The compiled functions of a run: its first state, its steps, an evaluation."""
+"""The compiled functions of a run: initial state, training steps and evaluation."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,30 +10,31 @@ from flax import linen as nn
 
 from experiments.config import BatchInference, Config, RecomputedInference
 from experiments.data.batching import Batch
-from experiments.norms.base import Context, Norm, Placement, Scope
+from experiments.norms.base import Context, Placement, Scope
 from experiments.norms.none import NoNorm
 from experiments.training import parallel
 from experiments.training.diagnostics import quantiles
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, first_state, sums_of
-from experiments.training.step import TrainStep, at_step, of_all_devices
+from experiments.training.step import TrainStep, at_step, sum_over_devices
 
 ACCELERATOR_STEPS_PER_CALL = 50
 
 
 class Program(NamedTuple):
-    """The compiled functions of a run and their devices; its seeds share them.
+    """The compiled functions of a run and its devices. The seeds of the run share them.
 
-    `train` takes the batches of several steps, the others one batch; of each batch what belongs to
-    this process, but `quantiles` a whole one. A batch is filled to a multiple of `batch_multiple`.
-    Where several seeds are `together` all arrays have a first axis for them.
+    `train` takes the batches of several steps, and the other functions take one batch. Each batch
+    contains the examples of this process; only `quantiles` takes a whole batch. The size of a batch
+    is a multiple of `batch_multiple`. If seeds are trained `together`, all arrays have a first axis
+    for them.
 
     Attributes:
-        measure: returns the running statistics of a state after a batch, by which no parameter
-            moves; None where they are not recomputed for an evaluation.
-        group: how many examples, one after the other, `evaluate` normalizes by their own
-            statistics; None where by running ones.
-        plain: the same program without normalization, where steps are timed beside its.
+        measure: returns the running statistics after a batch and changes no parameters. None if
+            evaluation does not use recomputed statistics.
+        group: the number of consecutive examples that `evaluate` normalizes by their own
+            statistics. None if it uses running statistics.
+        plain: the same program without normalization, for timing; None without timing.
     """
 
     init: Callable[[Config, int], State]
@@ -49,101 +50,94 @@ class Program(NamedTuple):
     plain: "Program | None" = None
 
 
-def steps_per_call(config: Config, made: Setup) -> int:
-    """Return how many steps one compiled call takes, where nothing interrupts them.
+def steps_per_call(config: Config, setup: Setup) -> int:
+    """Return the number of steps of one compiled call, if nothing interrupts them.
 
-    A CPU convolves slowly inside a scan, so there the model says what it gains from.
+    Convolutions inside a scan are slow on a CPU, so there the model determines the number.
     """
     if config.steps_per_call is not None:
         return config.steps_per_call
     if jax.default_backend() == "cpu":
-        return made.model.func.cpu_steps_per_call
+        return setup.model.func.cpu_steps_per_call
     return ACCELERATOR_STEPS_PER_CALL
 
 
 def seeds_together(config: Config) -> bool:
-    """Whether one program holds all seeds: not where its steps are timed.
+    """Return whether one program trains all seeds. If steps are timed, it does not.
 
-    No model gains from vmap on a CPU.
+    No model is faster with vmap on a CPU.
     """
     if config.seeds_together is not None:
         return config.seeds_together
     return config.timed_steps is None and jax.default_backend() != "cpu"
 
 
-def evaluation_group(config: Config, made: Setup) -> int | None:
-    """Return how many examples evaluation normalizes by their own statistics."""
-    by_batches = made.norm.of_the_batch and isinstance(config.inference, BatchInference)
+def evaluation_group(config: Config, setup: Setup) -> int | None:
+    """Return how many examples evaluation normalizes by their own statistics, or None."""
+    by_batches = setup.norm.of_the_batch and isinstance(config.inference, BatchInference)
     return config.inference.batch_size if by_batches else None
 
 
-def model_of(
-    config: Config,
-    made: Setup,
-    scope: Scope,
-    norm: Norm | None = None,
-    *,
-    measures: bool = False,
-) -> nn.Module:
-    """Return the run's model, with another normalization where one is given.
+def model_of(config: Config, setup: Setup, scope: Scope, *, measures: bool = False) -> nn.Module:
+    """Return the model of a run.
 
     Args:
         measures: whether evaluation measures the batch.
     """
-    context = Context(  # a step of training gives its own
-        scope, made.total_steps, config.dtype, step=0, measures=measures
+    context = Context(  # a training step sets its own step
+        scope, setup.total_steps, config.dtype, step=0, measures=measures
     )
-    return made.model(
-        norm=Placement(norm or made.norm, context),
-        num_classes=made.spec.num_classes,
+    return setup.model(
+        norm=Placement(setup.norm, context),
+        num_classes=setup.spec.num_classes,
         dtype=config.dtype,
     )
 
 
-def example(made: Setup, batch_size: int = 1) -> Batch:
+def example(setup: Setup, batch_size: int = 1) -> Batch:
     """Return the shapes of a batch."""
     shape = jax.ShapeDtypeStruct
-    inputs = shape((batch_size, *made.spec.input_shape), jnp.float32)
+    inputs = shape((batch_size, *setup.spec.input_shape), jnp.float32)
     integers = shape((batch_size,), jnp.int32)
-    lengths = None if made.spec.max_length is None else integers
+    lengths = None if setup.spec.max_length is None else integers
     return Batch(inputs, lengths, integers, shape((batch_size,), bool))
 
 
-def compile_program(config: Config, made: Setup) -> Program:
-    """Return the functions of a run, compiled as its devices and configuration ask."""
-    program = _compile(config, made)
+def compile_program(config: Config, setup: Setup) -> Program:
+    """Return the compiled functions of a run for its devices and configuration."""
+    program = _compile(config, setup)
     if config.timed_steps is None:
         return program
-    return program._replace(plain=_compile(config, made._replace(norm=NoNorm())))
+    return program._replace(plain=_compile(config, setup._replace(norm=NoNorm())))
 
 
-def _compile(config: Config, made: Setup) -> Program:
+def _compile(config: Config, setup: Setup) -> Program:
     devices = parallel.devices(config.parallel)
     scope = parallel.scope(config.parallel, config.sync, len(devices))
-    model = model_of(config, made, scope)
-    recomputes = made.norm.of_the_batch and isinstance(config.inference, RecomputedInference)
-    per_call, together = steps_per_call(config, made), seeds_together(config)
+    model = model_of(config, setup, scope)
+    recomputes = setup.norm.of_the_batch and isinstance(config.inference, RecomputedInference)
+    per_call, together = steps_per_call(config, setup), seeds_together(config)
 
-    step = TrainStep(model, made, config.batch_size, config.accumulate, scope)
+    step = TrainStep(model, setup, config.batch_size, config.accumulate, scope)
     train = _scanned(step) if per_call > 1 else step
-    if evaluation_group(config, made) is None:
+    if evaluation_group(config, setup) is None:
         evaluate = partial(_evaluate, model, scope)
     else:
-        evaluate = partial(_evaluate_groups, config, made, scope)
-    measure = partial(_measure, model_of(config, made, scope, measures=True))
-    watch = partial(_quantiles, model_of(config, made, Scope()))
+        evaluate = partial(_evaluate_groups, config, setup, scope)
+    measure = partial(_measure, model_of(config, setup, scope, measures=True))
+    watch = partial(_quantiles, model_of(config, setup, Scope()))
     if together:
         train, evaluate, measure, watch = map(jax.vmap, (train, evaluate, measure, watch))
     compiled = partial(parallel.compile_step, config.parallel, devices=devices)
     return Program(
-        first_state(model, made, example(made)),
+        first_state(model, setup, example(setup)),
         compiled(train, batch_axis=(per_call > 1) + together, donate=True),
         compiled(evaluate, batch_axis=int(together), donate=False),
         jax.jit(watch),
         compiled(measure, batch_axis=int(together), donate=False) if recomputes else None,
         devices,
-        len(devices) * config.accumulate * made.norm.batch_multiple,
-        evaluation_group(config, made),
+        len(devices) * config.accumulate * setup.norm.batch_multiple,
+        evaluation_group(config, setup),
         per_call,
         together,
     )
@@ -152,15 +146,17 @@ def _compile(config: Config, made: Setup) -> Program:
 def _evaluate(model: nn.Module, scope: Scope, state: State, batch: Batch) -> Sums:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = model.apply(variables, batch.inputs, batch.lengths, batch.mask, train=False)
-    return of_all_devices(sums_of(logits, batch), scope)
+    return sum_over_devices(sums_of(logits, batch), scope)
 
 
-def _evaluate_groups(config: Config, made: Setup, scope: Scope, state: State, batch: Batch) -> Sums:
-    """Normalize each group of the batch by its own statistics: as a ghost, of one device alone."""
+def _evaluate_groups(
+    config: Config, setup: Setup, scope: Scope, state: State, batch: Batch
+) -> Sums:
+    """Normalize each group of the batch by its own statistics, as a ghost on one device."""
     groups = len(batch.labels) // config.inference.batch_size
-    model = model_of(config, made, Scope(num_ghosts=groups), measures=True)
+    model = model_of(config, setup, Scope(num_ghosts=groups), measures=True)
     logits, _ = _measured(model, state, batch)
-    return of_all_devices(sums_of(logits, batch), scope)
+    return sum_over_devices(sums_of(logits, batch), scope)
 
 
 def _measure(model: nn.Module, state: State, batch: Batch) -> Any:
@@ -168,7 +164,7 @@ def _measure(model: nn.Module, state: State, batch: Batch) -> Any:
 
 
 def _measured(model: nn.Module, state: State, batch: Batch) -> tuple[jax.Array, Any]:
-    """Return the logits of a model that measures, and what it measured."""
+    """Return the logits of a model that measures the batch, and the updated variables."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return model.apply(
         variables,
@@ -181,7 +177,7 @@ def _measured(model: nn.Module, state: State, batch: Batch) -> tuple[jax.Array, 
 
 
 def _quantiles(model: nn.Module, state: State, batch: Batch) -> dict[str, Any]:
-    """Return the quantiles of what goes in and out of every normalization, as training sees it."""
+    """Return quantiles of the input and output of every normalization in training mode."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     for_dropout, for_noise = jax.random.split(key)
     _, captured = at_step(model, state.step).apply(

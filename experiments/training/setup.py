@@ -1,4 +1,4 @@
-"""The components of a run, made from its configuration."""
+"""The components of a run, created from its configuration."""
 
 import math
 from functools import partial
@@ -13,12 +13,12 @@ from experiments.training.optimizers import Optimizer
 
 
 class Setup(NamedTuple):
-    """What a configuration asks for, before any data are read.
+    """The components of a configuration, before any data are read.
 
     Attributes:
-        spec: the shape and the number of the data.
-        total_steps: of training, an update of the parameters each.
-        epoch_steps: in which every training example comes once.
+        spec: the shapes and sizes of the data.
+        total_steps: the number of training steps, each of which updates the parameters once.
+        epoch_steps: the number of steps that use every training example once.
     """
 
     source: DataSource
@@ -30,12 +30,12 @@ class Setup(NamedTuple):
     epoch_steps: int
 
 
-def setup(config: Config) -> Setup:
+def make_setup(config: Config) -> Setup:
     """Return the components of a run.
 
     Raises:
-        ConfigError: a file of the data is missing or damaged, a value is missing.
-        OmegaConfBaseException: a value of the wrong type.
+        ConfigError: a file of the data is missing or damaged, or a value is missing.
+        OmegaConfBaseException: a value has the wrong type.
     """
     source = component("data", config.data)()
     spec = source.spec()
@@ -51,7 +51,7 @@ def setup(config: Config) -> Setup:
     )
 
 
-def evaluation_steps(config: Config, made: Setup) -> int:
-    """Return the number of steps after which the run is evaluated, at its end at the latest."""
-    every: Any = made.epoch_steps if config.evaluate_every == "epoch" else config.evaluate_every
-    return min(every or made.total_steps, made.total_steps)
+def evaluation_steps(config: Config, setup: Setup) -> int:
+    """Return the number of steps between evaluations, at most the whole run."""
+    every: Any = setup.epoch_steps if config.evaluate_every == "epoch" else config.evaluate_every
+    return min(every or setup.total_steps, setup.total_steps)

@@ -1,4 +1,4 @@
-"""What a training step changes."""
+"""The state of training."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from experiments.training.setup import Setup
 
 
 class Sums(NamedTuple):
-    """Sums over examples: the loss (cross-entropy in nats), how many are right, and how many."""
+    """Sums over examples: the cross-entropy in nats, the correct predictions, and the count."""
 
     loss: jax.Array
     right: jax.Array
@@ -24,12 +24,12 @@ class Sums(NamedTuple):
 
 
 def no_sums() -> Sums:
-    """Return the sums over no example."""
+    """Return the sums over no examples."""
     return Sums(*(jnp.zeros(()) for _ in Sums._fields))
 
 
 def sums_of(logits: jax.Array, batch: Batch) -> Sums:
-    """Return the sums over the examples of a batch that count."""
+    """Return the sums over the unmasked examples of a batch."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     right = (logits.argmax(axis=-1) == batch.labels).astype(jnp.float32)
     values = (loss, right, jnp.ones_like(right))
@@ -37,14 +37,14 @@ def sums_of(logits: jax.Array, batch: Batch) -> Sums:
 
 
 class State(NamedTuple):
-    """All that a training step changes, and what makes one run of a program another.
+    """The state that a training step changes, and the numbers in which runs of a program differ.
 
     Attributes:
-        step: the number of steps taken, which is also the position in the data.
-        key: the data of a random key, from which each step draws its own.
-        numbers: those of the optimizer.
-        sums: of the steps since the last evaluation.
-        watched: what the last step showed of gradients and statistics.
+        step: the number of completed steps, which is also the position in the data.
+        key: the data of a random key, from which each step derives its own key.
+        numbers: the numbers of the optimizer.
+        sums: the sums over the steps since the last evaluation.
+        watched: diagnostics of gradients and statistics in the last step.
     """
 
     params: Any
@@ -57,10 +57,10 @@ class State(NamedTuple):
     watched: dict[str, Any]
 
 
-def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config, int], State]:
-    """Return a function to the state of a run and seed before the first step.
+def first_state(model: nn.Module, setup: Setup, batch: Batch) -> Callable[[Config, int], State]:
+    """Return a function that maps a configuration and a seed to the initial state.
 
-    `batch` is of the shapes of one.
+    `batch` has the shapes of a batch.
     """
 
     @jax.jit
@@ -70,7 +70,7 @@ def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config
         variables = model.init({"params": for_params}, zeros.inputs, zeros.lengths, train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         params = _scaled(params, scale)
-        optimizer = made.optimizer.with_numbers(numbers)
+        optimizer = setup.optimizer.with_numbers(numbers)
         nothing = {
             "gradient_norm": gradient_norms(params),
             "statistics": distance_to_running(batch_stats, batch_stats, 0.0),
@@ -78,7 +78,7 @@ def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config
         return State(
             params,
             batch_stats,
-            optimizer.transformation(BATCH, made.total_steps).init(params),
+            optimizer.transformation(BATCH, setup.total_steps).init(params),
             jnp.zeros((), jnp.int32),
             jax.random.key_data(for_steps),
             jax.tree.map(jnp.float32, numbers),
@@ -87,14 +87,14 @@ def first_state(model: nn.Module, made: Setup, batch: Batch) -> Callable[[Config
         )
 
     def of_seed(config: Config, seed: int) -> State:
-        numbers = {name: config.optimizer[name] for name in made.optimizer.NUMBERS}
+        numbers = {name: config.optimizer[name] for name in setup.optimizer.NUMBERS}
         return state(jax.random.key(seed), numbers, config.model["init_scale"])
 
     return of_seed
 
 
 def _scaled(params: Any, scale: jax.Array) -> Any:
-    """All weights times a scale, which is one more number that runs of a program differ in."""
+    """Multiply all kernels by a scale, which can differ between runs of a program."""
 
     def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         return leaf * scale if path[-1].key == "kernel" else leaf

@@ -1,4 +1,4 @@
-"""A step of training: gradients, statistics, update."""
+"""A training step: gradients, statistics and update."""
 
 import dataclasses
 from functools import partial
@@ -12,7 +12,6 @@ from flax import linen as nn
 import jaxnorm as jn
 from experiments.data.batching import Batch
 from experiments.norms.base import Scope
-from experiments.training.accumulation import micro_batches
 from experiments.training.diagnostics import distance_to_running, gradient_norms
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, no_sums, sums_of
@@ -20,28 +19,28 @@ from experiments.training.state import State, Sums, no_sums, sums_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """A step of training.
+    """A training step.
 
-    Every example weighs the same, so that a smaller last batch makes a smaller step.
+    Every example has the same weight, so a smaller last batch makes a smaller update.
 
     Attributes:
-        model: whose normalization is placed.
-        accumulate: micro-batches of a step.
+        model: the model with its normalizations.
+        accumulate: the number of micro-batches of a step.
     """
 
     model: nn.Module
-    made: Setup
+    setup: Setup
     batch_size: int
     accumulate: int
     scope: Scope
 
     def __call__(self, state: State, batch: Batch) -> State:
         grads, batch_stats, sums = self._gradients(state, batch)
-        grads, sums = of_all_devices((grads, sums), self.scope)
-        batch_stats = _of_all_groups(batch_stats, self.scope)
+        grads, sums = sum_over_devices((grads, sums), self.scope)
+        batch_stats = _merge_groups(batch_stats, self.scope)
         grads = jax.tree.map(lambda grad: grad / self.batch_size, grads)
         updates, opt_state = self._optimizer(state).update(grads, state.opt_state, state.params)
-        momentum = getattr(self.made.norm, "momentum", None)
+        momentum = getattr(self.setup.norm, "momentum", None)
         return State(
             optax.apply_updates(state.params, updates),
             batch_stats,
@@ -57,23 +56,25 @@ class TrainStep:
         )
 
     def _optimizer(self, state: State) -> optax.GradientTransformation:
-        optimizer = self.made.optimizer.with_numbers(state.numbers)
-        return optimizer.transformation(self.batch_size, self.made.total_steps)
+        optimizer = self.setup.optimizer.with_numbers(state.numbers)
+        return optimizer.transformation(self.batch_size, self.setup.total_steps)
 
     def _gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if self.accumulate > 1:
-            return self._accumulated(state, batch, key)
+            return self._accumulated_gradients(state, batch, key)
         model = at_step(self.model, state.step)
-        return self._of_batch(model, state.params, state.batch_stats, batch, key)
+        return self._batch_gradients(model, state.params, state.batch_stats, batch, key)
 
-    def _accumulated(self, state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
-        """Of micro-batches one after the other, as ghosts of one batch would give."""
-        of_the_batch = self.made.norm.of_the_batch
+    def _accumulated_gradients(
+        self, state: State, batch: Batch, key: jax.Array
+    ) -> tuple[Any, Any, Sums]:
+        """Process micro-batches one after the other, with the results of ghosts of one batch."""
+        of_the_batch = self.setup.norm.of_the_batch
 
         def micro_step(carried: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             grads, seen, sums = carried
-            of_micro = self._of_batch(self.model, state.params, seen, *micro)
+            of_micro = self._batch_gradients(self.model, state.params, seen, *micro)
             added = jax.tree.map(jnp.add, (grads, sums), (of_micro[0], of_micro[2]))
             return (added[0], of_micro[1], added[1]), None
 
@@ -83,19 +84,19 @@ class TrainStep:
             no_sums(),
         )
         keys = jax.random.split(key, self.accumulate)
-        micros = jax.tree.map(partial(micro_batches, number=self.accumulate), batch)
+        micros = jax.tree.map(partial(_micro_batches, number=self.accumulate), batch)
         (grads, seen, sums), _ = jax.lax.scan(micro_step, none, (micros, keys))
         if of_the_batch:
-            seen = jn.finish_accumulating(seen, momentum=self.made.norm.momentum)
+            seen = jn.finish_accumulating(seen, momentum=self.setup.norm.momentum)
         return grads, seen, sums
 
-    def _of_batch(
+    def _batch_gradients(
         self, model: nn.Module, params: Any, batch_stats: Any, batch: Batch, key: jax.Array
     ) -> tuple[Any, Any, Sums]:
-        """Return the gradient of the sum of the losses, the new statistics, and the sums."""
+        """Return the gradient of the sum of losses, the new statistics, and the sums."""
 
         for_dropout, for_noise = jax.random.split(key)
-        if self.scope.axis_name is not None:  # other examples, and the same channels
+        if self.scope.axis_name is not None:  # the examples differ between devices
             for_dropout = jax.random.fold_in(for_dropout, jax.lax.axis_index(self.scope.axis_name))
 
         def loss_of(params: Any, batch_stats: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
@@ -111,7 +112,7 @@ class TrainStep:
             sums = sums_of(logits, batch)
             return sums.loss, (updated.get("batch_stats", {}), sums)
 
-        overwritten = self.made.norm.overwritten
+        overwritten = self.setup.norm.overwritten
         if not overwritten:
             grads, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(params, batch_stats)
             return grads, batch_stats, sums
@@ -120,8 +121,13 @@ class TrainStep:
         return grads, _overwritten(batch_stats, moved, overwritten), sums
 
 
+def _micro_batches(array: jax.Array, number: int) -> jax.Array:
+    """Split the examples so that each device has a share of every micro-batch."""
+    return jnp.moveaxis(array.reshape(-1, number, *array.shape[1:]), 1, 0)
+
+
 def _overwritten(batch_stats: Any, moved: Any, names: tuple[str, ...]) -> Any:
-    """Put the gradients of the named entries in the place of these."""
+    """Replace the named entries by their gradients."""
 
     def chosen(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
         return new if path[-1].key in names else old
@@ -130,20 +136,20 @@ def _overwritten(batch_stats: Any, moved: Any, names: tuple[str, ...]) -> Any:
 
 
 def at_step(model: nn.Module, step: jax.Array) -> nn.Module:
-    """Return the model whose normalizations know the step, where they ask for it."""
+    """Return the model with the current step in its normalizations, if they need it."""
     if model.norm.norm.frozen_from is None:
         return model
     context = model.norm.context._replace(step=step)
     return model.clone(norm=dataclasses.replace(model.norm, context=context))
 
 
-def of_all_devices(sums: Any, scope: Scope) -> Any:
-    """Add up what each device has of its part of the batch."""
+def sum_over_devices(sums: Any, scope: Scope) -> Any:
+    """Sum over all devices."""
     return sums if scope.axis_name is None else jax.lax.psum(sums, scope.axis_name)
 
 
-def _of_all_groups(batch_stats: Any, scope: Scope) -> Any:
-    """Merge the running statistics, which groups of devices update each by its examples."""
+def _merge_groups(batch_stats: Any, scope: Scope) -> Any:
+    """Merge the running statistics, which each group of devices updates separately."""
     if scope.axis_index_groups is None:
         return batch_stats
     return jn.sync_batch_stats(batch_stats, scope.axis_name)

@@ -1,4 +1,4 @@
-"""The time of a training step beside that of the same step without normalization."""
+"""The time of a training step compared with the same step without normalization."""
 
 import time
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from experiments.training import parallel
 from experiments.training.program import Program
 from experiments.training.state import State
 
-WARM_UP = 5  # calls, of which the first compiles
+WARM_UP = 5  # calls; the first one compiles
 
 
 def step_times(
     program: Program, config: Config, seed: int, batches: Batch, length: int
 ) -> dict[str, float]:
-    """Return the milliseconds of a step, and what it takes in units of one without normalization.
+    """Return the milliseconds of a step, and the ratio to a step without normalization.
 
-    Both are medians over `timed_steps` calls, of both programs in turn. The batches count as whole
-    ones, without a mask.
+    Both are medians over `timed_steps` calls. The two programs alternate. The batches are used
+    without a mask.
 
     Args:
-        batches: of one call, for `length` steps.
+        batches: the batches of one call, with `length` steps.
     """
     pair = [program, program.plain]
     states = [parallel.replicate(one.init(config, seed), one.devices) for one in pair]
     whole = batches._replace(mask=None)
     seconds = np.array(
         [
-            _in_turn(pair, states, whole, (0, 1) if call % 2 else (1, 0))
+            _alternate(pair, states, whole, (0, 1) if call % 2 else (1, 0))
             for call in range(WARM_UP + config.timed_steps)
         ]
     )[WARM_UP:]
@@ -41,10 +41,10 @@ def step_times(
     }
 
 
-def _in_turn(
+def _alternate(
     pair: Sequence[Program], states: list[State], batches: Batch, order: Sequence[int]
 ) -> list[float]:
-    """Let each take a step, in this order, and return the seconds of each."""
+    """Run one call of each program in the given order, and return the seconds of each."""
     seconds = [0.0, 0.0]
     for which in order:
         start = time.perf_counter()

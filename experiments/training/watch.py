@@ -1,11 +1,11 @@
-"""What a run tells whoever watches it, as it happens. All of it can be sent between processes."""
+"""The events of a run. All of them can be sent between processes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 
 class RunStarted(NamedTuple):
-    """A run begins to train seeds; `note` says what to know of them. With none it only ends."""
+    """A run starts to train seeds; `note` has a comment on them. With 0 seeds it only ends."""
 
     run: str
     num_seeds: int
@@ -13,7 +13,7 @@ class RunStarted(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """A seed goes on from a checkpoint."""
+    """A seed continues from a checkpoint."""
 
     run: str
     seed: int
@@ -21,7 +21,7 @@ class Resumed(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Where a seed is. The validation accuracy is None before the first evaluation."""
+    """The progress of a seed. The validation accuracy is None before the first evaluation."""
 
     run: str
     seed: int
@@ -32,12 +32,11 @@ class Update(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A seed has ended: done, diverged, stopped, or kept as it was found."""
+    """A seed has ended: done, diverged or stopped."""
 
     run: str
     seed: int
     ended: str
-    text: str
 
 
 class RunEnded(NamedTuple):
@@ -48,14 +47,14 @@ class RunEnded(NamedTuple):
 
 
 class RunLost(NamedTuple):
-    """The process of a run has ended under it; the run is given to another."""
+    """The process of a run has died. Another process takes over."""
 
     run: str
     why: str
 
 
 class RunFailed(NamedTuple):
-    """A run was given up. The error is a line."""
+    """A run has failed. The error is one line."""
 
     run: str
     error: str
