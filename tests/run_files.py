@@ -113,7 +113,8 @@ def write_seed(config, final, lines=None):
     directory = run_directory(config)
     place = directory / f"seed-{final['seed']}"
     place.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    if not (directory / "config.yaml").exists():  # the seeds of a run share it
+        (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
     lines = history(final) if lines is None else lines
     (place / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "result.json").write_text(json.dumps(final))

@@ -31,9 +31,12 @@ pytestmark = pytest.mark.numerical
 SHAPES = [((6, 4), -1), ((4, 5, 3), -1), ((4, 3, 5), 1), ((4, 3, 2, 5), -3), ((2, 2, 3, 2, 4), 2)]
 
 
-@pytest.mark.parametrize("train", [True, False])
+# In evaluation the three are one; test_evaluation_does_not_depend_on_the_company calls each.
+MODES = [(name, True) for name in STATEFUL] + [("batch", False)]
+
+
 @pytest.mark.parametrize(("shape", "channel_axis"), SHAPES, ids=str)
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize(("name", "train"), MODES)
 def test_any_axis_can_hold_the_channels(name, shape, channel_axis, train):
     x, channels = normals(*shape, mean=2.0, std=3.0), shape[channel_axis]
     args = (x, *parameters(channels))
@@ -52,10 +55,10 @@ def test_the_first_axis_can_hold_the_channels_of_a_batch():
     near(stats, expected_stats)
 
 
-@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize(
-    ("name", "channel_axis"), [(n, (3, 1)) for n in STATEFUL] + [("batch", (0, 2))]
+    ("name", "channel_axis", "train"),
+    [(name, (3, 1), train) for name, train in MODES] + [("batch", (0, 2), True)],
 )
 def test_several_axes_can_hold_the_channels(name, channel_axis, masked, train):
     x = normals(4, 3, 4, 5, mean=2.0, std=3.0)
@@ -87,8 +90,10 @@ def test_tiny_batches(count):
 # Evaluation
 
 
-@pytest.mark.parametrize("shape", [(33, 5), (9, 3, 5), (7, 4, 4, 16)], ids=str)
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, (33, 5)) for name in STATEFUL] + [("batch", (9, 3, 5)), ("batch", (7, 4, 4, 16))],
+)
 def test_evaluation_does_not_depend_on_the_company(name, shape):
     x, channels = normals(*shape, mean=1.0), shape[-1]
     args, options = parameters(channels), {"stats": seen(name, channels), "train": False}

@@ -30,9 +30,11 @@ CONTEXTS = {
 }
 
 
-# All functions in one context, and some in all: the rest are of the same few primitives.
+# All functions in one context, and some in all: the rest are of the same few primitives. Masked
+# they are of JAX's primitives alone.
 SOME = ("batch", "layer", "moments", "online", "inputs")
-CASES = [("disable_jit", name, masked) for name in FUNCTIONS for masked in (False, True)]
+MASKS = [(name, False) for name in FUNCTIONS] + [(name, True) for name in SOME]
+CASES = [("disable_jit", *case) for case in MASKS]
 CASES += [
     pytest.param(context, name, False, marks=() if name in SOME else pytest.mark.slow)
     for context in CONTEXTS
@@ -64,9 +66,13 @@ def test_nan_that_does_not_count_is_no_error_under_jit(name):
     assert np.isfinite(dx).all()
 
 
-@pytest.mark.parametrize("how", [lambda f: f, jax.jit, gradient], ids=["eager", "jit", "gradient"])
-@pytest.mark.parametrize("name", every_norm)
+NANS = [(name, "eager") for name in every_norm]
+NANS += [(name, how) for name in ("batch", "renorm", "rms") for how in ("jit", "gradient")]
+
+
+@pytest.mark.parametrize(("name", "how"), NANS)
 def test_debug_nans_names_the_operation_that_gives_nan(name, how):
+    how = {"eager": lambda f: f, "jit": jax.jit, "gradient": gradient}[how]
     bad = jnp.asarray(X).at[1, 2, 3].set(jnp.inf)
     with (
         jax.debug_nans(True),
@@ -84,8 +90,7 @@ def test_debug_infs_names_the_operation_that_gives_inf(name):
         function(name)(X * np.float32(1e30))  # its squares overflow
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(("name", "masked"), MASKS)
 def test_checkify_finds_no_error_where_there_is_none(name, masked):
     call = function(name, WHERE if masked else None)
     checked = jax.jit(checkify.checkify(call, errors=checkify.all_checks))
@@ -94,8 +99,7 @@ def test_checkify_finds_no_error_where_there_is_none(name, masked):
     near(y, expected(name, masked)[0], 1e-5)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "evaluation"])
+@pytest.mark.parametrize(("name", "masked"), [case for case in MASKS if case[0] != "evaluation"])
 def test_checkify_finds_nan(name, masked):
     bad = X.copy()
     bad[1, 1, 3] = np.inf

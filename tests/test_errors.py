@@ -15,6 +15,9 @@ pytestmark = pytest.mark.core
 
 X = normals(6, 5, 8)
 GROUPED = ("group", "instance")
+# What every function asks of an argument each asks once; what else may be wrong with it is asked of
+# one function that keeps statistics and of one that keeps none, by whose two paths all others go.
+BOTH_PATHS = ("batch", "layer")
 FLAXS_WORDS = (  # on which users' code may match
     "The channel axes cannot include the leading dimension as this is assumed to be the batch axis."
 )
@@ -86,8 +89,8 @@ SPLITS = itertools.chain(
 
 ARRAYS = itertools.chain(
     wrong(every_norm, ValueError, ["scale", "(7,)", "(8,)"], scale=np.ones(7, np.float32)),
-    wrong(every_norm, ValueError, ["scale", "()"], scale=np.float32(1.0)),
-    wrong(every_norm, ValueError, ["scale", "(5, 8)"], scale=np.ones((5, 8), np.float32)),
+    wrong(BOTH_PATHS, ValueError, ["scale", "()"], scale=np.float32(1.0)),
+    wrong(BOTH_PATHS, ValueError, ["scale", "(5, 8)"], scale=np.ones((5, 8), np.float32)),
     wrong(
         [n for n in every_norm if NORMS[n].has_bias],
         ValueError,
@@ -95,23 +98,23 @@ ARRAYS = itertools.chain(
         bias=np.ones(1, np.float32),
     ),
     wrong(every_norm, ValueError, ["mask", "(6,)", "(6, 5, 8)"], where=np.ones(6, bool)),
-    wrong(every_norm, ValueError, ["mask", "(2, 6, 5, 8)"], where=np.ones((2, 6, 5, 8), bool)),
-    wrong(every_norm, ValueError, ["mask[..., None]"], where=np.ones((6, 5), bool)),
-    wrong(every_norm, ValueError, ["mask[..., None, None]"], where=np.ones(6, bool)),
+    wrong(BOTH_PATHS, ValueError, ["mask", "(2, 6, 5, 8)"], where=np.ones((2, 6, 5, 8), bool)),
+    wrong(BOTH_PATHS, ValueError, ["mask[..., None]"], where=np.ones((6, 5), bool)),
+    wrong(BOTH_PATHS, ValueError, ["mask[..., None, None]"], where=np.ones(6, bool)),
     wrong(every_norm, TypeError, ["'mask'", "where=..."], mask=np.ones((6, 5, 1), bool)),
     wrong(every_norm, TypeError, ["dict", "mean", "exchange"], x=fresh("batch", 8)),
     wrong(
-        every_norm,
+        BOTH_PATHS,
         TypeError,
         ["dict", "['a', 'b']", "{key: f(x[key], stats[key])", "for key in x}"],
         x={"b": X, "a": X},
     ),
     wrong(every_norm, TypeError, ["int32"], x=np.ones((6, 5, 8), np.int32)),
-    wrong(every_norm, TypeError, ["bool"], x=np.ones((6, 5, 8), bool)),
+    wrong(BOTH_PATHS, TypeError, ["bool"], x=np.ones((6, 5, 8), bool)),
     wrong(STATEFUL, ValueError, ["(7,)", "8 channels"], stats=fresh("renorm", 7)),
-    wrong(STATEFUL, ValueError, ["(8,)", "(5, 8)"], channel_axis=(1, 2)),
+    wrong(("batch",), ValueError, ["(8,)", "(5, 8)"], channel_axis=(1, 2)),
     wrong(STATEFUL, ValueError, ["mean", "var"], stats={"var": np.ones(8, np.float32)}),
-    wrong(STATEFUL, ValueError, ["mean", "scale"], stats={"scale": np.ones(8, np.float32)}),
+    wrong(("batch",), ValueError, ["mean", "scale"], stats={"scale": np.ones(8, np.float32)}),
     wrong(("renorm",), ValueError, ["steps", "mean", "var"], stats=fresh("batch", 8)),
     wrong(
         STATEFUL,
@@ -144,16 +147,16 @@ ARRAYS = itertools.chain(
 
 NUMBERS = itertools.chain(
     wrong(STATEFUL, ValueError, ["momentum", "1.5"], momentum=1.5),
-    wrong(STATEFUL, ValueError, ["momentum", "-0.1"], momentum=-0.1),
-    wrong(STATEFUL, ValueError, ["momentum", "nan"], momentum=float("nan")),
-    wrong(STATEFUL, TypeError, ["momentum", "0.9"], momentum="0.9"),
+    wrong(("batch",), ValueError, ["momentum", "-0.1"], momentum=-0.1),
+    wrong(("batch",), ValueError, ["momentum", "nan"], momentum=float("nan")),
+    wrong(("batch",), TypeError, ["momentum", "0.9"], momentum="0.9"),
     wrong(every_norm, ValueError, ["epsilon", "-1e-05"], epsilon=-1e-5),
-    wrong(every_norm, ValueError, ["epsilon", "nan"], epsilon=float("nan")),
-    wrong(every_norm, TypeError, ["epsilon", "small"], epsilon="small"),
-    wrong(every_norm, TypeError, ["epsilon"], epsilon=None),
+    wrong(BOTH_PATHS, ValueError, ["epsilon", "nan"], epsilon=float("nan")),
+    wrong(BOTH_PATHS, TypeError, ["epsilon", "small"], epsilon="small"),
+    wrong(BOTH_PATHS, TypeError, ["epsilon"], epsilon=None),
     wrong(STATEFUL, TypeError, ["train", "1"], train=1),
-    wrong(STATEFUL, TypeError, ["train", "None"], train=None),
-    wrong(STATEFUL, TypeError, ["train", "yes"], train="yes"),
+    wrong(("batch",), TypeError, ["train", "None"], train=None),
+    wrong(("batch",), TypeError, ["train", "yes"], train="yes"),
     wrong(STATEFUL, TypeError, ["skip_nonfinite", "no"], skip_nonfinite="no"),
     wrong(("rms",), ValueError, ["scale_offset", "1.0", "scale"], scale_offset=1.0),
     wrong(("rms",), ValueError, ["scale_offset", "inf"], scale_offset=float("inf")),
@@ -172,9 +175,9 @@ TOO_FEW = itertools.chain(
 DEVICES = itertools.chain(
     wrong(every_norm, ValueError, ["axis_index_groups", "axis_name"], axis_index_groups=[[0, 1]]),
     wrong(every_norm, ValueError, ["axis_name", "absent"], axis_name="absent"),
-    wrong(every_norm, ValueError, ["absent"], axis_name=("absent", "missing")),
-    wrong(every_norm, TypeError, ["axis_name", "['i']", "tuple", "('i', 'j')"], axis_name=["i"]),
-    wrong(every_norm, TypeError, ["axis_name", "(['i'],)"], axis_name=(["i"],)),
+    wrong(BOTH_PATHS, ValueError, ["absent"], axis_name=("absent", "missing")),
+    wrong(BOTH_PATHS, TypeError, ["axis_name", "['i']", "tuple", "('i', 'j')"], axis_name=["i"]),
+    wrong(BOTH_PATHS, TypeError, ["axis_name", "(['i'],)"], axis_name=(["i"],)),
 )
 
 STATISTICS = [

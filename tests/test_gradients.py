@@ -177,7 +177,8 @@ def test_half_precision_gradients_have_the_dtypes_of_their_arguments(name):
 
 
 @pytest.mark.parametrize("name", every_norm)
-def test_every_transformation_goes_through(name):
+def test_gradients_of_several_with_rematerialization_are_those_of_one(name):
+    """tests/test_compositions.py has the second derivatives."""
     args = inputs(name, (2, 2, 4))
     stats = seen(name, 4) if name in STATEFUL else None
     call = output(name, stats)
@@ -186,7 +187,5 @@ def test_every_transformation_goes_through(name):
         return jnp.sum(call(x, *args[1:]) ** 3)
 
     gradient = jax.jit(jax.grad(loss))(args[0])
-    hessian = jax.jit(jax.hessian(loss))(args[0])
-    near(hessian, hessian.transpose(3, 4, 5, 0, 1, 2), 1e-3)
     many = jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(np.stack([args[0]] * 2))
     near(many[1], gradient, 1e-4)

@@ -63,10 +63,9 @@ def of_groups(ready, split, size):
     variables = {"params": ready.state.params, "batch_stats": ready.state.batch_stats}
     model = model_of(ready.config, ready.made, Scope())
     order = np.random.default_rng(0).permutation(len(split.labels))
-    logits = [
-        model.apply(variables, split.inputs[group], train=True, mutable=["batch_stats"])[0]
-        for group in np.split(order, range(size, len(order), size))
-    ]
+    apply = jax.jit(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"])[0])
+    groups = np.split(order, range(size, len(order), size))
+    logits = [apply(split.inputs[group]) for group in groups]
     return means_of(np.concatenate(logits), split.labels[order])
 
 
@@ -123,11 +122,11 @@ def moments(ready, batches, params=None):
     """Mean and variance of what goes into every place, by batches each normalized by itself."""
     variables = {"params": params or ready.state.params, "batch_stats": ready.state.batch_stats}
     model = model_of(ready.config, ready.made, Scope())
+    given = {"train": True, "mutable": ["batch_stats", "intermediates"]}
+    apply = jax.jit(lambda x: model.apply(variables, x, **given)[1]["intermediates"])
     seen = {}
     for inputs in batches:
-        given = {"train": True, "mutable": ["batch_stats", "intermediates"]}
-        _, updated = model.apply(variables, inputs, **given)
-        for name, sown in updated["intermediates"].items():
+        for name, sown in apply(inputs).items():
             seen.setdefault(name, []).append(np.asarray(sown["input"][0], np.float64))
     inputs = {name: np.concatenate(parts) for name, parts in seen.items()}
     return {name: {"mean": each.mean(0), "var": each.var(0)} for name, each in inputs.items()}

@@ -138,9 +138,13 @@ def close(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * abs(expected).max())
 
 
-@pytest.mark.parametrize("about_zero", [False, True])
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("name", VIEWS)
+# How a view is walked and how a dtype is read meet in the kernels; neither meets about_zero, which
+# only leaves the mean out.
+NORMALIZED = [(name, dtype, False) for name in VIEWS for dtype in TOLERANCES]
+NORMALIZED += [(name, "float32", True) for name in VIEWS]
+
+
+@pytest.mark.parametrize(("name", "dtype", "about_zero"), NORMALIZED)
 def test_normalizing_and_its_derivative(name, dtype, about_zero):
     view = VIEWS[name]
     x, g, scale, bias = drawn(view, dtype)
@@ -249,7 +253,7 @@ def test_without_parameters():
     close(dx, expected.dx, 2e-6)
 
 
-@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("ratio", [1e4, 1e6])
 @pytest.mark.parametrize(
     "view",
     [(1, 64, 5, 1, 1), (1, 200_000, 3, 1, 1), (3, 1, 1, 64, 1), (2, 1, 1, 100_000, 1),

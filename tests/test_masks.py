@@ -64,7 +64,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", every_norm)
+@pytest.mark.parametrize("name", ["ghost", "layer"])  # the two ways that a mask is read
 def test_nonzero_counts_whatever_the_dtype(name, form):
     x, mask = normals(*SHAPE), chances(*SHAPE)
     alike(library(name, x, where=FORMS[form](mask)), library(name, x, where=mask))

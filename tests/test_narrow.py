@@ -70,9 +70,13 @@ def test_statistics_do_not_start_narrower_than_float32(start, dtype):
         start(4, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("key", ["mean", "var", "count"])
-@pytest.mark.parametrize("name", STATEFUL)
+NARROW = [
+    ("batch", key, dtype) for key, dtype in zip(("mean", "var", "count"), HALVES, strict=True)
+]
+NARROW += [("ghost", "var", jnp.bfloat16), ("renorm", "count", jnp.bfloat16)]
+
+
+@pytest.mark.parametrize(("name", "key", "dtype"), NARROW)
 def test_narrow_statistics_are_refused_and_the_code_in_the_error_widens_them(name, key, dtype):
     stats = fresh(name, 4, momentum=None) | {"count": jnp.full((), 3.0)}
     narrow = halved(stats, dtype, key)
@@ -188,8 +192,7 @@ FRAMEWORKS = pytest.mark.parametrize("module", [linen, in_nnx])
 
 
 @FRAMEWORKS
-@pytest.mark.parametrize("momentum", [0.9, None])
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize(("name", "momentum"), [*((n, 0.9) for n in STATEFUL), ("batch", None)])
 def test_a_module_widens_what_a_checkpoint_brings(name, momentum, module):
     options = {key: value for key, value in NORMS[name].options.items() if key != "train"}
     step, kept = module(NORMS[name].module, jnp.bfloat16, momentum=momentum, **options)

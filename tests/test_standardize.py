@@ -49,7 +49,7 @@ def precise(name, x, **options):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("ratio", [0.0, -1e3, 1e5, 1e6])
+@pytest.mark.parametrize("ratio", [0.0, -1e3, 1e6])
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("name", every_norm)
 def test_float32_is_precise_at_any_mean(name, size, ratio, masked):
@@ -115,16 +115,20 @@ CONSTANTS = [0.0, 1 / 3, -0.1, 16777217.0, -12345.678, 1e15, 1e-18, 1e-30, 1e30,
 CENTERED = [name for name in every_norm if not NORMS[name].about_zero]
 
 
-@pytest.mark.parametrize("constant", CONSTANTS)
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("name", CENTERED)
-def test_a_constant_gives_exactly_bias(name, size, constant):
-    x = np.full(SHAPES[size][name], constant, np.float32)
-    scale, bias = parameters(x.shape[-1])
+def test_a_constant_gives_exactly_bias(name, size):
+    shape = SHAPES[size][name]
+    scale, bias = parameters(shape[-1])
     bias[0] = 0.0  # where nothing hides behind the rounding of a sum
     options = {"d_max": 0.0} if name == "renorm" else {}
-    y, _ = library(name, x, scale, bias, **options)
-    identical(y, np.broadcast_to(bias, x.shape))
+    wrong = []
+    for constant in CONSTANTS:
+        y, _ = library(name, np.full(shape, constant, np.float32), scale, bias, **options)
+        assert (y.dtype, y.shape) == (np.float32, shape)
+        if not np.array_equal(y, np.broadcast_to(bias, shape)):
+            wrong.append(constant)
+    assert wrong == []
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.complex64])

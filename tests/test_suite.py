@@ -65,17 +65,12 @@ def run(tmp_path):
 
 
 @pytest.mark.long
-def test_programs_are_dropped_between_files_and_where_there_are_many(run):
-    ended = run()
-    assert ended.returncode == 0, ended.stdout
-
-
-@pytest.mark.long
-def test_more_programs_than_are_allowed_are_a_failure(run):
-    workers = ("--numprocesses=2", "--dist=loadfile")
-    allowed = run("--most-programs=100", *workers)
+def test_programs_are_dropped_and_counted_and_too_many_are_a_failure(run):
+    """In one process they are dropped between files; the workers' are counted together."""
+    allowed = run("--most-programs=100")
     assert allowed.returncode == 0, allowed.stdout
     [made] = re.findall(r"^(\d+) programs were compiled, of at most 100$", allowed.stdout, re.M)
-    ended = run(f"--most-programs={int(made) - 1}", *workers)
+    ended = run(f"--most-programs={int(made) - 1}", "--numprocesses=2", "--dist=loadfile")
     assert ended.returncode == 1
     assert "5 passed" in ended.stdout
+    assert f"{made} programs were compiled, of at most {int(made) - 1}" in ended.stdout

@@ -26,8 +26,13 @@ def call(name, option, value):
     return NORMS[name].function(X, *state, *scale, **{**NORMS[name].options, option: value})
 
 
+# Of the others test_the_derivative_by_epsilon_is_right traces it; momentum is read in one place.
+READ = [case for case in NUMBERS if case[:2] == ("batch", "momentum") or case[1] != "momentum"]
+READ = [case for case in READ if case[1] != "epsilon" or case[0] in ("batch", "renorm", "group")]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "option", "value"), NUMBERS)
+@pytest.mark.parametrize(("name", "option", "value"), READ)
 def test_a_number_may_be_an_array_or_traced(name, option, value):
     expected = call(name, option, value)
     compare = functools.partial(jax.tree.map, functools.partial(close, rtol=1e-5, atol=1e-5))
@@ -39,8 +44,10 @@ def test_a_number_may_be_an_array_or_traced(name, option, value):
     compare(jax.tree.map(lambda leaf: leaf[1], swept), expected)
 
 
-@pytest.mark.parametrize("kind", [jnp.asarray, np.asarray])
-@pytest.mark.parametrize(("name", "option", "value"), NUMBERS)
+KINDS = [(*case, jnp.asarray) for case in NUMBERS] + [(*NUMBERS[0], np.asarray)]
+
+
+@pytest.mark.parametrize(("name", "option", "value", "kind"), KINDS)
 def test_an_array_whose_value_is_known_is_checked(name, option, value, kind):
     if option != "scale_offset":
         with pytest.raises(ValueError, match=f"{option}=.*must be"):
