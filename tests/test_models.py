@@ -552,7 +552,7 @@ def test_the_files_have_no_problems(name):
             "cnn",
             "instance",
             {"channels": [8, 8, 8, 8]},
-            "model.channels has 4 layers, but images of 8x8 can be halved to 2x2 only; "
+            "model.channels has 4 layers, but images of 8x8 cannot be halved below 2x2; "
             "give at most 3",
         ),
         (
@@ -637,4 +637,4 @@ def test_what_cannot_be_right_is_told(name, norm_name, changes, told, all_stages
 def test_inputs_that_are_of_another_kind_are_told(name, all_stages):
     [told] = model(name).problems((13,))
     kind = "images" if name in ("cnn", "resnet") else "sequences"
-    assert told == f"model={name} takes {kind}, and the data are of shape [13]; give model=mlp"
+    assert told == f"model={name} takes {kind}, but the data have shape [13]; give model=mlp"
