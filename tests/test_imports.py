@@ -16,6 +16,8 @@ ORDER = [
     "kernels",
     "statistics",
     "distributed",
+    "operands",
+    "projection",
     "standardize",
     "running",
     "batch",
