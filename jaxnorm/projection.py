@@ -25,8 +25,7 @@ import jax.numpy as jnp
 from jaxnorm import axes as _axes
 from jaxnorm.arrays import masked
 from jaxnorm.distributed import sum_over
-from jaxnorm.kernels.linear import Map
-from jaxnorm.kernels.linear import apply as linear
+from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
 from jaxnorm.operands import Form, Standardization, Statistics
 from jaxnorm.statistics import Scope, count_of, divisor
@@ -99,8 +98,8 @@ def value_tangent(
     tangents: Tangents,
 ) -> jax.Array:
     """The tangent of the standardized value `y`, given its transpose."""
-    map = Map(_push_forward, _pull_back, form, (jax.typeof(y),))
-    return linear(map, (x, scale, mask, *statistics), tangents)[0]
+    map = LinearMap(_push_forward, _pull_back, form, (jax.typeof(y),))
+    return apply_linear(map, (x, scale, mask, *statistics), tangents)[0]
 
 
 def _push_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:

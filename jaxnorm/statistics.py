@@ -2,8 +2,8 @@
 
 A *scope* says which values of an input are measured together; a *statistic* is an array with one
 entry for each such set of values. A value *counts* where the mask is true, or if there is no mask.
-The *unit* of squared deviations is a power of 2 by which deviations are multiplied first, so that
-their squares neither underflow nor overflow.
+The *unit* of squared deviations is the factor by which deviations are multiplied before they are
+squared, so that the squares neither underflow nor overflow.
 
 References:
     Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
@@ -32,8 +32,7 @@ from jaxnorm.arrays import (
     repeat_groups,
     split_groups,
 )
-from jaxnorm.kernels.linear import Map
-from jaxnorm.kernels.linear import apply as linear
+from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, has_native, run
 from jaxnorm.kernels.view import View, view_of
 
@@ -214,8 +213,8 @@ def moments_tangents(
     scope: Scope, x: jax.Array, mask: jax.Array | None, m: Moments, dx: jax.Array
 ) -> tuple[jax.Array, ...]:
     """The tangents of mean and variance, given their transpose."""
-    map = Map(_push_forward, _pull_back, scope, (jax.typeof(m.mean), jax.typeof(m.var)))
-    return tuple(linear(map, (x, m.count, mask, m.mean), (dx,)))
+    map = LinearMap(_push_forward, _pull_back, scope, (jax.typeof(m.mean), jax.typeof(m.var)))
+    return tuple(apply_linear(map, (x, m.count, mask, m.mean), (dx,)))
 
 
 def _push_forward(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
