@@ -189,7 +189,7 @@ def plain_mean_and_var(
     x = masked(x.astype(_dtypes.statistics_dtype(x.dtype)), mask)
     if scope.about_zero:
         square = scope.sum(_squared(x, _UNIT)) / values
-        return jnp.zeros(square.shape, x.dtype), square / _UNIT**2
+        return jnp.zeros_like(square, x.dtype), square / _UNIT**2
     number = max(_axes.values_per_channel(x.shape, scope.reduced) * scope.group_size, 1)
     center = scope.sum(x * (1 / number)) * (number / values).astype(x.dtype)  # no sum overflows
     unit = _unit(center, _UNIT)

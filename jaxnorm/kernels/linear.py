@@ -164,8 +164,19 @@ def _transposed(cotangents: Sequence[Any], *operands: Any, call: _Call) -> list[
     wanted = [ad.is_undefined_primal(tangent) for tangent in tangents]
     known = [None if type(cotangent) is ad.Zero else cotangent for cotangent in cotangents]
     results = call.transpose(residuals, known, wanted)
-    of_tangents = [one if want else None for one, want in zip(results, wanted, strict=True)]
+    of_tangents = [
+        _sharded_as(tangent.aval, one) if want and one is not None else None
+        for one, tangent, want in zip(results, tangents, wanted, strict=True)
+    ]
     return [None] * len(residuals) + of_tangents
+
+
+def _sharded_as(aval: Any, cotangent: jax.Array) -> jax.Array:
+    """Reshard a cotangent as its tangent is sharded, on a mesh with explicit axes."""
+    if jax.typeof(cotangent).sharding.spec == aval.sharding.spec:
+        return cotangent
+    resharded: jax.Array = jax.sharding.reshard(cotangent, aval.sharding)
+    return resharded
 
 
 def _batched(
