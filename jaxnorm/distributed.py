@@ -1,4 +1,8 @@
-"""Merging moments across the devices of mapped axes."""
+"""Merging moments across the devices of mapped axes.
+
+A *device* here is one index of the mapped axes: a device of `pmap` and `shard_map`, or an entry of
+the axis that `vmap` maps.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from jaxnorm.statistics import Moments, merge_by, merge_moments_axis
 
 __all__ = ["sync_moments"]
 
-# An all-gather of more costs longer than another all-reduce takes to start (docs/scaling.md).
+# Above this an all-gather takes longer than the all-reduces that replace it (docs/scaling.md).
 GATHERED_BYTES = 2**20
 
 
@@ -21,22 +25,22 @@ def sync_moments(
     axis_name: _axes.AxisName | None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> Moments:
-    """The moments of all members of the mapped axes together, on every member.
+    """Merge the moments of all devices of the mapped axes; every device gets the result.
 
-    The moments of the members (three numbers a channel) are gathered and merged, so members with
-    different counts or none at all weigh what they should: one all-gather over all names. Where it
-    would bring more than 1 MiB (members times channels above 87,381), all-reduces merge instead:
-    of the counts, the means, and the squares about the merged mean.
+    One all-gather over all names collects the moments of the devices (three numbers for each
+    channel), and each device merges them, so devices may have different counts, or none. Where the
+    all-gather would bring more than 1 MiB (devices times channels above 87,381), all-reduces merge
+    instead: of the counts, the means, and the squares about the merged mean.
 
     Args:
-        m: this member's moments.
+        m: the moments of this device.
         axis_name: a name or a tuple of names mapped by `pmap`, `shard_map` or `vmap`; None merges
             nothing.
-        axis_index_groups: for one name, lists of indices; only members of a list are merged (under
-            `pmap` and `shard_map`; JAX's `vmap` has no groups).
+        axis_index_groups: for one name, lists of indices; the devices of each list are merged among
+            themselves (under `pmap` and `shard_map`; JAX's `vmap` has no groups).
 
     Raises:
-        ValueError: a name that is not mapped, or of `vmap` inside a `shard_map` with its check of
+        ValueError: a name that is not mapped, a name of `vmap` inside a `shard_map` that checks
             varying axes, or groups that do not partition the axis.
 
     Example:
@@ -62,13 +66,13 @@ def sync_moments(
 
 
 def sum_over(
-    parts: Sequence[jax.Array],
+    terms: Sequence[jax.Array],
     axis_name: _axes.AxisName,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> Sequence[jax.Array]:
-    """The sums of arrays of one dtype over the members of the mapped axes, in one collective."""
+    """Sum arrays of one dtype over the devices of the mapped axes, in one collective."""
     names = _axes.axis_names(axis_name)
-    packed = _varying(jnp.stack(parts), names)
+    packed = _mark_varying(jnp.stack(terms), names)
     if axis_index_groups is not None and _checks_varying(names):  # JAX has no such psum
         gathered = jax.lax.all_gather(packed, names, axis_index_groups=axis_index_groups)
         return list(jnp.sum(gathered, 0))
@@ -76,32 +80,33 @@ def sum_over(
 
 
 def sync_extremes(
-    least: jax.Array,
-    most: jax.Array,
+    minimum: jax.Array,
+    maximum: jax.Array,
     axis_name: _axes.AxisName | None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The least and the largest values of all members of the mapped axes, in one collective.
+    """The minimum and the maximum over all devices of the mapped axes, in one collective.
 
-    NaN on any member is NaN on all; collectives alone do not promise that.
+    NaN on any device gives NaN on all, which collectives alone do not promise.
     """
     if axis_name is None:
-        return least, most
+        return minimum, maximum
     names = _axes.axis_names(axis_name)
-    unknown = jnp.isnan(least) | jnp.isnan(most)
-    packed = jnp.stack([-least, most, unknown.astype(most.dtype)])
-    packed = _varying(jnp.where(jnp.isnan(packed), -jnp.inf, packed), names)
+    has_nan = jnp.isnan(minimum) | jnp.isnan(maximum)
+    packed = jnp.stack([-minimum, maximum, has_nan.astype(maximum.dtype)])
+    packed = _mark_varying(jnp.where(jnp.isnan(packed), -jnp.inf, packed), names)
     if axis_index_groups is not None and _checks_varying(names):  # JAX has no such pmax
         gathered = jax.lax.all_gather(packed, names, axis_index_groups=axis_index_groups)
         merged = jnp.max(gathered, 0)
     else:
         merged = jax.lax.pmax(packed, names, axis_index_groups=axis_index_groups)
-    below, most, unknown = merged
-    return jnp.where(unknown > 0, jnp.nan, -below), jnp.where(unknown > 0, jnp.nan, most)
+    negative_minimum, maximum, has_nan = merged
+    minimum = -negative_minimum
+    return jnp.where(has_nan > 0, jnp.nan, minimum), jnp.where(has_nan > 0, jnp.nan, maximum)
 
 
 def _split_names(axis_name: _axes.AxisName) -> tuple[tuple[Hashable, ...], tuple[Hashable, ...]]:
-    """The names that are axes of a mesh (`pmap`, `shard_map`), and those of `vmap`."""
+    """The names of mesh axes (`pmap`, `shard_map`), and the names of `vmap`."""
     names = _axes.axis_names(axis_name)
     manual = jax.sharding.get_abstract_mesh().manual_axes
     on_mesh = tuple(name for name in names if name in manual)
@@ -109,7 +114,7 @@ def _split_names(axis_name: _axes.AxisName) -> tuple[tuple[Hashable, ...], tuple
 
 
 def _check_vmap(names: tuple[Hashable, ...]) -> None:
-    """JAX has no collectives over names of `vmap` where `shard_map` checks what varies."""
+    """Refuse `vmap` names where `shard_map` checks varying axes: JAX has no collectives there."""
     manual = tuple(jax.sharding.get_abstract_mesh().manual_axes)
     if _checks_varying(manual):
         raise ValueError(
@@ -121,14 +126,14 @@ def _check_vmap(names: tuple[Hashable, ...]) -> None:
 def _gathered(
     m: Moments, names: tuple[Hashable, ...], axis_index_groups: _axes.AxisIndexGroups
 ) -> Moments:
-    """One all-gather of all members' moments, merged alike on each."""
-    packed = _varying(jnp.stack([part.astype(m.mean.dtype) for part in m]), names)
-    alike = axis_index_groups is None and _checks_varying(names)
+    """Merge after one all-gather of the moments of all devices; all compute the same result."""
+    packed = _mark_varying(jnp.stack([statistic.astype(m.mean.dtype) for statistic in m]), names)
+    invarying = axis_index_groups is None and _checks_varying(names)
     gathered = jax.lax.all_gather(
         packed,
         names,
         axis_index_groups=axis_index_groups,
-        to="invarying" if alike else "varying",
+        to="invarying" if invarying else "varying",
     )
     count, mean, var = jnp.moveaxis(gathered, 1, 0)
     return merge_moments_axis(Moments(count.real, mean, var.real), 0)
@@ -137,28 +142,28 @@ def _gathered(
 def _reduced(
     m: Moments, names: tuple[Hashable, ...], axis_index_groups: _axes.AxisIndexGroups
 ) -> Moments:
-    """All-reduces of as many numbers whatever the number of members: counts, means, the rest."""
+    """Merge by all-reduces, whose size does not grow with the number of devices."""
 
-    def sums(*parts: jax.Array) -> list[jax.Array]:
-        packed = [part.astype(m.mean.dtype) for part in parts]
-        summed = sum_over(packed, names, axis_index_groups)
+    def sums(*terms: jax.Array) -> list[jax.Array]:
+        of_one_dtype = [term.astype(m.mean.dtype) for term in terms]
+        summed = sum_over(of_one_dtype, names, axis_index_groups)
         return [
-            total if jnp.iscomplexobj(part) else total.real
-            for total, part in zip(summed, parts, strict=True)
+            one if jnp.iscomplexobj(term) else one.real
+            for one, term in zip(summed, terms, strict=True)
         ]
 
     return merge_by(sums, m)
 
 
 def _checks_varying(names: tuple[Hashable, ...]) -> bool:
-    """Whether `shard_map` checks over which of these mesh axes values vary."""
+    """Whether there are mesh axes among the names, of a `shard_map` that checks varying axes."""
     on_mesh, _ = _split_names(names)
     if not on_mesh:
         return False
     return bool(jax.typeof(jax.lax.axis_index(on_mesh)).manual_axis_type.varying)
 
 
-def _varying(x: jax.Array, names: tuple[Hashable, ...]) -> jax.Array:
-    """`x`, where that is checked marked as varying over all the names."""
+def _mark_varying(x: jax.Array, names: tuple[Hashable, ...]) -> jax.Array:
+    """Mark `x` as varying over all the names, where `shard_map` checks that."""
     missing = set(names) - jax.typeof(x).manual_axis_type.varying
     return jax.lax.pcast(x, tuple(missing), to="varying") if _checks_varying(names) else x

@@ -17,7 +17,7 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
-from jaxnorm.arrays import everywhere, repeated
+from jaxnorm.arrays import broadcast_mask, broadcast_over
 from jaxnorm.distributed import sync_extremes, sync_moments
 from jaxnorm.running import init_batch_stats, sharded, update
 from jaxnorm.statistics import Moments, Scope, measure
@@ -128,7 +128,7 @@ def update_input_stats(
         known = ~jnp.isnan(x)
         mask = known if mask is None else mask & known
     m = sync_moments(measure(x, Scope(checked.reduced), mask), axis_name, axis_index_groups)
-    seen = None if mask is None else everywhere(mask, x)
+    seen = None if mask is None else broadcast_mask(mask, x)
     least = jnp.min(x, checked.reduced, where=seen, initial=jnp.inf)
     most = jnp.max(x, checked.reduced, where=seen, initial=-jnp.inf)
     least, most = sync_extremes(least, most, axis_name, axis_index_groups)
@@ -370,7 +370,7 @@ class _Checked(NamedTuple):
 
     def broadcast(self, key: str) -> jax.Array:
         """An entry of the fit, so that it meets every value of `x`."""
-        return repeated(jnp.asarray(self.fit[key], self.x.dtype), self.x, self.reduced)
+        return broadcast_over(jnp.asarray(self.fit[key], self.x.dtype), self.x, self.reduced)
 
     def finite(self, other: ArrayLike) -> jax.Array:
         """`x`, with the other value where it neither counts nor is finite."""

@@ -21,7 +21,7 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
-from jaxnorm.arrays import only
+from jaxnorm.arrays import masked
 from jaxnorm.running import init_batch_stats, promoted_dtype, running_moments
 from jaxnorm.standardize import standardize
 from jaxnorm.statistics import Moments, Scope, count_of, divisor, measure, merge_moments
@@ -230,8 +230,8 @@ def _standardized_forward(scope: Scope, *args: Any) -> tuple[jax.Array, Any]:
 def _standardized_backward(scope: Scope, residuals: Any, g: jax.Array) -> tuple[Any, ...]:
     """The gradient of `x`, and the new errors of the two control processes."""
     x, before, epsilon, decay, mask, control = residuals
-    y = only(mask, _standardized(scope, *residuals))
-    g = only(mask, g)
+    y = masked(_standardized(scope, *residuals), mask)
+    g = masked(g, mask)
     power = before.var + epsilon
     rstd = jnp.where(power > 0, jax.lax.rsqrt(jnp.where(power > 0, power, 1)), 0)
     values = count_of(scope, x, mask)
@@ -251,7 +251,7 @@ def _standardized_backward(scope: Scope, residuals: Any, g: jax.Array) -> tuple[
     start = tuple(error.astype(x.dtype) for error in control)
     end, (less_y, less_x) = jax.lax.scan(step, start, means)
     h = g - scope.broadcast(less_y, x) * y
-    dx = only(mask, h * scope.broadcast(rstd, x) - scope.broadcast(less_x, x))
+    dx = masked(h * scope.broadcast(rstd, x) - scope.broadcast(less_x, x), mask)
     new = tuple(error.astype(old.dtype) for error, old in zip(end, control, strict=True))
     return dx, None, None, None, None, new
 

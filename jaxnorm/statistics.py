@@ -1,5 +1,10 @@
 """Moments: a count, a mean and a variance, measured once and merged everywhere.
 
+A *scope* says which values of an input are measured together; a *statistic* is an array with one
+entry for each such set of values. A value *counts* where the mask is true, or if there is no mask.
+The *unit* of squared deviations is the factor by which deviations are multiplied before they are
+squared, so that the squares neither underflow nor overflow.
+
 References:
     Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
     recommendations", The American Statistician 37 (1983): the pairwise merge, and the corrected
@@ -20,27 +25,26 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import (
-    everywhere,
+    broadcast_mask,
+    broadcast_over,
     full_without,
-    only,
+    masked,
     repeat_groups,
-    repeated,
     split_groups,
 )
-from jaxnorm.kernels.linear import Map
-from jaxnorm.kernels.linear import apply as linear
+from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, has_native, run
 from jaxnorm.kernels.view import View, view_of
 
 __all__ = ["Moments", "merge_moments", "merge_moments_axis", "moments"]
 
-# Deviations are squared in these units: float32 then holds the squares of those of 1e-18.
+# With this unit float32 holds the squares of deviations down to 1e-18.
 _UNIT = 16.0
-_MERGED_UNIT = 512.0  # of means, which lie closer together and are fewer
+_MERGED_UNIT = 512.0  # for means, which lie closer together and are fewer
 
 
 class Moments(NamedTuple):
-    """How many values were seen, their mean, and their biased variance.
+    """The number of values, their mean, and their biased variance.
 
     The three have one shape. `count` and `var` are real; an empty measurement has count, mean and
     variance 0 and is the identity of the merge.
@@ -52,13 +56,14 @@ class Moments(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What the moments of an input are taken over (hashable).
+    """Which values of an input are measured together (hashable).
 
     Attributes:
-        reduced: canonical axes of the input.
-        channel, group_size: also the groups of this many channels, if more than one.
-        about_zero: the mean is 0 by definition.
-        axis_name, axis_index_groups: mapped axes over which they are merged.
+        reduced: the canonical axes of the input that are measured over.
+        channel, group_size: if `group_size` is above 1, the axis `channel` is measured over too, in
+            groups of this many channels.
+        about_zero: whether the mean is 0 by definition.
+        axis_name, axis_index_groups: the mapped axes over which the moments are merged.
     """
 
     reduced: tuple[int, ...]
@@ -68,35 +73,34 @@ class Scope(NamedTuple):
     axis_name: _axes.AxisName | None = None
     axis_index_groups: Any = None
 
-    def per_channel(self, part: jax.Array) -> jax.Array:
-        """A statistic of each group, given to its channels."""
+    def per_channel(self, statistic: jax.Array) -> jax.Array:
+        """Repeat a statistic of groups for the channels of each group."""
         if self.group_size == 1:
-            return part
-        return repeat_groups(part, self.kept_channel, self.group_size)
+            return statistic
+        return repeat_groups(statistic, self.kept_channel, self.group_size)
 
-    def broadcast(self, part: jax.Array, x: jax.Array) -> jax.Array:
-        """A statistic, so that it meets every value of `x` that it was taken from."""
-        return repeated(self.per_channel(part), x, self.reduced)
+    def broadcast(self, statistic: jax.Array, x: jax.Array) -> jax.Array:
+        """Broadcast a statistic to the values of `x` that it was measured over."""
+        return broadcast_over(self.per_channel(statistic), x, self.reduced)
 
-    def grouped(self, part: jax.Array) -> jax.Array:
-        """The sum over each group of what was summed over the axes `reduced`."""
+    def sum_groups(self, sums: jax.Array) -> jax.Array:
+        """Sum over the channels of each group what was summed over the axes `reduced`."""
         if self.group_size == 1:
-            return part
-        return jnp.sum(
-            split_groups(part, self.kept_channel, self.group_size), self.kept_channel + 1
-        )
+            return sums
+        split = split_groups(sums, self.kept_channel, self.group_size)
+        return jnp.sum(split, self.kept_channel + 1)
 
     def sum(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """The sum over what counts on this device."""
-        return self.grouped(jnp.sum(only(mask, x), self.reduced))
+        """Sum the values of this device that count."""
+        return self.sum_groups(jnp.sum(masked(x, mask), self.reduced))
 
     def view(self, x: jax.Array, features: tuple[int, ...] = ()) -> View | None:
-        """How the kernels see the input, None where they cannot."""
+        """The view in which the kernels take the input, None if they do not."""
         view = view_of(x.shape, self.reduced, features, self.channel, self.group_size)
         return view if has_native(x, view) else None
 
-    def kept_shape(self, x: jax.Array) -> tuple[int, ...]:
-        """The shape of the statistics."""
+    def statistic_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """The shape of a statistic."""
         shape = list(x.shape)
         if self.group_size > 1:
             shape[self.channel] //= self.group_size
@@ -104,28 +108,29 @@ class Scope(NamedTuple):
 
     @property
     def kept_channel(self) -> int:
-        """Where the channel axis stands once the axes `reduced` are gone."""
+        """The channel axis of an array without the axes `reduced`."""
         return _axes.kept_axis(self.channel, self.reduced)
 
 
 @_checks.mask_is_called("where")
 def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
-    r"""Count, mean and biased variance of `x` over `axis`.
+    """Measure count, mean and biased variance of `x` over `axis`.
 
     mean = sum(x) / n and var = sum(|x - mean|^2) / n, by the corrected two-pass algorithm (Chan,
     Golub and LeVeque 1983, equation 1.7): the second pass measures both the variance and the
-    rounding error of the first mean, so that means far above the deviation lose nothing.
+    rounding error of the first mean, so that no precision is lost when the mean is much larger than
+    the deviation.
 
     Args:
         x: floating or complex, any shape.
         axis: the axis or axes to measure over.
-        where: nonzero where a value counts; broadcasts to `x`. What it leaves out may be anything,
+        where: nonzero where a value counts; broadcasts to `x`. The other values may be anything,
             NaN included.
 
     Returns:
         `Moments` of the shape of `x` without `axis`, in float32 at least (float64 and complex keep
-        their precision; count and variance are real). Where the squares of the deviations sum up to
-        more than 1e36 (in float32), the variance is infinite.
+        their precision; count and variance are real). The variance is infinite where the squares of
+        the deviations sum to more than 1e36 (in float32).
 
     Raises:
         TypeError: an integer input.
@@ -143,38 +148,36 @@ def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -
 
 
 def measure(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Moments:
-    """The moments of `x` over `scope` on this device, of what counts.
+    """The moments over `scope` of the values of this device that count.
 
     About zero, the mean is 0 and the variance sum(|x|^2) / n.
     """
     count = count_of(scope, x, mask)
-    mean, var = _measured(x, count, mask, scope)
+    mean, var = _mean_and_var(x, count, mask, scope)
     return Moments(count, mean, var)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _measured(
+def _mean_and_var(
     x: jax.Array, count: jax.Array, mask: jax.Array | None, scope: Scope
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance."""
     view = scope.view(x) if mask is None else None
     if view is None:
-        return plainly_measured(scope, x, count, mask)
-    dtype = _dtypes.statistics_dtype(x.dtype)
-    row = (scope.kept_shape(x), dtype)
+        return plain_mean_and_var(scope, x, count, mask)
+    statistic = (scope.statistic_shape(x), _dtypes.statistics_dtype(x.dtype))
     operation = Operation(
         "jaxnorm_measure",
-        plainly_measured,
+        plain_mean_and_var,
         scope,
         view,
-        results=(row, row),
+        results=(statistic, statistic),
         attributes=(("about_zero", scope.about_zero),),
     )
     mean, var = run(operation, x)
     return cast(jax.Array, mean), cast(jax.Array, var)
 
 
-def plainly_measured(
+def plain_mean_and_var(
     scope: Scope,
     x: jax.Array,
     count: jax.Array | None = None,
@@ -183,7 +186,7 @@ def plainly_measured(
     """Mean and variance by the corrected two-pass algorithm, about a first mean."""
     count = count_of(scope, x, mask) if count is None else count
     values = divisor(count)
-    x = only(mask, x.astype(_dtypes.statistics_dtype(x.dtype)))
+    x = masked(x.astype(_dtypes.statistics_dtype(x.dtype)), mask)
     if scope.about_zero:
         square = scope.sum(_squared(x, _UNIT)) / values
         return jnp.zeros_like(square, x.dtype), square / _UNIT**2
@@ -193,37 +196,31 @@ def plainly_measured(
     deviation = x - scope.broadcast(center, x)
     correction = scope.sum(deviation, mask) / values.astype(x.dtype)
     square = scope.sum(_squared(deviation, scope.broadcast(unit, x)), mask) / values
-    return center + correction, _less(square, _squared(correction, unit)) / unit**2
+    return center + correction, _subtract(square, _squared(correction, unit)) / unit**2
 
 
-@_measured.defjvp
-def _measured_jvp(
+@_mean_and_var.defjvp
+def _mean_and_var_jvp(
     scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """The mean moves by E[dx], the variance by 2 Re E[conj(x - mean) dx]."""
     x, count, mask = primals
-    mean, var = _measured(x, count, mask, scope)
-    return (mean, var), moved_moments(scope, x, count, mask, mean, var, tangents[0])
+    mean, var = _mean_and_var(x, count, mask, scope)
+    m = Moments(count, mean, var)
+    return (mean, var), moments_tangents(scope, x, mask, m, tangents[0])
 
 
-def moved_moments(
-    scope: Scope,
-    x: jax.Array,
-    count: jax.Array,
-    mask: jax.Array | None,
-    mean: jax.Array,
-    var: jax.Array,
-    dx: jax.Array,
+def moments_tangents(
+    scope: Scope, x: jax.Array, mask: jax.Array | None, m: Moments, dx: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """The tangents of the mean and the variance."""
-    map = Map(_moved, _moved_by, scope, (jax.typeof(mean), jax.typeof(var)))
-    return tuple(linear(map, (x, count, mask, mean), (dx,)))
+    """The tangents of mean and variance, given their transpose."""
+    map = LinearMap(_push_forward, _pull_back, scope, (jax.typeof(m.mean), jax.typeof(m.var)))
+    return tuple(apply_linear(map, (x, m.count, mask, m.mean), (dx,)))
 
 
-def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
-    """E[dx] and 2 Re E[conj(x - mean) dx]."""
+def _push_forward(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
+    """dmean = E[dx] and dvar = 2 Re E[conj(x - mean) * dx]."""
     x, count, mask, mean = residuals
-    deviation = only(mask, x).astype(mean.dtype) - scope.broadcast(mean, x)
+    deviation = masked(x, mask).astype(mean.dtype) - scope.broadcast(mean, x)
     dx = tangents[0].astype(mean.dtype)
     values = divisor(count)
     dmean = scope.sum(dx, mask) / values.astype(mean.dtype)
@@ -231,8 +228,10 @@ def _moved(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
     return [jnp.zeros_like(dmean) if scope.about_zero else dmean, dvar]
 
 
-def _moved_by(scope: Scope, residuals: Any, cotangents: Any, wanted: Any) -> list[jax.Array | None]:
-    """The transpose: what each value adds to the mean and the variance."""
+def _pull_back(
+    scope: Scope, residuals: Any, cotangents: Any, wanted: Any
+) -> list[jax.Array | None]:
+    """The transpose: of mean / n and of var * 2 conj(x - mean) / n, at each value that counts."""
     x, count, mask, mean = residuals
     of_mean, of_var = cotangents
     values = divisor(count)
@@ -242,13 +241,13 @@ def _moved_by(scope: Scope, residuals: Any, cotangents: Any, wanted: Any) -> lis
     if of_var is not None:
         slope = scope.broadcast((2 * of_var / values).astype(mean.dtype), x)
         g = g + jnp.conj(x.astype(mean.dtype) - scope.broadcast(mean, x)) * slope
-    return [only(mask, g).astype(x.dtype)]
+    return [masked(g, mask).astype(x.dtype)]
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of two sets of values together, from the moments of each.
+    """Merge the moments of two sets of values into those of their union.
 
-    Associative and commutative up to rounding; moments of count 0 are the identity.
+    The merge is associative and commutative up to rounding; moments of count 0 are its identity.
 
     Args:
         a, b: moments whose shapes broadcast to each other.
@@ -266,10 +265,10 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def merge_moments_axis(m: Moments, axis: _axes.Axes) -> Moments:
-    """The moments of all sets of values along array axes of `m` together.
+    """Merge the moments of all sets of values along array axes of `m`.
 
-    n = sum(n_i), mean = sum(n_i mean_i) / n,
-    var = sum(n_i (var_i + |mean_i - mean|^2)) / n: within and between.
+    n = sum(n_i), mean = sum(n_i mean_i) / n, and the variance is that within and between the sets,
+    var = sum(n_i (var_i + |mean_i - mean|^2)) / n.
 
     Args:
         m: moments with one set of values at each index of `axis`.
@@ -284,27 +283,27 @@ def merge_moments_axis(m: Moments, axis: _axes.Axes) -> Moments:
     m = Moments(*jnp.broadcast_arrays(*m))
     merged = _axes.canonical_axes(m.mean.ndim, axis)
 
-    def sums(*parts: jax.Array) -> list[jax.Array]:
-        return [jnp.sum(part, merged, keepdims=True) for part in parts]
+    def sums(*terms: jax.Array) -> list[jax.Array]:
+        return [jnp.sum(term, merged, keepdims=True) for term in terms]
 
-    return Moments(*(jnp.squeeze(part, merged) for part in merge_by(sums, m)))
+    return Moments(*(jnp.squeeze(statistic, merged) for statistic in merge_by(sums, m)))
 
 
 def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
-    """The merge, given what sums arrays over all sets of values."""
-    seen = m.count > 0
-    mean, var = jnp.where(seen, m.mean, 0), jnp.where(seen, m.var, 0)
+    """Merge, given a function that sums each of its arguments over all sets of values."""
+    nonempty = m.count > 0
+    mean, var = jnp.where(nonempty, m.mean, 0), jnp.where(nonempty, m.var, 0)
     (count,) = sums(m.count)
     weight = m.count / divisor(count)
-    share = weight.astype(mean.dtype)
+    mean_weight = weight.astype(mean.dtype)
 
-    (center,) = jax.lax.stop_gradient(sums(share * mean))
+    (center,) = jax.lax.stop_gradient(sums(mean_weight * mean))
     unit = _unit(center, _MERGED_UNIT)
-    deviation = jnp.where(seen, mean - center, 0)
+    deviation = jnp.where(nonempty, mean - center, 0)
     correction, within, between = sums(
-        share * deviation, weight * (var * unit**2), weight * _squared(deviation, unit)
+        mean_weight * deviation, weight * (var * unit**2), weight * _squared(deviation, unit)
     )
-    between = _less(between, _squared(correction, unit))
+    between = _subtract(between, _squared(correction, unit))
     return Moments(count, center + correction, (within + between) / unit**2)
 
 
@@ -314,24 +313,24 @@ def is_finite(m: Moments) -> jax.Array:
 
 
 def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """How many values count, in the shape of the statistics."""
+    """The number of values that count, a statistic."""
     dtype = _dtypes.real_dtype(_dtypes.statistics_dtype(x.dtype))
     if mask is None:
         number = _axes.values_per_channel(x.shape, scope.reduced)
-        return scope.grouped(full_without(x, scope.reduced, number, dtype))
-    return scope.grouped(jnp.sum(everywhere(mask, x), scope.reduced, dtype=dtype))
+        return scope.sum_groups(full_without(x, scope.reduced, number, dtype))
+    return scope.sum_groups(jnp.sum(broadcast_mask(mask, x), scope.reduced, dtype=dtype))
 
 
 def divisor(count: jax.Array) -> jax.Array:
-    """What a sum over the counted values is divided by for their mean: 1 where nothing counts."""
+    """The count, or 1 where nothing counts: a sum divided by it is the mean."""
     return jnp.maximum(count, jnp.ones_like(count))
 
 
 def _unit(center: jax.Array, unit: float) -> jax.Array:
-    """The unit in which deviations from a center are squared.
+    """The unit of squared deviations from a center: `unit`, or less about a huge center.
 
-    About a huge center the mere rounding of a deviation has a square that overflows, so the unit
-    is small there: a constant then has variance 0, and only a variance that overflows is infinite.
+    About a huge center the square of the rounding error of a deviation would overflow. With the
+    smaller unit a constant has variance 0, and only a variance that overflows is infinite.
     """
     size = jnp.abs(center)
     huge = jnp.full_like(size, 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2))
@@ -339,13 +338,13 @@ def _unit(center: jax.Array, unit: float) -> jax.Array:
 
 
 def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
-    """|x|^2, real, in squares of a unit."""
+    """|x * unit|^2, real."""
     if jnp.isrealobj(x):
         return (x * unit) ** 2
     return (x.real * unit) ** 2 + (x.imag * unit) ** 2
 
 
-def _less(square: jax.Array, correction: jax.Array) -> jax.Array:
-    """square - correction, and 0 where only their rounding differs; what overflows stays so."""
+def _subtract(square: jax.Array, correction: jax.Array) -> jax.Array:
+    """square - correction, or 0 where they differ by rounding only."""
     correction = (1 + 8 * float(jnp.finfo(square.dtype).eps)) * correction
-    return jnp.maximum(square - correction, 0 * correction)  # NaN where it is not finite
+    return jnp.maximum(square - correction, 0 * correction)  # NaN if the correction is not finite

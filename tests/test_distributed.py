@@ -137,6 +137,18 @@ def test_a_gradient_taken_on_the_device_is_that_of_the_whole_batch(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_masked_rms_norm_has_a_gradient_on_the_device(way):
+    x, where, g = normals(8, 5, 4), chances(8, 5, 4), normals(8, 5, 4, seed=5)
+
+    def local(x, where, g):
+        return jax.grad(lambda x: jnp.sum(jn.rms_norm(x, where=where) * g))(x)
+
+    g = np.where(where, g, 0)
+    expected = gradients("rms", flat(x), None, None, flat(g), where=flat(where))[0]
+    near(flat(over_devices(way, local, x, where, g)), expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_synced_statistics_are_precise_at_a_large_mean(way, merging):
     call, where = mapped(way, synced("batch", fresh("batch", 3))), chances(8, 50, 3)
     for ratio in (1e3, 1e5, 1e6):

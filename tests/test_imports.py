@@ -19,6 +19,8 @@ ORDER = [
     "kernels",
     "statistics",
     "distributed",
+    "operands",
+    "projection",
     "standardize",
     "running",
     "batch",

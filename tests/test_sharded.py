@@ -52,12 +52,16 @@ def expected(name, masked, **options):
     return (*result, gradients(name, X, SCALE, BIAS, g, stats=stats, where=where, **options))
 
 
-def sharded(name, grid, spec, masked, **options):
-    """Compile and run the output, the statistics and the gradients of sharded arrays."""
+def sharded(name, grid, spec, masked, channels=None, **options):
+    """Compile and run the output, the statistics and the gradients of sharded arrays.
+
+    Parameters and running statistics are split as `channels` says, or as the channels of x.
+    """
     where = MASK if masked else None
     g = G if where is None else np.where(where, G, 0)
     stats = seen(name, 8) if name in STATEFUL else None
-    channels = P(spec[3]) if len(spec) > 3 else P()
+    if channels is None:
+        channels = P(spec[3]) if len(spec) > 3 else P()
     arguments = [(X, spec), (where, P(*spec[:3])), (SCALE, channels), (BIAS, channels), (g, spec)]
     put = [
         None if array is None else jax.device_put(array, NamedSharding(grid, of))
@@ -102,6 +106,14 @@ def test_any_axis_can_be_split_over_an_explicit_mesh(name, masked, split):
     hold(actual, expected(name, masked))
     split_over = jax.typeof(actual[0]).sharding.spec
     assert tuple(split_over)[: len(SPLITS[split])] == tuple(SPLITS[split])
+
+
+@pytest.mark.parametrize("name", every_norm)
+def test_parameters_can_be_whole_where_channels_are_split(name):
+    grid = mesh(AxisType.Explicit, (2, 4), ("i", "j"))
+    actual = sharded(name, grid, SPLITS["channels"], False, channels=P())
+    hold(actual, expected(name, False))
+    assert all(not any(jax.typeof(gradient).sharding.spec) for gradient in actual[2][1:])
 
 
 @pytest.mark.parametrize("split", ["batch", "positions and channels"])

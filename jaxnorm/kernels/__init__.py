@@ -1,4 +1,4 @@
-"""Native forms of what jaxnorm measures, applies and differentiates, for the CPU."""
+"""Native kernels for the CPU: measuring, standardizing, and the derivative."""
 
 from jaxnorm.kernels.library import status
 

@@ -1,4 +1,4 @@
-"""Results of our primitives under `jax.experimental.checkify`, which looks into them for NaN."""
+"""The primitives under `jax.experimental.checkify`, which searches their results for NaN."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import partial
 from jax.extend.core import Primitive
 
 
-def check_nan(primitive: Primitive) -> None:
-    """Let `checkify.float_checks` name the primitive where a result of it is NaN.
+def register_nan_check(primitive: Primitive) -> None:
+    """Make `checkify.float_checks` report a primitive that yields NaN.
 
-    JAX has no public way to say so. Where it has changed the private one, the check names a later
-    operation instead.
+    JAX has no public function for this. In a version of JAX without the private one that is used
+    here, the check reports a later operation instead.
     """
     try:
         from jax._src.checkify import error_checks, nan_error_check

@@ -1,6 +1,6 @@
-"""The library of native kernels: found beside this file, loaded, and its handlers registered.
+"""The library of native kernels: it is loaded from beside this file, and its handlers registered.
 
-`JAXNORM_KERNELS=off` leaves it out; another value is the path of a library to load instead.
+`JAXNORM_KERNELS=off` switches it off; any other value is the path of a library to load instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMES = ("libjaxnorm_kernels.so", "libjaxnorm_kernels.dylib")
 
 
 class Library(NamedTuple):
-    """Whether the handlers can be called, and why, in words."""
+    """Whether the handlers can be called, and the reason as text."""
 
     loaded: bool
     reason: str
@@ -33,11 +33,11 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library:
-    """The library, loaded when it is first asked for."""
+    """The library, which the first call loads."""
     if switched_off():
         return Library(False, "JAXNORM_KERNELS=off")
     choice = os.environ.get("JAXNORM_KERNELS")
-    path = Path(choice) if choice else _beside()
+    path = Path(choice) if choice else _installed()
     if path is None:
         return Library(
             False,
@@ -45,7 +45,7 @@ def library() -> Library:
             "and there is a C++ compiler",
         )
     try:
-        return Library(True, f"{_registered(path)}, {path}")
+        return Library(True, f"{_register(path)}, {path}")
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         return Library(False, f"{path} does not load: {first_line}")
@@ -58,18 +58,19 @@ def switched_off() -> bool:
 
 
 def status() -> str:
-    """What runs on a CPU, the native kernels or the plain form, and why; a line of text."""
+    """A line of text: whether the native kernels or the plain form runs on a CPU, and why."""
     loaded, reason = library()
     return f"{'native kernels' if loaded else 'plain form'} ({reason})"
 
 
-def _beside() -> Path | None:
+def _installed() -> Path | None:
+    """The library beside this file."""
     paths = (Path(__file__).with_name(name) for name in _NAMES)
     return next((path for path in paths if path.exists()), None)
 
 
-def _registered(path: Path) -> str:
-    """Registers the handlers for the CPU; the instruction set that they use."""
+def _register(path: Path) -> str:
+    """Register the handlers for the CPU; return the name of the instruction set that they use."""
     loaded = ctypes.CDLL(str(path))
     for name in HANDLERS:
         handler = jax.ffi.pycapsule(getattr(loaded, name))

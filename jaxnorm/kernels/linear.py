@@ -1,6 +1,6 @@
 """A linear map that is given with its transpose.
 
-JAX would find the transpose from the map, equation by equation. Given, it is written as what it is:
+JAX would derive the transpose from the map, equation by equation. A transpose that is given takes
 few passes over the input, in a native form where there is one.
 """
 
@@ -14,28 +14,29 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive, unmapped_aval
 from jax.interpreters import ad, batching, mlir
 
-from jaxnorm.kernels.checkify import check_nan
+from jaxnorm.kernels.checkify import register_nan_check
 from jaxnorm.kernels.standard import only_standard
-from jaxnorm.kernels.varying import alike
+from jaxnorm.kernels.varying import match_varying
 
 Arrays = Sequence[jax.Array | None]
 
 
-class Map(NamedTuple):
+class LinearMap(NamedTuple):
     """A linear map of the tangents, which depends on the residuals (hashable).
 
     Attributes:
-        forward: called as forward(form, residuals, tangents), with None for what is not given;
-            gives all results.
-        transpose: called as transpose(form, residuals, cotangents, wanted), with None for a
-            cotangent that is zero; gives the cotangent of each tangent that is wanted.
-        form: static.
-        results: the type of each result, as `jax.typeof` gives it.
+        forward: called as forward(static, residuals, tangents), with None for an absent argument;
+            returns all results.
+        transpose: called as transpose(static, residuals, cotangents, wanted), with None for an
+            absent residual and for a zero cotangent; returns the cotangent of each tangent, which
+            may be None if it is not wanted.
+        static: the static argument of both.
+        results: the type of each result, as `jax.typeof` returns it.
     """
 
     forward: Callable[[Any, Arrays, Arrays], Sequence[jax.Array]]
     transpose: Callable[[Any, Arrays, Arrays, Sequence[bool]], Arrays]
-    form: Any
+    static: Any
     results: tuple[Any, ...]
 
 
@@ -43,8 +44,8 @@ class _Axis(NamedTuple):
     """An axis of `vmap` around the map.
 
     Attributes:
-        residuals: where each residual has it, or None.
-        front: 0 where all tangents and results have it in front, None where nothing has it.
+        residuals: the position of the axis in each residual, or None.
+        front: 0 if all tangents and results have the axis in front, None if nothing has it.
         options: its name and size.
     """
 
@@ -53,10 +54,10 @@ class _Axis(NamedTuple):
     options: tuple[tuple[str, Any], ...]
 
 
-class _Given(NamedTuple):
-    """A map, which of its arguments there are, and the axes of `vmap` around it (hashable)."""
+class _Call(NamedTuple):
+    """A map, which of its arguments are present, and the axes of `vmap` around it (hashable)."""
 
-    map: Map
+    map: LinearMap
     residuals: tuple[bool, ...]
     tangents: tuple[bool, ...]
     axes: tuple[_Axis, ...] = ()
@@ -64,135 +65,147 @@ class _Given(NamedTuple):
     def forward(self, *operands: jax.Array) -> list[jax.Array]:
         residuals, tangents = self.split(operands)
 
-        def form(residuals: Arrays, tangents: Arrays) -> list[jax.Array]:
-            every = _spread(residuals, self.residuals), _spread(tangents, self.tangents)
-            return list(self.map.forward(self.map.form, *every))
+        def forward(residuals: Arrays, tangents: Arrays) -> list[jax.Array]:
+            arguments = (
+                _with_absent(residuals, self.residuals),
+                _with_absent(tangents, self.tangents),
+            )
+            return list(self.map.forward(self.map.static, *arguments))
 
-        results: list[jax.Array] = self._under_vmap(form)(residuals, tangents)
+        results: list[jax.Array] = self._under_vmap(forward)(residuals, tangents)
         return results
 
     def transpose(self, residuals: Arrays, cotangents: Arrays, wanted: Sequence[bool]) -> Any:
-        def form(residuals: Arrays, cotangents: Arrays) -> list[jax.Array | None]:
-            every = iter(wanted)
-            of_tangents = [given and next(every) for given in self.tangents]
-            broadcast = _spread(residuals, self.residuals)
-            found = self.map.transpose(self.map.form, broadcast, cotangents, of_tangents)
-            return [part for part, given in zip(found, self.tangents, strict=True) if given]
+        def transpose(residuals: Arrays, cotangents: Arrays) -> list[jax.Array | None]:
+            flags = iter(wanted)
+            of_tangents = [present and next(flags) for present in self.tangents]
+            arguments = _with_absent(residuals, self.residuals), cotangents, of_tangents
+            results = self.map.transpose(self.map.static, *arguments)
+            return [one for one, present in zip(results, self.tangents, strict=True) if present]
 
-        return self._under_vmap(form)(residuals, cotangents)
+        return self._under_vmap(transpose)(residuals, cotangents)
 
     def split(self, operands: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The residuals and the tangents."""
         number = sum(self.residuals)
         return list(operands[:number]), list(operands[number:])
 
-    def _under_vmap(self, form: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def _under_vmap(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         for axis in self.axes:
             in_axes = (list(axis.residuals), axis.front)
-            form = jax.vmap(form, in_axes=in_axes, out_axes=axis.front, **dict(axis.options))
-        return form
+            function = jax.vmap(
+                function, in_axes=in_axes, out_axes=axis.front, **dict(axis.options)
+            )
+        return function
 
 
-def apply(map: Map, residuals: Arrays, tangents: Arrays) -> list[jax.Array]:
-    """The map's results."""
+def apply_linear(map: LinearMap, residuals: Arrays, tangents: Arrays) -> list[jax.Array]:
+    """The results of the map."""
     if only_standard():
-        return list(map.forward(map.form, residuals, tangents))
-    present = [part for part in (*residuals, *tangents) if part is not None]
-    given = _Given(map, _given(residuals), _given(tangents))
-    return list(_linear_p.bind(*alike(present), given=given))
+        return list(map.forward(map.static, residuals, tangents))
+    operands = [operand for operand in (*residuals, *tangents) if operand is not None]
+    call = _Call(map, _present(residuals), _present(tangents))
+    return list(_linear_p.bind(*match_varying(operands), call=call))
 
 
-def _given(parts: Arrays) -> tuple[bool, ...]:
-    return tuple(part is not None for part in parts)
+def _present(arguments: Arrays) -> tuple[bool, ...]:
+    return tuple(argument is not None for argument in arguments)
 
 
-def _spread(present: Arrays, given: Sequence[bool]) -> list[jax.Array | None]:
-    """All arguments, None for what is not given."""
-    parts = iter(present)
-    return [next(parts) if there else None for there in given]
+def _with_absent(arrays: Arrays, present: Sequence[bool]) -> list[jax.Array | None]:
+    """All arguments, None for those that are absent."""
+    rest = iter(arrays)
+    return [next(rest) if there else None for there in present]
 
 
 _linear_p = Primitive("jaxnorm_linear")
 _linear_p.multiple_results = True
 
 
-def _forward(*operands: jax.Array, given: _Given) -> list[jax.Array]:
-    return given.forward(*operands)
+def _forward(*operands: jax.Array, call: _Call) -> list[jax.Array]:
+    return call.forward(*operands)
 
 
-def _abstract(*operands: Any, given: _Given) -> list[Any]:
+def _abstract(*operands: Any, call: _Call) -> list[Any]:
     varying = operands[0].manual_axis_type
-    return [
-        result.update(weak_type=False, manual_axis_type=varying) for result in given.map.results
-    ]
+    return [result.update(weak_type=False, manual_axis_type=varying) for result in call.map.results]
 
 
 def _derivative(
-    operands: Sequence[jax.Array], doperands: Sequence[Any], *, given: _Given
+    operands: Sequence[jax.Array], doperands: Sequence[Any], *, call: _Call
 ) -> tuple[Any, Any]:
-    """Linear in the tangents; in the residuals, the derivative of the map."""
-    results = _linear_p.bind(*operands, given=given)
-    residuals, tangents = given.split(operands)
-    dresiduals, dtangents = given.split(doperands)
-    sums: Any = None
-    if any(type(part) is not ad.Zero for part in dtangents):
-        moved = [ad.instantiate_zeros(part) for part in dtangents]
-        sums = _linear_p.bind(*alike([*residuals, *moved]), given=given)
-    moving = [at for at, part in enumerate(dresiduals) if type(part) is not ad.Zero]
-    if moving:
+    """The map of the tangents' tangents, and the derivative of the map in the residuals."""
+    results = _linear_p.bind(*operands, call=call)
+    residuals, tangents = call.split(operands)
+    dresiduals, dtangents = call.split(doperands)
+    dresults: Any = None
+    if any(type(tangent) is not ad.Zero for tangent in dtangents):
+        dense = [ad.instantiate_zeros(tangent) for tangent in dtangents]
+        dresults = _linear_p.bind(*match_varying([*residuals, *dense]), call=call)
+    nonzero = [at for at, tangent in enumerate(dresiduals) if type(tangent) is not ad.Zero]
+    if nonzero:
 
-        def of_residuals(*moved: jax.Array) -> list[jax.Array]:
+        def of_residuals(*replaced: jax.Array) -> list[jax.Array]:
             every = list(residuals)
-            for at, part in zip(moving, moved, strict=True):
-                every[at] = part
-            return given.forward(*every, *tangents)
+            for at, residual in zip(nonzero, replaced, strict=True):
+                every[at] = residual
+            return call.forward(*every, *tangents)
 
-        _, more = jax.jvp(
-            of_residuals, [residuals[at] for at in moving], [dresiduals[at] for at in moving]
+        primals, dprimals = ([source[at] for at in nonzero] for source in (residuals, dresiduals))
+        _, more = jax.jvp(of_residuals, primals, dprimals)
+        dresults = (
+            more if dresults is None else [a + b for a, b in zip(dresults, more, strict=True)]
         )
-        sums = more if sums is None else [a + b for a, b in zip(sums, more, strict=True)]
-    return results, sums
+    return results, dresults
 
 
-def _transposed(cotangents: Sequence[Any], *operands: Any, given: _Given) -> list[Any]:
-    residuals, tangents = given.split(operands)
-    wanted = [ad.is_undefined_primal(part) for part in tangents]
-    known = [None if type(part) is ad.Zero else part for part in cotangents]
-    found = given.transpose(residuals, known, wanted)
+def _transposed(cotangents: Sequence[Any], *operands: Any, call: _Call) -> list[Any]:
+    residuals, tangents = call.split(operands)
+    wanted = [ad.is_undefined_primal(tangent) for tangent in tangents]
+    known = [None if type(cotangent) is ad.Zero else cotangent for cotangent in cotangents]
+    results = call.transpose(residuals, known, wanted)
     of_tangents = [
-        part if part is not None and want else None
-        for part, want in zip(found, wanted, strict=True)
+        _sharded_as(tangent.aval, one) if want and one is not None else None
+        for one, tangent, want in zip(results, tangents, wanted, strict=True)
     ]
     return [None] * len(residuals) + of_tangents
 
 
-def _batched(
-    axis: Any, operands: Sequence[jax.Array], dims: Sequence[Any], *, given: _Given
-) -> tuple[Any, Any]:
-    """One more axis in front, with its name, which collectives may need.
+def _sharded_as(aval: Any, cotangent: jax.Array) -> jax.Array:
+    """Reshard a cotangent as its tangent is sharded, on a mesh with explicit axes."""
+    if jax.typeof(cotangent).sharding.spec == aval.sharding.spec:
+        return cotangent
+    resharded: jax.Array = jax.sharding.reshard(cotangent, aval.sharding)
+    return resharded
 
-    JAX calls this where nothing is mapped too; then no result is.
+
+def _batched(
+    axis: Any, operands: Sequence[jax.Array], dims: Sequence[Any], *, call: _Call
+) -> tuple[Any, Any]:
+    """Add an axis in front, with its name, which collectives may need.
+
+    JAX calls this also where no operand has the axis; then no result has it.
     """
-    residuals, tangents = given.split(operands)
-    of_residuals, of_tangents = given.split(dims)  # None: not batched
+    residuals, tangents = call.split(operands)
+    of_residuals, of_tangents = call.split(dims)  # None: not batched
     front = None if all(dim is None for dim in dims) else 0
-    results = given.map.results
+    results = call.map.results
     if front is not None:
         tangents = [
-            jnp.broadcast_to(part, (axis.size, *part.shape))
+            jnp.broadcast_to(tangent, (axis.size, *tangent.shape))
             if dim is None
-            else jnp.moveaxis(part, dim, front)
-            for part, dim in zip(tangents, of_tangents, strict=True)
+            else jnp.moveaxis(tangent, dim, front)
+            for tangent, dim in zip(tangents, of_tangents, strict=True)
         ]
         results = tuple(
             unmapped_aval(axis.size, front, result, axis.explicit_mesh_axis) for result in results
         )
     options = {"axis_name": axis.name, "axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
-    batched = given._replace(
-        map=given.map._replace(results=results),
-        axes=(*given.axes, _Axis(tuple(of_residuals), front, tuple(options.items()))),
+    batched = call._replace(
+        map=call.map._replace(results=results),
+        axes=(*call.axes, _Axis(tuple(of_residuals), front, tuple(options.items()))),
     )
-    found = _linear_p.bind(*alike([*residuals, *tangents]), given=batched)
+    found = _linear_p.bind(*match_varying([*residuals, *tangents]), call=batched)
     return found, [front] * len(found)
 
 
@@ -202,4 +215,4 @@ ad.primitive_jvps[_linear_p] = _derivative
 ad.primitive_transposes[_linear_p] = _transposed
 batching.fancy_primitive_batchers[_linear_p] = _batched
 mlir.register_lowering(_linear_p, mlir.lower_fun(_forward))
-check_nan(_linear_p)
+register_nan_check(_linear_p)

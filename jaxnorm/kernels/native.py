@@ -1,9 +1,10 @@
-"""One operation in two forms, and the one place that decides which of them runs.
+"""Operations in two forms, and the decision which of them runs.
 
-The plain form is a function of jax.numpy, and the definition. The native form is a handler of the
-library, on the same operands, and runs where the platform is a CPU, the input has a view and one
-device has all of it: alone, or its part under `pmap` and `shard_map`. Where `jit` partitions an
-operation over devices by itself, in an exported program and on other platforms the plain form runs.
+The *plain form* of an operation is a function of jax.numpy, and its definition. The *native form*
+calls a handler of the library (`library.py`) on the same operands. It runs where the platform is a
+CPU, the input has a view (`view.py`), and one device holds the whole input, or its shard under
+`pmap` and `shard_map`. The plain form runs on other platforms, in exported programs, and where
+`jit` partitions the operation over devices.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
-from jaxnorm.kernels.checkify import check_nan
+from jaxnorm.kernels.checkify import register_nan_check
 from jaxnorm.kernels.library import library
 from jaxnorm.kernels.standard import only_standard
-from jaxnorm.kernels.varying import alike
+from jaxnorm.kernels.varying import match_varying
 from jaxnorm.kernels.view import View
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)
@@ -36,34 +37,34 @@ class Operation(NamedTuple):
     """An operation in both forms (hashable).
 
     Attributes:
-        handler: of the library.
-        plain: called as plain(form, *operands), with None for what is not given; gives the results
-            in the handler's order, None for what is not wanted.
-        form: static.
-        view: of the input.
-        results: shape and dtype of each result of the handler, None for what is not wanted.
-        attributes: of the handler.
+        handler: the name of the handler in the library.
+        plain: called as plain(static, *operands), with None for an absent operand; returns the
+            results in the handler's order, None for those that are not wanted.
+        static: the static argument of `plain`.
+        view: the view of the input.
+        results: shape and dtype of each result of the handler, None for those that are not wanted.
+        attributes: further attributes of the handler.
         scalar: whether the last operand is one number, the same for the whole batch of a `vmap`.
-        given: for each operand of the handler, whether it is given.
-        batches: sizes of the axes that `vmap` put in front of all operands and results.
+        present: for each operand of the handler, whether it is present.
+        batch_axes: the number of axes that `vmap` put in front of all operands and results.
     """
 
     handler: str
     plain: Callable[..., Sequence[jax.Array | None]]
-    form: Any
+    static: Any
     view: View
     results: tuple[Result | None, ...]
     attributes: tuple[tuple[str, Any], ...] = ()
     scalar: bool = False
-    given: tuple[bool, ...] = ()
-    batches: tuple[int, ...] = ()
+    present: tuple[bool, ...] = ()
+    batch_axes: int = 0
 
 
 def has_native(x: jax.Array, view: View | None) -> bool:
-    """Whether an operation on `x` has a native form somewhere, and may take it."""
+    """Whether an operation on `x` has a native form that may run."""
     if only_standard():
         return False
-    explicit = any(jax.typeof(x).sharding.spec)  # then shardings follow from the plain form
+    explicit = any(jax.typeof(x).sharding.spec)  # the shardings follow from the plain form
     return view is not None and x.dtype in DTYPES and not explicit
 
 
@@ -72,7 +73,7 @@ _forced_plain = False
 
 @contextlib.contextmanager
 def plain_form() -> Iterator[None]:
-    """Programs that are lowered inside take the plain form, to compare the two in one process."""
+    """Lower programs to the plain form inside, to compare the two forms in one process."""
     global _forced_plain
     before, _forced_plain = _forced_plain, True
     try:
@@ -82,42 +83,43 @@ def plain_form() -> Iterator[None]:
 
 
 def run(operation: Operation, *operands: jax.Array | None) -> list[jax.Array | None]:
-    """The results of an operation in the form that is right where it runs."""
-    operation = operation._replace(given=tuple(operand is not None for operand in operands))
-    present = alike([operand for operand in operands if operand is not None])
-    results = iter(_native_p.bind(*present, operation=operation))
-    return [None if wanted is None else next(results) for wanted in operation.results]
+    """The results of an operation, None for those that are not wanted."""
+    operation = operation._replace(present=tuple(operand is not None for operand in operands))
+    arrays = match_varying([operand for operand in operands if operand is not None])
+    results = iter(_native_p.bind(*arrays, operation=operation))
+    return [None if result is None else next(results) for result in operation.results]
 
 
-def _plain(*present: jax.Array, operation: Operation) -> list[jax.Array]:
-    """The plain form, of the operands that are given and the results that are wanted."""
+def _plain(*operands: jax.Array, operation: Operation) -> list[jax.Array]:
+    """The plain form, from the operands that are present to the results that are wanted."""
 
-    def form(*present: jax.Array) -> list[jax.Array]:
-        operands = iter(present)
-        every = [next(operands) if given else None for given in operation.given]
-        return [part for part in operation.plain(operation.form, *every) if part is not None]
+    def plain(*operands: jax.Array) -> list[jax.Array]:
+        arrays = iter(operands)
+        arguments = [next(arrays) if present else None for present in operation.present]
+        results = operation.plain(operation.static, *arguments)
+        return [result for result in results if result is not None]
 
-    axes: list[int | None] = [0] * len(present)
+    axes: list[int | None] = [0] * len(operands)
     if operation.scalar:
         axes[-1] = None
-    for _ in operation.batches:
-        form = jax.vmap(form, in_axes=tuple(axes))
-    return form(*present)
+    for _ in range(operation.batch_axes):
+        plain = jax.vmap(plain, in_axes=tuple(axes))
+    return plain(*operands)
 
 
-def _native(*present: jax.Array, operation: Operation) -> list[jax.Array]:
-    """The call of the handler, with empty arrays for what is not given or not wanted."""
-    operands, statistics = iter(present), _statistics_dtype(present[0].dtype)
-    every = [next(operands) if given else jnp.zeros(0, statistics) for given in operation.given]
-    results = [
-        jax.ShapeDtypeStruct((0,), statistics) if wanted is None else jax.ShapeDtypeStruct(*wanted)
-        for wanted in operation.results
+def _native(*operands: jax.Array, operation: Operation) -> list[jax.Array]:
+    """The call of the handler, with empty arrays for absent operands and unwanted results."""
+    arrays, dtype = iter(operands), _statistics_dtype(operands[0].dtype)
+    arguments = [next(arrays) if present else jnp.zeros(0, dtype) for present in operation.present]
+    types = [
+        jax.ShapeDtypeStruct((0,), dtype) if result is None else jax.ShapeDtypeStruct(*result)
+        for result in operation.results
     ]
     *extents, by_row = operation.view
     view = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
-    call = jax.ffi.ffi_call(operation.handler, results)
-    found = call(*every, **view, by_row=by_row, **dict(operation.attributes))
-    return [part for part, wanted in zip(found, operation.results, strict=True) if wanted]
+    call = jax.ffi.ffi_call(operation.handler, types)
+    results = call(*arguments, **view, by_row=by_row, **dict(operation.attributes))
+    return [one for one, wanted in zip(results, operation.results, strict=True) if wanted]
 
 
 def _statistics_dtype(dtype: Any) -> Any:
@@ -129,25 +131,25 @@ _native_p = Primitive("jaxnorm_native")
 _native_p.multiple_results = True
 
 
-def _evaluated(*present: jax.Array, operation: Operation) -> Any:
-    """The results outside `jit`: compiled, or step by step while JAX is asked to debug."""
-    form = _plain if debugging() else _compiled
-    return form(*present, operation=operation)
+def _evaluate(*operands: jax.Array, operation: Operation) -> Any:
+    """The results outside `jit`: compiled, or step by step while JAX debugs."""
+    form = _plain if _debugging() else _compiled
+    return form(*operands, operation=operation)
 
 
-def debugging() -> bool:
-    """Whether JAX runs `jit` as Python, or looks for the operation that gives NaN or inf."""
+def _debugging() -> bool:
+    """Whether JAX runs `jit` as Python, or searches for the operation that yields NaN or inf."""
     config: Any = jax.config
     return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
 
 
 @functools.partial(jax.jit, static_argnames="operation")
-def _compiled(*present: jax.Array, operation: Operation) -> Any:
-    return _native_p.bind(*present, operation=operation)
+def _compiled(*operands: jax.Array, operation: Operation) -> Any:
+    return _native_p.bind(*operands, operation=operation)
 
 
-def _abstract(*present: Any, operation: Operation) -> list[Any]:
-    x = present[0]
+def _abstract(*operands: Any, operation: Operation) -> list[Any]:
+    x = operands[0]
     return [
         x.update(
             shape=shape,
@@ -162,11 +164,11 @@ def _abstract(*present: Any, operation: Operation) -> list[Any]:
 def _batched(
     operands: Sequence[jax.Array], axes: Sequence[Any], *, operation: Operation
 ) -> tuple[Any, Any]:
-    """All operands with the batch in front, where it is a part of the view's A."""
+    """Move the batch axis to the front of all operands, where the view takes it into A."""
     if operation.scalar and axes[-1] is not None:
         plain = functools.partial(_plain, operation=operation)
-        found = jax.vmap(plain, in_axes=tuple(axes))(*operands)
-        return found, [0] * len(found)
+        results = jax.vmap(plain, in_axes=tuple(axes))(*operands)
+        return results, [0] * len(results)
     size = next(
         operand.shape[axis]
         for operand, axis in zip(operands, axes, strict=True)
@@ -181,52 +183,53 @@ def _batched(
     ]
     batched = operation._replace(
         view=operation.view._replace(A=size * operation.view.A),
-        results=tuple(part and ((size, *part[0]), part[1]) for part in operation.results),
-        batches=(*operation.batches, size),
+        results=tuple(one and ((size, *one[0]), one[1]) for one in operation.results),
+        batch_axes=operation.batch_axes + 1,
     )
-    found = _native_p.bind(*alike([*front, *operands[split:]]), operation=batched)
-    return found, [0] * len(found)
+    results = _native_p.bind(*match_varying([*front, *operands[split:]]), operation=batched)
+    return results, [0] * len(results)
 
 
 def _derivative(
     operands: Sequence[jax.Array], tangents: Sequence[Any], *, operation: Operation
 ) -> tuple[Any, Any]:
-    """The derivative is that of the plain form."""
-    moving = [at for at, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+    """The derivative of the plain form."""
+    nonzero = [at for at, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
 
-    def plain(*moved: jax.Array) -> list[jax.Array]:
+    def plain(*replaced: jax.Array) -> list[jax.Array]:
         every = list(operands)
-        for at, operand in zip(moving, moved, strict=True):
+        for at, operand in zip(nonzero, replaced, strict=True):
             every[at] = operand
         return _plain(*every, operation=operation)
 
     results = _native_p.bind(*operands, operation=operation)
-    _, dresults = jax.jvp(plain, [operands[at] for at in moving], [tangents[at] for at in moving])
+    primals, dprimals = ([source[at] for at in nonzero] for source in (operands, tangents))
+    _, dresults = jax.jvp(plain, primals, dprimals)
     return results, dresults
 
 
-def _lowered(context: Any, *operands: Any, operation: Operation) -> Any:
+def _lower(context: Any, *operands: Any, operation: Operation) -> Any:
     form = _native if _runs_native(context.module_context) else _plain
     return mlir.lower_fun(form)(context, *operands, operation=operation)
 
 
 def _runs_native(module: Any) -> bool:
-    """Whether a program that is lowered for the CPU holds the native form."""
+    """Whether a program that is lowered for the CPU takes the native form."""
     several = len(module.platforms) > 1
     if _forced_plain or several or module.lowering_parameters.for_export or not library().loaded:
         return False
-    where = module.axis_context
-    if hasattr(where, "num_devices"):  # jit: it partitions where there are several
-        return bool(where.num_devices == 1)
-    if hasattr(where, "manual_axes"):  # pmap and shard_map: by hand over all axes
-        return bool(where.manual_axes == frozenset(where.mesh.axis_names))
+    context = module.axis_context
+    if hasattr(context, "num_devices"):  # jit, which partitions over several devices
+        return bool(context.num_devices == 1)
+    if hasattr(context, "manual_axes"):  # pmap and shard_map, which must be manual over all axes
+        return bool(context.manual_axes == frozenset(context.mesh.axis_names))
     return False
 
 
-_native_p.def_impl(_evaluated)
+_native_p.def_impl(_evaluate)
 _native_p.def_abstract_eval(_abstract)
 batching.primitive_batchers[_native_p] = _batched
 ad.primitive_jvps[_native_p] = _derivative
 mlir.register_lowering(_native_p, mlir.lower_fun(_plain))
-mlir.register_lowering(_native_p, _lowered, platform="cpu")
-check_nan(_native_p)
+mlir.register_lowering(_native_p, _lower, platform="cpu")
+register_nan_check(_native_p)

@@ -1,4 +1,4 @@
-"""Programs of JAX's own primitives alone, for tools that read a program."""
+"""Programs that consist of JAX's own primitives, for tools that read programs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _wanted = jax.make_user_context(False)  # a part of the key of every cache of `j
 
 @contextlib.contextmanager
 def standard_primitives() -> Iterator[None]:
-    """Functions that are traced inside consist of JAX's own primitives alone.
+    """Trace functions inside to JAX's own primitives only.
 
-    jaxnorm's functions and modules otherwise bind two primitives of their own: one that becomes a
-    native kernel where a program is compiled for a CPU, and one that holds a derivative with its
-    transpose. Tools that convert a jaxpr (to ONNX, to TensorFlow) or interpret it know neither.
-    The values are the same up to rounding. A gradient that is traced inside is the one that JAX
-    finds from the operations, so its backward pass keeps more arrays.
+    Otherwise jaxnorm's functions and modules use two primitives of their own: one becomes a native
+    kernel when a program is compiled for a CPU, and one holds a derivative with its transpose.
+    Tools that convert a jaxpr (to ONNX, to TensorFlow) or interpret it do not know them. The values
+    are the same up to rounding. JAX derives a gradient that is traced inside from the operations,
+    so its backward pass keeps more arrays.
 
     The environment variable `JAXNORM_KERNELS=off` does the same for a whole process.
 
@@ -38,5 +38,5 @@ def standard_primitives() -> Iterator[None]:
 
 
 def only_standard() -> bool:
-    """Whether what is traced now may hold no primitive of jaxnorm's own."""
+    """Whether functions are now traced to JAX's own primitives only."""
     return bool(_wanted.value) or switched_off()

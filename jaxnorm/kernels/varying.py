@@ -1,4 +1,4 @@
-"""Operands of one primitive under `shard_map`, where it checks over which axes values vary."""
+"""Operands of one primitive under a `shard_map` that checks varying axes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax
 
 
-def alike(operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """The operands, all marked as varying over whatever any of them varies over."""
+def match_varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """Mark all operands as varying over every axis over which one of them varies."""
     varying = [_varying(operand) for operand in operands]
     every: frozenset[str] = frozenset().union(*varying)
     return [

@@ -1,0 +1,129 @@
+"""What the standardized value and its derivative are both computed from.
+
+A *statistic* has one entry for each set of values that is measured together (`Scope`), a
+*parameter* (a scale or a bias) one for each feature.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import axes as _axes
+from jaxnorm import dtypes as _dtypes
+from jaxnorm.arrays import broadcast_over, masked
+from jaxnorm.kernels.native import Result
+from jaxnorm.kernels.view import View
+from jaxnorm.statistics import Scope
+
+
+class Form(NamedTuple):
+    """How an input is standardized (hashable).
+
+    Attributes:
+        scope: what its moments were taken over.
+        features: the axes of the scale and the bias; empty if there is neither.
+        given: whether the moments do not depend on the input: running statistics.
+        positive: whether var + epsilon is known to be above zero.
+    """
+
+    scope: Scope
+    features: tuple[int, ...]
+    given: bool = False
+    positive: bool = False
+
+    def expand(self, parameter: jax.Array, x: jax.Array) -> jax.Array:
+        """Broadcast a parameter to the input."""
+        return broadcast_over(parameter, x, _axes.other_axes(x.ndim, self.features))
+
+    def view(self, x: jax.Array, mask: jax.Array | None) -> View | None:
+        """The view in which the kernels take the input, None if they do not."""
+        return self.scope.view(x, self.features) if mask is None else None
+
+    def statistic(self, x: jax.Array) -> Result:
+        """The shape and dtype of a statistic."""
+        return self.scope.statistic_shape(x), _dtypes.statistics_dtype(x.dtype)
+
+    def parameter(self, x: jax.Array) -> Result:
+        """The shape and dtype of a parameter."""
+        shape = tuple(x.shape[axis] for axis in self.features)
+        return shape, _dtypes.statistics_dtype(x.dtype)
+
+
+class Standardization(NamedTuple):
+    """The standardized value (x - mean) * gain + shift of an input, before scale and bias.
+
+    Attributes:
+        form: how it is standardized.
+        x: the input.
+        mean, gain, shift: statistics; no shift is 0.
+        mask: where values count; None means everywhere.
+    """
+
+    form: Form
+    x: jax.Array
+    mean: jax.Array
+    gain: jax.Array
+    shift: jax.Array | None = None
+    mask: jax.Array | None = None
+
+    def broadcast(self, statistic: jax.Array) -> jax.Array:
+        """Broadcast a statistic to the input."""
+        return self.form.scope.broadcast(statistic, self.x)
+
+    def expand(self, parameter: jax.Array) -> jax.Array:
+        """Broadcast a parameter to the input."""
+        return self.form.expand(parameter, self.x)
+
+    def deviation(self) -> jax.Array:
+        """x - mean, where x is replaced by 0 if it does not count and is not finite."""
+        x = self.x
+        if self.mask is not None:
+            x = jnp.where(self.mask | jnp.isfinite(x), x, 0)
+        return x.astype(self.mean.dtype) - self.broadcast(self.mean)
+
+    def defined(self) -> jax.Array | None:
+        """Where the value is not replaced by 0: where x counts or is finite; None: everywhere."""
+        if self.mask is None:
+            return None
+        y = self.deviation() * self.broadcast(self.gain)
+        return self.mask | (jnp.isfinite(self.x) & jnp.isfinite(y))
+
+    def value(self) -> jax.Array:
+        """(x - mean) * gain + shift where that is defined, 0 elsewhere."""
+        y = self.deviation() * self.broadcast(self.gain)
+        if self.shift is not None:
+            y = y + self.broadcast(self.shift)
+        return masked(y, self.defined())
+
+
+class Statistics(NamedTuple):
+    """The statistics that standardize: moments, epsilon, and r and d of batch renormalization."""
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    mean: jax.Array
+    var: jax.Array
+    epsilon: jax.Array
+    r: jax.Array | None = None
+    d: jax.Array | None = None
+
+    def rstd(self, form: Form) -> jax.Array:
+        """1 / sqrt(var + epsilon), or 0 if nothing counts, or nothing varies and epsilon is 0."""
+        variance = self.var + self.epsilon
+        if form.positive:
+            return jax.lax.rsqrt(variance)
+        empty = (self.count == 0) | (variance == 0)
+        return jnp.where(empty, 0, jax.lax.rsqrt(jnp.where(empty, 1, variance)))
+
+    def gain(self, form: Form) -> jax.Array:
+        """The factor of x - mean: rstd, times r in batch renormalization."""
+        rstd = self.rstd(form).astype(self.mean.dtype)
+        return rstd if self.r is None else rstd * self.r
+
+    def standardization(
+        self, form: Form, x: jax.Array, mask: jax.Array | None = None
+    ) -> Standardization:
+        """The standardization of `x` by these statistics."""
+        return Standardization(form, x, self.mean, self.gain(form), self.d, mask)
