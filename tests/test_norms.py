@@ -425,7 +425,7 @@ def test_what_has_nothing_to_measure_is_told():
     [told] = norm("instance").problems_in(features)
     assert told.startswith("instance normalization needs positions, and model=mlp has none; give ")
     [told] = norm("group", num_groups=8).problems_in(features)
-    assert "norm.num_groups is 8, which leaves one value to a group in model=mlp" in told
+    assert "norm.num_groups is 8, which leaves one value in a group of model=mlp" in told
     assert not [*norm("group", num_groups=4).problems_in(features)]
 
 

@@ -9,7 +9,7 @@ from data_sources import source, write_idx_folder
 
 from experiments.data.batching import evaluation_batches
 from experiments.data.prepared import Records
-from experiments.data.source import _code, _load, _parts
+from experiments.data.source import _code, _load, _unscaled_splits
 from experiments.errors import ConfigError
 
 
@@ -117,7 +117,7 @@ def loaded_by_other_code(monkeypatch, directory, module, added):
             "inspect.getsource",
             lambda of: getsource(of) + (added if of.__name__ == module else ""),
         )
-        for cached in (_code, _load, _parts):
+        for cached in (_code, _load, _unscaled_splits):
             cached.cache_clear()
         source("digits", directory, stream=True, lengths="inked").load(0)
         _code.cache_clear()
