@@ -32,7 +32,7 @@ from jaxnorm.statistics import Scope, count_of, divisor
 
 
 class Tangents(NamedTuple):
-    """One entry for each operand of the value: its tangent, its cotangent, or if that is wanted."""
+    """For each operand of the value its tangent, its cotangent, or whether that is wanted."""
 
     x: Any
     mean: Any
@@ -97,7 +97,7 @@ def value_tangent(
     statistics: Statistics,
     tangents: Tangents,
 ) -> jax.Array:
-    """The tangent of the standardized value `y`, given its transpose."""
+    """The tangent of the standardized value `y`, as a linear map with its transpose."""
     map = LinearMap(_push_forward, _pull_back, form, (jax.typeof(y),))
     return apply_linear(map, (x, scale, mask, *statistics), tangents)[0]
 
@@ -191,7 +191,7 @@ def _projected(
 
 
 def _backward(s: Standardization, vector: Vector, rstd: jax.Array, averages: Averages) -> jax.Array:
-    """The projection in the dtype of x, in the form that is right where it runs."""
+    """The projection in reverse mode, in the dtype of x: as one operation if there is a view."""
     view = s.form.view(s.x, s.mask)
     if view is None:
         return _projected(s, vector, rstd, averages, s.mask).astype(s.x.dtype)
@@ -252,7 +252,7 @@ def _plain_sums(
 
 
 def _summed(s: Standardization, vector: Vector, want: Sums) -> Sums:
-    """The sums, of each channel first where the features are channels."""
+    """The sums; over `scope.reduced` first, unless the scale varies along these axes."""
     scope, features = s.form.scope, s.form.features
     g_everywhere = vector.g.astype(s.mean.dtype)
     g = masked(g_everywhere, vector.where)
@@ -293,7 +293,7 @@ def _averages(scope: Scope, sums: Sums, count: jax.Array) -> Averages:
     return Averages(covariance.real / values, *(one / values.astype(one.dtype) for one in v))
 
 
-# All in one operation
+# The whole backward pass in one operation
 
 
 def _fused(

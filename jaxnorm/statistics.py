@@ -212,7 +212,7 @@ def _mean_and_var_jvp(
 def moments_tangents(
     scope: Scope, x: jax.Array, mask: jax.Array | None, m: Moments, dx: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """The tangents of mean and variance, given their transpose."""
+    """The tangents of mean and variance, as a linear map with its transpose."""
     map = LinearMap(_push_forward, _pull_back, scope, (jax.typeof(m.mean), jax.typeof(m.var)))
     return tuple(apply_linear(map, (x, m.count, mask, m.mean), (dx,)))
 

@@ -73,7 +73,7 @@ struct Elementwise : LongGroups<T> {
       T* y = static_cast<T*>(call.y) + offset;
       const R *scale = strip.scale + parameter, *bias = strip.bias + parameter;
       const R mean = strip.mean[group], gain = strip.gain[group];
-      // As in columns, gain * scale first: a row is rounded alike in any company.
+      // As in columns, gain * scale first: the rounding does not depend on the other rows.
       if (strip.shift == nullptr) {
         put_values<R>(y, box.length(), call.streamed, [&](auto at) {
           at.template fetch<1, 2>(x + kAhead);
