@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,80 +12,16 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
-from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
-from jaxnorm.arrays import explicit_shards, full_without
+from jaxnorm.arrays import explicit_shards
+from jaxnorm.batch_arguments import Arguments, checked
 from jaxnorm.distributed import sync_moments
-from jaxnorm.running import running_moments, sharded, update
-from jaxnorm.standardize import normalize, standardize
+from jaxnorm.running import running_moments
 from jaxnorm.statistics import Moments, Scope, measure, merge_moments_axis
 
 __all__ = ["batch_norm", "batch_renorm", "ghost_batch_norm"]
 
 Schedule = Callable[[Any], Any]
-
-
-class _Layer(NamedTuple):
-    """The checked arguments that the three functions share."""
-
-    x: jax.Array
-    stats: _states.BatchStats
-    scale: jax.Array | None
-    bias: jax.Array | None
-    mask: jax.Array | None
-    channels: tuple[int, ...]
-    reduced: tuple[int, ...]
-    momentum: ArrayLike | None
-    epsilon: ArrayLike
-    skip_nonfinite: bool
-
-    def normalized(self, scope: Scope) -> tuple[jax.Array, Moments]:
-        """Standardized by its own moments over `scope`, and these."""
-        return normalize(
-            self.x,
-            scope,
-            self.scale,
-            self.bias,
-            self.channels,
-            epsilon=self.epsilon,
-            mask=self.mask,
-        )
-
-    def standardized(self, m: Moments, scope: Scope, **options: Any) -> jax.Array:
-        return standardize(
-            self.x,
-            m,
-            scope,
-            self.scale,
-            self.bias,
-            self.channels,
-            epsilon=self.epsilon,
-            mask=self.mask,
-            **options,
-        )
-
-    def evaluated(self) -> jax.Array:
-        """Standardized by the running statistics."""
-        running = running_moments(self.stats, _dtypes.statistics_dtype(self.x.dtype))
-        return self.standardized(running, Scope(self.reduced), given=True)
-
-    def with_known_count(self, m: Moments, axis_size: int) -> Moments:
-        """The moments of all members, with a count that is known to be alike on every one."""
-        if self.mask is not None:
-            return m
-        number = axis_size * _axes.values_per_channel(self.x.shape, self.reduced)
-        return m._replace(count=full_without(self.x, self.reduced, number, m.count.dtype))
-
-    def updated(self, m: Moments) -> Any:
-        """The running statistics after a step with the moments `m`."""
-        number = _axes.values_per_channel(self.x.shape, self.reduced)
-        return update(
-            self.stats,
-            m,
-            momentum=self.momentum,
-            skip_nonfinite=self.skip_nonfinite,
-            all_seen=self.mask is None and isinstance(number, int) and number > 0,
-        )
 
 
 @_checks.mask_is_called("where")
@@ -156,7 +92,7 @@ def batch_norm(
         [[-1. -1.]
          [ 1.  1.]] [0.20000005 2.0000005 ]
     """
-    layer = _checked(
+    arguments = checked(
         x,
         stats,
         scale,
@@ -170,11 +106,11 @@ def batch_norm(
         axis_index_groups=axis_index_groups,
         skip_nonfinite=skip_nonfinite,
     )
-    if _evaluates(train, stats):
-        return layer.evaluated(), stats
-    scope, axis_size = _whole_batch(layer, axis_name, axis_index_groups)
-    y, m = layer.normalized(scope)
-    return y, layer.updated(layer.with_known_count(m, axis_size))
+    if arguments.evaluates:
+        return arguments.evaluated(), stats
+    scope, axis_size = arguments.whole_batch(axis_name, axis_index_groups)
+    y, m = arguments.normalized(scope)
+    return y, arguments.updated(arguments.with_known_count(m, axis_size))
 
 
 @_checks.mask_is_called("where")
@@ -224,7 +160,7 @@ def ghost_batch_norm(
         >>> print(y[:, 0].round(3))
         [-1.  1. -1.  1.]
     """
-    layer = _checked(
+    arguments = checked(
         x,
         stats,
         scale,
@@ -239,24 +175,26 @@ def ghost_batch_norm(
         skip_nonfinite=skip_nonfinite,
     )
     _axes.check_ghosts(num_ghosts, ghost_size)
-    if 0 in layer.channels:
+    if 0 in arguments.channels:
         raise ValueError(
             f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
             f"ghosts; move the channels to another axis. {_axes.BATCH_AXIS}"
         )
-    if _evaluates(train, stats):
-        return layer.evaluated(), stats
-    batch, *rest = layer.x.shape
+    if arguments.evaluates:
+        return arguments.evaluated(), stats
+    batch, *rest = arguments.x.shape
     size = _axes.ghost_size_of(batch, num_ghosts, ghost_size)
     ghosts = batch // size if num_ghosts is None else num_ghosts
-    _checks.check_values_per_channel((size, *rest), layer.reduced, 1, "ghosts")
-    shards = explicit_shards(layer.x, 0)
-    parts = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost over devices
-    split = _split(layer, ghosts * parts, size // parts)
-    y, m = split.normalized(Scope(split.reduced, 0, parts))
+    _checks.check_values_per_channel((size, *rest), arguments.reduced, 1, "ghosts")
+    shards = explicit_shards(arguments.x, 0)
+    slices = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost, on its devices
+    split = arguments.split(ghosts * slices, size // slices)
+    y, m = split.normalized(Scope(split.reduced, 0, slices))
     axis_size = _axes.mapped_size(axis_name, axis_index_groups)
     whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
-    return y.reshape(layer.x.shape), layer.updated(layer.with_known_count(whole, axis_size))
+    return y.reshape(arguments.x.shape), arguments.updated(
+        arguments.with_known_count(whole, axis_size)
+    )
 
 
 def default_r_max(step: Any) -> jax.Array:
@@ -322,7 +260,7 @@ def batch_renorm(
         >>> print(y[:, 0].round(2), stats["steps"])
         [1. 3.] 1
     """
-    layer = _checked(
+    arguments = checked(
         x,
         stats,
         scale,
@@ -335,28 +273,29 @@ def batch_renorm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         skip_nonfinite=skip_nonfinite,
-        renorm=True,
+        entries=("mean", "var", "steps"),
+        init_stats="init_renorm_stats",
     )
     r_max = _limit("r_max", r_max, 1.0)
     d_max = _limit("d_max", d_max, 0.0)
-    if _evaluates(train, stats):
-        return layer.evaluated(), stats
-    scope, axis_size = _whole_batch(layer, axis_name, axis_index_groups)
-    m = sync_moments(measure(layer.x, scope, layer.mask), axis_name, axis_index_groups)
-    m = layer.with_known_count(m, axis_size)
+    if arguments.evaluates:
+        return arguments.evaluated(), stats
+    scope, axis_size = arguments.whole_batch(axis_name, axis_index_groups)
+    m = sync_moments(measure(arguments.x, scope, arguments.mask), axis_name, axis_index_groups)
+    m = arguments.with_known_count(m, axis_size)
     steps = stats["steps"]
-    corrections = _corrections(layer, m, r_max(steps), d_max(steps))
-    return layer.standardized(m, scope, renorm=corrections), layer.updated(m)
+    corrections = _corrections(arguments, m, r_max(steps), d_max(steps))
+    return arguments.standardized(m, scope, renorm=corrections), arguments.updated(m)
 
 
 def _corrections(
-    layer: _Layer, m: Moments, r_max: ArrayLike, d_max: ArrayLike
+    arguments: Arguments, m: Moments, r_max: ArrayLike, d_max: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """r and d, without gradients; 1 and 0 where nothing was measured."""
-    running = running_moments(layer.stats, m.mean.dtype)
+    running = running_moments(arguments.stats, m.mean.dtype)
     m, running = jax.lax.stop_gradient((m, running))
     r_max, d_max = (jnp.asarray(limit, m.var.dtype) for limit in (r_max, d_max))
-    s_batch, s = jnp.sqrt(m.var + layer.epsilon), jnp.sqrt(running.var + layer.epsilon)
+    s_batch, s = jnp.sqrt(m.var + arguments.epsilon), jnp.sqrt(running.var + arguments.epsilon)
     r = jnp.clip(s_batch / s, 1 / r_max, r_max)
     d = _clip((m.mean - running.mean) / s.astype(m.mean.dtype), d_max)
     seen = m.count > 0
@@ -376,78 +315,3 @@ def _limit(name: str, limit: ArrayLike | Schedule, low: float) -> Schedule:
         return limit
     _checks.check_number(name, limit, low, finite=False)
     return lambda _: limit
-
-
-def _checked(
-    x: ArrayLike,
-    stats: _states.BatchStats,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    *,
-    train: bool,
-    momentum: ArrayLike | None,
-    epsilon: ArrayLike,
-    channel_axis: _axes.Axes,
-    where: ArrayLike | None,
-    axis_name: _axes.AxisName | None,
-    axis_index_groups: _axes.AxisIndexGroups,
-    skip_nonfinite: bool,
-    renorm: bool = False,
-) -> _Layer:
-    x = _checks.as_input(x)
-    channels = _axes.channel_axes(x.ndim, channel_axis)
-    _checks.check_choice("train", train)
-    _checks.check_choice("skip_nonfinite", skip_nonfinite)
-    _checks.check_momentum(momentum)
-    _checks.check_epsilon(epsilon)
-    _axes.check_axis_index_groups(axis_name, axis_index_groups)
-    _states.check_stats(stats, x, channels, momentum, renorm)
-    mask = _checks.as_mask(where, x.shape)
-    if not _evaluates(train, stats):
-        _states.check_kept_dtype(stats, x)
-        if momentum is None:
-            _states.check_count(stats, mask, channels)
-    reduced = _axes.other_axes(x.ndim, channels)
-    return _Layer(
-        x=x,
-        stats=sharded(stats, x, reduced),
-        scale=_checks.as_parameter("scale", scale, x, channels),
-        bias=_checks.as_parameter("bias", bias, x, channels),
-        mask=mask,
-        channels=channels,
-        reduced=reduced,
-        momentum=momentum,
-        epsilon=epsilon,
-        skip_nonfinite=skip_nonfinite,
-    )
-
-
-def _evaluates(train: bool, stats: _states.BatchStats) -> bool:
-    """Whether the running statistics are used: in evaluation, and where they are frozen."""
-    return not train or "frozen" in stats
-
-
-def _whole_batch(
-    layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
-) -> tuple[Scope, int]:
-    """What the moments of the batch are taken over, and over how many members of the axes."""
-    axis_size = _axes.mapped_size(axis_name, axis_index_groups)
-    _checks.check_values_per_channel(layer.x.shape, layer.reduced, axis_size, "an input")
-    groups = _axes.hashable_groups(axis_index_groups)
-    return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups), axis_size
-
-
-def _split(layer: _Layer, parts: int, size: int) -> _Layer:
-    """The layer with the batch axis cut in two: parts, and the examples of a part."""
-    batch = layer.x.shape[0]
-
-    def split(array: jax.Array) -> jax.Array:
-        whole = jnp.broadcast_to(array, (batch, *array.shape[1:]))
-        return whole.reshape(parts, size, *array.shape[1:])
-
-    return layer._replace(
-        x=split(layer.x),
-        mask=None if layer.mask is None else split(layer.mask),
-        channels=tuple(axis + 1 for axis in layer.channels),
-        reduced=tuple(axis + 1 for axis in layer.reduced),
-    )

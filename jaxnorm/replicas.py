@@ -14,7 +14,7 @@ from jaxnorm import dtypes as _dtypes
 from jaxnorm import running as _running
 from jaxnorm import states as _states
 from jaxnorm.distributed import sync_extremes, sync_moments
-from jaxnorm.inputs import exact_constants
+from jaxnorm.input_stats import exact_constants
 from jaxnorm.paths import changed
 from jaxnorm.statistics import Moments
 from jaxnorm.trees import STATS

@@ -291,7 +291,7 @@ X, STATS = np.ones((2, 3), np.float32), jn.init_online_stats(3)
         (
             {"stats": jn.init_batch_stats(3)},
             ValueError,
-            "lack .'control_y'.*init_online",
+            ".'control_y'.*missing.*init_online",
         ),
         ({"stats": jn.init_online_stats(2)}, ValueError, r"shape \(2,\).*init_online_stats\(3\)"),
         ({"stats": [1]}, TypeError, "must be a dict, got list"),
