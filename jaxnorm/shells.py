@@ -30,10 +30,10 @@ _SYNCED = ("axis_name", "axis_index_groups")
 
 
 @functools.cache
-def entries(init_stats: Function, cumulative: bool) -> tuple[str, ...]:
-    """The names of the running statistics that a function starts."""
+def entries(init_stats: Function, **options: Any) -> tuple[str, ...]:
+    """The names of the statistics that `init_stats` makes."""
     with jax.ensure_compile_time_eval():
-        return tuple(init_stats(1, momentum=None if cumulative else 0.99))
+        return tuple(init_stats(1, **options))
 
 
 def library_of(kind: type) -> str:

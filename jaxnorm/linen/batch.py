@@ -16,7 +16,7 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
-from jaxnorm.linen.variables import bias_of, evaluates, raise_missing, scale_of
+from jaxnorm.linen.variables import assign, evaluates, parameters_of, values_of, variables_of
 from jaxnorm.running import sharded
 from jaxnorm.shells import Function, Initializer
 
@@ -109,42 +109,40 @@ class BatchNorm(nn.Module):
         update_stats: bool = True,
     ) -> jax.Array:
         evaluating = evaluates(self, use_running_average)
-        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         _checks.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
         features = _shells.feature_shape(x, self.axis, "axis")
-        stats = self._stats(x, features, needed=evaluating and not initializing)
-        scale, bias = scale_of(self, features), bias_of(self, features)
+        variables = variables_of(
+            self,
+            dict.fromkeys(self._entries(), "batch_stats"),
+            partial(self._fresh_stats, x, features),
+            required=evaluating and not initializing,
+        )
+        parameters = parameters_of(self, features)
         y, new = _shells.normalize_with_stats(
             self,
             self._function,
             x,
-            {key: variable.value for key, variable in stats.items()},
-            scale,
-            bias,
-            dtype=_shells.result_dtype(self.dtype, x, scale, bias),
+            values_of(variables),
+            *parameters,
+            dtype=_shells.result_dtype(self.dtype, x, *parameters),
             mask=mask,
             train=not evaluating and not (initializing and x.size == math.prod(features)),
             synced=not initializing,
         )
         if update_stats and not (evaluating or initializing):
-            for key, variable in stats.items():
-                variable.value = new[key]
+            assign(variables, new)
         return y
 
-    def _stats(self, x: jax.Array, features: tuple[int, ...], needed: bool) -> dict[str, Any]:
-        """The variables of the running statistics; `needed` says that none may start afresh."""
-        names = _shells.entries(self._init_stats, self.momentum is None)
-        missing = [key for key in names if not self.has_variable("batch_stats", key)]
-        if missing and (needed or not self.is_mutable_collection("batch_stats")):
-            raise_missing(self, missing)
-        fresh = self._fresh_stats(x, features) if missing else {}
-        if self.has_variable("batch_stats", "recomputed"):
-            names = (*names, "recomputed")
-        return {key: self.variable("batch_stats", key, fresh.get, key) for key in names}
+    def _entries(self) -> tuple[str, ...]:
+        """The names of the running statistics."""
+        cumulative = {"momentum": None} if self.momentum is None else {}
+        names = _shells.entries(self._init_stats, **cumulative)
+        recomputed = self.has_variable("batch_stats", "recomputed")
+        return (*names, "recomputed") if recomputed else names
 
     def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
-        """The first running statistics, sharded as the channels of the input are."""
+        """New running statistics, sharded as the channels of the input are."""
         fresh = self._init_stats(
             features,
             momentum=self.momentum,

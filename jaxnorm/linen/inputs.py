@@ -13,7 +13,7 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
-from jaxnorm.linen.variables import evaluates, raise_missing
+from jaxnorm.linen.variables import assign, evaluates, values_of, variables_of
 from jaxnorm.shells import Function
 
 __all__ = ["MinMaxInputs", "StandardizeInputs"]
@@ -44,31 +44,26 @@ class InputScaling(nn.Module):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         evaluating = evaluates(self, use_running_average)
-        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         initializing = self.is_initializing()
-        fit = self._fit(x, needed=evaluating and not initializing)
+        features = _shells.feature_shape(x, self.axis, "axis")
+        variables = variables_of(
+            self,
+            dict.fromkeys(_shells.entries(jn.init_input_stats), "batch_stats"),
+            lambda: jn.init_input_stats(features, dtype=self.stats_dtype),
+            required=evaluating and not initializing,
+        )
         y, new = _shells.scale_inputs(
             self,
             self._function,
             x,
-            {key: variable.value for key, variable in fit.items()},
+            values_of(variables),
             mask=mask,
             train=not evaluating,
             synced=not initializing,
         )
         if not (evaluating or initializing):
-            for key, variable in fit.items():
-                variable.value = new[key]
+            assign(variables, new)
         return y
-
-    def _fit(self, x: jax.Array, needed: bool) -> dict[str, Any]:
-        """The variables of the fit; `needed` says that none may start afresh."""
-        features = _shells.feature_shape(x, self.axis, "axis")
-        fresh = jn.init_input_stats(features, dtype=self.stats_dtype)
-        missing = [key for key in fresh if not self.has_variable("batch_stats", key)]
-        if missing and (needed or not self.is_mutable_collection("batch_stats")):
-            raise_missing(self, missing)
-        return {key: self.variable("batch_stats", key, fresh.get, key) for key in fresh}
 
 
 class StandardizeInputs(InputScaling):

@@ -14,7 +14,14 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
-from jaxnorm.linen.variables import bias_of, evaluates, scale_of
+from jaxnorm.linen.variables import (
+    asked_to_evaluate,
+    assign,
+    is_frozen,
+    parameters_of,
+    values_of,
+    variables_of,
+)
 from jaxnorm.shells import Initializer
 
 __all__ = ["OnlineNorm"]
@@ -81,41 +88,30 @@ class OnlineNorm(nn.Module):
         *,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        evaluating = evaluates(self, use_running_average)
+        evaluating = asked_to_evaluate(self, use_running_average)
+        initializing = self.is_initializing()
         features = _shells.feature_shape(x, self.axis, "axis")
-        stats = self._stats(features, evaluating and not self.is_initializing())
-        frozen = {"frozen": None} if self.has_variable("batch_stats", "frozen") else {}
-        scale, bias = scale_of(self, features), bias_of(self, features)
+        collections = dict.fromkeys(("mean", "var"), "batch_stats")
+        if initializing or not evaluating:
+            collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
+        variables = variables_of(
+            self,
+            collections,
+            lambda: jn.init_online_stats(features, dtype=_shells.stats_dtype(self)),
+            required=not initializing,
+        )
+        frozen = {"frozen": None} if is_frozen(self) else {}
+        parameters = parameters_of(self, features)
         y, new = _shells.normalize_with_stats(
             self,
             jn.online_norm,
             x,
-            {key: variable.value for key, variable in stats.items()} | frozen,
-            scale,
-            bias,
-            dtype=_shells.result_dtype(self.dtype, x, scale, bias),
+            values_of(variables) | frozen,
+            *parameters,
+            dtype=_shells.result_dtype(self.dtype, x, *parameters),
             mask=mask,
             train=not evaluating,
         )
-        if not (evaluating or frozen or self.is_initializing()):
-            for key in ("mean", "var"):
-                stats[key].value = new[key]
+        if not (evaluating or frozen or initializing):
+            assign({key: variables[key] for key in ("mean", "var")}, new)
         return y
-
-    def _stats(self, features: tuple[int, ...], evaluating: bool) -> dict[str, Any]:
-        """The variables of the statistics and of the control processes, each in its collection."""
-        collections = dict.fromkeys(("mean", "var"), "batch_stats")
-        if not evaluating:
-            collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
-        fresh = jn.init_online_stats(features, dtype=_shells.stats_dtype(self))
-        for key, collection in collections.items():
-            if not (self.is_initializing() or self.has_variable(collection, key)):
-                raise ValueError(
-                    f"{type(self).__name__} at /{'/'.join(self.path)} lacks {key!r} in the "
-                    f"collection {collection}; give apply the params, the batch_stats and, in "
-                    f"training, the {OVERWRITE_WITH_GRADIENT} that init made and training updated"
-                )
-        return {
-            key: self.variable(collection, key, fresh.get, key)
-            for key, collection in collections.items()
-        }

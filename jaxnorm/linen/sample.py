@@ -12,8 +12,7 @@ from jax.typing import ArrayLike
 import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
-from jaxnorm import shells as _shells
-from jaxnorm.linen.variables import bias_of, normalize, scale_of
+from jaxnorm.linen.variables import normalize
 from jaxnorm.shells import Initializer
 
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
@@ -60,10 +59,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, self.feature_axes)
-        return normalize(
-            self, jn.layer_norm, x, mask, scale_of(self, features), bias_of(self, features)
-        )
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
 
 
 class RMSNorm(nn.Module):
@@ -108,8 +104,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, self.feature_axes)
-        return normalize(self, jn.rms_norm, x, mask, scale_of(self, features))
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
 
 
 class GroupNorm(nn.Module):
@@ -155,10 +150,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, -1)
-        return normalize(
-            self, jn.group_norm, x, mask, scale_of(self, features), bias_of(self, features)
-        )
+        return normalize(self, jn.group_norm, x, mask, -1)
 
 
 class InstanceNorm(nn.Module):
@@ -201,7 +193,4 @@ class InstanceNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, self.feature_axes)
-        return normalize(
-            self, jn.instance_norm, x, mask, scale_of(self, features), bias_of(self, features)
-        )
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)

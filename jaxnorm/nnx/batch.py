@@ -18,12 +18,13 @@ from jaxnorm import shells as _shells
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.nnx.variables import (
     Metadata,
-    each,
+    Stateful,
+    assign,
     evaluates,
-    flat,
     parameter,
+    parameters_of,
     promoted,
-    value_of,
+    values_of,
     variables_of,
 )
 from jaxnorm.shells import Function, Initializer
@@ -31,7 +32,7 @@ from jaxnorm.shells import Function, Initializer
 __all__ = ["BatchNorm", "BatchRenorm", "GhostBatchNorm"]
 
 
-class BatchNorm(nnx.Module):
+class BatchNorm(Stateful):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `nnx.BatchStat`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
@@ -156,25 +157,25 @@ class BatchNorm(nnx.Module):
         self._check_momentum()
         features = _shells.feature_shape(x, self.axis, "axis")
         variables = variables_of(self)
-        stats = each(lambda variable: value_of(variable, features), variables)
-        x, (mean, var), parameters, dtype = promoted(
+        x, parameters, stats, dtype = promoted(
             self,
             x,
-            (stats["mean"], stats["var"]),
-            (value_of(self.scale, features), value_of(self.bias, features)),
+            parameters_of(self, features),
+            values_of(variables, features),
+            evaluating=evaluating,
         )
         y, new = _shells.normalize_with_stats(
             self,
             self._function,
             x,
-            {**stats, "mean": mean, "var": var} if evaluating else stats,
+            stats,
             *parameters,
             dtype=dtype,
             mask=mask,
             train=not evaluating,
         )
         if update_stats and not evaluating:
-            each(lambda v, value: v.set_value(jax.lax.stop_gradient(flat(value))), variables, new)
+            assign(variables, new)
         return y
 
     def _check_momentum(self) -> None:
@@ -185,15 +186,6 @@ class BatchNorm(nnx.Module):
                 "no count of what was merged; build it with momentum=None, or start a count, and "
                 "with it the statistics, here: module.count = nnx.BatchStat(jnp.zeros(()))"
             )
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
-
-        Args:
-          use_running_average: True to normalize with the running statistics, False to measure.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
 
 
 class GhostBatchNorm(BatchNorm):

@@ -13,13 +13,13 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
-from jaxnorm.nnx.variables import evaluates, flat, value_of, variables_of
+from jaxnorm.nnx.variables import Stateful, assign, evaluates, values_of, variables_of
 from jaxnorm.shells import Function
 
 __all__ = ["MinMaxInputs", "StandardizeInputs"]
 
 
-class InputScaling(nnx.Module):
+class InputScaling(Stateful):
     """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `nnx.BatchStat`."""
 
     count: nnx.BatchStat[jax.Array]
@@ -67,21 +67,17 @@ class InputScaling(nnx.Module):
         evaluating = evaluates(self, use_running_average)
         features = _shells.feature_shape(x, self.axis, "axis")
         variables = variables_of(self)
-        fit = {key: value_of(variable, features) for key, variable in variables.items()}
-        y, new = _shells.scale_inputs(self, self._function, x, fit, mask=mask, train=not evaluating)
+        y, new = _shells.scale_inputs(
+            self,
+            self._function,
+            x,
+            values_of(variables, features),
+            mask=mask,
+            train=not evaluating,
+        )
         if not evaluating:
-            for key, variable in variables.items():
-                variable.set_value(flat(new[key]))
+            assign(variables, new)
         return y
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
-
-        Args:
-          use_running_average: True to use the fit, False to update it first.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
 
 
 class StandardizeInputs(InputScaling):

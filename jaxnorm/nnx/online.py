@@ -17,11 +17,14 @@ from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
 from jaxnorm.nnx.variables import (
     Metadata,
+    Stateful,
     asked_to_evaluate,
-    flat,
+    assign,
     parameter,
+    parameters_of,
     promoted,
-    value_of,
+    values_of,
+    variables_of,
 )
 from jaxnorm.shells import Initializer
 
@@ -32,7 +35,7 @@ class ControlState(nnx.Variable[Any]):
     """An error of a control process of `OnlineNorm`: its gradient is its new value."""
 
 
-class OnlineNorm(nnx.Module):
+class OnlineNorm(Stateful):
     """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
@@ -124,39 +127,28 @@ class OnlineNorm(nnx.Module):
     ) -> jax.Array:
         evaluating = asked_to_evaluate(self, use_running_average)
         features = _shells.feature_shape(x, self.axis, "axis")
-        names = ("mean", "var", "control_y", "control_x")
-        stats = {key: value_of(getattr(self, key), features) for key in names}
-        x, (mean, var), parameters, dtype = promoted(
+        variables = variables_of(self, (nnx.BatchStat, ControlState))
+        frozen = {"frozen": None} if self.frozen else {}
+        x, parameters, stats, dtype = promoted(
             self,
             x,
-            (stats["mean"], stats["var"]),
-            (value_of(self.scale, features), value_of(self.bias, features)),
+            parameters_of(self, features),
+            values_of(variables, features) | frozen,
+            evaluating=evaluating or self.frozen,
         )
-        if evaluating or self.frozen:
-            stats |= {"mean": mean, "var": var}
         y, new = _shells.normalize_with_stats(
             self,
             jn.online_norm,
             x,
-            stats | ({"frozen": None} if self.frozen else {}),
+            stats,
             *parameters,
             dtype=dtype,
             mask=mask,
             train=not evaluating,
         )
         if not (evaluating or self.frozen):
-            self.mean.set_value(flat(new["mean"]))
-            self.var.set_value(flat(new["var"]))
+            assign({key: variables[key] for key in ("mean", "var")}, new)
         return y
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
-
-        Args:
-          use_running_average: True to normalize with the running statistics, False to stream.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
 
 
 DIFFERENTIATED = nnx.Any(nnx.Param, ControlState)

@@ -86,7 +86,7 @@ class LayerNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, self.scale, self.bias)
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
 
 
 class RMSNorm(nnx.Module):
@@ -149,7 +149,7 @@ class RMSNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, self.scale)
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
 
 
 class GroupNorm(nnx.Module):
@@ -218,7 +218,7 @@ class GroupNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, _BY_NUM_GROUPS, x, mask, -1, self.scale, self.bias)
+        return normalize(self, _BY_NUM_GROUPS, x, mask, -1)
 
 
 class InstanceNorm(nnx.Module):
@@ -281,4 +281,4 @@ class InstanceNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, self.scale, self.bias)
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)

@@ -18,7 +18,7 @@ from jaxnorm import trees as _trees
 from jaxnorm.nnx.batch import BatchNorm
 from jaxnorm.nnx.inputs import InputScaling
 from jaxnorm.nnx.online import OnlineNorm
-from jaxnorm.nnx.variables import each, values_of, variables_of
+from jaxnorm.nnx.variables import Stateful, assign, values_of, variables_of
 
 __all__ = ["finish_accumulating", "finish_recomputing", "freeze_stats", "start_recomputing"]
 
@@ -90,7 +90,7 @@ def start_recomputing(model: nnx.Module, *parts: str) -> None:
         [6.5] [7.]
     """
     for norm in _named(model, parts).values():
-        new = _running.started(values_of(norm))["recomputed"]
+        new = _running.started(_stats_of(norm))["recomputed"]
         norm.recomputed = nnx.Dict({key: nnx.BatchStat(value) for key, value in new.items()})
     _warn_of_flaxs("start_recomputing", model, parts)
 
@@ -145,13 +145,18 @@ def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | No
 def _finish(model: nnx.Module, parts: Sequence[str], change: Callable[[Any], Any]) -> None:
     unseen = []
     for path, norm in _named(model, parts, recomputed=True).items():
-        old = values_of(norm)
+        old = _stats_of(norm)
         if not norm.frozen and _trees.saw_nothing(old):
             unseen.append(path)
         new = change(old)
         del norm.recomputed
-        each(lambda variable, value: variable.set_value(value), variables_of(norm), new)
+        assign(variables_of(norm), new)
     _trees.warn_of_nothing_seen(unseen)
+
+
+def _stats_of(norm: Stateful) -> Any:
+    """The statistics, in float32 at least."""
+    return _shells.as_float32_at_least(values_of(variables_of(norm)))
 
 
 def _named(
