@@ -1,4 +1,8 @@
-"""Batch normalization, in ghosts of the batch, and renormalized."""
+"""Batch normalization, ghost batch normalization and batch renormalization.
+
+Glossary:
+    ghost: a contiguous slice of the batch that is normalized by its own moments.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +51,9 @@ def batch_norm(
 
     Args:
         x: floating or complex [..., C] (C at `channel_axis`).
-        stats: running statistics as from `init_batch_stats(C)`; those that `freeze_stats` marked
-            are used and not updated, whatever `train` is; beside those that `start_recomputing`
-            marked new ones merge all batches.
+        stats: running statistics as from `init_batch_stats(C)`. Statistics with the mark of
+            `freeze_stats` are used and not updated, whatever `train` is; with the mark of
+            `start_recomputing`, new statistics beside them merge all batches.
         scale, bias: [C], or None for 1 and 0.
         train: a Python bool: measure this batch and update `stats`, or use `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
@@ -59,26 +63,26 @@ def batch_norm(
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge statistics over.
-        axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
-        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
-            finite, in any channel of this device (under `shard_map`, channels may be split).
+        axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
+        skip_nonfinite: do not update the running statistics in a step in which a moment of any
+            channel on this device is not finite (under `shard_map`, channels may be split).
 
     Returns:
-        (y, stats): y of the shape and dtype of `x`; the running statistics after this step, each
-        entry in its shape and dtype and, on a mesh with explicit axes, sharded as the channels of
-        `x` are; or as given when `train=False`.
+        (y, stats): y has the shape and dtype of `x`. stats are the running statistics after this
+        step, with the shapes and dtypes that were given and, on a mesh with explicit axes, sharded
+        as the channels of `x` are; with `train=False` they are returned as given.
 
     Raises:
-        TypeError: an integer input, a `train` that is not a bool, real statistics to be trained on
+        TypeError: an integer input, a `train` that is not a bool, training real statistics on
             complex input.
-        ValueError: statistics of another width, narrower than float32 or with a missing entry, a
-            scale of the wrong shape, one value per channel in training, an axis name that is not
+        ValueError: statistics that have another width, are narrower than float32 or lack an entry,
+            a scale of the wrong shape, one value per channel in training, an axis name that is not
             mapped, a momentum outside [0, 1], and the like; the message says what would work.
 
     Conventions:
-        Momentum weighs the old value, as in Flax and Keras (PyTorch's is one minus it). The
-        running variance is biased, as in Flax, Haiku and Keras (PyTorch's is not). Epsilon is 1e-5
-        as in Flax and PyTorch (Keras: 1e-3).
+        Momentum is the weight of the old value, as in Flax and Keras (PyTorch's is one minus it).
+        The running variance is biased, as in Flax, Haiku and Keras (PyTorch's is not). Epsilon is
+        1e-5, as in Flax and PyTorch (Keras: 1e-3).
 
     References:
         Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing
@@ -131,20 +135,21 @@ def ghost_batch_norm(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Batch normalization in ghosts: each contiguous slice of the batch by its own moments.
+    """Ghost batch normalization: batch normalization of each contiguous slice of the batch.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
-    each channel over its ghost. The running statistics take the merge of all ghosts (the variance
-    within and between them), in one update, so they are those of the whole batch.
+    each channel over its slice, the ghost. One update merges the moments of all ghosts (the
+    variance within and between them) into the running statistics, so the update is that of the
+    whole batch.
 
     Args:
-        ghost_size: examples of axis 0 in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
-        axis_name: mapped axis or axes to merge the running statistics over; no ghost reaches over
-            a device.
+        ghost_size: the number of examples of axis 0 in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
+        axis_name: mapped axis or axes to merge the running statistics over; every ghost lies on one
+            device.
 
     The other arguments, the results and the errors are those of `batch_norm`; the channels cannot
-    be axis 0, which is the batch. Evaluation takes a batch of any size.
+    be on axis 0, the batch axis. Evaluation takes a batch of any size.
 
     Conventions:
         Ghosts are contiguous, as in Hoffer's code (TensorFlow's `virtual_batch_size` strides
@@ -177,7 +182,7 @@ def ghost_batch_norm(
     _axes.check_ghosts(num_ghosts, ghost_size)
     if 0 in arguments.channels:
         raise ValueError(
-            f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
+            f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is split into "
             f"ghosts; move the channels to another axis. {_axes.BATCH_AXIS}"
         )
     if arguments.evaluates:
@@ -198,18 +203,18 @@ def ghost_batch_norm(
 
 
 def default_r_max(step: Any) -> jax.Array:
-    """The paper's relaxation of r: 1 for 5,000 steps, then linearly to 3 at step 40,000."""
-    return _relaxed(step, (5e3, 4e4), (1.0, 3.0))
+    """The paper's schedule of `r_max`: 1 for 5,000 steps, then linearly to 3 at step 40,000."""
+    return _interpolated(step, (5e3, 4e4), (1.0, 3.0))
 
 
 def default_d_max(step: Any) -> jax.Array:
-    """The paper's relaxation of d: 0 for 5,000 steps, then linearly to 5 at step 25,000."""
-    return _relaxed(step, (5e3, 2.5e4), (0.0, 5.0))
+    """The paper's schedule of `d_max`: 0 for 5,000 steps, then linearly to 5 at step 25,000."""
+    return _interpolated(step, (5e3, 2.5e4), (0.0, 5.0))
 
 
-def _relaxed(step: Any, steps: tuple[float, float], limits: tuple[float, float]) -> jax.Array:
-    """A limit that moves linearly between two steps."""
-    return jnp.interp(*(jnp.asarray(part, jnp.float32) for part in (step, steps, limits)))
+def _interpolated(step: Any, steps: tuple[float, float], limits: tuple[float, float]) -> jax.Array:
+    """A limit that changes linearly between two steps."""
+    return jnp.interp(*(jnp.asarray(value, jnp.float32) for value in (step, steps, limits)))
 
 
 @_checks.mask_is_called("where")
@@ -230,23 +235,23 @@ def batch_renorm(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Batch renormalization: the running statistics correct what the batch measured.
+    """Batch renormalization: the running statistics correct the statistics of the batch.
 
     y = ((x - m_B) / s_B * r + d) * scale + bias, with s = sqrt(var + epsilon),
     r = clip(s_B / s, 1 / r_max, r_max) and d = clip((m_B - m) / s, -d_max, d_max), where m and s
     are the running statistics before this step's update, and no gradient goes through r and d.
-    While nothing is clipped, training gives what evaluation gives.
+    As long as nothing is clipped, training gives the same result as evaluation.
 
     Args:
         stats: running statistics as from `init_renorm_stats(C)`, which count the steps.
-        r_max: a number >= 1, or a schedule: a function of `stats["steps"]`, as optax has them.
+        r_max: a number >= 1, or a schedule: a function of `stats["steps"]`, such as optax's.
         d_max: a number >= 0, or a schedule. The defaults are the paper's: 1 and 0 for 5,000 steps
             (plain batch normalization), then linearly to 3 at step 40,000 and 5 at step 25,000.
 
     The other arguments, the results and the errors are those of `batch_norm`.
 
     Conventions:
-        The running variance is the average of the variance (Keras averages the deviation).
+        The running variance is an average of variances (Keras averages the standard deviation).
 
     References:
         Ioffe, "Batch renormalization: towards reducing minibatch dependence in batch-normalized
@@ -291,7 +296,7 @@ def batch_renorm(
 def _corrections(
     arguments: Arguments, m: Moments, r_max: ArrayLike, d_max: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """r and d, without gradients; 1 and 0 where nothing was measured."""
+    """r and d, without gradients; 1 and 0 where the count is 0."""
     running = running_moments(arguments.stats, m.mean.dtype)
     m, running = jax.lax.stop_gradient((m, running))
     r_max, d_max = (jnp.asarray(limit, m.var.dtype) for limit in (r_max, d_max))
@@ -303,14 +308,14 @@ def _corrections(
 
 
 def _clip(d: jax.Array, limit: jax.Array) -> jax.Array:
-    """d within +- limit; of complex numbers, each part."""
+    """Clip d to +- limit, for complex d its real and imaginary part each."""
     if jnp.isrealobj(d):
         return jnp.clip(d, -limit, limit)
     return jax.lax.complex(_clip(d.real, limit), _clip(d.imag, limit))
 
 
 def _limit(name: str, limit: ArrayLike | Schedule, low: float) -> Schedule:
-    """A number as a constant schedule."""
+    """Return a schedule as it is, and a number as a constant schedule."""
     if callable(limit):
         return limit
     _checks.check_number(name, limit, low, finite=False)

@@ -30,19 +30,18 @@ __all__ = ["init_input_stats", "merge_input_stats", "update_input_stats"]
 def init_input_stats(
     num_features: int | Sequence[int], *, dtype: Any = jnp.float32
 ) -> dict[str, jax.Array]:
-    """A fit to nothing yet: applied, it leaves inputs as they are.
+    """A new fit, which has seen no example: scaling by it does not change the inputs.
 
     No update changes the shape or the dtype of any entry.
 
     Args:
         num_features: the width F, or the shape of several feature axes in ascending order.
-        dtype: of every entry; float32, or float64 for more than 16,777,216 (2^24) rows: from there
-            on a count in float32 does not grow by one row any more, and stands still where rows
-            come singly.
+        dtype: of every entry; float32, or float64 for more than 16,777,216 (2^24) examples: above
+            this number, adding one example does not change a count in float32.
 
     Returns:
-        {"count": zeros, "mean": zeros, "var": ones, "min": inf, "max": -inf}, each dtype[F]. The
-        count is each feature's own, since masks and NaN may differ by feature.
+        {"count": zeros, "mean": zeros, "var": ones, "min": inf, "max": -inf}, each dtype[F]. Each
+        feature has its own count, since masks and NaN may differ by feature.
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -57,8 +56,8 @@ def init_input_stats(
     shape = tuple(_axes.check_positive_int("num_features", width) for width in widths)
     _states.check_fit_dtype(dtype)
     stats = init_batch_stats(shape, momentum=None, dtype=dtype, count_per_channel=True)
-    most = jnp.full(shape, -jnp.inf, dtype)
-    return {key: stats[key] for key in ("count", "mean", "var")} | {"min": -most, "max": most}
+    maximum = jnp.full(shape, -jnp.inf, dtype)
+    return {key: stats[key] for key in ("count", "mean", "var")} | {"min": -maximum, "max": maximum}
 
 
 @_checks.mask_is_called("where")
@@ -72,34 +71,35 @@ def update_input_stats(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nan: bool = False,
 ) -> Any:
-    """The fit to all that `fit` saw and to the rows of `x`.
+    """The fit to the examples that `fit` has seen and to those of `x`.
 
-    The moments of `x` are merged into those of the fit (`merge_moments`), within and between; the
-    least and the largest value are exact. No gradient goes through a fit.
+    The moments of `x` are merged into those of the fit as by `merge_moments`; the minimum and the
+    maximum are exact. No gradient goes through a fit.
 
     Args:
-        fit: as from `init_input_stats(F)`; one that `freeze_stats` marked is returned as it is.
-        x: floating [..., F] (F at `feature_axis`): any number of rows, none too.
+        fit: as from `init_input_stats(F)`; a fit with the mark of `freeze_stats` is returned as it
+            is.
+        x: floating [..., F] (F at `feature_axis`), with any number of examples, including zero.
         feature_axis: the axis of the features; or several, and F is their shape in ascending order.
         where: nonzero where a value counts; broadcasts to `x`. The others change nothing.
-        axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`), over all of whose members rows
-            are seen; under `jit` with sharded arrays all rows are seen without it.
-        axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
-        skip_nan: NaN do not count, in the features that have them. Otherwise one NaN makes the
-            feature's mean, variance, min and max NaN for good.
+        axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge the fit over; under
+            `jit` with sharded arrays the fit is global without it.
+        axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
+        skip_nan: a NaN does not count. Otherwise one NaN makes the mean, variance, min and max of
+            its feature NaN permanently.
 
     Returns:
-        The new fit, each entry in its shape and dtype. The min and the max of a feature that never
-        varied are its value, its mean too, and its variance is 0, without rounding.
+        The new fit, with the shapes and dtypes that were given. For a constant feature the mean,
+        the min and the max are exactly its value, and the variance is exactly 0.
 
     Raises:
         TypeError: an integer or complex input.
-        ValueError: a fit of another width, narrower than float32 or with a missing entry, a mask
+        ValueError: a fit that has another width, is narrower than float32 or lacks an entry, a mask
             that does not broadcast, an axis name that is not mapped.
 
     Conventions:
         NaN count unless they are skipped (scikit-learn's scalers always skip them). The variance is
-        biased, as scikit-learn's.
+        biased, as in scikit-learn.
 
     References:
         Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
@@ -124,26 +124,26 @@ def update_input_stats(
         mask = known if mask is None else mask & known
     m = sync_moments(measure(x, Scope(checked.reduced), mask), axis_name, axis_index_groups)
     seen = None if mask is None else everywhere(mask, x)
-    least = jnp.min(x, checked.reduced, where=seen, initial=jnp.inf)
-    most = jnp.max(x, checked.reduced, where=seen, initial=-jnp.inf)
-    least, most = sync_extremes(least, most, axis_name, axis_index_groups)
-    return _merged(jax.lax.stop_gradient(checked.fit), m, least, most)
+    minimum = jnp.min(x, checked.reduced, where=seen, initial=jnp.inf)
+    maximum = jnp.max(x, checked.reduced, where=seen, initial=-jnp.inf)
+    minimum, maximum = sync_extremes(minimum, maximum, axis_name, axis_index_groups)
+    return _merged(jax.lax.stop_gradient(checked.fit), m, minimum, maximum)
 
 
 def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
-    """The fit to all that two fits saw: those of two parts, files, or processes.
+    """The fit to the examples of two fits, for example of two files or processes.
 
-    Associative and commutative up to the rounding of moments; a fresh fit changes nothing. No row
-    may have been seen by both.
+    The merge is associative and commutative up to the rounding of moments, and a new fit is its
+    identity. No example may belong to both fits.
 
     Args:
-        a, b: fits of one width.
+        a, b: fits of the same width.
 
     Returns:
-        The merged fit, in the dtypes of `a`, and frozen where it is.
+        The merged fit, in the dtypes of `a`, and frozen if `a` is.
 
     Raises:
-        ValueError: fits of two widths, narrower than float32 or with a missing entry.
+        ValueError: fits that have different widths, are narrower than float32 or lack an entry.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -159,10 +159,10 @@ def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
 
 
 class CheckedInput(NamedTuple):
-    """An input and its fit, in a dtype that holds both.
+    """An input and its fit; `x` has a dtype that both promote to.
 
     Attributes:
-        dtype: of the result.
+        dtype: the dtype of the result.
     """
 
     x: jax.Array
@@ -172,46 +172,52 @@ class CheckedInput(NamedTuple):
     dtype: Any
 
     def broadcast(self, key: str) -> jax.Array:
-        """An entry of the fit, so that it meets every value of `x`."""
+        """An entry of the fit, broadcast to the values of `x`."""
         return repeated(jnp.asarray(self.fit[key], self.x.dtype), self.x, self.reduced)
 
     def finite(self, other: ArrayLike) -> jax.Array:
-        """`x`, with the other value where it neither counts nor is finite."""
+        """`x`, with `other` in place of values that neither count nor are finite."""
         if self.mask is None:
             return self.x
         return jnp.where(self.mask | jnp.isfinite(self.x), self.x, other)
 
     def result(self, y: jax.Array) -> jax.Array:
+        """`y` in the dtype of the result."""
         return y.astype(self.dtype)
 
 
 def checked_input(
     x: ArrayLike, fit: _states.BatchStats, feature_axis: _axes.Axes, where: ArrayLike | None
 ) -> CheckedInput:
+    """Check an input and its fit."""
     x = _checks.as_real_input(x)
     features = _axes.channel_axes(x.ndim, feature_axis, "feature_axis")
     _states.check_fit(fit, tuple(x.shape[axis] for axis in features))
     mask = _checks.as_mask(where, x.shape)
     reduced = _axes.other_axes(x.ndim, features)
     with jax.numpy_dtype_promotion("standard"):
-        wide = _dtypes.statistics_dtype(jnp.promote_types(x.dtype, fit["mean"].dtype))
-    return CheckedInput(x.astype(wide), sharded(fit, x, reduced), mask, reduced, x.dtype)
+        dtype = _dtypes.statistics_dtype(jnp.promote_types(x.dtype, fit["mean"].dtype))
+    return CheckedInput(x.astype(dtype), sharded(fit, x, reduced), mask, reduced, x.dtype)
 
 
-def _merged(fit: _states.BatchStats, m: Moments, least: jax.Array, most: jax.Array) -> Any:
-    """The fit after values of these moments, least and most."""
-    least = jnp.minimum(fit["min"], least.astype(fit["min"].dtype))
-    most = jnp.maximum(fit["max"], most.astype(fit["max"].dtype))
+def _merged(fit: _states.BatchStats, m: Moments, minimum: jax.Array, maximum: jax.Array) -> Any:
+    """The fit after more values, which have these moments, minimum and maximum."""
+    minimum = jnp.minimum(fit["min"], minimum.astype(fit["min"].dtype))
+    maximum = jnp.maximum(fit["max"], maximum.astype(fit["max"].dtype))
     new = update(fit, m, momentum=None, skip_nonfinite=False)
-    mean, var = exact_constants(new["mean"], new["var"], least, most)
-    alone = (fit["count"] == 0) | (fit["var"] == 0)  # else it began with more than was seen
-    exact = {"mean": jnp.where(alone, mean, new["mean"]), "var": jnp.where(alone, var, new["var"])}
-    return type(new)({**new, **exact, "min": least, "max": most})  # type: ignore[call-arg]
+    mean, var = exact_constants(new["mean"], new["var"], minimum, maximum)
+    # Otherwise the old fit may hold more than min and max cover, such as an initial count.
+    covered = (fit["count"] == 0) | (fit["var"] == 0)
+    exact = {
+        "mean": jnp.where(covered, mean, new["mean"]),
+        "var": jnp.where(covered, var, new["var"]),
+    }
+    return type(new)({**new, **exact, "min": minimum, "max": maximum})  # type: ignore[call-arg]
 
 
 def exact_constants(
-    mean: jax.Array, var: jax.Array, least: jax.Array, most: jax.Array
+    mean: jax.Array, var: jax.Array, minimum: jax.Array, maximum: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Merged mean and variance, without the rounding of those features that never varied."""
-    constant = least == most
-    return jnp.where(constant, least.astype(mean.dtype), mean), jnp.where(constant, 0, var)
+    """A merged mean and variance, without rounding for features that are constant."""
+    constant = minimum == maximum
+    return jnp.where(constant, minimum.astype(mean.dtype), mean), jnp.where(constant, 0, var)

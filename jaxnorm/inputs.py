@@ -27,21 +27,22 @@ def standardize_inputs(
     where: ArrayLike | None = None,
     invert: bool = False,
 ) -> jax.Array:
-    """Inputs to mean 0 and variance 1, feature by feature.
+    """Standardize inputs: mean 0 and variance 1 for each feature.
 
-    y = (x - mean) / sqrt(var + epsilon), then within +- clip; inverted, x = y * sqrt(var + epsilon)
-    + mean. Where var + epsilon is 0, as of a feature that never varied, the divisor is 1: its value
-    becomes 0, and comes back. A fresh fit changes nothing but by epsilon.
+    y = (x - mean) / sqrt(var + epsilon), then clipped to +- clip; the inverse is
+    x = y * sqrt(var + epsilon) + mean. Where var + epsilon is 0, as for a constant feature, the
+    divisor is 1, so the value of a constant feature becomes 0 and its inverse is exact. A new fit
+    changes nothing except by epsilon.
 
     Args:
         x: floating [..., F] (F at `feature_axis`).
         fit: as from `update_input_stats`.
         epsilon: added to the variance.
-        clip: the bound of |y|, a positive number, or None for none.
+        clip: the bound of |y|, a positive number; None for no bound.
         feature_axis: the axis of the features; or several, and F is their shape in ascending order.
-        where: nonzero where a value counts; broadcasts to `x`. The others are standardized like
-            these, and give 0 where they are not finite.
-        invert: from y back to x, up to rounding; not with `clip`, which is not undone.
+        where: nonzero where a value counts; broadcasts to `x`. The others are standardized in the
+            same way, and give 0 where they are not finite.
+        invert: compute x from y, up to rounding; not with `clip`, which has no inverse.
 
     Returns:
         y of the shape and dtype of `x`, computed in float32, or wider where `x` or the fit is. NaN
@@ -49,12 +50,12 @@ def standardize_inputs(
 
     Raises:
         TypeError: an integer or complex input.
-        ValueError: a fit of another width, narrower than float32 or with a missing entry, a `clip`
-            that is not positive, or with `invert`.
+        ValueError: a fit that has another width, is narrower than float32 or lacks an entry, a
+            `clip` that is not positive, `clip` with `invert`.
 
     Conventions:
-        The variance is biased and the divisor of a constant 1, as in scikit-learn's
-        `StandardScaler`, which also takes a deviation within rounding of the mean for 0.
+        The variance is biased, and the divisor of a constant is 1, as in scikit-learn's
+        `StandardScaler`, which also treats a deviation within rounding of the mean as 0.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -96,21 +97,21 @@ def min_max_inputs(
     where: ArrayLike | None = None,
     invert: bool = False,
 ) -> jax.Array:
-    """Inputs to the range from `low` to `high`, feature by feature.
+    """Scale inputs to the range from `low` to `high` for each feature.
 
-    y = low * (1 - t) + high * t with t = (x - min) / (max - min): the least value that was seen
-    becomes `low` and the largest `high`, exactly. Of a feature that never varied max - min is taken
-    for 1: its value becomes `low`, and comes back. A fresh fit changes nothing.
+    y = low * (1 - t) + high * t with t = (x - min) / (max - min): the minimum of the fit becomes
+    exactly `low`, and the maximum exactly `high`. For a constant feature max - min is replaced by
+    1, so its value becomes `low` and its inverse is exact. A new fit changes nothing.
 
     Args:
         x: floating [..., F] (F at `feature_axis`).
         fit: as from `update_input_stats`.
         low, high: the range, two numbers.
-        clip: keep within the range what lies beyond the values that were seen.
+        clip: clip to the range the results of values beyond the minimum and maximum of the fit.
         feature_axis: the axis of the features; or several, and F is their shape in ascending order.
-        where: nonzero where a value counts; broadcasts to `x`. The others are scaled like these,
-            and give `low` where they are not finite.
-        invert: from y back to x, up to rounding; not with `clip`, which is not undone.
+        where: nonzero where a value counts; broadcasts to `x`. The others are scaled in the same
+            way, and give `low` where they are not finite.
+        invert: compute x from y, up to rounding; not with `clip`, which has no inverse.
 
     Returns:
         y of the shape and dtype of `x`, computed in float32, or wider where `x` or the fit is. NaN
@@ -118,8 +119,8 @@ def min_max_inputs(
 
     Raises:
         TypeError: an integer or complex input.
-        ValueError: a fit of another width, narrower than float32 or with a missing entry, a `low`
-            that is not below `high`, `clip` with `invert`.
+        ValueError: a fit that has another width, is narrower than float32 or lacks an entry, a
+            `low` that is not below `high`, `clip` with `invert`.
 
     Conventions:
         The width of a constant is 1, as in scikit-learn's `MinMaxScaler`.
@@ -139,16 +140,16 @@ def min_max_inputs(
     if clip:
         _check_invertible("clip", clip, invert)
     checked = checked_input(x, fit, feature_axis, where)
-    least, most = checked.broadcast("min"), checked.broadcast("max")
-    low, high = (jnp.asarray(bound, least.dtype) for bound in (low, high))
-    unseen, constant = least > most, least == most
-    least, most = jnp.where(unseen, low, least), jnp.where(unseen, high, most)
-    values = checked.finite(low if invert else least)
+    minimum, maximum = checked.broadcast("min"), checked.broadcast("max")
+    low, high = (jnp.asarray(bound, minimum.dtype) for bound in (low, high))
+    unseen, constant = minimum > maximum, minimum == maximum
+    minimum, maximum = jnp.where(unseen, low, minimum), jnp.where(unseen, high, maximum)
+    values = checked.finite(low if invert else minimum)
     if invert:
-        part = _part(values, low, high)
-        y = jnp.where(constant, least + part, _between(least, most, part))
+        fraction = _fraction(values, low, high)
+        y = jnp.where(constant, minimum + fraction, _interpolated(minimum, maximum, fraction))
     else:
-        y = _between(low, high, _part(values, least, most))
+        y = _interpolated(low, high, _fraction(values, minimum, maximum))
     y = jnp.where(unseen, values, y)
     return checked.result(jnp.clip(y, low, high) if clip else y)
 
@@ -165,18 +166,18 @@ def normalize_observations(
     axis_name: _axes.AxisName | None = None,
     update: bool = True,
 ) -> tuple[jax.Array, Any]:
-    """Observations of an environment, standardized by all that were seen, these included.
+    """Standardize observations of an environment by the fit to all observations so far.
 
-    One step of running observation normalization: `update_input_stats`, then `standardize_inputs`
-    by the new fit. Environments that run in parallel, along the leading axes of `x` and over
-    `axis_name`, share the fit.
+    This is one step of running observation normalization: `update_input_stats`, then
+    `standardize_inputs` by the new fit. Environments that run in parallel, along the leading axes
+    of `x` and over `axis_name`, share the fit.
 
     Args:
         x: floating [..., F] (F at `feature_axis`): observations of any number of environments.
         fit: as from `init_input_stats(F)`.
-        clip: the bound of |y|, or None for none.
+        clip: the bound of |y|; None for no bound.
         epsilon: added to the variance.
-        update: a Python bool; False uses the fit and leaves it, as in evaluation.
+        update: a Python bool; False uses the fit without updating it, as in evaluation.
 
     The other arguments and the errors are those of `update_input_stats`.
 
@@ -184,10 +185,10 @@ def normalize_observations(
         (y, fit): y of the shape and dtype of `x`, and the new fit.
 
     Conventions:
-        As gymnasium's `NormalizeObservation`, which starts from a count of 1e-4 (of mean 0 and
-        variance 1) where this one starts from none, and does not clip. brax's
-        `running_statistics` start from none too, bound the deviation to [1e-6, 1e6] where this one
-        adds epsilon, and normalize and update in two calls.
+        This is gymnasium's `NormalizeObservation`, except that that one starts from a count of 1e-4
+        (with mean 0 and variance 1), where this one starts from 0, and does not clip. brax's
+        `running_statistics` start from a count of 0 too, bound the deviation to [1e-6, 1e6], where
+        this one adds epsilon, and normalize and update in two calls.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -209,20 +210,21 @@ def normalize_observations(
 
 
 def _check_invertible(name: str, value: Any, invert: bool) -> None:
+    """Check that an option that has no inverse is not given with `invert`."""
     if invert:
         raise ValueError(
-            f"{name}={value!r} cannot be inverted: what was beyond the bound is lost; give "
+            f"{name}={value!r} cannot be inverted, since clipped values are lost; give "
             f"invert=True without {name}"
         )
 
 
-def _part(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """How far `x` is from `low` to `high`: 0 and 1 there, exactly; the width of a point is 1."""
-    part = (x - low) / jnp.where(low == high, 1, high - low)
+def _fraction(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """(x - low) / (high - low), exactly 0 at `low` and 1 at `high`; x - low if they are equal."""
+    fraction = (x - low) / jnp.where(low == high, 1, high - low)
     at_end = (x == high) & (low < high)  # XLA may multiply by a rounded reciprocal
-    return part + jax.lax.stop_gradient(jnp.where(at_end, 1 - part, 0))
+    return fraction + jax.lax.stop_gradient(jnp.where(at_end, 1 - fraction, 0))
 
 
-def _between(low: jax.Array, high: jax.Array, part: jax.Array) -> jax.Array:
-    """From `low` at 0 to `high` at 1, both exactly."""
-    return low * (1 - part) + high * part
+def _interpolated(low: jax.Array, high: jax.Array, fraction: jax.Array) -> jax.Array:
+    """From `low` at 0 to `high` at 1, exactly at both ends."""
+    return low * (1 - fraction) + high * fraction

@@ -1,4 +1,4 @@
-"""The states that steps update, running statistics and fits to inputs, and the checks of them."""
+"""The states that steps update (running statistics and fits to inputs) and their checks."""
 
 from __future__ import annotations
 
@@ -123,14 +123,16 @@ def check_at_least_float32(stats: BatchStats, what: str) -> None:
 
 
 def check_fit_dtype(dtype: Any) -> None:
-    """A real dtype in which a fit can be kept."""
+    """Check for a real dtype in which a fit can be kept."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"dtype={jnp.dtype(dtype).name} has no order; give jnp.float32 or float64")
+        raise TypeError(
+            f"dtype={jnp.dtype(dtype).name} has no order; give jnp.float32 or jnp.float64"
+        )
     check_stats_dtype(dtype)
 
 
 def check_stats_dtype(dtype: Any) -> None:
-    """A dtype in which statistics can be kept: float32 or wider."""
+    """Check for a dtype in which statistics can be kept: float32 or wider."""
     _checks.check_inexact("dtype", dtype)
     if _dtypes.is_below_float32(jnp.dtype(dtype)):
         raise ValueError(
@@ -141,22 +143,22 @@ def check_stats_dtype(dtype: Any) -> None:
 
 
 def check_mean_dtype(stats: BatchStats, x: jax.Array) -> None:
-    """A running mean that can hold the mean of the input."""
+    """Check that the running mean can hold the mean of the input."""
     if jnp.iscomplexobj(x) and jnp.isrealobj(stats["mean"]):
         raise TypeError(
-            f"the input is {x.dtype}, but the running mean is {stats['mean'].dtype} and keeps its "
-            f"dtype; start the statistics with dtype=jnp.{x.dtype} (modules: dtype or stats_dtype)"
+            f"the input is {x.dtype}, but the running mean is {stats['mean'].dtype}, which no "
+            f"update changes; start the statistics with dtype=jnp.{x.dtype} (modules: dtype "
+            "or stats_dtype)"
         )
 
 
 def check_count(stats: BatchStats, mask: jax.Array | None, channels: Sequence[int]) -> None:
-    """A cumulative count for each channel, where the mask differs by channel."""
+    """Check for a cumulative count for each channel if the mask differs by channel."""
     if mask is None or jnp.ndim(stats["count"]) > 0:
         return
     if any(mask.shape[axis] > 1 for axis in channels):
         raise ValueError(
-            f"the mask of shape {mask.shape} differs by channel, so each channel has a count of "
-            "its own, but the running count is one number; start the statistics with "
-            "momentum=None, count_per_channel=True, or give a mask that is 1 wide along the "
-            "channels"
+            f"the mask of shape {mask.shape} differs by channel, so each channel needs its own "
+            "count, but the running count is one number; start the statistics with "
+            "momentum=None, count_per_channel=True, or give a mask of size 1 along the channel axes"
         )

@@ -1,4 +1,4 @@
-"""Batch normalization, in ghosts of the batch, and renormalized."""
+"""Batch normalization, ghost batch normalization and batch renormalization."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxnorm.shells import Function, Initializer
 
 __all__ = ["BatchNorm", "BatchRenorm", "GhostBatchNorm"]
 
-# `init` takes a batch of any size.
+# `init` takes a batch of any size, as one ghost.
 _ONE_GHOST = partial(jn.ghost_batch_norm, num_ghosts=1, ghost_size=None)
 
 
@@ -30,32 +30,33 @@ class BatchNorm(nn.Module):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `batch_stats`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
-    x is [..., C] (C at `axis`), and y of its shape, in `dtype`, by default what x and
-    the parameters promote to.
+    x is [..., C] (C at `axis`). y has its shape and the dtype `dtype`, by default the dtype that x
+    and the parameters promote to.
 
-    `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either, and those of `jaxnorm.start_recomputing` merge all batches beside
-    the old ones. `momentum=None` merges all batches exactly and keeps their `count` in
-    `batch_stats` too.
+    `init` does not update the statistics, and training does not update those with the mark of
+    `jaxnorm.freeze_stats`. With the mark of `jaxnorm.start_recomputing`, new statistics beside the
+    old ones merge all batches. `momentum=None` merges all batches exactly and keeps their `count`
+    in `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
-            measure the batch and update them; here or in the call.
+            normalize with the statistics of the batch and update the running ones; here or in the
+            call.
         axis: the axis or axes of the channels.
-        momentum: the weight of the old statistics (PyTorch's is one minus it); the variance
-            that is kept is biased (PyTorch's is not).
+        momentum: the weight of the old statistics (PyTorch's is one minus it); the running variance
+            is biased (PyTorch's is not).
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
-        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
+        skip_nonfinite: do not update the running statistics in a step in which a moment is not
             finite.
-        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
-            `param_dtype` is, and complex where `init` sees complex input. Wider inputs are
-            remembered as precisely as it is.
-        count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
-            channel.
+        stats_dtype: of the running statistics, which no update changes; by default float32, or
+            wider if `param_dtype` is wider, and complex if `init` has a complex input. It is the
+            precision of the statistics of wider inputs too.
+        count_per_channel: with `momentum=None`, keep a count for each channel, for masks that
+            differ by channel.
 
     In the call:
-        update_stats: False to measure the batch without updating the statistics, which then need
-            not be mutable.
+        update_stats: False to measure the batch without updating the statistics, whose collection
+            then need not be mutable.
 
     References:
         Ioffe and Szegedy, "Batch normalization", 2015.
@@ -154,15 +155,15 @@ class BatchNorm(nn.Module):
 
 
 class GhostBatchNorm(BatchNorm):
-    """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+    """Ghost batch normalization: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts. `init` takes a batch of any
-    size, as one ghost.
+    batch. x is [N, ..., C] (C at `axis`), and axis 0 is split into ghosts. `init` takes a batch of
+    any size, as one ghost.
 
     Attributes:
-        ghost_size: examples in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
+        ghost_size: the number of examples in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
 
     References:
         Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017.
@@ -194,7 +195,7 @@ class BatchRenorm(BatchNorm):
 
     y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
     statistics; x is [..., C] (C at `axis`). `batch_stats` holds the number of training `steps` too,
-    so schedules move on under `jit` and survive a checkpoint.
+    so schedules work under `jit` and continue from a checkpoint.
 
     Attributes:
         r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.

@@ -28,27 +28,27 @@ __all__ = ["OnlineNorm"]
 
 
 class OnlineNorm(nn.Module):
-    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+    """Online normalization: `jaxnorm.online_norm`, by the statistics of the examples before each.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
-    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
-    parameters promote to. One value a channel is enough in training.
+    `axis`), N examples in order of time. y has its shape and the dtype `dtype`, by default the
+    dtype that x and the parameters promote to. One value per channel is enough in training.
 
-    `batch_stats` holds `mean` and `var`; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either. The two control processes' `control_y` and `control_x` are in the
-    collection `_overwrite_with_gradient`, as the state of Flax's fp8 operators is: their gradient
-    is their new value, which `flax.training.train_state.TrainState` puts in their place.
+    `batch_stats` holds `mean` and `var`; training does not update statistics with the mark of
+    `jaxnorm.freeze_stats`. The two control processes' `control_y` and `control_x` are in the
+    collection `_overwrite_with_gradient`, like the state of Flax's fp8 operators: their gradient
+    is their new value, by which `flax.training.train_state.TrainState` replaces them.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
-            stream the batch and update them; here or in the call. True gives the control processes
-            a zero gradient: do not overwrite them by it.
+            update them after each example; here or in the call. True gives the control processes a
+            zero gradient: do not replace them by it.
         axis: the axis or axes of the channels.
-        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
-            control processes.
+        forward_decay, backward_decay: the weights of the old statistics, and of the old errors of
+            the control processes.
         epsilon: added to the variance.
-        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
-            `param_dtype` is.
+        stats_dtype: of the statistics, which no update changes; by default float32, or wider if
+            `param_dtype` is wider.
 
     References:
         Chiley et al., "Online normalization for training neural networks", 2019.
