@@ -57,14 +57,6 @@ def kept_axis(axis: int, reduced: Sequence[int]) -> int:
     return axis - sum(other < axis for other in reduced)
 
 
-def reduction_axes(ndim: int, axes: Axes) -> tuple[int, ...]:
-    """Return the canonical axes to measure over, of which there must be at least one."""
-    reduced = canonical_axes(ndim, axes, "reduction_axes")
-    if not reduced:
-        raise ValueError(f"reduction_axes={axes!r} names no axis to measure over; give one or more")
-    return reduced
-
-
 def single_axis(ndim: int, axis: int, name: str = "channel_axis") -> int:
     """Return one axis as a number in [0, ndim)."""
     if isinstance(axis, Sequence):
@@ -72,21 +64,17 @@ def single_axis(ndim: int, axis: int, name: str = "channel_axis") -> int:
     return canonical_axes(ndim, axis, name)[0]
 
 
-def channel_axes(ndim: int, axes: Axes, name: str = "channel_axis") -> tuple[int, ...]:
-    """Return the canonical axes of the channels, of which there must be at least one."""
-    channels = canonical_axes(ndim, axes, name)
-    if not channels:
-        raise ValueError(f"{name}={axes!r} names no axis of channels; give one or more")
-    return channels
+def nonempty_axes(ndim: int, axes: Axes, name: str) -> tuple[int, ...]:
+    """Return canonical axes, of which there must be at least one."""
+    canonical = canonical_axes(ndim, axes, name)
+    if not canonical:
+        raise ValueError(f"{name}={axes!r} names no axis; give one or more")
+    return canonical
 
 
-def sample_axes(
-    ndim: int, channels: Sequence[int], *, with_channels: bool = False
-) -> tuple[int, ...]:
-    """The axes of one example: all except the batch axis 0, with or without the channel axes."""
+def sample_axes(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
+    """The axes of one example except the channel axes, of which there must be at least one."""
     reduced = positions(ndim, channels)
-    if with_channels:
-        reduced = other_axes(ndim, (0,))
     if not reduced:
         raise ValueError(
             f"an input with {ndim} axes has no axis to measure over other than the batch axis 0 "
@@ -117,12 +105,18 @@ def check_positive_int(name: str, value: Any) -> int:
     return number
 
 
+def as_shape(name: str, widths: int | Sequence[int]) -> tuple[int, ...]:
+    """Return one width or several as a shape."""
+    given = widths if isinstance(widths, Sequence) else (widths,)
+    return tuple(check_positive_int(name, width) for width in given)
+
+
 def group_size_of(num_channels: int, num_groups: int | None, group_size: int | None) -> int:
     """Channels per group, from exactly one of `num_groups` and `group_size`."""
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             f"give exactly one of num_groups and group_size, got num_groups={num_groups!r} and "
-            f"group_size={group_size!r} (num_groups=None where group_size is given)"
+            f"group_size={group_size!r} (num_groups=None if group_size is given)"
         )
     size = _equal_size("channels", num_channels, "num_groups", num_groups, "group_size", group_size)
     return max(size, 1)  # zero channels have zero groups of size 1

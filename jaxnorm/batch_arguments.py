@@ -144,7 +144,7 @@ def checked(
         init_stats: the function that makes such statistics, for error messages.
     """
     x = _checks.as_input(x)
-    channels = _axes.channel_axes(x.ndim, channel_axis)
+    channels = _axes.nonempty_axes(x.ndim, channel_axis, "channel_axis")
     _checks.check_choice("train", train)
     _checks.check_choice("skip_nonfinite", skip_nonfinite)
     _checks.check_momentum(momentum)

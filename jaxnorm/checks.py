@@ -68,8 +68,8 @@ def check_not_dict(x: Any, each: str) -> None:
     given = f"the input is a dict with the keys {sorted(map(str, x))}"
     if {"mean", "var"} <= x.keys():
         raise TypeError(
-            f"{given}, which are those of statistics; exchange the input and the statistics, to follow "
-            "the order of the function's signature"
+            f"{given}, which are those of statistics; exchange the two arguments, the input and "
+            "the statistics, to follow the function's signature"
         )
     raise TypeError(
         f"{given}, but an array is needed; call once for each entry, with its own state: "

@@ -52,8 +52,7 @@ def init_input_stats(
         >>> print(*jn.init_input_stats(1).values())
         [0.] [0.] [1.] [inf] [-inf]
     """
-    widths = num_features if isinstance(num_features, Sequence) else (num_features,)
-    shape = tuple(_axes.check_positive_int("num_features", width) for width in widths)
+    shape = _axes.as_shape("num_features", num_features)
     _states.check_fit_dtype(dtype)
     stats = init_batch_stats(shape, momentum=None, dtype=dtype, count_per_channel=True)
     maximum = jnp.full(shape, -jnp.inf, dtype)
@@ -191,12 +190,11 @@ def checked_input(
 ) -> CheckedInput:
     """Check an input and its fit."""
     x = _checks.as_real_input(x)
-    features = _axes.channel_axes(x.ndim, feature_axis, "feature_axis")
+    features = _axes.nonempty_axes(x.ndim, feature_axis, "feature_axis")
     _states.check_fit(fit, tuple(x.shape[axis] for axis in features))
     mask = _checks.as_mask(where, x.shape)
     reduced = _axes.other_axes(x.ndim, features)
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = _dtypes.statistics_dtype(jnp.promote_types(x.dtype, fit["mean"].dtype))
+    dtype = _dtypes.promoted_dtype(x.dtype, fit["mean"].dtype)
     return CheckedInput(x.astype(dtype), sharded(fit, x, reduced), mask, reduced, x.dtype)
 
 
@@ -212,7 +210,7 @@ def _merged(fit: _states.BatchStats, m: Moments, minimum: jax.Array, maximum: ja
         "mean": jnp.where(covered, mean, new["mean"]),
         "var": jnp.where(covered, var, new["var"]),
     }
-    return type(new)({**new, **exact, "min": minimum, "max": maximum})  # type: ignore[call-arg]
+    return _states.with_entries(new, {**exact, "min": minimum, "max": maximum})
 
 
 def exact_constants(

@@ -26,7 +26,7 @@ from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
 from jaxnorm.arrays import only
-from jaxnorm.running import init_batch_stats, promoted_dtype, running_moments
+from jaxnorm.running import init_batch_stats, running_moments
 from jaxnorm.standardize import standardize
 from jaxnorm.statistics import Moments, Scope, count_of, divisor, measure, merge_moments
 
@@ -151,7 +151,7 @@ def online_norm(
         [0.5] [1.5] [2.]
     """
     x = _checks.as_input(x)
-    channels = _axes.channel_axes(x.ndim, channel_axis)
+    channels = _axes.nonempty_axes(x.ndim, channel_axis, "channel_axis")
     scope = Scope(_axes.positions(x.ndim, channels))
     _checks.check_choice("train", train)
     _checks.check_number("forward_decay", forward_decay, 0.0, 1.0)
@@ -191,7 +191,7 @@ def _stream(
     Args:
         m: the moments of the examples, along axis 0.
     """
-    dtype = promoted_dtype(stats["mean"].dtype, m.mean.dtype)
+    dtype = _dtypes.promoted_dtype(stats["mean"].dtype, m.mean.dtype)
     m = jax.lax.stop_gradient(Moments(*(array.astype(dtype) for array in m)))
     keep = jnp.asarray(decay).astype(dtype)
     start = jax.lax.stop_gradient(running_moments(stats, dtype))
@@ -203,7 +203,7 @@ def _stream(
 
     end, before = jax.lax.scan(step, start, m)
     new = {key: getattr(end, key).astype(stats[key].dtype) for key in ("mean", "var")}
-    return before, type(stats)({**stats, **new})  # type: ignore[call-arg]
+    return before, _states.with_entries(stats, new)
 
 
 def _controlled(

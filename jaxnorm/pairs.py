@@ -119,7 +119,7 @@ def _pair(layer: Call, norm: Call, calls: Sequence[Call], kinds: tuple[Any, ...]
             "directly before a layer can be folded into it"
         )
     last = norm.input.ndim - 1
-    if _axes.channel_axes(norm.input.ndim, module.axis, "axis") != (last,):
+    if _axes.nonempty_axes(norm.input.ndim, module.axis, "axis") != (last,):
         raise ValueError(
             f"{norm.path!r} normalizes the axis {module.axis}; only a normalization over the last "
             f"axis, where a layer of Flax has its channels, can be folded: axis=-1 or {last}"
@@ -186,8 +186,8 @@ def check_folded(results: tuple[Any, Any, Any], tolerance: float) -> None:
     if not _distance(hidden, unfolded) <= tolerance:
         raise ValueError(
             "the output of the first module of a pair is used elsewhere too, not only by the "
-            "second, so folding would change the model; leave that pair out, or name all the layers "
-            "that a normalization feeds"
+            "second, so folding would change the model; leave that pair out, or name all the "
+            "layers that a normalization feeds"
         )
     distance = _distance(folded, unfolded)
     if not distance <= tolerance:

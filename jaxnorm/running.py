@@ -61,8 +61,7 @@ def init_batch_stats(
         >>> jn.init_batch_stats(2)
         {'mean': Array([0., 0.], dtype=float32), 'var': Array([1., 1.], dtype=float32)}
     """
-    widths = num_channels if isinstance(num_channels, Sequence) else (num_channels,)
-    shape = tuple(_axes.check_positive_int("num_channels", width) for width in widths)
+    shape = _axes.as_shape("num_channels", num_channels)
     _checks.check_momentum(momentum)
     _states.check_stats_dtype(dtype)
     real = _dtypes.real_dtype(dtype)
@@ -107,7 +106,7 @@ def sharded(stats: _states.BatchStats, x: jax.Array, reduced: Sequence[int]) -> 
     }
     if "recomputed" in stats:
         by_channel["recomputed"] = sharded(stats["recomputed"], x, reduced)
-    return type(stats)({**stats, **by_channel})  # type: ignore[call-arg]
+    return _states.with_entries(stats, by_channel)
 
 
 def running_moments(stats: _states.BatchStats, dtype: Any) -> Moments:
@@ -137,8 +136,8 @@ def update(
         recomputed = update(
             stats["recomputed"], m, momentum=None, skip_nonfinite=skip_nonfinite, all_seen=all_seen
         )
-        return type(stats)({**stats, "recomputed": recomputed})  # type: ignore[call-arg]
-    dtype = promoted_dtype(stats["mean"].dtype, m.mean.dtype)
+        return _states.with_entries(stats, {"recomputed": recomputed})
+    dtype = _dtypes.promoted_dtype(stats["mean"].dtype, m.mean.dtype)
     real = _dtypes.real_dtype(dtype)
     m = Moments(m.count.astype(real), m.mean.astype(dtype), m.var.astype(real))
     old = running_moments(stats, dtype)
@@ -153,7 +152,7 @@ def update(
     if skip_nonfinite:
         finite = jnp.all(is_finite(m))
         new = {key: jnp.where(finite, value, stats[key]) for key, value in new.items()}
-    return type(stats)({**stats, **new})  # type: ignore[call-arg]
+    return _states.with_entries(stats, new)
 
 
 def start_recomputing(stats: _states.BatchStats) -> dict[str, Any]:
@@ -234,9 +233,3 @@ def _merged(old: Moments, m: Moments) -> dict[str, jax.Array]:
         "var": jnp.where(seen, merged.var, old.var),
         "count": jnp.max(merged.count) if old.count.ndim == 0 else merged.count,
     }
-
-
-def promoted_dtype(a: Any, b: Any) -> Any:
-    """The dtype that both promote to, float32 at least."""
-    with jax.numpy_dtype_promotion("standard"):
-        return _dtypes.statistics_dtype(jnp.promote_types(a, b))

@@ -82,7 +82,7 @@ def layer_norm(
         [-1.  1.]
     """
     x = _checks.as_input(x)
-    reduced = _axes.reduction_axes(x.ndim, reduction_axes)
+    reduced = _axes.nonempty_axes(x.ndim, reduction_axes, "reduction_axes")
     features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
     return _normalize(
         x,
@@ -134,7 +134,7 @@ def rms_norm(
         [1.2 1.6 0.  0. ]
     """
     x = _checks.as_input(x)
-    reduced = _axes.reduction_axes(x.ndim, reduction_axes)
+    reduced = _axes.nonempty_axes(x.ndim, reduction_axes, "reduction_axes")
     features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
     return _normalize(
         x,
@@ -252,7 +252,7 @@ def instance_norm(
           [ 1.  1.]]]
     """
     x = _checks.as_input(x)
-    channels = _axes.channel_axes(x.ndim, channel_axis)
+    channels = _axes.nonempty_axes(x.ndim, channel_axis, "channel_axis")
     return _normalize(
         x,
         _checks.as_parameter("scale", scale, x, channels),
@@ -302,12 +302,9 @@ def _offset(scale: jax.Array | None, scale_offset: ArrayLike) -> jax.Array | Non
 
 def _positions(ndim: int, channel: int, reduction_axes: _axes.Axes | None) -> tuple[int, ...]:
     """The axes that a group is measured over, except the channel axis, which must be among them."""
-    if reduction_axes is not None:
-        reduced = _axes.reduction_axes(ndim, reduction_axes)
-    elif ndim == 1:
-        reduced = (channel,)
-    else:
-        reduced = _axes.sample_axes(ndim, (channel,), with_channels=True)
+    if reduction_axes is None:
+        return () if ndim == 1 else _axes.positions(ndim, (channel,))
+    reduced = _axes.nonempty_axes(ndim, reduction_axes, "reduction_axes")
     if channel not in reduced:
         raise ValueError(
             f"reduction_axes={reduction_axes!r} must include the channel axis {channel}, along "

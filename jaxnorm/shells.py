@@ -45,7 +45,7 @@ def library_of(kind: type) -> str:
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
     """The shape of the axes of `x` that parameters or statistics have."""
     _checks.check_not_dict(x, "module[key](x[key])")
-    channels = _axes.channel_axes(jnp.ndim(x), axes, name)
+    channels = _axes.nonempty_axes(jnp.ndim(x), axes, name)
     return tuple(x.shape[axis] for axis in channels)
 
 

@@ -20,6 +20,13 @@ CONVERSION = (
 )
 
 
+def with_entries(stats: BatchStats, new: Mapping[str, Any]) -> BatchStats:
+    """`stats`, in its own type of mapping, with new values of some entries."""
+    kind: Any = type(stats)
+    entries: BatchStats = kind({**stats, **new})
+    return entries
+
+
 def check_stats(
     stats: BatchStats,
     x: jax.Array,

@@ -150,7 +150,7 @@ class BatchNorm(nn.Module):
             dtype=_shells.stats_dtype(self, x),
             count_per_channel=self.count_per_channel,
         )
-        channels = _axes.channel_axes(x.ndim, self.axis, "axis")
+        channels = _axes.nonempty_axes(x.ndim, self.axis, "axis")
         return sharded(fresh, x, _axes.other_axes(x.ndim, channels))
 
 
