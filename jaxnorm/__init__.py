@@ -7,6 +7,7 @@ from jaxnorm import interop as interop
 from jaxnorm.batch import *
 from jaxnorm.distributed import *
 from jaxnorm.fold import *
+from jaxnorm.input_stats import *
 from jaxnorm.inputs import *
 from jaxnorm.kernels.standard import *
 from jaxnorm.online import *

@@ -14,14 +14,14 @@ AxisName = Hashable | tuple[Hashable, ...]
 AxisIndexGroups = Sequence[Sequence[int]] | None
 
 
-# Flax's words, on which users' code may match.
+# The wording of Flax's own error, which users' code may search for.
 BATCH_AXIS = (
     "The channel axes cannot include the leading dimension as this is assumed to be the batch axis."
 )
 
 
 def canonical_axes(ndim: int, axes: Axes, name: str = "axis") -> tuple[int, ...]:
-    """`axes` as a sorted tuple of numbers in [0, ndim)."""
+    """Return `axes` as a sorted tuple of numbers in [0, ndim)."""
     given = axes if isinstance(axes, Sequence) else (axes,)
     try:
         numbers_given = [operator.index(axis) for axis in given]
@@ -53,60 +53,49 @@ def other_axes(ndim: int, axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def kept_axis(axis: int, reduced: Sequence[int]) -> int:
-    """Where `axis` stands once the axes `reduced` are gone."""
+    """The position of `axis` after the axes `reduced` are removed."""
     return axis - sum(other < axis for other in reduced)
 
 
-def reduction_axes(ndim: int, axes: Axes) -> tuple[int, ...]:
-    """The axes to measure over: at least one."""
-    reduced = canonical_axes(ndim, axes, "reduction_axes")
-    if not reduced:
-        raise ValueError(f"reduction_axes={axes!r} names no axis to measure over; give one or more")
-    return reduced
-
-
 def single_axis(ndim: int, axis: int, name: str = "channel_axis") -> int:
-    """One axis as a number in [0, ndim)."""
+    """Return one axis as a number in [0, ndim)."""
     if isinstance(axis, Sequence):
         raise TypeError(f"{name} must be one int, got {axis!r}")
     return canonical_axes(ndim, axis, name)[0]
 
 
-def channel_axes(ndim: int, axes: Axes, name: str = "channel_axis") -> tuple[int, ...]:
-    """The axes of the channels: at least one."""
-    channels = canonical_axes(ndim, axes, name)
-    if not channels:
-        raise ValueError(f"{name}={axes!r} names no axis of channels; give one or more")
-    return channels
+def nonempty_axes(ndim: int, axes: Axes, name: str) -> tuple[int, ...]:
+    """Return canonical axes, of which there must be at least one."""
+    canonical = canonical_axes(ndim, axes, name)
+    if not canonical:
+        raise ValueError(f"{name}={axes!r} names no axis; give one or more")
+    return canonical
 
 
-def sample_axes(
-    ndim: int, channels: Sequence[int], *, with_channels: bool = False
-) -> tuple[int, ...]:
-    """The axes of one example: all but the batch axis 0, with or without the channel axes."""
+def sample_axes(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
+    """The axes of one example except the channel axes, of which there must be at least one."""
     reduced = positions(ndim, channels)
-    if with_channels:
-        reduced = other_axes(ndim, (0,))
     if not reduced:
         raise ValueError(
-            f"an input with {ndim} axes has no positions to measure over beside the batch axis 0 "
+            f"an input with {ndim} axes has no axis to measure over other than the batch axis 0 "
             f"and the channel axes {tuple(channels)}; give it at least one axis of positions"
         )
     return reduced
 
 
 def positions(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
-    """The axes of one example without the channel axes, which cannot be the batch axis 0."""
+    """The axes of one example except the channel axes, which cannot include the batch axis 0."""
     if 0 in channels:
         raise ValueError(
             f"the channel axis of an input with {ndim} axes is axis 0, which is the batch axis "
-            "here: each example of axis 0 is measured by itself; give the input a batch axis in "
-            f"front, or choose another channel_axis. {BATCH_AXIS}"
+            "here: each example along axis 0 is measured separately; add a batch axis in front of "
+            f"the input, or choose another channel_axis. {BATCH_AXIS}"
         )
     return other_axes(ndim, (0, *channels))
 
 
 def check_positive_int(name: str, value: Any) -> int:
+    """Return `value` as a positive int."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -116,19 +105,25 @@ def check_positive_int(name: str, value: Any) -> int:
     return number
 
 
+def as_shape(name: str, widths: int | Sequence[int]) -> tuple[int, ...]:
+    """Return one width or several as a shape."""
+    given = widths if isinstance(widths, Sequence) else (widths,)
+    return tuple(check_positive_int(name, width) for width in given)
+
+
 def group_size_of(num_channels: int, num_groups: int | None, group_size: int | None) -> int:
     """Channels per group, from exactly one of `num_groups` and `group_size`."""
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             f"give exactly one of num_groups and group_size, got num_groups={num_groups!r} and "
-            f"group_size={group_size!r} (num_groups=None where group_size is given)"
+            f"group_size={group_size!r} (num_groups=None if group_size is given)"
         )
-    size = _part_size("channels", num_channels, "num_groups", num_groups, "group_size", group_size)
-    return max(size, 1)  # of no channels there are no groups
+    size = _equal_size("channels", num_channels, "num_groups", num_groups, "group_size", group_size)
+    return max(size, 1)  # zero channels have zero groups of size 1
 
 
 def check_ghosts(num_ghosts: int | None, ghost_size: int | None) -> None:
-    """Exactly one of the two, and positive."""
+    """Check that exactly one of the two is given, and that it is positive."""
     if (num_ghosts is None) == (ghost_size is None):
         raise ValueError(
             f"give exactly one of ghost_size and num_ghosts, got ghost_size={ghost_size!r} and "
@@ -140,24 +135,24 @@ def check_ghosts(num_ghosts: int | None, ghost_size: int | None) -> None:
 
 def ghost_size_of(batch_size: int, num_ghosts: int | None, ghost_size: int | None) -> int:
     """Examples per ghost, from exactly one of `num_ghosts` and `ghost_size`."""
-    return _part_size(
+    return _equal_size(
         "examples of the batch", batch_size, "num_ghosts", num_ghosts, "ghost_size", ghost_size
     )
 
 
-def _part_size(
+def _equal_size(
     what: str, total: int, number_name: str, number: int | None, size_name: str, size: int | None
 ) -> int:
-    """The size of the equal parts of `total`, given their number or their size."""
+    """The size of each slice when `total` is split into equal slices, by their number or size."""
     name, value = (number_name, number) if size is None else (size_name, size)
     divisor = check_positive_int(name, value)
-    rest = total % divisor
-    if not isinstance(rest, int):
+    remainder = total % divisor
+    if not isinstance(remainder, int):
         raise ValueError(
             f"{name}={divisor} is not known to divide the symbolic number {total} of {what}; "
-            f"export with a multiple, as in jax.export.symbolic_shape('{divisor}*n')"
+            f"export with a multiple, for example jax.export.symbolic_shape('{divisor}*n')"
         )
-    if rest:
+    if remainder:
         divisors = [d for d in range(1, total + 1) if total % d == 0]
         raise ValueError(
             f"{name}={divisor} does not divide the {total} {what}; choose one of {divisors}"
@@ -166,14 +161,16 @@ def _part_size(
 
 
 def check_axis_index_groups(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) -> None:
+    """Check that names are hashable, and that groups are given with a name only."""
     if not all(isinstance(name, Hashable) for name in axis_names(axis_name)):
         raise TypeError(
-            f"axis_name must be a name or a tuple of names, got {axis_name!r}; give it for example "
-            "as 'i' or as ('i', 'j')"
+            f"axis_name must be a name or a tuple of names, got {axis_name!r}; give for example "
+            "'i' or ('i', 'j')"
         )
     if axis_name is None and axis_index_groups is not None:
         raise ValueError(
-            f"axis_index_groups={axis_index_groups!r} needs the axis_name that it divides"
+            f"axis_index_groups={axis_index_groups!r} needs an axis_name; give the name of the "
+            "axis whose indices are grouped"
         )
 
 
@@ -183,7 +180,7 @@ def hashable_groups(axis_index_groups: AxisIndexGroups) -> tuple[tuple[int, ...]
 
 
 def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) -> int:
-    """How many members of the mapped axes are merged (1 without a name)."""
+    """The number of indices of the mapped axes that are merged; 1 without a name."""
     check_axis_index_groups(axis_name, axis_index_groups)
     if axis_name is None:
         return 1
@@ -193,14 +190,14 @@ def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) 
     except NameError:
         raise ValueError(
             f"axis_name={axis_name!r} is not mapped here: statistics can be merged over it only "
-            "inside pmap, shard_map or vmap with that axis name (or leave axis_name out; under "
-            "jit with sharded arrays statistics are global without it)"
+            "inside pmap, shard_map or vmap with that axis name; or leave axis_name out, since "
+            "under jit with sharded arrays statistics are global without it"
         ) from None
     if axis_index_groups is None:
         return size
-    axis_size = sorted(index for group in axis_index_groups for index in group)
+    indices = sorted(index for group in axis_index_groups for index in group)
     sizes = {len(group) for group in axis_index_groups}
-    if len(names) != 1 or axis_size != list(range(size)) or len(sizes) != 1:
+    if len(names) != 1 or indices != list(range(size)) or len(sizes) != 1:
         raise ValueError(
             f"axis_index_groups={axis_index_groups!r} must hold each index of the one axis "
             f"{axis_name!r} (0 to {size - 1}) once, in groups of equal size"
@@ -209,7 +206,7 @@ def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) 
 
 
 def axis_names(axis_name: AxisName | None) -> tuple[Hashable, ...]:
-    """One name or several, as a tuple."""
+    """Return one name or several as a tuple."""
     return cast(tuple[Hashable, ...], axis_name) if isinstance(axis_name, tuple) else (axis_name,)
 
 

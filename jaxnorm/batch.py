@@ -1,10 +1,14 @@
-"""Batch normalization, in ghosts of the batch, and renormalized."""
+"""Batch normalization, ghost batch normalization and batch renormalization.
+
+Glossary:
+    ghost: a contiguous slice of the batch that is normalized by its own moments.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,80 +16,16 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
-from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
-from jaxnorm.arrays import explicit_shards, full_without
+from jaxnorm.arrays import explicit_shards
+from jaxnorm.batch_arguments import Arguments, checked
 from jaxnorm.distributed import sync_moments
-from jaxnorm.running import running_moments, sharded, update
-from jaxnorm.standardize import normalize, standardize
+from jaxnorm.running import running_moments
 from jaxnorm.statistics import Moments, Scope, measure, merge_moments_axis
 
 __all__ = ["batch_norm", "batch_renorm", "ghost_batch_norm"]
 
 Schedule = Callable[[Any], Any]
-
-
-class _Layer(NamedTuple):
-    """The checked arguments that the three functions share."""
-
-    x: jax.Array
-    stats: _states.BatchStats
-    scale: jax.Array | None
-    bias: jax.Array | None
-    mask: jax.Array | None
-    channels: tuple[int, ...]
-    reduced: tuple[int, ...]
-    momentum: ArrayLike | None
-    epsilon: ArrayLike
-    skip_nonfinite: bool
-
-    def normalized(self, scope: Scope) -> tuple[jax.Array, Moments]:
-        """Standardized by its own moments over `scope`, and these."""
-        return normalize(
-            self.x,
-            scope,
-            self.scale,
-            self.bias,
-            self.channels,
-            epsilon=self.epsilon,
-            mask=self.mask,
-        )
-
-    def standardized(self, m: Moments, scope: Scope, **options: Any) -> jax.Array:
-        return standardize(
-            self.x,
-            m,
-            scope,
-            self.scale,
-            self.bias,
-            self.channels,
-            epsilon=self.epsilon,
-            mask=self.mask,
-            **options,
-        )
-
-    def evaluated(self) -> jax.Array:
-        """Standardized by the running statistics."""
-        running = running_moments(self.stats, _dtypes.statistics_dtype(self.x.dtype))
-        return self.standardized(running, Scope(self.reduced), given=True)
-
-    def with_known_count(self, m: Moments, axis_size: int) -> Moments:
-        """The moments of all members, with a count that is known to be alike on every one."""
-        if self.mask is not None:
-            return m
-        number = axis_size * _axes.values_per_channel(self.x.shape, self.reduced)
-        return m._replace(count=full_without(self.x, self.reduced, number, m.count.dtype))
-
-    def updated(self, m: Moments) -> Any:
-        """The running statistics after a step with the moments `m`."""
-        number = _axes.values_per_channel(self.x.shape, self.reduced)
-        return update(
-            self.stats,
-            m,
-            momentum=self.momentum,
-            skip_nonfinite=self.skip_nonfinite,
-            all_seen=self.mask is None and isinstance(number, int) and number > 0,
-        )
 
 
 @_checks.mask_is_called("where")
@@ -111,9 +51,9 @@ def batch_norm(
 
     Args:
         x: floating or complex [..., C] (C at `channel_axis`).
-        stats: running statistics as from `init_batch_stats(C)`; those that `freeze_stats` marked
-            are used and not updated, whatever `train` is; beside those that `start_recomputing`
-            marked new ones merge all batches.
+        stats: running statistics as from `init_batch_stats(C)`. Statistics with the mark of
+            `freeze_stats` are used and not updated, whatever `train` is; with the mark of
+            `start_recomputing`, new statistics beside them merge all batches.
         scale, bias: [C], or None for 1 and 0.
         train: a Python bool: measure this batch and update `stats`, or use `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
@@ -123,26 +63,26 @@ def batch_norm(
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge statistics over.
-        axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
-        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
-            finite, in any channel of this device (under `shard_map`, channels may be split).
+        axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
+        skip_nonfinite: do not update the running statistics in a step in which a moment of any
+            channel on this device is not finite (under `shard_map`, channels may be split).
 
     Returns:
-        (y, stats): y of the shape and dtype of `x`; the running statistics after this step, each
-        entry in its shape and dtype and, on a mesh with explicit axes, sharded as the channels of
-        `x` are; or as given when `train=False`.
+        (y, stats): y has the shape and dtype of `x`. stats are the running statistics after this
+        step, with the shapes and dtypes that were given and, on a mesh with explicit axes, sharded
+        as the channels of `x` are; with `train=False` they are returned as given.
 
     Raises:
-        TypeError: an integer input, a `train` that is not a bool, real statistics to be trained on
+        TypeError: an integer input, a `train` that is not a bool, training real statistics on
             complex input.
-        ValueError: statistics of another width, narrower than float32 or with a missing entry, a
-            scale of the wrong shape, one value per channel in training, an axis name that is not
+        ValueError: statistics that have another width, are narrower than float32 or lack an entry,
+            a scale of the wrong shape, one value per channel in training, an axis name that is not
             mapped, a momentum outside [0, 1], and the like; the message says what would work.
 
     Conventions:
-        Momentum weighs the old value, as in Flax and Keras (PyTorch's is one minus it). The
-        running variance is biased, as in Flax, Haiku and Keras (PyTorch's is not). Epsilon is 1e-5
-        as in Flax and PyTorch (Keras: 1e-3).
+        Momentum is the weight of the old value, as in Flax and Keras (PyTorch's is one minus it).
+        The running variance is biased, as in Flax, Haiku and Keras (PyTorch's is not). Epsilon is
+        1e-5, as in Flax and PyTorch (Keras: 1e-3).
 
     References:
         Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing
@@ -156,7 +96,7 @@ def batch_norm(
         [[-1. -1.]
          [ 1.  1.]] [0.20000005 2.0000005 ]
     """
-    layer = _checked(
+    arguments = checked(
         x,
         stats,
         scale,
@@ -170,11 +110,11 @@ def batch_norm(
         axis_index_groups=axis_index_groups,
         skip_nonfinite=skip_nonfinite,
     )
-    if _evaluates(train, stats):
-        return layer.evaluated(), stats
-    scope, axis_size = _whole_batch(layer, axis_name, axis_index_groups)
-    y, m = layer.normalized(scope)
-    return y, layer.updated(layer.with_known_count(m, axis_size))
+    if arguments.evaluates:
+        return arguments.evaluated(), stats
+    scope, axis_size = arguments.whole_batch(axis_name, axis_index_groups)
+    y, m = arguments.normalized(scope)
+    return y, arguments.updated(arguments.with_known_count(m, axis_size))
 
 
 @_checks.mask_is_called("where")
@@ -195,20 +135,21 @@ def ghost_batch_norm(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Batch normalization in ghosts: each contiguous slice of the batch by its own moments.
+    """Ghost batch normalization: batch normalization of each contiguous slice of the batch.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
-    each channel over its ghost. The running statistics take the merge of all ghosts (the variance
-    within and between them), in one update, so they are those of the whole batch.
+    each channel over its slice, the ghost. One update merges the moments of all ghosts (the
+    variance within and between them) into the running statistics, so the update is that of the
+    whole batch.
 
     Args:
-        ghost_size: examples of axis 0 in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
-        axis_name: mapped axis or axes to merge the running statistics over; no ghost reaches over
-            a device.
+        ghost_size: the number of examples of axis 0 in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
+        axis_name: mapped axis or axes to merge the running statistics over; every ghost lies on one
+            device.
 
     The other arguments, the results and the errors are those of `batch_norm`; the channels cannot
-    be axis 0, which is the batch. Evaluation takes a batch of any size.
+    be on axis 0, the batch axis. Evaluation takes a batch of any size.
 
     Conventions:
         Ghosts are contiguous, as in Hoffer's code (TensorFlow's `virtual_batch_size` strides
@@ -224,7 +165,7 @@ def ghost_batch_norm(
         >>> print(y[:, 0].round(3))
         [-1.  1. -1.  1.]
     """
-    layer = _checked(
+    arguments = checked(
         x,
         stats,
         scale,
@@ -239,39 +180,41 @@ def ghost_batch_norm(
         skip_nonfinite=skip_nonfinite,
     )
     _axes.check_ghosts(num_ghosts, ghost_size)
-    if 0 in layer.channels:
+    if 0 in arguments.channels:
         raise ValueError(
-            f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is cut into "
+            f"channel_axis={channel_axis!r} includes axis 0, the batch axis, which is split into "
             f"ghosts; move the channels to another axis. {_axes.BATCH_AXIS}"
         )
-    if _evaluates(train, stats):
-        return layer.evaluated(), stats
-    batch, *rest = layer.x.shape
+    if arguments.evaluates:
+        return arguments.evaluated(), stats
+    batch, *rest = arguments.x.shape
     size = _axes.ghost_size_of(batch, num_ghosts, ghost_size)
     ghosts = batch // size if num_ghosts is None else num_ghosts
-    _checks.check_values_per_channel((size, *rest), layer.reduced, 1, "ghosts")
-    shards = explicit_shards(layer.x, 0)
-    parts = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost over devices
-    split = _split(layer, ghosts * parts, size // parts)
-    y, m = split.normalized(Scope(split.reduced, 0, parts))
+    _checks.check_values_per_channel((size, *rest), arguments.reduced, 1, "ghosts")
+    shards = explicit_shards(arguments.x, 0)
+    slices = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost, on its devices
+    split = arguments.split(ghosts * slices, size // slices)
+    y, m = split.normalized(Scope(split.reduced, 0, slices))
     axis_size = _axes.mapped_size(axis_name, axis_index_groups)
     whole = sync_moments(merge_moments_axis(m, 0), axis_name, axis_index_groups)
-    return y.reshape(layer.x.shape), layer.updated(layer.with_known_count(whole, axis_size))
+    return y.reshape(arguments.x.shape), arguments.updated(
+        arguments.with_known_count(whole, axis_size)
+    )
 
 
 def default_r_max(step: Any) -> jax.Array:
-    """The paper's relaxation of r: 1 for 5,000 steps, then linearly to 3 at step 40,000."""
-    return _relaxed(step, (5e3, 4e4), (1.0, 3.0))
+    """The paper's schedule of `r_max`: 1 for 5,000 steps, then linearly to 3 at step 40,000."""
+    return _interpolated(step, (5e3, 4e4), (1.0, 3.0))
 
 
 def default_d_max(step: Any) -> jax.Array:
-    """The paper's relaxation of d: 0 for 5,000 steps, then linearly to 5 at step 25,000."""
-    return _relaxed(step, (5e3, 2.5e4), (0.0, 5.0))
+    """The paper's schedule of `d_max`: 0 for 5,000 steps, then linearly to 5 at step 25,000."""
+    return _interpolated(step, (5e3, 2.5e4), (0.0, 5.0))
 
 
-def _relaxed(step: Any, steps: tuple[float, float], limits: tuple[float, float]) -> jax.Array:
-    """A limit that moves linearly between two steps."""
-    return jnp.interp(*(jnp.asarray(part, jnp.float32) for part in (step, steps, limits)))
+def _interpolated(step: Any, steps: tuple[float, float], limits: tuple[float, float]) -> jax.Array:
+    """A limit that changes linearly between two steps."""
+    return jnp.interp(*(jnp.asarray(value, jnp.float32) for value in (step, steps, limits)))
 
 
 @_checks.mask_is_called("where")
@@ -292,23 +235,23 @@ def batch_renorm(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Batch renormalization: the running statistics correct what the batch measured.
+    """Batch renormalization: the running statistics correct the statistics of the batch.
 
     y = ((x - m_B) / s_B * r + d) * scale + bias, with s = sqrt(var + epsilon),
     r = clip(s_B / s, 1 / r_max, r_max) and d = clip((m_B - m) / s, -d_max, d_max), where m and s
     are the running statistics before this step's update, and no gradient goes through r and d.
-    While nothing is clipped, training gives what evaluation gives.
+    As long as nothing is clipped, training gives the same result as evaluation.
 
     Args:
         stats: running statistics as from `init_renorm_stats(C)`, which count the steps.
-        r_max: a number >= 1, or a schedule: a function of `stats["steps"]`, as optax has them.
+        r_max: a number >= 1, or a schedule: a function of `stats["steps"]`, such as optax's.
         d_max: a number >= 0, or a schedule. The defaults are the paper's: 1 and 0 for 5,000 steps
             (plain batch normalization), then linearly to 3 at step 40,000 and 5 at step 25,000.
 
     The other arguments, the results and the errors are those of `batch_norm`.
 
     Conventions:
-        The running variance is the average of the variance (Keras averages the deviation).
+        The running variance is an average of variances (Keras averages the standard deviation).
 
     References:
         Ioffe, "Batch renormalization: towards reducing minibatch dependence in batch-normalized
@@ -322,7 +265,7 @@ def batch_renorm(
         >>> print(y[:, 0].round(2), stats["steps"])
         [1. 3.] 1
     """
-    layer = _checked(
+    arguments = checked(
         x,
         stats,
         scale,
@@ -335,28 +278,29 @@ def batch_renorm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         skip_nonfinite=skip_nonfinite,
-        renorm=True,
+        entries=("mean", "var", "steps"),
+        init_stats="init_renorm_stats",
     )
     r_max = _limit("r_max", r_max, 1.0)
     d_max = _limit("d_max", d_max, 0.0)
-    if _evaluates(train, stats):
-        return layer.evaluated(), stats
-    scope, axis_size = _whole_batch(layer, axis_name, axis_index_groups)
-    m = sync_moments(measure(layer.x, scope, layer.mask), axis_name, axis_index_groups)
-    m = layer.with_known_count(m, axis_size)
+    if arguments.evaluates:
+        return arguments.evaluated(), stats
+    scope, axis_size = arguments.whole_batch(axis_name, axis_index_groups)
+    m = sync_moments(measure(arguments.x, scope, arguments.mask), axis_name, axis_index_groups)
+    m = arguments.with_known_count(m, axis_size)
     steps = stats["steps"]
-    corrections = _corrections(layer, m, r_max(steps), d_max(steps))
-    return layer.standardized(m, scope, renorm=corrections), layer.updated(m)
+    corrections = _corrections(arguments, m, r_max(steps), d_max(steps))
+    return arguments.standardized(m, scope, renorm=corrections), arguments.updated(m)
 
 
 def _corrections(
-    layer: _Layer, m: Moments, r_max: ArrayLike, d_max: ArrayLike
+    arguments: Arguments, m: Moments, r_max: ArrayLike, d_max: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """r and d, without gradients; 1 and 0 where nothing was measured."""
-    running = running_moments(layer.stats, m.mean.dtype)
+    """r and d, without gradients; 1 and 0 where the count is 0."""
+    running = running_moments(arguments.stats, m.mean.dtype)
     m, running = jax.lax.stop_gradient((m, running))
     r_max, d_max = (jnp.asarray(limit, m.var.dtype) for limit in (r_max, d_max))
-    s_batch, s = jnp.sqrt(m.var + layer.epsilon), jnp.sqrt(running.var + layer.epsilon)
+    s_batch, s = jnp.sqrt(m.var + arguments.epsilon), jnp.sqrt(running.var + arguments.epsilon)
     r = jnp.clip(s_batch / s, 1 / r_max, r_max)
     d = _clip((m.mean - running.mean) / s.astype(m.mean.dtype), d_max)
     seen = m.count > 0
@@ -364,90 +308,15 @@ def _corrections(
 
 
 def _clip(d: jax.Array, limit: jax.Array) -> jax.Array:
-    """d within +- limit; of complex numbers, each part."""
+    """Clip d to +- limit, for complex d its real and imaginary part each."""
     if jnp.isrealobj(d):
         return jnp.clip(d, -limit, limit)
     return jax.lax.complex(_clip(d.real, limit), _clip(d.imag, limit))
 
 
 def _limit(name: str, limit: ArrayLike | Schedule, low: float) -> Schedule:
-    """A number as a constant schedule."""
+    """Return a schedule as it is, and a number as a constant schedule."""
     if callable(limit):
         return limit
     _checks.check_number(name, limit, low, finite=False)
     return lambda _: limit
-
-
-def _checked(
-    x: ArrayLike,
-    stats: _states.BatchStats,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    *,
-    train: bool,
-    momentum: ArrayLike | None,
-    epsilon: ArrayLike,
-    channel_axis: _axes.Axes,
-    where: ArrayLike | None,
-    axis_name: _axes.AxisName | None,
-    axis_index_groups: _axes.AxisIndexGroups,
-    skip_nonfinite: bool,
-    renorm: bool = False,
-) -> _Layer:
-    x = _checks.as_input(x)
-    channels = _axes.channel_axes(x.ndim, channel_axis)
-    _checks.check_choice("train", train)
-    _checks.check_choice("skip_nonfinite", skip_nonfinite)
-    _checks.check_momentum(momentum)
-    _checks.check_epsilon(epsilon)
-    _axes.check_axis_index_groups(axis_name, axis_index_groups)
-    _states.check_stats(stats, x, channels, momentum, renorm)
-    mask = _checks.as_mask(where, x.shape)
-    if not _evaluates(train, stats):
-        _states.check_kept_dtype(stats, x)
-        if momentum is None:
-            _states.check_count(stats, mask, channels)
-    reduced = _axes.other_axes(x.ndim, channels)
-    return _Layer(
-        x=x,
-        stats=sharded(stats, x, reduced),
-        scale=_checks.as_parameter("scale", scale, x, channels),
-        bias=_checks.as_parameter("bias", bias, x, channels),
-        mask=mask,
-        channels=channels,
-        reduced=reduced,
-        momentum=momentum,
-        epsilon=epsilon,
-        skip_nonfinite=skip_nonfinite,
-    )
-
-
-def _evaluates(train: bool, stats: _states.BatchStats) -> bool:
-    """Whether the running statistics are used: in evaluation, and where they are frozen."""
-    return not train or "frozen" in stats
-
-
-def _whole_batch(
-    layer: _Layer, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups
-) -> tuple[Scope, int]:
-    """What the moments of the batch are taken over, and over how many members of the axes."""
-    axis_size = _axes.mapped_size(axis_name, axis_index_groups)
-    _checks.check_values_per_channel(layer.x.shape, layer.reduced, axis_size, "an input")
-    groups = _axes.hashable_groups(axis_index_groups)
-    return Scope(layer.reduced, axis_name=axis_name, axis_index_groups=groups), axis_size
-
-
-def _split(layer: _Layer, parts: int, size: int) -> _Layer:
-    """The layer with the batch axis cut in two: parts, and the examples of a part."""
-    batch = layer.x.shape[0]
-
-    def split(array: jax.Array) -> jax.Array:
-        whole = jnp.broadcast_to(array, (batch, *array.shape[1:]))
-        return whole.reshape(parts, size, *array.shape[1:])
-
-    return layer._replace(
-        x=split(layer.x),
-        mask=None if layer.mask is None else split(layer.mask),
-        channels=tuple(axis + 1 for axis in layer.channels),
-        reduced=tuple(axis + 1 for axis in layer.reduced),
-    )

@@ -1,4 +1,4 @@
-"""Checks of arguments: every error says what was given and what would work."""
+"""Checks of arguments. Every error says what was given and what would work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ R = TypeVar("R")
 
 
 def mask_is_called(right: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function that names the mask's keyword where it is given the other one."""
+    """Decorate a function: the wrong keyword for the mask is an error that names the right one.
+
+    Args:
+        right: "where" for functions, "mask" for modules.
+    """
     wrong = "mask" if right == "where" else "where"
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
@@ -28,9 +32,9 @@ def mask_is_called(right: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def checked(*args: P.args, **options: P.kwargs) -> R:
             if wrong in options:
                 raise TypeError(
-                    f"{function.__qualname__}() got an unexpected keyword argument {wrong!r}: a "
-                    "mask is given to jaxnorm's functions as where=..., to its modules as "
-                    f"mask=...; here write {right}=..."
+                    f"{function.__qualname__}() got an unexpected keyword argument {wrong!r}: "
+                    "jaxnorm's functions take a mask as where=..., its modules as mask=...; "
+                    f"here write {right}=..."
                 )
             return function(*args, **options)
 
@@ -42,45 +46,51 @@ def mask_is_called(right: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def as_input(
     x: ArrayLike, each: str = "f(x[key], stats[key]) (or f(x[key]) without statistics)"
 ) -> jax.Array:
-    """`x` as an array of a real or complex floating type."""
+    """Return `x` as an array of a real or complex floating dtype."""
     check_not_dict(x, each)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
-            f"the input has dtype {x.dtype}; normalization needs a floating or complex dtype, "
-            "so convert it first, for example x.astype(jnp.float32)"
+            f"the input has dtype {x.dtype}; normalization needs a floating or complex dtype; "
+            "convert it first, for example x.astype(jnp.float32)"
         )
     return x
 
 
 def check_not_dict(x: Any, each: str) -> None:
-    """An array is needed; `each` is what is done to an entry of a dict of them."""
+    """Check that `x` is not a dict.
+
+    Args:
+        each: the call for one entry of a dict of inputs, for the message.
+    """
     if not isinstance(x, Mapping):
         return
     given = f"the input is a dict with the keys {sorted(map(str, x))}"
     if {"mean", "var"} <= x.keys():
         raise TypeError(
-            f"{given}; arrays and statistics stand in the order of the function's signature, so "
-            "exchange the two"
+            f"{given}, which are those of statistics; exchange the two arguments, the input and "
+            "the statistics, to follow the function's signature"
         )
     raise TypeError(
-        f"{given}, where an array is needed; give each entry by itself, with what is kept of it: "
+        f"{given}, but an array is needed; call once for each entry, with its own state: "
         f"{{key: {each} for key in x}}"
     )
 
 
 def as_real_input(x: ArrayLike) -> jax.Array:
-    """`x` as an array of a real floating type, whose values have an order."""
+    """Return `x` as an array of a real floating dtype, whose values have an order."""
     x = as_input(x, "jaxnorm.update_input_stats(fit[key], x[key])")
     if jnp.iscomplexobj(x):
         raise TypeError(
-            f"the input has dtype {x.dtype}; complex values have no least and no largest, so give "
-            "their parts as features, for example jnp.concatenate([x.real, x.imag], -1)"
+            f"the input has dtype {x.dtype}; complex values have no minimum and no maximum; give "
+            "the real and the imaginary part as features, for example "
+            "jnp.concatenate([x.real, x.imag], -1)"
         )
     return x
 
 
 def check_inexact(name: str, dtype: Any) -> None:
+    """Check that a dtype is floating or complex."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(
             f"{name}={jnp.dtype(dtype).name} cannot hold statistics; give a floating or complex "
@@ -89,16 +99,16 @@ def check_inexact(name: str, dtype: Any) -> None:
 
 
 def check_real(name: str, dtype: Any) -> None:
-    """No complex dtype."""
+    """Check that a dtype of online normalization is not complex."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
-            f"{name} is {jnp.dtype(dtype).name}, but online normalization is of real numbers; give "
-            "the real and the imaginary part channels of their own"
+            f"{name} is {jnp.dtype(dtype).name}, but online normalization takes real numbers; give "
+            "the real and the imaginary part as separate channels"
         )
 
 
 def check_choice(name: str, value: Any) -> None:
-    """A choice made at trace time: a Python bool."""
+    """Check that a value is a Python bool, which is known at trace time."""
     if not isinstance(value, bool):
         raise TypeError(
             f"{name} must be a Python bool, known when the function is traced, got {value!r}; "
@@ -107,7 +117,7 @@ def check_choice(name: str, value: Any) -> None:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is known only when the compiled program runs."""
+    """Whether a value is traced, and so known only when the compiled program runs."""
     return isinstance(value, jax.core.Tracer)
 
 
@@ -117,7 +127,7 @@ def is_at_least(value: Any, low: float) -> bool:
 
 
 def as_choice(name: str, value: Any) -> bool:
-    """A choice of a module as a Python bool: as in Flax, of NumPy or JAX where it is known."""
+    """Return a module's option as a Python bool; like Flax, take bools of NumPy and JAX too."""
     if not is_traced(value) and getattr(value, "dtype", None) == jnp.bool_ and jnp.size(value) == 1:
         return bool(value)
     if isinstance(value, int) and value in (0, 1):
@@ -129,7 +139,7 @@ def as_choice(name: str, value: Any) -> bool:
 def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, finite: bool = True
 ) -> None:
-    """A real number in [low, high], by default finite; of a traced one the kind alone."""
+    """Check for a real number in [low, high], by default finite; a traced one by its kind only."""
     if hasattr(value, "dtype"):
         kinds = (jnp.floating, jnp.integer)
         if value.ndim > 0 or not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
@@ -147,14 +157,14 @@ def check_number(
 
 
 def check_positive(name: str, value: Any) -> None:
-    """A real, finite number above zero; of a traced one the kind alone."""
+    """Check for a finite real number above zero; a traced one by its kind only."""
     check_number(name, value, 0.0)
     if not is_traced(value) and float(value) == 0:
         raise ValueError(f"{name}={value!r} must be above 0")
 
 
 def check_range(low: Any, high: Any) -> None:
-    """Two numbers, the first below the second."""
+    """Check for two finite numbers, the first below the second."""
     check_number("low", low, -math.inf)
     check_number("high", high, -math.inf)
     if not (is_traced(low) or is_traced(high) or float(low) < float(high)):
@@ -162,11 +172,12 @@ def check_range(low: Any, high: Any) -> None:
 
 
 def check_epsilon(epsilon: ArrayLike) -> None:
+    """Check for a finite number that is not negative."""
     check_number("epsilon", epsilon, 0.0)
 
 
 def check_momentum(momentum: ArrayLike | None) -> None:
-    """The weight of the old value, or None for the cumulative merge."""
+    """Check for a weight in [0, 1], or None for the cumulative merge."""
     if momentum is not None:
         check_number("momentum", momentum, 0.0, 1.0)
 
@@ -174,7 +185,7 @@ def check_momentum(momentum: ArrayLike | None) -> None:
 def as_parameter(
     name: str, value: ArrayLike | None, x: jax.Array, features: Sequence[int]
 ) -> jax.Array | None:
-    """A scale or a bias with the shape of the axes `features` of `x`, in its statistics' dtype."""
+    """Return a scale or bias, of the shape of `features` of `x`, in the statistics' dtype."""
     if value is None:
         return None
     value = jnp.asarray(value)
@@ -182,7 +193,7 @@ def as_parameter(
     if value.shape != shape:
         raise ValueError(
             f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the input "
-            f"have shape {shape}; give {name} that shape, or None to leave it out"
+            f"have shape {shape}; give {name} this shape, or None to leave it out"
         )
     if jnp.iscomplexobj(value) and jnp.isrealobj(x):
         raise TypeError(f"{name} is {value.dtype}, but the input is real; give a real {name}")
@@ -190,7 +201,7 @@ def as_parameter(
 
 
 def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
-    """`where != 0` with as many axes as `shape`, to which it broadcasts."""
+    """Return `where != 0` with as many axes as `shape`, to which it must broadcast."""
     if where is None:
         return None
     where = jnp.asarray(where)
@@ -198,10 +209,10 @@ def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None
         missing = len(shape) - where.ndim
         of_first_axes = missing > 0 and _broadcasts(where.shape, shape[: where.ndim])
         expanded = f"mask[..., {', '.join(['None'] * missing)}]"
-        cure = f"; a mask of the first axes is given as {expanded}" if of_first_axes else ""
+        cure = f"; for a mask of the first axes give {expanded}" if of_first_axes else ""
         raise ValueError(
             f"the mask `where` has shape {where.shape}, which does not broadcast to the input's "
-            f"{shape}; each of its axes, counted from the last, must be 1 or the input's{cure}"
+            f"{shape}; each axis size, from the last, must be 1 or the input's{cure}"
         )
     return where.astype(bool).reshape((1,) * (len(shape) - where.ndim) + where.shape)
 
@@ -216,20 +227,20 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 def check_values_per_channel(
     shape: Sequence[int], axes: Sequence[int], mapped: int, what: str
 ) -> None:
-    """More than one value a channel: the variance of one is zero, and the output only bias."""
+    """Check for more than one value per channel: the variance of one is zero."""
     if _axes.values_per_channel(shape, axes) * mapped == 1:
         raise ValueError(
             f"training with one value per channel in {what} of shape {tuple(shape)}: its variance "
-            "is zero and the output would be the bias alone; give more examples or positions, or "
+            "is zero, and the output would be only the bias; give more examples or positions, or "
             "train=False"
         )
 
 
 def check_values_per_group(shape: Sequence[int], values: int) -> None:
-    """More than one value a group: the variance of one is zero, and the output only bias."""
+    """Check for more than one value per group: the variance of one is zero."""
     if values == 1 and math.prod(shape) != 0:
         raise ValueError(
-            f"one value in every group that is measured, of an input of shape {tuple(shape)}: its "
-            "variance is zero and the output would be the bias alone; measure over more positions "
-            "or channels (fewer groups), or leave the normalization out here"
+            f"there is one value in every group of an input of shape {tuple(shape)}: its variance "
+            "is zero, and the output would be only the bias; measure over more positions or "
+            "channels (fewer groups), or leave this normalization out"
         )

@@ -1,4 +1,4 @@
-"""What folding needs to know of a layer of Flax: its type, its equation, its bias."""
+"""The type, the equation and the bias of a layer of Flax, for folding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folded(
     stats: _states.BatchStats,
     *parameters: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """The kernel and the bias of a layer that takes its normalization of those parameters."""
+    """The new kernel and bias of the layer of a pair, whose normalization has these parameters."""
     function = jn.fold_batch_norm_into_next if pair.into_next else jn.fold_batch_norm
     kernel = _masked(pair.layer.module, kernel)
     try:
@@ -36,15 +36,15 @@ def folded(
 
 
 def _masked(layer: Any, kernel: jax.Array) -> jax.Array:
-    """The kernel as the layer uses it."""
+    """The kernel as the layer uses it, with its mask applied."""
     mask = getattr(layer, "mask", None) if "Conv" in (flax_layer(layer) or "") else None
     return kernel if mask is None else kernel * jnp.asarray(mask, kernel.dtype)
 
 
 def _layer_options(pair: _pairs.Pair, kernel: jax.Array) -> dict[str, Any]:
-    """What the function that folds needs to know of a layer: of one of Flax, its type.
+    """The options that describe the layer of a pair to the function that folds.
 
-    Any other has a kernel whose channels are last, as Flax's have.
+    A layer that is not one of Flax's must have a kernel whose channels are last.
     """
     module: Any = pair.layer.module
     name = flax_layer(module)
@@ -66,7 +66,7 @@ def _layer_options(pair: _pairs.Pair, kernel: jax.Array) -> dict[str, Any]:
 
 
 def flax_layer(module: Any) -> str | None:
-    """The name of a module's type, or of that it is derived from, among the layers of Flax."""
+    """The name of the layer of Flax that a module is, or is derived from, or None."""
     for kind in type(module).__mro__:
         name = f"flax.{kind.__name__}"
         if kind.__module__.partition(".")[0] == "flax" and name in _layers.AXES:
@@ -75,7 +75,7 @@ def flax_layer(module: Any) -> str | None:
 
 
 def equation(call: _pairs.Call) -> str | None:
-    """The einsum of a layer that is one, or that has axes of its own."""
+    """The equation of a layer that computes an einsum, or None."""
     module: Any = call.module
     name = flax_layer(module)
     if name == "flax.Einsum":
@@ -94,11 +94,11 @@ def equation(call: _pairs.Call) -> str | None:
 
 
 def broadcast_bias(bias: jax.Array, call: _pairs.Call) -> jax.Array:
-    """The bias of a layer of Flax in a shape that broadcasts to what the layer gave."""
-    of = equation(call)
-    if of is None:
+    """The bias of a layer of Flax in a shape that broadcasts to the layer's output."""
+    einsum = equation(call)
+    if einsum is None:
         return bias
-    inputs, result = of.replace(" ", "").split("->")
+    inputs, result = einsum.replace(" ", "").split("->")
     kernel = inputs.partition(",")[2]
     sizes = iter(bias.shape)
     before, _, after = result.partition("...")
@@ -112,10 +112,11 @@ def _tuple(value: Any) -> tuple[int, ...]:
 
 
 def _check_input_dilation(module: Any) -> None:
+    """Check that a layer does not dilate its input, which is a padding with zeros."""
     dilation = getattr(module, "input_dilation", None) or 1
     if any(size > 1 for size in _tuple(dilation)):
         raise ValueError(
-            f"input_dilation={dilation!r} puts zeros between what is normalized, and folded it "
-            "would put them between the values of the input, where zero is another value; leave "
-            "this pair out"
+            f"input_dilation={dilation!r} puts zeros between the normalized values, and after "
+            "folding it would put them between the values of the input, where zero is another "
+            "value; leave this pair out"
         )

@@ -1,4 +1,4 @@
-"""Where the kernels of the layers of Flax, Keras and PyTorch have their channels."""
+"""The channel axes of the kernels of layers of Flax, Keras and PyTorch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from jaxnorm import axes as _axes
 
-# The axes of each layer's kernel. `window*` is one axis or more, parentheses are one axis that
-# holds two, the first the slower. The channels of the input are (groups in), those of the output
-# (groups out); of a depthwise layer they are (in) and (in multiplier). What `places*` has is not
-# shared: each position of the output has weights and biases of its own.
+# The axes of each layer's kernel. `window*` is one axis or more. Parentheses are one axis that
+# holds two, of which the first varies more slowly. The channels of the input are (groups in), those
+# of the output (groups out); of a depthwise layer they are (in) and (in multiplier). Along
+# `places*` weights are not shared: each position of the output has its own weights and biases.
 AXES = {
     "flax.Dense": "in out",
     "flax.Linear": "in out",
@@ -48,7 +48,7 @@ _WINDOW = ("window", "length", "depth", "height", "width")
 
 
 class Layer(NamedTuple):
-    """What the caller says of a layer: its type, or the axes of its kernel."""
+    """The caller's description of a layer: its type, or the axes of its kernel."""
 
     name: str | None = None
     kernel_axis: int = -1
@@ -59,14 +59,14 @@ class Layer(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A kernel's axes by name, once each that holds two is split.
+    """The axes of a kernel by name, after each axis that holds two is split.
 
     Attributes:
-        names, sizes: of each axis.
-        inputs, outputs: the names that make up the channels, the slower first.
-        bias: the names of the axes of the bias, in their order.
-        kernel: what the kernel is, in words.
-        cure: what to check where a width does not fit.
+        names, sizes: the name and the size of each axis.
+        inputs, outputs: the names of the axes that make up the channels, the slower first.
+        bias: the names of the axes of the bias, in order.
+        kernel: a description of the kernel, for messages.
+        cure: what to check if a width does not fit, for messages.
     """
 
     names: tuple[str, ...]
@@ -78,6 +78,7 @@ class Layout(NamedTuple):
     cure: str
 
     def shape(self, names: Sequence[str]) -> tuple[int, ...]:
+        """The sizes of the named axes."""
         return tuple(self.sizes[self.names.index(name)] for name in names)
 
     @property
@@ -90,7 +91,7 @@ class Layout(NamedTuple):
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
-        """That of the layer's bias, in which the output channels are one axis."""
+        """The shape of the layer's bias, in which the output channels are one axis."""
         before = self.bias[: len(self.bias) - len(self.outputs)]
         if not self.outputs or self.bias != before + self.outputs:
             return self.shape(self.bias)
@@ -98,17 +99,17 @@ class Layout(NamedTuple):
 
     @property
     def window(self) -> tuple[int, ...] | None:
-        """The sizes of the axes of positions that are summed over, None where there are none."""
+        """The sizes of the axes of positions that are summed over, or None without such axes."""
         positions = [name for name in self.names if name.startswith(_WINDOW)]
         return self.shape(positions) if positions else None
 
 
 def layout(layer: Layer, shape: tuple[int, ...], features: int | None = None) -> Layout:
-    """The axes of a kernel of a shape.
+    """The layout of a kernel with the given shape.
 
     Args:
-        features: the width of the input, which the kernel of flax.ConvLocal does not tell; None
-            where the axes of the output alone are needed.
+        features: the width of the input, which the kernel of flax.ConvLocal does not determine;
+            None if only the axes of the output are needed.
     """
     _axes.check_positive_int("groups", layer.groups)
     if layer.name is None:
@@ -120,94 +121,96 @@ def layout(layer: Layer, shape: tuple[int, ...], features: int | None = None) ->
 
 
 def _by_pattern(layer: Layer, shape: tuple[int, ...], known: Mapping[str, int]) -> Layout:
-    """The axes of a kernel by the layer's type."""
+    """The layout of a kernel by the layer's type."""
     assert layer.name is not None
     pattern = TRANSPOSED_KERNEL if layer.transpose_kernel else AXES[layer.name]
-    parts = _expanded(pattern, len(shape))
-    if len(parts) != len(shape):
-        also = "; give the equation of one with other axes" if layer.name in BY_EQUATION else ""
+    axes = _expanded(pattern, len(shape))
+    if len(axes) != len(shape):
+        also = "; for other axes give the equation" if layer.name in BY_EQUATION else ""
         raise ValueError(
-            f"the kernel of {layer.name} has the axes [{_listed(pattern)}], got one of shape "
-            f"{shape}; check the layer's name{also}"
+            f"the kernel of {layer.name} has the axes [{_listed(pattern)}], but the given kernel "
+            f"has shape {shape}; check the layer's name{also}"
         )
     kernel = f"the kernel of {layer.name}, [{_listed(pattern)}], of shape {shape}"
     if layer.groups > 1:
         kernel += f" in {layer.groups} groups"
-    names, sizes = _split(parts, shape, {"groups": layer.groups, **known}, kernel)
+    names, sizes = _split(axes, shape, {"groups": layer.groups, **known}, kernel)
     outputs = ("in", "multiplier") if "multiplier" in names else ("groups", "out")
     places = tuple(name for name in names if name.startswith("places"))
     cure = "check the layer's name"
     if "groups" in pattern:
-        cure += " and groups, as the layer has them"
+        cure += " and groups"
     if layer.name == "flax.ConvTranspose":
-        cure += " and transpose_kernel, as the layer has it"
+        cure += " and transpose_kernel"
     return _laid_out(names, sizes, ("groups", "in"), outputs, places, kernel, cure)
 
 
 def _check_named(layer: Layer) -> None:
-    """A known type, and no option that it has not."""
+    """Check that the type is known and that it has the options that are given."""
     name = layer.name
     if not isinstance(name, str):
         raise TypeError(f"layer must be a string such as 'flax.Conv', got {name!r}")
     if name not in AXES:
         raise ValueError(
-            f"layer={name!r} is none of {', '.join(AXES)}; of another layer give the axes of its "
-            "kernel, as kernel_axis"
+            f"layer={name!r} is none of {', '.join(AXES)}; for another layer give the axes of its "
+            "kernel, for example kernel_axis=-1"
         )
     axes = {"kernel_axis": (layer.kernel_axis, -1), "input_axis": (layer.input_axis, None)}
     for option, (value, default) in axes.items():
         if value != default:
             raise ValueError(
-                f"layer={name!r} says where the channels are, and {option}={value!r} says it too; "
-                "leave one of the two out"
+                f"layer={name!r} and {option}={value!r} both determine the channel axis; leave one "
+                "of the two out"
             )
     if layer.groups != 1 and "groups" not in AXES[name]:
         raise ValueError(f"groups={layer.groups} is given, but {name} has no groups; leave it out")
     if layer.transpose_kernel and name != "flax.ConvTranspose":
         raise ValueError(
-            f"transpose_kernel=True is of flax.ConvTranspose, not of {name}; leave it out"
+            f"transpose_kernel=True is an option of flax.ConvTranspose, not of {name}; leave it out"
         )
     if layer.equation is not None and name not in BY_EQUATION:
         raise ValueError(
-            f"equation={layer.equation!r} is of {', '.join(BY_EQUATION)}, not of {name}; leave it "
-            "out"
+            f"equation={layer.equation!r} is an option of {', '.join(BY_EQUATION)}, not of {name}; "
+            "leave it out"
         )
     if layer.equation is None and not AXES[name]:
         raise ValueError(
-            f"the axes of the kernel of {name} are in its equation; give for example "
+            f"the equation of {name} determines the axes of its kernel; give for example "
             "equation='abc,cd->abd'"
         )
 
 
 def _expanded(pattern: str, ndim: int) -> list[str]:
-    """The parts of a pattern, an axis each, of a kernel with `ndim` axes."""
+    """The axes of a pattern, for a kernel with `ndim` axes."""
     expanded = []
-    for part in _parts(pattern):
-        number = max(ndim - len(_parts(pattern)) + 1, 1)
-        several = [f"{part[:-1]}{place}" for place in range(number)]
-        expanded += several if part.endswith("*") else [part]
+    axes = _axes_of(pattern)
+    for axis in axes:
+        number = max(ndim - len(axes) + 1, 1)
+        several = [f"{axis[:-1]}{place}" for place in range(number)]
+        expanded += several if axis.endswith("*") else [axis]
     return expanded
 
 
-def _parts(pattern: str) -> list[str]:
-    parts: list[str] = re.findall(r"\([^)]*\)|\S+", pattern)
-    return parts
+def _axes_of(pattern: str) -> list[str]:
+    """The axes of a pattern as they are written, for example ["window*", "in", "(groups out)"]."""
+    axes: list[str] = re.findall(r"\([^)]*\)|\S+", pattern)
+    return axes
 
 
 def _listed(pattern: str) -> str:
-    """A pattern for people: [window..., in, groups * out]."""
-    parts = (part.replace("*", "...") for part in _parts(pattern))
-    return ", ".join(" * ".join(part.strip("()").split()) for part in parts)
+    """A pattern as messages show it: window..., in, groups * out."""
+    axes = (axis.replace("*", "...") for axis in _axes_of(pattern))
+    return ", ".join(" * ".join(axis.strip("()").split()) for axis in axes)
 
 
 def _split(
-    parts: Sequence[str], shape: Sequence[int], known: Mapping[str, int], kernel: str
+    axes: Sequence[str], shape: Sequence[int], known: Mapping[str, int], kernel: str
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The names and sizes of the axes, of which those in parentheses become two."""
+    """The names and sizes of the axes, after each axis in parentheses is split into two."""
     names: list[str] = []
     sizes: list[int] = []
-    for part, size in zip(parts, shape, strict=True):
-        held = part.strip("()").split()
+    for axis, size in zip(axes, shape, strict=True):
+        held = axis.strip("()").split()
         first = known.get(held[0], size)
         if len(held) == 1 or (held[0] == "groups" and first == 1):
             names.append(held[-1])
@@ -224,27 +227,28 @@ def _split(
 
 
 def _by_equation(name: str, equation: str, shape: tuple[int, ...], into_next: bool) -> Layout:
-    """The axes of a kernel by their letters in an einsum, with the channels last in its arrays."""
+    """The layout of a kernel by its letters in an einsum, whose arrays have the channels last."""
     match = re.fullmatch(r"([A-Za-z.]*),([A-Za-z]*)->([A-Za-z.]*)", equation.replace(" ", ""))
     if match is None:
         raise ValueError(
-            f"equation={equation!r} must have an input, a kernel and an output, as in "
+            f"equation={equation!r} must have an input, a kernel and an output, for example "
             "'abc,cd->abd', and no '...' in the kernel"
         )
     x, names, y = match[1], match[2], match[3]
     kernel = f"the kernel of {name}, {names!r} of {equation!r}, of shape {shape}"
     if len(names) != len(shape) or len(set(names)) != len(names):
-        raise ValueError(f"{kernel}, must have as many axes as letters, each of them once")
+        raise ValueError(f"{kernel}, must have one axis for each letter, and each letter once")
     channels, array = (x, "input") if into_next else (y, "output")
     if channels[-1:] not in tuple(names):
         raise ValueError(
             f"the channels, which are the last axis of the {array} {channels!r} of {equation!r}, "
-            f"are no axis of the kernel {names!r}, so they cannot be folded into it"
+            f"are not an axis of the kernel {names!r}, so nothing can be folded into it"
         )
     if into_next and (left_out := set(x) - set(names) - set(y)):
         raise ValueError(
-            f"{equation!r} sums its input over {''.join(sorted(left_out))!r}, which is no axis of "
-            "the kernel: how often the shift is added cannot be told, so sum the input first"
+            f"{equation!r} sums its input over {''.join(sorted(left_out))!r}, which is not an axis "
+            "of the kernel, so the kernel does not determine how often the shift is added; sum the "
+            "input first"
         )
     return Layout(
         names=tuple(names),
@@ -258,43 +262,43 @@ def _by_equation(name: str, equation: str, shape: tuple[int, ...], into_next: bo
 
 
 def _by_axes(layer: Layer, shape: tuple[int, ...], into_next: bool) -> Layout:
-    """The axes of a kernel whose output channels, and input channels, are on a given axis."""
+    """The layout of a kernel by the axis of its output channels, and of its input channels."""
     ndim = len(shape)
     if layer.transpose_kernel or layer.equation is not None:
         raise ValueError(
-            "transpose_kernel and equation are of a layer's type; give it, for example "
+            "transpose_kernel and equation need the type of the layer; give it, for example "
             "layer='flax.ConvTranspose'"
         )
     outputs = _axes.single_axis(ndim, layer.kernel_axis, "kernel_axis")
-    parts = [f"window{place}" for place in range(ndim)]
-    parts[outputs] = "(groups out)"
+    axes = [f"window{place}" for place in range(ndim)]
+    axes[outputs] = "(groups out)"
     kernel, cure = f"kernel_axis={outputs} of the kernel of shape {shape}", "check kernel_axis"
     if into_next:
         if ndim == 1:
             raise ValueError(
-                f"the kernel of shape {shape} has one axis; one with input and output channels has "
-                "two or more"
+                f"the kernel of shape {shape} has one axis; a kernel with input and output "
+                "channels has two or more"
             )
         axis = -2 if layer.input_axis is None else layer.input_axis
         inputs = _axes.single_axis(ndim, axis, "input_axis")
         if inputs == outputs:
             raise ValueError(
                 f"input_axis={axis} and kernel_axis={layer.kernel_axis} name the same axis of the "
-                f"kernel of shape {shape}; give that of the input channels and that of the output "
-                "channels"
+                f"kernel of shape {shape}; give the axis of the input channels and the axis of the "
+                "output channels"
             )
-        parts[inputs] = "in"
+        axes[inputs] = "in"
         kernel = f"the kernel of shape {shape} with kernel_axis={outputs} and input_axis={inputs}"
         if layer.groups > 1:
             kernel += f" in {layer.groups} groups"
         cure = "check input_axis, kernel_axis and groups"
     elif layer.groups != 1:
         raise ValueError(
-            f"groups={layer.groups} is of a layer's type; give it, for example "
+            f"groups={layer.groups} needs the type of the layer; give it, for example "
             "layer='pytorch.ConvTranspose2d'"
         )
-    cure += " (the last in Flax, 0 in OIHW), or give the type, as layer='pytorch.ConvTranspose2d'"
-    names, sizes = _split(parts, shape, {"groups": layer.groups}, kernel)
+    cure += " (the last in Flax, 0 in OIHW), or give layer, as 'pytorch.ConvTranspose2d'"
+    names, sizes = _split(axes, shape, {"groups": layer.groups}, kernel)
     inputs_named = ("groups", "in") if into_next else ()
     return _laid_out(names, sizes, inputs_named, ("groups", "out"), (), kernel, cure)
 
@@ -308,23 +312,23 @@ def _laid_out(
     kernel: str,
     cure: str,
 ) -> Layout:
-    """The layout whose channels are those of `inputs` and `outputs` that the kernel has."""
+    """The layout with the axes of `inputs` and `outputs` that the kernel has as its channels."""
     channels = tuple(name for name in outputs if name in names)
     ins = tuple(name for name in inputs if name in names)
     return Layout(names, sizes, ins, channels, (*places, *channels), kernel, cure)
 
 
 def cure(
-    layer: Layer, of: Layout, shape: tuple[int, ...], into_next: bool, given: tuple[int, ...]
+    layer: Layer, tried: Layout, shape: tuple[int, ...], into_next: bool, given: tuple[int, ...]
 ) -> str:
-    """What to check where an array has the shape `given`, with the groups that would fit it."""
+    """What to check if an array has the shape `given`, and the groups that would fit this shape."""
     for groups in range(1, max(shape) + 1):
         try:
-            tried = layout(
+            other = layout(
                 layer._replace(groups=groups), shape, math.prod(given) if into_next else None
             )
         except ValueError:
             continue
-        if given == (tried.in_width if into_next else tried.out_width,):
-            return f"{of.cure}: groups={groups} would fit"
-    return of.cure
+        if given == (other.in_width if into_next else other.out_width,):
+            return f"{tried.cure}: groups={groups} would fit"
+    return tried.cure

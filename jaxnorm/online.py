@@ -1,10 +1,14 @@
-"""Online normalization: by statistics over time, for streams of single examples.
+"""Online normalization: normalization by statistics over time, for streams of single examples.
 
-The forward pass standardizes each example by the running moments of those before it. The true
-gradient would reach back through all of them; the backward pass keeps two running errors instead,
-and steers the gradient by them until it is orthogonal to what normalizing removes: the output and
-the ones. Both are recurrences in rows of statistics; what touches the examples is done for all at
-once.
+The forward pass standardizes each example by the running moments of the examples before it. The
+true gradient would go back through all of them. Instead, the backward pass keeps two running
+errors and corrects the gradient by them, so that on average the gradient becomes orthogonal to the
+output and to a constant, which normalization removes. Both passes are recurrences in the statistics
+of each example; operations on the examples themselves are done for all examples at once.
+
+Glossary:
+    control process: a running error of the gradient, as the paper calls it; its new value is
+        returned as its gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
 from jaxnorm.arrays import masked
-from jaxnorm.running import init_batch_stats, promoted_dtype, running_moments
+from jaxnorm.running import init_batch_stats, running_moments
 from jaxnorm.standardize import standardize
 from jaxnorm.statistics import Moments, Scope, count_of, divisor, measure, merge_moments
 
@@ -34,7 +38,7 @@ Control = tuple[jax.Array, jax.Array]
 def init_online_stats(
     num_channels: int | Sequence[int], *, dtype: Any = jnp.float32
 ) -> dict[str, jax.Array]:
-    """As `init_batch_stats`, and the errors of the two control processes, which start at zero.
+    """As `init_batch_stats`, with the errors of the two control processes, which start at zero.
 
     Args:
         num_channels: the width C, or the shape of several channel axes in ascending order.
@@ -71,58 +75,66 @@ def online_norm(
     channel_axis: _axes.Axes = -1,
     where: ArrayLike | None = None,
 ) -> tuple[jax.Array, Any]:
-    """Online normalization: each example by the statistics of those before it.
+    """Online normalization: normalize each example by the statistics of the examples before it.
 
-    Axis 0 is time: a batch of N is N steps of one example, forward and backward. Of example t, with
-    E and V the mean and the biased variance of a channel over its positions, a = `forward_decay`,
-    b = `backward_decay` and r = 1 / sqrt(var + epsilon) of the statistics before it:
+    Axis 0 is time: a batch of N is N steps of one example, forward and backward. For each example,
+    let E and V be the mean and the biased variance of a channel over its positions, mean and var
+    the statistics before the example, a = `forward_decay`, b = `backward_decay` and
+    r = 1 / sqrt(var + epsilon):
 
         y = (x - mean) r                                    (the result is y * scale + bias)
         mean <- a mean + (1 - a) E[x]
         var  <- a var  + (1 - a) V[x] + a (1 - a) (E[x] - mean)^2
 
-    so the statistics are the merge of the old moments, with weight a, and the example's. With g the
-    gradient of y, the gradient of x is not the derivative of these formulas but
+    so the new statistics are the merge of the old moments, with weight a, and the example's, with
+    weight 1 - a. If g is the gradient of y, the gradient of x is not the derivative of these
+    formulas but x' in
 
         h = g - (1 - b) control_y y,     control_y <- control_y + E[h y]
         x' = h r - (1 - b) control_x,    control_x <- control_x + E[x'].
 
-    The forward pass leaves `control_y` and `control_x` as they are. **Their gradient is their new
-    value**: differentiate with respect to `stats` too, and put the gradients of these two entries
-    in their place (not in an optimizer, not scaled, not averaged over devices or micro-batches).
+    The forward pass does not change `control_y` and `control_x`. **Their gradient is their new
+    value**: differentiate with respect to `stats` too, and replace these two entries by their
+    gradients. Do not give these gradients to an optimizer, scale them, or average them over devices
+    or micro-batches.
 
     Args:
         x: real floating [N, ..., C] (C at `channel_axis`, not axis 0), N >= 1 in order of time.
-        stats: as from `init_online_stats(C)`; those that `freeze_stats` marked are used and not
-            updated, whatever `train` is. In training the gradient of their control entries is
-            their value; with `train=False`, which does not need these entries, it is zero.
+        stats: as from `init_online_stats(C)`. Statistics with the mark of `freeze_stats` are used
+            and not updated, whatever `train` is; in training the gradient of their control entries
+            is then their old value. With `train=False` these entries are not needed, and their
+            gradient is zero.
         scale, bias: [C], or None for 1 and 0.
-        train: a Python bool: stream these examples, or use `stats` for all of them.
+        train: a Python bool: update `stats` after each example, or use `stats` for all examples.
         forward_decay, backward_decay: weights of the old value, in [0, 1].
         epsilon: added to the variance. Like the decays, a number or an array that holds one.
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing and get
-            no gradient; an example with none is passed over.
+            no gradient; an example without such a position is skipped.
 
     Returns:
-        (y, stats): y of the shape and dtype of `x`; the statistics with `mean` and `var` after the
-        last example, each entry in its shape and dtype; or as given when `train=False`.
+        (y, stats): y has the shape and dtype of `x`. stats have `mean` and `var` after the last
+        example, with the shapes and dtypes that were given; with `train=False` they are returned as
+        given.
 
     Raises:
         TypeError: an integer or complex input, a `train` that is not a bool.
-        ValueError: channels on axis 0, statistics of another width, narrower than float32 or with a
-            missing entry, a scale of the wrong shape, a decay outside [0, 1], and the like.
+        ValueError: channels on axis 0, statistics that have another width, are narrower than
+            float32 or lack an entry, a scale of the wrong shape, a decay outside [0, 1], and the
+            like.
 
     Conventions:
-        One value a channel (N = 1, no positions) is enough in training. The decays are the paper's
-        for ImageNet; short runs want smaller ones. The first outputs are as far from standard as
-        the input is from mean 0 and variance 1, and `control_y` settles only while
-        (1 - b) E[y^2] < 2: standardize what enters the first layer.
-        The loss is of one example, or the sum over a batch; a mean over N scales every step's
-        gradient by 1 / N, to which the control processes, which are linear, adapt.
-        The paper's layer scaling is `rms_norm` after this, over all features of an example.
-        There is no `axis_name`: a step is one example after another, so a device streams its own.
-        In training there is reverse-mode differentiation only (`grad`, `vjp`), once.
+        One value per channel (N = 1, no positions) is enough in training. The decays are the
+        paper's for ImageNet; short runs need smaller ones. The first outputs are as far from mean 0
+        and variance 1 as the input is, and `control_y` converges only if (1 - b) E[y^2] < 2:
+        standardize the input of the first layer.
+        The loss is that of one example, or the sum over a batch; a mean over N scales every step's
+        gradient by 1 / N, and the control processes, which are linear, scale with it.
+        The paper's layer scaling is `rms_norm` after this function, over all features of an
+        example.
+        There is no `axis_name`: examples follow one another in time, so each device has its own
+        stream.
+        In training, only reverse-mode differentiation of first order works (`grad`, `vjp`).
 
     References:
         Chiley et al., "Online normalization for training neural networks", NeurIPS 2019, section 3.
@@ -133,32 +145,33 @@ def online_norm(
         >>> def loss(stats):
         ...     y, new = jn.online_norm(x, stats, train=True, forward_decay=0.75)
         ...     return y.sum(), new
-        >>> moved, stats = jax.grad(loss, has_aux=True)(stats)
-        >>> stats |= {key: moved[key] for key in ("control_y", "control_x")}
+        >>> grads, stats = jax.grad(loss, has_aux=True)(stats)
+        >>> stats |= {key: grads[key] for key in ("control_y", "control_x")}
         >>> print(stats["mean"], stats["var"], stats["control_y"].round(2))
         [0.5] [1.5] [2.]
     """
     x = _checks.as_input(x)
-    channels = _axes.channel_axes(x.ndim, channel_axis)
+    channels = _axes.nonempty_axes(x.ndim, channel_axis, "channel_axis")
     scope = Scope(_axes.positions(x.ndim, channels))
     _checks.check_choice("train", train)
     _checks.check_number("forward_decay", forward_decay, 0.0, 1.0)
     _checks.check_number("backward_decay", backward_decay, 0.0, 1.0)
     _checks.check_epsilon(epsilon)
     _checks.check_real("the input's dtype", x.dtype)
-    _states.check_online_stats(stats, x, channels, train)
+    entries = ("mean", "var", *_states.CONTROL) if train else ("mean", "var")
+    _states.check_stats(stats, x, channels, entries, "init_online_stats")
     mask = _checks.as_mask(where, x.shape)
     scale = _checks.as_parameter("scale", scale, x, channels)
     bias = _checks.as_parameter("bias", bias, x, channels)
     options: dict[str, Any] = {"epsilon": epsilon, "mask": mask}
     if not train or "frozen" in stats:
         running = running_moments(stats, _dtypes.statistics_dtype(x.dtype))
-        over = Scope((0, *scope.reduced))
-        y = standardize(x, running, over, scale, bias, channels, given=True, **options)
-        return _kept(y, _control(stats)) if train else y, stats
-    wide = x.astype(_dtypes.statistics_dtype(x.dtype))
-    before, new = _streamed(stats, measure(wide, scope, mask), forward_decay)
-    y = _controlled(scope, wide, before, _control(stats), backward_decay, **options)
+        all_examples = Scope((0, *scope.reduced))
+        y = standardize(x, running, all_examples, scale, bias, channels, given=True, **options)
+        return _with_control_as_gradient(y, _control(stats)) if train else y, stats
+    promoted = x.astype(_dtypes.statistics_dtype(x.dtype))
+    before, new = _stream(stats, measure(promoted, scope, mask), forward_decay)
+    y = _controlled(scope, promoted, before, _control(stats), backward_decay, **options)
     for parameter, combined in ((scale, jnp.multiply), (bias, jnp.add)):
         if parameter is not None:
             y = combined(y, jnp.expand_dims(parameter, (0, *scope.reduced)))
@@ -170,16 +183,16 @@ def _control(stats: _states.BatchStats) -> Control:
     return stats["control_y"], stats["control_x"]
 
 
-def _streamed(
+def _stream(
     stats: _states.BatchStats, m: Moments, decay: ArrayLike
 ) -> tuple[Moments, _states.BatchStats]:
-    """The running moments before each example, and the statistics after the last.
+    """The running moments before each example, and the statistics after the last example.
 
     Args:
-        m: of the examples, along axis 0.
+        m: the moments of the examples, along axis 0.
     """
-    dtype = promoted_dtype(stats["mean"].dtype, m.mean.dtype)
-    m = jax.lax.stop_gradient(Moments(*(part.astype(dtype) for part in m)))
+    dtype = _dtypes.promoted_dtype(stats["mean"].dtype, m.mean.dtype)
+    m = jax.lax.stop_gradient(Moments(*(array.astype(dtype) for array in m)))
     keep = jnp.asarray(decay).astype(dtype)
     start = jax.lax.stop_gradient(running_moments(stats, dtype))
 
@@ -190,7 +203,7 @@ def _streamed(
 
     end, before = jax.lax.scan(step, start, m)
     new = {key: getattr(end, key).astype(stats[key].dtype) for key in ("mean", "var")}
-    return before, type(stats)({**stats, **new})  # type: ignore[call-arg]
+    return before, _states.with_entries(stats, new)
 
 
 def _controlled(
@@ -203,8 +216,8 @@ def _controlled(
     epsilon: ArrayLike,
     mask: jax.Array | None,
 ) -> jax.Array:
-    """Each example standardized by the moments before it, with the gradient that is controlled."""
-    before = Moments(*(part.astype(x.dtype) for part in before))
+    """Each example standardized by the moments before it, with the corrected gradient."""
+    before = Moments(*(array.astype(x.dtype) for array in before))
     epsilon, decay = (jnp.asarray(number, x.dtype) for number in (epsilon, decay))
     y: jax.Array = _standardized(scope, x, before, epsilon, decay, mask, control)
     return y
@@ -236,22 +249,22 @@ def _standardized_backward(scope: Scope, residuals: Any, g: jax.Array) -> tuple[
     rstd = jnp.where(power > 0, jax.lax.rsqrt(jnp.where(power > 0, power, 1)), 0)
     values = count_of(scope, x, mask)
 
-    def mean(part: jax.Array) -> jax.Array:
-        return scope.sum(part) / divisor(values)
+    def mean(array: jax.Array) -> jax.Array:
+        return scope.sum(array) / divisor(values)
 
     def step(control: Control, means: tuple[jax.Array, ...]) -> tuple[Control, Control]:
-        of_y, of_x = control
+        error_y, error_x = control
         gy, yy, g, y, rstd, seen = means
-        less_y, less_x = ((1 - decay) * error for error in control)
-        moved = of_y + gy - less_y * yy, of_x + (g - less_y * y) * rstd - less_x * seen
-        return moved, (less_y, less_x)
+        step_y, step_x = ((1 - decay) * error for error in control)
+        new = error_y + gy - step_y * yy, error_x + (g - step_y * y) * rstd - step_x * seen
+        return new, (step_y, step_x)
 
     seen = (values > 0).astype(x.dtype)
     means = mean(g * y), mean(y * y), mean(g), mean(y), rstd, seen
     start = tuple(error.astype(x.dtype) for error in control)
-    end, (less_y, less_x) = jax.lax.scan(step, start, means)
-    h = g - scope.broadcast(less_y, x) * y
-    dx = masked(h * scope.broadcast(rstd, x) - scope.broadcast(less_x, x), mask)
+    end, (step_y, step_x) = jax.lax.scan(step, start, means)
+    h = g - scope.broadcast(step_y, x) * y
+    dx = masked(h * scope.broadcast(rstd, x) - scope.broadcast(step_x, x), mask)
     new = tuple(error.astype(old.dtype) for error, old in zip(end, control, strict=True))
     return dx, None, None, None, None, new
 
@@ -260,9 +273,9 @@ _standardized.defvjp(_standardized_forward, _standardized_backward)
 
 
 @jax.custom_vjp
-def _kept(y: jax.Array, control: Control) -> jax.Array:
-    """`y`; the gradient of the control processes' errors is their value: they stay."""
+def _with_control_as_gradient(y: jax.Array, control: Control) -> jax.Array:
+    """`y`; the gradient of the control processes' errors is their value, so they do not change."""
     return y
 
 
-_kept.defvjp(lambda y, control: (y, control), lambda control, g: (g, control))
+_with_control_as_gradient.defvjp(lambda y, control: (y, control), lambda control, g: (g, control))

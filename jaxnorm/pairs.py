@@ -1,7 +1,7 @@
-"""Which layer and which normalization of a model follow each other, and what folding them changes.
+"""The pairs of a layer and a normalization in a model that are folded, and the check of the result.
 
-For `jaxnorm.linen.fold` and `jaxnorm.nnx.fold`: a framework gives `run(around)`, which evaluates
-the model and hands each call of a module to `around`.
+`jaxnorm.linen.fold` and `jaxnorm.nnx.fold` use this file. Each gives a function `run(interceptor)`,
+which evaluates the model and passes each call of a module to the interceptor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxnorm import axes as _axes
 
 
 class Call(NamedTuple):
-    """A call of a module in the model: the first of its arguments, the others, what came out."""
+    """A call of a module in the model: its first argument, its other arguments and its output."""
 
     path: str
     module: Any
@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A layer and the normalization of what it gives, or (`into_next`) of what it is given."""
+    """A layer and the normalization of its output or (`into_next`) of its input."""
 
     layer: Call
     norm: Call
@@ -35,11 +35,11 @@ class Pair(NamedTuple):
 
 
 Inner = Callable[..., Any]
-Around = Callable[[str, Any, Inner, Sequence[Any], Mapping[str, Any]], Any]
+Interceptor = Callable[[str, Any, Inner, Sequence[Any], Mapping[str, Any]], Any]
 
 
-def recorded(run: Callable[[Around], Any]) -> list[Call]:
-    """Every call of a module in an abstract evaluation, the inner before the outer."""
+def record_calls(run: Callable[[Interceptor], Any]) -> list[Call]:
+    """Record every call of a module in an abstract evaluation, inner calls before outer calls."""
     calls: list[Call] = []
 
     def record(
@@ -54,29 +54,29 @@ def recorded(run: Callable[[Around], Any]) -> list[Call]:
     return calls
 
 
-def found_pairs(
+def find_pairs(
     pairs: Mapping[str, str], calls: Sequence[Call], kinds: tuple[Any, ...]
 ) -> list[Pair]:
-    """The calls of the named layers and normalizations, of which one directly follows the other."""
+    """Find the calls of the named layers and normalizations, which must be adjacent."""
     if not isinstance(pairs, Mapping):
         raise TypeError(
             f"the pairs must be a dict from layers to normalizations, got {pairs!r}; give for "
             'example {"Conv_0": "BatchNorm_0"}'
         )
     if not pairs:
-        raise ValueError(f"there is no pair to fold; the model calls {_paths(calls)}")
+        raise ValueError(f"there are no pairs to fold; the model calls {_paths(calls)}")
     found: dict[str, Pair] = {}
     for layer, norm in pairs.items():
         pattern = re.compile(re.escape(layer).replace(r"\*", "([^/]*)"))
         matched = [match for call in calls if (match := pattern.fullmatch(call.path))]
         if not matched:
-            raise ValueError(f"the model calls no {layer!r}; it calls {_paths(calls)}")
+            raise ValueError(f"the model does not call {layer!r}; it calls {_paths(calls)}")
         for match in {match[0]: match for match in matched}.values():
             if match[0] in found:
-                raise ValueError(f"the layer {match[0]!r} is named by two of the pairs {pairs}")
+                raise ValueError(f"two of the pairs {pairs} name the layer {match[0]!r}")
             path = norm
-            for part in match.groups():
-                path = path.replace("*", part, 1)
+            for text in match.groups():
+                path = path.replace("*", text, 1)
             both = _only_call(match[0], calls), _only_call(path, calls)
             found[match[0]] = _pair(*both, calls, kinds)
     _check_each_folded_once(list(found.values()))
@@ -84,29 +84,30 @@ def found_pairs(
 
 
 def _paths(calls: Sequence[Call]) -> list[str]:
+    """The paths of all modules that are called."""
     return sorted({call.path for call in calls} - {""})
 
 
 def _only_call(path: str, calls: Sequence[Call]) -> Call:
     """The one call of the module at a path."""
-    its = [call for call in calls if call.path == path]
-    if not its:
-        raise ValueError(f"the model calls no {path!r}; it calls {_paths(calls)}")
-    if len(its) > 1:
+    found = [call for call in calls if call.path == path]
+    if not found:
+        raise ValueError(f"the model does not call {path!r}; it calls {_paths(calls)}")
+    if len(found) > 1:
         raise ValueError(
-            f"{path!r} is called {len(its)} times; a layer and a normalization are folded where "
-            "each is called once, so leave this pair out"
+            f"{path!r} is called {len(found)} times; a pair can be folded only if its layer and "
+            "its normalization are each called once, so leave this pair out"
         )
-    return its[0]
+    return found[0]
 
 
 def _pair(layer: Call, norm: Call, calls: Sequence[Call], kinds: tuple[Any, ...]) -> Pair:
-    """The two as a pair: a normalization over the last axis, directly after the layer or before."""
+    """Make a pair of adjacent calls: a layer, and a normalization over the last axis."""
     module: Any = norm.module
     if not isinstance(module, kinds):
         raise TypeError(
-            f"{norm.path!r} is a {type(module).__name__}; what can be folded is a normalization "
-            "that has running statistics: BatchNorm, GhostBatchNorm, BatchRenorm or "
+            f"{norm.path!r} is a {type(module).__name__}; only normalizations with running "
+            "statistics can be folded: BatchNorm, GhostBatchNorm, BatchRenorm and "
             "StandardizeInputs"
         )
     into_next = layer.input is norm.output
@@ -114,87 +115,88 @@ def _pair(layer: Call, norm: Call, calls: Sequence[Call], kinds: tuple[Any, ...]
         raise ValueError(
             f"the input of {norm.path!r} is not the output of {layer.path!r} but "
             f"{_source(norm, calls)}, and the input of {layer.path!r} is not the output of "
-            f"{norm.path!r} but {_source(layer, calls)}; only what directly follows a layer, or "
-            "directly goes before it, can be folded into it"
+            f"{norm.path!r} but {_source(layer, calls)}; only a normalization directly after or "
+            "directly before a layer can be folded into it"
         )
     last = norm.input.ndim - 1
-    if _axes.channel_axes(norm.input.ndim, module.axis, "axis") != (last,):
+    if _axes.nonempty_axes(norm.input.ndim, module.axis, "axis") != (last,):
         raise ValueError(
-            f"{norm.path!r} normalizes the axis {module.axis}; folded into a layer of Flax "
-            f"is one over the last axis, where the layer has its channels: axis=-1 or {last}"
+            f"{norm.path!r} normalizes the axis {module.axis}; only a normalization over the last "
+            f"axis, where a layer of Flax has its channels, can be folded: axis=-1 or {last}"
         )
     if getattr(module, "clip", None) is not None:
         raise ValueError(
-            f"{norm.path!r} clips what it gives, clip={module.clip}, which no layer does; fold one "
-            "with clip=None"
+            f"{norm.path!r} clips its output, clip={module.clip}, which a layer cannot do; only "
+            "clip=None can be folded"
         )
     return Pair(layer, norm, into_next)
 
 
 def _source(call: Call, calls: Sequence[Call]) -> str:
-    """Whose output a call is given."""
+    """The module whose output is the input of a call, in words."""
     source = next((other.path for other in calls if other.output is call.input), None)
     if source is None:
-        return (
-            "of no module: a function such as an activation, an addition, a cast or a reshape "
-            "stands between"
-        )
+        return "the output of a function such as an activation, an addition, a cast or a reshape"
     return f"that of {source!r}"
 
 
 def _check_each_folded_once(pairs: Sequence[Pair]) -> None:
-    """A normalization goes into the layer before it, or into those after it."""
+    """Check that no normalization is folded both into the layer before it and into one after it."""
     before = {pair.norm.path: pair.layer.path for pair in pairs if not pair.into_next}
     for pair in pairs:
         if pair.into_next and pair.norm.path in before:
             raise ValueError(
                 f"{pair.norm.path!r} is in the pairs twice, to be folded into "
                 f"{before[pair.norm.path]!r} before it and into {pair.layer.path!r} after it; "
-                "leave one of the two out: the one before takes it with any padding"
+                "leave one of the two out; folding into the layer before works with any padding"
             )
 
 
-def hidden(pairs: Sequence[Pair]) -> Around:
-    """Calls in which only the second of a pair sees what the first gives: others see NaN."""
+def hide_intermediates(pairs: Sequence[Pair]) -> Interceptor:
+    """Return an interceptor that passes the output of each pair's first module to its second only.
+
+    Everything else gets NaN in place of this output, so the model's result is NaN if the output is
+    used elsewhere.
+    """
     seconds: dict[str, list[str]] = {}
     for pair in pairs:
         first, second = (pair.norm, pair.layer) if pair.into_next else (pair.layer, pair.norm)
         seconds.setdefault(first.path, []).append(second.path)
-    seen: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
     def hide(
         path: str, module: Any, inner: Inner, args: Sequence[Any], options: Mapping[str, Any]
     ) -> Any:
-        if path in seen and args:
-            args = (seen.pop(path), *args[1:])
-        elif path in seen:
-            options = {**options, next(iter(options)): seen.pop(path)}
+        if path in outputs and args:
+            args = (outputs.pop(path), *args[1:])
+        elif path in outputs:
+            options = {**options, next(iter(options)): outputs.pop(path)}
         output = inner(*args, **options)
         if path not in seconds:
             return output
-        seen.update(dict.fromkeys(seconds[path], output))
+        outputs.update(dict.fromkeys(seconds[path], output))
         return jnp.full_like(output, jnp.nan)
 
     return hide
 
 
 def check_folded(results: tuple[Any, Any, Any], tolerance: float) -> None:
-    """Raise an error unless a model gives the same: as it is, with its layers hidden, folded."""
-    unfolded, alone, folded = results
-    if not _distance(alone, unfolded) <= tolerance:
+    """Check that a model's results unfolded, with hidden intermediates, and folded are the same."""
+    unfolded, hidden, folded = results
+    if not _distance(hidden, unfolded) <= tolerance:
         raise ValueError(
-            "the output of a layer in the pairs is used elsewhere too, beside its normalization, "
-            "or that of a normalization beside the layers after it, where it would be missed "
-            "unfolded; leave that pair out, or name all the layers that a normalization feeds"
+            "the output of the first module of a pair is used elsewhere too, not only by the "
+            "second, so folding would change the model; leave that pair out, or name all the "
+            "layers that a normalization feeds"
         )
-    far = _distance(folded, unfolded)
-    if not far <= tolerance:
+    distance = _distance(folded, unfolded)
+    if not distance <= tolerance:
         raise ValueError(
-            f"the folded model's output is {far:.1e} of the output's largest value away from the "
-            f"unfolded one's, more than tolerance={tolerance:g}; is it in evaluation (the running "
-            "statistics are folded), and is each layer linear in its kernel, with a bias that "
-            "is added last? For kernels or results coarser than float32 give the tolerance that "
-            "they have, for example tolerance=0.05 for bfloat16"
+            f"the folded model's output differs from the unfolded model's by {distance:.1e} of its "
+            f"largest value, more than tolerance={tolerance:g}; check that the model is in "
+            "evaluation (the running statistics are folded), and that each layer is linear in its "
+            "kernel and adds its bias last; for kernels or results less precise than float32 give "
+            "a larger tolerance, for example tolerance=0.05 for bfloat16"
         )
 
 

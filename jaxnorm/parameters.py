@@ -1,4 +1,4 @@
-"""Whole trees of parameters: the mask of weight decay, first scales of zero."""
+"""Functions of trees of parameters: the mask for weight decay, and initial scales of zero."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.paths import changed
+from jaxnorm.paths import map_dicts
 
 __all__ = ["weight_decay_mask", "zero_scales"]
 
 
 def weight_decay_mask(params: Any, *, leave_out: Sequence[str] = ("scale", "bias")) -> Any:
-    """True for the parameters that weight decay is for: all but scales and biases.
+    """The mask for weight decay: True for all parameters except scales and biases.
 
-    Decided by the name of the parameter alone, so the biases of dense and convolutional layers are
-    left out too, and embeddings are not.
+    Only the name of a parameter matters, so the biases of dense and convolutional layers are left
+    out too, and embeddings are not.
 
     Args:
         params: parameters of Linen (dict or FrozenDict), an NNX state, or any tree with names.
-        leave_out: names of parameters that do not decay.
+        leave_out: the names of the parameters without weight decay.
 
     Returns:
-        A tree of Python bools with the structure of `params`: an optax mask. The function itself
-        can be given as the mask too.
+        A tree of Python bools with the structure of `params`, which is a mask for optax. Optax also
+        takes the function itself as the mask.
 
     References:
         He et al., "Bag of tricks for image classification with convolutional neural networks",
@@ -43,18 +43,18 @@ def weight_decay_mask(params: Any, *, leave_out: Sequence[str] = ("scale", "bias
 
 
 def zero_scales(params: Any, part: str, *parts: str) -> Any:
-    """The parameters with zero for every `scale` in the named parts.
+    """Replace every `scale` in the named parts by zeros.
 
     A residual block whose last normalization starts with scale zero starts as the identity, which
-    makes deep networks easier to train. Where the model is one's own, the argument
-    `scale_init=nn.initializers.zeros` of that normalization is the same.
+    makes deep networks easier to train. If you can change the model's code, the argument
+    `scale_init=nn.initializers.zeros` of this normalization does the same.
 
     Args:
         params: nested dicts of parameters, as Linen's `variables["params"]`, or an NNX state.
-        part, parts: paths of normalizations, or of what holds them.
+        part, parts: paths of normalizations, or of parts of the model that contain them.
 
     Raises:
-        ValueError: a part with no scale in it; the message lists those that there are.
+        ValueError: a part without a scale; the message lists the paths of all scales.
 
     References:
         Goyal et al., "Accurate, large minibatch SGD", 2017, section 5.1.
@@ -70,11 +70,11 @@ def zero_scales(params: Any, part: str, *parts: str) -> Any:
     def zeroed(norm: Mapping[str, Any]) -> dict[str, Any]:
         return {**norm, "scale": jax.tree.map(jnp.zeros_like, norm["scale"])}
 
-    return changed(params, (part, *parts), {"scale"}, zeroed)
+    return map_dicts(params, (part, *parts), {"scale"}, zeroed)
 
 
 def _name(path: Sequence[Any]) -> str:
-    """The name of a parameter: the last key that is not the attribute of a box around it."""
+    """The name of a parameter: the last key, except the attribute `value` of a box around it."""
     names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
     boxed = len(names) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey)
     return names[-2 if boxed and names[-1] == "value" else -1] if names else ""

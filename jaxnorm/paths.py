@@ -1,8 +1,8 @@
 """Parts of a model by their paths.
 
-Trees are those of Flax or of any functional model: nested dicts whose keys name the parts of a
-model. A part is named by its path, as in "encoder/block_0"; `*` and `?` stand for any characters,
-and what lies inside a named part belongs to it.
+A tree of Flax or of another functional model is a nested dict whose keys name the parts of a model.
+A path such as "encoder/block_0" names a part; `*` and `?` in it stand for any characters. A named
+part includes everything inside it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 
-def dicts(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Every dict of a tree, by path."""
+def iter_dicts(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the path of every dict of a tree, and the dict."""
     if isinstance(node, Mapping):
         yield path, node
         for key, value in node.items():
-            yield from dicts(value, (*path, key))
+            yield from iter_dicts(value, (*path, key))
 
 
 def matches(path: Sequence[Any], part: str) -> bool:
-    """Whether a path is a named part, or lies in one."""
+    """Whether a path is that of a named part or lies inside it."""
     names = [str(name) for name in path]
     return any(fnmatchcase("/".join(names[:end]), part) for end in range(len(names) + 1))
 
@@ -32,47 +32,51 @@ def check_found(
     what: str,
     others: Mapping[Any, str],
 ) -> None:
-    """Every part names something.
+    """Check that each of the named parts has one of the `paths` inside it.
 
     Args:
-        others: what there is of another kind, by path.
+        what: a description of what the paths belong to, for the message.
+        others: descriptions of parts of other kinds, by path, for the message.
     """
     for part in parts:
         if not any(matches(path, part) for path in paths):
-            there = [joined(path) for path in paths]
+            known = [joined(path) for path in paths]
             raise ValueError(
-                f"no {what} in the part {part!r}; there are {there}{_instead(part, paths, others)}"
+                f"no {what} in the part {part!r}; there are {known}"
+                f"{_other_kinds(part, paths, others)}"
             )
 
 
-def _instead(part: str, paths: Sequence[Sequence[Any]], others: Mapping[Any, str]) -> str:
-    """What the part holds of another kind, or the whole tree where it has nothing of the kind."""
+def _other_kinds(part: str, paths: Sequence[Sequence[Any]], others: Mapping[Any, str]) -> str:
+    """The parts of other kinds inside the part, or in the whole tree if it has none of the kind."""
     inside = {path: other for path, other in others.items() if matches(path, part)}
-    defined = inside or ({} if paths else others)
-    if not defined:
+    listed = [
+        f"{joined(path)!r} ({other})"
+        for path, other in (inside or ({} if paths else others)).items()
+    ]
+    if not listed:
         return ""
-    listed = [f"{joined(path)!r} ({other})" for path, other in defined.items()]
-    return f"; of another kind there are {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
+    return f"; others are {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
 
 
 def joined(path: Sequence[Any]) -> str:
-    """A path as it is given."""
+    """A path as one string."""
     return "/".join(map(str, path))
 
 
-def changed(
+def map_dicts(
     tree: Any,
     parts: Sequence[str],
     keys: set[str],
-    change: Callable[[Any], dict[str, Any]],
-    among: set[str] | None = None,
+    function: Callable[[Any], dict[str, Any]],
+    allowed: set[str] | None = None,
     what: str | None = None,
 ) -> Any:
-    """The tree with `change` made to every dict that has the `keys` and lies in a part.
+    """Apply a function to every dict of a tree that has the `keys` and lies in a named part.
 
     Args:
-        among: the keys that such a dict may have; None for any.
-        what: the word for such dicts.
+        allowed: the keys that such a dict may have; None for any.
+        what: a description of such dicts, for the message.
     """
     paths: list[tuple[Any, ...]] = []
     others: dict[Any, str] = {}
@@ -81,14 +85,14 @@ def changed(
         if not isinstance(node, Mapping):
             return node
         kind: Any = type(node)
-        if keys <= node.keys() and (among is None or node.keys() <= among):
+        if keys <= node.keys() and (allowed is None or node.keys() <= allowed):
             paths.append(path)
             if any(matches(path, part) for part in parts):
-                return kind(change(node))
+                return kind(function(node))
         elif entries := [str(key) for key in node if not isinstance(node[key], Mapping)]:
             others[path] = "with " + ", ".join(sorted(entries))
         return kind({key: visited(value, (*path, key)) for key, value in node.items()})
 
-    changed = visited(tree, ())
+    mapped = visited(tree, ())
     check_found(parts, paths, what or " and ".join(sorted(keys)), others)
-    return changed
+    return mapped

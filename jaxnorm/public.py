@@ -1,4 +1,4 @@
-"""The public names of a package: all that its files list in `__all__`."""
+"""The public names of a package: those that its files list in `__all__`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def public_names(namespace: Mapping[str, Any]) -> list[str]:
-    """The names without an underscore, but those of modules."""
+    """The names in a namespace, except those of modules and those that start with an underscore."""
     return sorted(
         name
         for name, value in namespace.items()

@@ -1,4 +1,4 @@
-"""Whole trees of running statistics: the merge of those of replicas."""
+"""Merging the trees of running statistics of replicas."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxnorm import dtypes as _dtypes
 from jaxnorm import running as _running
 from jaxnorm import states as _states
 from jaxnorm.distributed import sync_extremes, sync_moments
-from jaxnorm.inputs import exact_constants
-from jaxnorm.paths import changed
+from jaxnorm.input_stats import exact_constants
+from jaxnorm.paths import map_dicts
 from jaxnorm.statistics import Moments
 from jaxnorm.trees import STATS
 
@@ -27,26 +27,26 @@ def sync_batch_stats(
     axis_name: _axes.AxisName,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> Any:
-    """The running statistics of all replicas together, on every replica.
+    """Merge the running statistics of all replicas; every replica gets the result.
 
-    Replicas that normalize by themselves (local or grouped scope) have running statistics of their
-    own, which drift apart; merge them before evaluation or saving. The variance between the
-    replicas' means is part of the result; averaging the variances would lose it. The whole tree is
-    one collective, as in `sync_moments` (the `steps` of batch renormalization, of which the largest
-    is taken, one more; the least and largest values of a fit to inputs too).
+    Replicas that normalize separately (local or grouped scope) have different running statistics;
+    merge them before evaluation or saving. The result includes the variance between the replicas'
+    means, which an average of the variances would lose. The whole tree needs one collective, as in
+    `sync_moments`; the `steps` of batch renormalization, whose maximum is taken, need another, and
+    so do the minima and maxima of fits to inputs.
 
-    Replicas weigh the same, or by their `count` where statistics are cumulative (`momentum=None`,
-    or in the middle of recomputing); then the counts add up, so merge what is evaluated or saved,
-    and train on with what was not merged.
+    Replicas have equal weights; cumulative statistics (`momentum=None`, or recomputed ones) are
+    weighted by their `count`. The merged counts are sums, so use the merged statistics for
+    evaluation or saving only, and continue training with the statistics before the merge.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
-        axis_name, axis_index_groups: as for `sync_moments`. Statistics with the replicas on a first
-            axis, as `pmap` returns them, are merged by `pmap` again, or by `vmap` on one device.
+        axis_name, axis_index_groups: as for `sync_moments`. To merge statistics with the replicas
+            on a first axis, as `pmap` returns them, use `pmap` again, or `vmap` on one device.
 
     Raises:
-        ValueError: a name that is not mapped, a tree without statistics or with some narrower than
+        ValueError: a name that is not mapped, a tree without statistics, statistics narrower than
             float32.
 
     Example:
@@ -66,7 +66,7 @@ def sync_batch_stats(
             found(stats["recomputed"])
         return dict(stats)
 
-    changed(batch_stats, ("*",), STATS, found)
+    map_dicts(batch_stats, ("*",), STATS, found)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves([stats["mean"] for stats in layers]))
     means, rebuilt_means = _raveled([stats["mean"] for stats in layers], dtype)
@@ -82,10 +82,11 @@ def sync_batch_stats(
 
     def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
         count, mean, var = next(merged)
-        var = jax.tree.map(lambda count, var: jnp.where(count > 0, var, 1), count, var)  # or fresh
+        # A new state has a variance of 1.
+        var = jax.tree.map(lambda count, var: jnp.where(count > 0, var, 1), count, var)
         new = {**stats, "mean": mean, "var": var}
         if "count" in stats:
-            new["count"] = jax.tree.map(_running.as_before, stats["count"], count)
+            new["count"] = jax.tree.map(_running.cast_like, stats["count"], count)
         if "steps" in stats:
             new["steps"] = jax.lax.pmax(
                 stats["steps"], axis_name, axis_index_groups=axis_index_groups
@@ -96,30 +97,30 @@ def sync_batch_stats(
             new["recomputed"] = synced(stats["recomputed"])
         return new
 
-    return changed(batch_stats, ("*",), STATS, synced)
+    return map_dicts(batch_stats, ("*",), STATS, synced)
 
 
-def _raveled(parts: Sequence[Any], dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """The leaves one after the other in one dtype, and the way back to theirs."""
-    flat, rebuilt = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), parts))
+def _raveled(tree: Sequence[Any], dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """The leaves of a tree in one vector, and a function from such a vector back to the tree."""
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), tree))
 
     def back(flat: jax.Array) -> Any:
-        def as_it_was(new: jax.Array, old: jax.Array) -> jax.Array:
+        def restored(new: jax.Array, old: jax.Array) -> jax.Array:
             return (new if jnp.iscomplexobj(old) else new.real).astype(old.dtype)
 
-        return jax.tree.map(as_it_was, rebuilt(flat), parts)
+        return jax.tree.map(restored, unravel(flat), tree)
 
     return flat, back
 
 
 def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
-    """How much each channel's statistics weigh, in the shape of the statistics."""
+    """The weight of each channel's statistics, in the shape of the statistics."""
     ones = jax.tree.map(lambda var: jnp.ones(var.shape, dtype), stats["var"])
     if "count" not in stats:
         return ones
 
     def broadcast(ones: jax.Array, count: jax.Array) -> jax.Array:
-        return _running.of_channels(count, ones).astype(dtype)
+        return _running.broadcast_count(count, ones).astype(dtype)
 
     return jax.tree.map(broadcast, ones, stats["count"])
 
@@ -129,10 +130,10 @@ def _synced_fit(
     axis_name: _axes.AxisName,
     axis_index_groups: _axes.AxisIndexGroups,
 ) -> dict[str, Any]:
-    """What a fit to inputs has beside merged moments, and what is exact about these."""
+    """The entries of a merged fit to inputs, whose constant features are exact."""
     boxed = {key: fit[key] for key in ("mean", "var", "min", "max")}
-    mean, var, least, most = (jax.tree.leaves(box)[0] for box in boxed.values())
-    least, most = sync_extremes(least, most, axis_name, axis_index_groups)
-    mean, var = exact_constants(mean, var, least, most)
-    new = dict(zip(boxed, (mean, var, least, most), strict=True))
+    mean, var, minimum, maximum = (jax.tree.leaves(box)[0] for box in boxed.values())
+    minimum, maximum = sync_extremes(minimum, maximum, axis_name, axis_index_groups)
+    mean, var = exact_constants(mean, var, minimum, maximum)
+    new = dict(zip(boxed, (mean, var, minimum, maximum), strict=True))
     return {key: jax.tree.unflatten(jax.tree.structure(boxed[key]), [new[key]]) for key in boxed}

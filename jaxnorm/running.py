@@ -1,4 +1,9 @@
-"""Running statistics: what training saw, for evaluation."""
+"""Running statistics: the moments that training measured, for use in evaluation.
+
+Glossary:
+    recomputed: new statistics, in an entry "recomputed" beside the old ones, that merge the moments
+        of every training batch exactly (`start_recomputing` in `trees.py`).
+"""
 
 from __future__ import annotations
 
@@ -26,21 +31,21 @@ def init_batch_stats(
     dtype: Any = jnp.float32,
     count_per_channel: bool = False,
 ) -> dict[str, jax.Array]:
-    """Fresh running statistics: mean 0 and variance 1, so that evaluation gives x / sqrt(1 + eps).
+    """New running statistics: mean 0 and variance 1, so that evaluation gives x / sqrt(1 + eps).
 
-    No training step changes the shape or the dtype of any entry. On a mesh with explicit axes the
+    No training step changes the shape or the dtype of any entry. On a mesh with explicit axes, the
     statistics that a step returns are sharded as the channels of its input; to carry them through
-    `lax.scan`, start them so, with `jax.device_put`.
+    `lax.scan`, shard the new ones in the same way, with `jax.device_put`.
 
     Args:
         num_channels: the width C, or the shape of several channel axes in ascending order.
-        momentum: as it will be given to the normalization; None adds the count that the exact
-            cumulative merge needs.
+        momentum: the same as for the normalization; None adds the count that the exact cumulative
+            merge needs.
         dtype: of the mean; float32, or wider to keep the precision of wider inputs (complex for
-            complex inputs). Narrower inputs have float32 statistics: in a narrower dtype a step
-            that moves them by less than half a unit in the last place would be lost.
-        count_per_channel: a count for each channel, for masks that differ by channel, where
-            `momentum` is None.
+            complex inputs). Narrower inputs have float32 statistics, because a narrower dtype would
+            lose every update below half a unit in the last place.
+        count_per_channel: with `momentum=None`, keep a count for each channel, for masks that
+            differ by channel.
 
     Returns:
         {"mean": dtype[C] zeros, "var": real[C] ones}, with "count": real[] or real[C] zeros if
@@ -56,8 +61,7 @@ def init_batch_stats(
         >>> jn.init_batch_stats(2)
         {'mean': Array([0., 0.], dtype=float32), 'var': Array([1., 1.], dtype=float32)}
     """
-    widths = num_channels if isinstance(num_channels, Sequence) else (num_channels,)
-    shape = tuple(_axes.check_positive_int("num_channels", width) for width in widths)
+    shape = _axes.as_shape("num_channels", num_channels)
     _checks.check_momentum(momentum)
     _states.check_stats_dtype(dtype)
     real = _dtypes.real_dtype(dtype)
@@ -66,7 +70,7 @@ def init_batch_stats(
         if count_per_channel:
             raise ValueError(
                 f"count_per_channel=True needs momentum=None, got momentum={momentum!r}: only the "
-                "cumulative merge has a count"
+                "cumulative merge keeps a count"
             )
         return stats
     count = jnp.zeros(shape if count_per_channel else (), real)
@@ -80,7 +84,7 @@ def init_renorm_stats(
     dtype: Any = jnp.float32,
     count_per_channel: bool = False,
 ) -> dict[str, jax.Array]:
-    """As `init_batch_stats`, and the number of training steps taken, {"steps": i32[] zero}.
+    """As `init_batch_stats`, with the number of training steps, {"steps": i32[] zero}.
 
     Example:
         >>> import jaxnorm as jn
@@ -94,7 +98,7 @@ def init_renorm_stats(
 
 
 def sharded(stats: _states.BatchStats, x: jax.Array, reduced: Sequence[int]) -> Any:
-    """The running statistics, those of each channel sharded as the channels of `x` are."""
+    """The running statistics; entries with one value per channel are sharded as those of `x`."""
     by_channel: dict[str, Any] = {
         key: sharded_without(jnp.asarray(stats[key]), x, reduced)
         for key in ("mean", "var", "count", "min", "max")
@@ -102,7 +106,7 @@ def sharded(stats: _states.BatchStats, x: jax.Array, reduced: Sequence[int]) -> 
     }
     if "recomputed" in stats:
         by_channel["recomputed"] = sharded(stats["recomputed"], x, reduced)
-    return type(stats)({**stats, **by_channel})  # type: ignore[call-arg]
+    return _states.with_entries(stats, by_channel)
 
 
 def running_moments(stats: _states.BatchStats, dtype: Any) -> Moments:
@@ -119,26 +123,26 @@ def update(
     skip_nonfinite: bool,
     all_seen: bool = False,
 ) -> _states.BatchStats:
-    """`stats` after a step whose batch had the moments `m`, in their shapes and dtypes.
+    """`stats` after a step whose batch had the moments `m`; shapes and dtypes do not change.
 
-    Where nothing counted they stay as they were; with `skip_nonfinite`, also in a step with any
-    moment that is not finite. While they are recomputed only the new ones move, which merge all
-    that they see.
+    A channel with a count of 0 does not change; with `skip_nonfinite`, no channel changes in a
+    step that has a moment that is not finite. If there are recomputed statistics, only these
+    change: they merge the moments of every batch.
 
     Args:
-        all_seen: it is known that something counted in every channel.
+        all_seen: the count is known to be above 0 in every channel.
     """
     if "recomputed" in stats:
         recomputed = update(
             stats["recomputed"], m, momentum=None, skip_nonfinite=skip_nonfinite, all_seen=all_seen
         )
-        return type(stats)({**stats, "recomputed": recomputed})  # type: ignore[call-arg]
-    dtype = promoted_dtype(stats["mean"].dtype, m.mean.dtype)
+        return _states.with_entries(stats, {"recomputed": recomputed})
+    dtype = _dtypes.promoted_dtype(stats["mean"].dtype, m.mean.dtype)
     real = _dtypes.real_dtype(dtype)
     m = Moments(m.count.astype(real), m.mean.astype(dtype), m.var.astype(real))
     old = running_moments(stats, dtype)
     if momentum is None:
-        new = _cumulated(old._replace(count=jnp.asarray(stats["count"], real)), m)
+        new = _merged(old._replace(count=jnp.asarray(stats["count"], real)), m)
     else:
         new = _decayed(old, m, momentum, all_seen)
     new = {key: value.astype(stats[key].dtype) for key, value in new.items()}
@@ -148,11 +152,11 @@ def update(
     if skip_nonfinite:
         finite = jnp.all(is_finite(m))
         new = {key: jnp.where(finite, value, stats[key]) for key, value in new.items()}
-    return type(stats)({**stats, **new})  # type: ignore[call-arg]
+    return _states.with_entries(stats, new)
 
 
-def started(stats: _states.BatchStats) -> dict[str, Any]:
-    """`stats`, and beside them recomputed ones that have seen nothing yet."""
+def start_recomputing(stats: _states.BatchStats) -> dict[str, Any]:
+    """`stats` with new recomputed statistics, whose count is 0."""
     if "recomputed" in stats:
         raise ValueError(
             "these statistics are being recomputed already; end that first, with "
@@ -165,52 +169,52 @@ def started(stats: _states.BatchStats) -> dict[str, Any]:
     return {**stats, "recomputed": recomputed}
 
 
-def replaced(stats: _states.BatchStats) -> dict[str, Any]:
-    """The recomputed statistics in the place of the old ones, where anything counted."""
-    old, m = _ended(stats)
+def replace_by_recomputed(stats: _states.BatchStats) -> dict[str, Any]:
+    """The recomputed statistics in place of the old ones; the old ones where the count is 0."""
+    old, m = _split_recomputed(stats)
     new = {"mean": m.mean, "var": m.var}
     if "count" in old:
         new["count"] = m.count
     seen = m.count > 0
     for key, value in new.items():
         value = value.astype(old[key].dtype)
-        new[key] = as_before(old[key], jnp.where(seen, value, of_channels(old[key], seen)))
+        new[key] = cast_like(old[key], jnp.where(seen, value, broadcast_count(old[key], seen)))
     return {**old, **new}
 
 
-def accumulated(stats: _states.BatchStats, momentum: ArrayLike | None) -> dict[str, Any]:
-    """The running statistics after one step with the moments that were recomputed."""
-    old, m = _ended(stats)
+def accumulate(stats: _states.BatchStats, momentum: ArrayLike | None) -> dict[str, Any]:
+    """The running statistics after one step with the recomputed moments."""
+    old, m = _split_recomputed(stats)
     if momentum is None and "count" not in old:
         raise ValueError(
             "momentum=None needs running statistics that have a count; these have the keys "
-            f"{sorted(old)}; give a number, or start them with momentum=None"
+            f"{sorted(old)}; give a number, or start the statistics with momentum=None"
         )
-    by_channel = {"count": of_channels(old["count"], m.count)} if "count" in old else {}
+    by_channel = {"count": broadcast_count(old["count"], m.count)} if "count" in old else {}
     new = update({**old, **by_channel}, m, momentum=momentum, skip_nonfinite=False)
-    return {**new, **{key: as_before(old[key], new[key]) for key in by_channel}}
+    return {**new, **{key: cast_like(old[key], new[key]) for key in by_channel}}
 
 
-def _ended(stats: _states.BatchStats) -> tuple[dict[str, Any], Moments]:
+def _split_recomputed(stats: _states.BatchStats) -> tuple[dict[str, Any], Moments]:
     """The old statistics, and the recomputed moments."""
     _states.check_at_least_float32(stats, "the running statistics")
     return {k: v for k, v in stats.items() if k != "recomputed"}, Moments(**stats["recomputed"])
 
 
-def of_channels(count: jax.Array, like: jax.Array) -> jax.Array:
-    """A count for each channel; axes in front are of stacked layers."""
+def broadcast_count(count: jax.Array, like: jax.Array) -> jax.Array:
+    """A count for each channel, in the shape of `like`; leading axes may be stacked layers."""
     over_channels = (1,) * (jnp.ndim(like) - jnp.ndim(count))
     return jnp.ones_like(like, count.dtype) * jnp.reshape(count, count.shape + over_channels)
 
 
-def as_before(old: jax.Array, new: jax.Array) -> jax.Array:
-    """An entry in its dtype, and a count of all channels alike in its shape."""
+def cast_like(old: jax.Array, new: jax.Array) -> jax.Array:
+    """`new` in the dtype of `old`; equal counts of all channels become one if `old` is one."""
     last = tuple(range(jnp.ndim(old), new.ndim))
     return (jnp.max(new, axis=last) if last else new).astype(old.dtype)
 
 
 def _decayed(old: Moments, m: Moments, momentum: ArrayLike, all_seen: bool) -> dict[str, jax.Array]:
-    """momentum * old + (1 - momentum) * batch, where the two rounded weights add up to 1."""
+    """momentum * old + (1 - momentum) * batch; the two rounded weights add up to 1."""
 
     def decayed(old: jax.Array, new: jax.Array) -> jax.Array:
         keep = jnp.asarray(momentum).astype(new.dtype)
@@ -220,8 +224,8 @@ def _decayed(old: Moments, m: Moments, momentum: ArrayLike, all_seen: bool) -> d
     return {"mean": decayed(old.mean, m.mean), "var": decayed(old.var, m.var)}
 
 
-def _cumulated(old: Moments, m: Moments) -> dict[str, jax.Array]:
-    """The moments of all that was ever seen."""
+def _merged(old: Moments, m: Moments) -> dict[str, jax.Array]:
+    """The exact merge of the old moments and the batch's."""
     merged = merge_moments(old, m)
     seen = merged.count > 0
     return {
@@ -229,9 +233,3 @@ def _cumulated(old: Moments, m: Moments) -> dict[str, jax.Array]:
         "var": jnp.where(seen, merged.var, old.var),
         "count": jnp.max(merged.count) if old.count.ndim == 0 else merged.count,
     }
-
-
-def promoted_dtype(a: Any, b: Any) -> Any:
-    """The dtype that holds both, at least as precise as statistics are kept."""
-    with jax.numpy_dtype_promotion("standard"):
-        return _dtypes.statistics_dtype(jnp.promote_types(a, b))

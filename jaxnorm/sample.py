@@ -1,4 +1,4 @@
-"""Normalizations inside one example: layer, RMS, group, instance."""
+"""Normalizations within one example: layer, RMS, group and instance normalization."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _one_value_passes = ContextVar("_one_value_passes", default=False)
 
 @contextmanager
 def one_value_passes() -> Iterator[None]:
-    """Where shapes alone matter, as in `init` of Linen, one value in every group is no error."""
+    """In this context one value in every group is no error, as Linen's `init` needs."""
     token = _one_value_passes.set(True)
     try:
         yield
@@ -53,11 +53,11 @@ def layer_norm(
         x: floating or complex, any shape.
         scale, bias: of the shape of `feature_axes` of `x` in ascending order, or None for 1 and 0.
         reduction_axes: the axis or axes to measure over.
-        feature_axes: the axis or axes with a scale and a bias of their own.
+        feature_axes: the axis or axes that the scale and the bias have.
         epsilon: added to the variance; a number, or an array that holds one, traced or not.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
         axis_name: mapped axis or axes over which the features are split.
-        axis_index_groups: lists of indices of the mapped axis that are merged among themselves.
+        axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
 
     Returns:
         y, of the shape and dtype of `x`.
@@ -69,9 +69,9 @@ def layer_norm(
             epsilon.
 
     Conventions:
-        One value to measure over is an error: its variance is zero and the output would be the bias
-        alone, as it is in Flax. A mask may leave one value, which gives the bias.
-        Epsilon is 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5; Keras: 1e-3).
+        One value to measure over is an error: its variance is zero, and the output would be only
+        the bias, as it is in Flax. A mask may leave one value; the result is then the bias.
+        Epsilon is 1e-6, as in Flax (PyTorch, Haiku and Equinox: 1e-5; Keras: 1e-3).
 
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016, section 3.
@@ -82,7 +82,7 @@ def layer_norm(
         [-1.  1.]
     """
     x = _checks.as_input(x)
-    reduced = _axes.reduction_axes(x.ndim, reduction_axes)
+    reduced = _axes.nonempty_axes(x.ndim, reduction_axes, "reduction_axes")
     features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
     return _normalize(
         x,
@@ -116,14 +116,14 @@ def rms_norm(
 
     Args:
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
-            w - 1, so that weight decay pulls it to one.
+            w - 1, so that weight decay pulls the weight to one.
 
-    The other arguments, the result and the errors are those of `layer_norm`; also a `ValueError`
-    for a `scale_offset` without a scale. One value to measure over is no error: its sign
-    stays. A position that does not count and is not finite yields 0.
+    The other arguments, the result and the errors are those of `layer_norm`; a `scale_offset`
+    without a scale is a `ValueError` too. One value to measure over is no error: the result has
+    its sign. A position that does not count and is not finite yields 0.
 
     Conventions:
-        Epsilon is 1e-6 as in Flax (PyTorch: the dtype's machine epsilon by default).
+        Epsilon is 1e-6, as in Flax (PyTorch: the dtype's machine epsilon by default).
 
     References:
         Zhang and Sennrich, "Root mean square layer normalization", 2019, section 4.
@@ -134,7 +134,7 @@ def rms_norm(
         [1.2 1.6 0.  0. ]
     """
     x = _checks.as_input(x)
-    reduced = _axes.reduction_axes(x.ndim, reduction_axes)
+    reduced = _axes.nonempty_axes(x.ndim, reduction_axes, "reduction_axes")
     features = _axes.canonical_axes(x.ndim, feature_axes, "feature_axes")
     return _normalize(
         x,
@@ -170,20 +170,20 @@ def group_norm(
     each group of consecutive channels of each example, over the group and the positions.
 
     Args:
-        x: floating or complex [N, ..., C] (C at `channel_axis`): axis 0 is the batch. Or [C], one
-            example.
+        x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch; or [C],
+            one example.
         scale, bias: [C], or None for 1 and 0.
-        num_groups: groups of channels; None where `group_size` is given.
-        group_size: channels of a group; exclusive with `num_groups`.
+        num_groups: the number of groups of channels; None if `group_size` is given.
+        group_size: the number of channels of a group; exclusive with `num_groups`.
         channel_axis: the axis of the channels.
-        reduction_axes: the axes to measure over, the channel axis among them; all but axis 0 if
-            None.
+        reduction_axes: the axes to measure over, including the channel axis; None for all except
+            axis 0.
 
-    The other arguments, the result and the errors are those of `layer_norm`; also a `ValueError`
-    where the groups do not divide the channels.
+    The other arguments, the result and the errors are those of `layer_norm`; groups that do not
+    divide the channels are a `ValueError` too.
 
     Conventions:
-        32 groups and epsilon 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
+        32 groups and epsilon 1e-6, as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
 
     References:
         Wu and He, "Group normalization", 2018, section 3.1.
@@ -233,8 +233,8 @@ def instance_norm(
     each channel of each example over the positions.
 
     Args:
-        x: floating or complex [N, ..., C] (C at `channel_axis`): axis 0 is the batch, and there is
-            at least one axis of positions.
+        x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch, with at
+            least one axis of positions.
         scale, bias: [C], or None for 1 and 0.
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
 
@@ -252,7 +252,7 @@ def instance_norm(
           [ 1.  1.]]]
     """
     x = _checks.as_input(x)
-    channels = _axes.channel_axes(x.ndim, channel_axis)
+    channels = _axes.nonempty_axes(x.ndim, channel_axis, "channel_axis")
     return _normalize(
         x,
         _checks.as_parameter("scale", scale, x, channels),
@@ -291,26 +291,23 @@ def _normalize(
 
 
 def _offset(scale: jax.Array | None, scale_offset: ArrayLike) -> jax.Array | None:
-    """scale + scale_offset, in the scale's dtype."""
+    """scale + scale_offset in the scale's dtype."""
     _checks.check_number("scale_offset", scale_offset, -math.inf)
     if not _checks.is_traced(scale_offset) and scale_offset == 0:
         return scale
     if scale is None:
-        raise ValueError(f"scale_offset={scale_offset!r} needs a scale that it is added to")
+        raise ValueError(f"scale_offset={scale_offset!r} needs a scale to be added to; give scale")
     return scale + jnp.asarray(scale_offset, scale.dtype)
 
 
 def _positions(ndim: int, channel: int, reduction_axes: _axes.Axes | None) -> tuple[int, ...]:
-    """The axes that a group is measured over beside the channel axis, which must be among them."""
-    if reduction_axes is not None:
-        reduced = _axes.reduction_axes(ndim, reduction_axes)
-    elif ndim == 1:
-        reduced = (channel,)
-    else:
-        reduced = _axes.sample_axes(ndim, (channel,), with_channels=True)
+    """The axes that a group is measured over, except the channel axis, which must be among them."""
+    if reduction_axes is None:
+        return () if ndim == 1 else _axes.positions(ndim, (channel,))
+    reduced = _axes.nonempty_axes(ndim, reduction_axes, "reduction_axes")
     if channel not in reduced:
         raise ValueError(
-            f"reduction_axes={reduction_axes!r} must include the channel axis {channel}, whose "
-            "groups are measured"
+            f"reduction_axes={reduction_axes!r} must include the channel axis {channel}, along "
+            "which the groups are measured"
         )
     return tuple(axis for axis in reduced if axis != channel)

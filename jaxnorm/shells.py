@@ -1,7 +1,7 @@
-"""What the Linen and the NNX modules share: how a module calls its function.
+"""The calls of functions by modules, which the Linen and the NNX modules share.
 
 A `module` is of either framework, and its arguments are its attributes. An option of the function
-is the attribute of the same name, or of the name that Flax gives it.
+is the module's attribute of the same name, or of Flax's name for it.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ Function = Callable[..., Any]
 Initializer = Callable[..., Any]
 
 _FLAX_NAMES = {"channel_axis": ("axis", "feature_axes"), "feature_axis": ("axis",)}
-_OF_THE_CALL = ("train", "where")
-_SYNCED = ("axis_name", "axis_index_groups")
+_CALL_ARGUMENTS = ("train", "where")
+_MAPPED_AXIS_OPTIONS = ("axis_name", "axis_index_groups")
 
 
 @functools.cache
-def entries(init_stats: Function, cumulative: bool) -> tuple[str, ...]:
-    """The names of the running statistics that a function starts."""
+def entries(init_stats: Function, **options: Any) -> tuple[str, ...]:
+    """The names of the statistics that `init_stats` makes."""
     with jax.ensure_compile_time_eval():
-        return tuple(init_stats(1, momentum=None if cumulative else 0.99))
+        return tuple(init_stats(1, **options))
 
 
 def library_of(kind: type) -> str:
-    """The module that a class is imported from."""
+    """The module that users import a class from."""
     package, _, rest = kind.__module__.partition(".")
     return f"{package}.{rest.partition('.')[0]}" if package == "jaxnorm" else kind.__module__
 
 
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:
-    """The shape of the axes that have parameters or statistics of their own."""
+    """The shape of the axes of `x` that parameters or statistics have."""
     _checks.check_not_dict(x, "module[key](x[key])")
-    channels = _axes.channel_axes(jnp.ndim(x), axes, name)
+    channels = _axes.nonempty_axes(jnp.ndim(x), axes, name)
     return tuple(x.shape[axis] for axis in channels)
 
 
 def result_dtype(dtype: Any, *arrays: Any) -> Any:
-    """`dtype`, or what the arrays promote to where it is None."""
+    """`dtype`, or the dtype that the arrays promote to if it is None."""
     with jax.numpy_dtype_promotion("standard"):
         return canonicalize_dtype(*arrays, dtype=dtype)
 
 
 def stats_dtype(module: Any, *inputs: Any) -> Any:
-    """The dtype that running statistics start in: float32, or wider where the parameters are.
+    """The dtype of new running statistics: float32, or wider if the parameters are wider.
 
-    Complex where the parameters, the module's `dtype` or the inputs, as far as they are known, are.
+    It is complex if the parameters, the module's `dtype` or the inputs that are given are complex.
     """
     if module.stats_dtype is not None:
         return module.stats_dtype
@@ -69,9 +69,9 @@ def stats_dtype(module: Any, *inputs: Any) -> Any:
 
 
 def as_float32_at_least(stats: _states.BatchStats) -> Any:
-    """Statistics as a checkpoint brings them, the narrower ones converted to float32.
+    """Statistics, for example of a checkpoint, with those narrower than float32 converted to it.
 
-    The control processes of online normalization keep their dtype, which is that of their gradient.
+    The control processes of online normalization keep their dtype, which their gradient has too.
     """
 
     def converted(leaf: Any) -> Any:
@@ -96,7 +96,7 @@ def normalize(
     """Return a stateless normalization's result, in `dtype`.
 
     Args:
-        synced: over the module's mapped axes, if it has any.
+        synced: merge statistics over the module's mapped axes, if it has any.
     """
     options = _options(module, function, synced)
     y = function(_promoted(x, dtype), *parameters, where=mask, **options)
@@ -136,7 +136,7 @@ def scale_inputs(
     train: bool,
     synced: bool = True,
 ) -> tuple[jax.Array, Any]:
-    """Return the inputs scaled by their fit, in `dtype`, in training after an update with them."""
+    """Return the inputs scaled by their fit, which training updates first, and the fit."""
     dtype = result_dtype(module.dtype, x)
     x, fit = _promoted(x, dtype), as_float32_at_least(fit)
     if train:
@@ -147,7 +147,7 @@ def scale_inputs(
 
 
 def _options(module: Any, function: Function, synced: bool) -> dict[str, Any]:
-    """The options of a function that the module has."""
+    """The options of a function, from the attributes of the module."""
     options: dict[str, Any] = {}
     for name in _option_names(function):
         attributes = _FLAX_NAMES.get(name, (name,))
@@ -155,14 +155,14 @@ def _options(module: Any, function: Function, synced: bool) -> dict[str, Any]:
             getattr(module, attribute) for attribute in attributes if hasattr(module, attribute)
         ]
         if found:
-            options[name] = found[0] if synced or name not in _SYNCED else None
+            options[name] = found[0] if synced or name not in _MAPPED_AXIS_OPTIONS else None
     return options
 
 
 @functools.lru_cache
 def _option_names(function: Function) -> tuple[str, ...]:
-    """The keyword arguments that are not of the call and that no `functools.partial` has set."""
-    given = (*_OF_THE_CALL, *getattr(function, "keywords", ()))
+    """The keyword arguments except those of a call and those that a `functools.partial` has set."""
+    given = (*_CALL_ARGUMENTS, *getattr(function, "keywords", ()))
     return tuple(
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -171,6 +171,6 @@ def _option_names(function: Function) -> tuple[str, ...]:
 
 
 def _promoted(x: jax.Array, dtype: Any) -> jax.Array:
-    """`x` in a dtype that holds both it and the result, so that nothing is rounded before."""
+    """`x` in a dtype that holds both `x` and the result, so that only the result is rounded."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), dtype))

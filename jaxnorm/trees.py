@@ -1,4 +1,10 @@
-"""Whole trees of running statistics: freezing and recomputing them."""
+"""Functions of trees of running statistics: freezing and recomputing the statistics.
+
+Glossary:
+    mark: an entry in the dict of a normalization's statistics that changes how training uses them:
+        "frozen" (without a value) or "recomputed" (the new statistics).
+    recomputed: see `running.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +19,41 @@ from jax.typing import ArrayLike
 
 from jaxnorm import checks as _checks
 from jaxnorm import running as _running
-from jaxnorm.paths import changed, dicts, joined, matches
+from jaxnorm.paths import iter_dicts, joined, map_dicts, matches
 
 __all__ = ["finish_accumulating", "finish_recomputing", "freeze_stats", "start_recomputing"]
 
 STATS = {"mean", "var"}
-RECOMPUTED = "statistics that start_recomputing began"
+RECOMPUTED = "statistics that are being recomputed"
 _OF_BATCHES = {"mean", "var", "count", "steps", "frozen", "recomputed"}  # fits have more entries
 
 
 def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
-    """The running statistics, to be used and left as they are in training too, as in evaluation.
+    """Freeze running statistics: training uses them and does not update them, like evaluation.
 
-    Marks the statistics of each named normalization by an entry "frozen" without a value, so the
-    tree has the same leaves; `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen
-    modules then normalize with them whatever `train` or `use_running_average` is, and update
-    nothing; nor does `update_input_stats`. The parameters go on learning; stop those in the
-    optimizer. For NNX models there is `jaxnorm.nnx.freeze_stats`.
+    This function marks the statistics of each named normalization by an entry "frozen" without a
+    value, so the tree keeps its leaves. `batch_norm`, `ghost_batch_norm`, `batch_renorm`,
+    `online_norm` and the Linen modules then normalize with these statistics, whatever `train` or
+    `use_running_average` is, and do not update them; `update_input_stats` does not update a marked
+    fit either. The parameters are still trained; to freeze them, use the optimizer. For NNX models
+    use `jaxnorm.nnx.freeze_stats`.
 
-    A tree does not tell whose statistics it holds, and Flax's own `BatchNorm` takes the mark and
-    does not heed it: `jaxnorm.linen.check_marks` says so of a model, and `jaxnorm.linen.BatchNorm`
-    takes its place with the same arguments and variables.
+    A tree does not say which modules its statistics belong to, and Flax's own `BatchNorm` ignores
+    the mark. `jaxnorm.linen.check_marks` finds such modules in a model, and
+    `jaxnorm.linen.BatchNorm` replaces them, with the same arguments and variables.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]`.
-        parts: paths of normalizations, or of what holds them; all where none is given.
-        frozen: False takes the mark away. Do so before saving a checkpoint that is to restore into
-            what `init` makes; one saved with the mark restores into a target frozen alike.
+        parts: paths of normalizations, or of parts of the model that contain them; without any,
+            the whole tree.
+        frozen: False removes the mark. Remove it before saving a checkpoint that will be restored
+            into the variables that `init` makes; a checkpoint with the mark must be restored into
+            variables with the same mark.
 
     Raises:
-        TypeError: the state of an NNX model, which would take the mark and not heed it.
-        ValueError: a part with no statistics in it; the message lists those that there are.
+        TypeError: the state of an NNX model, which ignores the mark.
+        ValueError: a part without statistics; the message lists the paths of all statistics.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -61,40 +70,41 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
         rest = {key: value for key, value in stats.items() if key != "frozen"}
         return rest | ({"frozen": None} if frozen else {})
 
-    return changed(batch_stats, parts or ("*",), STATS, marked)
+    return map_dicts(batch_stats, parts or ("*",), STATS, marked)
 
 
 def start_recomputing(batch_stats: Any, *parts: str) -> Any:
-    """The running statistics, and beside them new ones that merge all that training sees.
+    """Start recomputing running statistics: new ones, beside the old ones, merge all batches.
 
     Until `finish_recomputing`, every training step merges the moments of its batch exactly, within
-    and between batches and by their counts, whatever the momentum is, and the old statistics stay
-    as they are: evaluation and the corrections of batch renormalization go on with them. One pass
-    over any batches gives every layer the moments of all that it saw, in each batch after earlier
-    layers that normalized by the batch ("precise" statistics). The parameters are the caller's to
-    leave as they are.
+    and between batches, weighted by their counts, whatever the momentum is. The old statistics do
+    not change; evaluation and the corrections of batch renormalization use them. After one pass
+    over the data, every layer has the moments of all its inputs, where earlier layers normalized
+    each batch by its own moments ("precise" statistics). During this pass, do not update the
+    parameters.
 
-    Adds to the statistics of each named normalization an entry "recomputed" with a count, a mean
-    and a variance for each channel, so a compiled step is compiled once more. Heeded by
-    `batch_norm`, `ghost_batch_norm`, `batch_renorm` and the Linen modules; for NNX models there is
-    `jaxnorm.nnx.start_recomputing`. Flax's own `BatchNorm` does not heed it
-    (`jaxnorm.linen.check_marks`). Frozen statistics do not move; what has other entries (fits of
-    inputs) is not marked.
+    This function adds to the statistics of each named normalization an entry "recomputed" with a
+    count, a mean and a variance for each channel, so a jitted step is compiled again. `batch_norm`,
+    `ghost_batch_norm`, `batch_renorm` and the Linen modules use the entry; for NNX models use
+    `jaxnorm.nnx.start_recomputing`. Flax's own `BatchNorm` ignores it
+    (`jaxnorm.linen.check_marks`). Frozen statistics do not change. Statistics with other entries
+    (fits to inputs) are not marked.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]`.
-        parts: paths of normalizations, or of what holds them; all where none is given.
+        parts: paths of normalizations, or of parts of the model that contain them; without any,
+            the whole tree.
 
     Raises:
         TypeError: the state of an NNX model.
         ValueError: statistics that are being recomputed already or are narrower than float32; a
-            part with no statistics in it.
+            part without statistics.
 
     Conventions:
-        The variance is that of one big batch: between the means of the batches too, and biased.
-        PyTorch's `swa_utils.update_bn` averages unbiased variances within batches, each batch
-        weighing the same.
+        The variance is that of one large batch: it is biased, and includes the variance between the
+        means of the batches. PyTorch's `swa_utils.update_bn` averages the unbiased variances within
+        batches, with equal weights.
 
     References:
         Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3.
@@ -109,19 +119,22 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
         [6.5] [7.]
     """
     _check_not_nnx("start_recomputing", batch_stats)
-    what = "mean and var of a batch normalization (fits and online statistics stay as they are)"
-    return changed(batch_stats, parts or ("*",), STATS, _running.started, _OF_BATCHES, what)
+    what = "mean and var of a batch normalization (fits and online statistics are not recomputed)"
+    return map_dicts(
+        batch_stats, parts or ("*",), STATS, _running.start_recomputing, _OF_BATCHES, what
+    )
 
 
 def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
-    """The recomputed statistics in the place of the old ones, as from before `start_recomputing`.
+    """Replace the running statistics by the recomputed ones, and remove the entry "recomputed".
 
-    Where nothing counted the old ones stay, and a warning names them, where the counts are known
-    (not under `jit`); the `steps` of batch renormalization are as they were.
+    Statistics with a count of 0 are not replaced, and a warning names them if the counts are known
+    (not under `jit`). The `steps` of batch renormalization do not change.
 
     Args:
-        batch_stats: what `start_recomputing` made, after any number of training steps.
-        parts: paths of what is being recomputed; all of it where none is given.
+        batch_stats: the result of `start_recomputing`, after any number of training steps.
+        parts: paths of normalizations that are being recomputed, or of parts of the model that
+            contain them; without any, the whole tree.
 
     Raises:
         TypeError: the state of an NNX model.
@@ -134,20 +147,22 @@ def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
         >>> jn.finish_recomputing(stats)
         {'norm': {'mean': Array([2.], dtype=float32), 'var': Array([1.], dtype=float32)}}
     """
-    return _finished("finish_recomputing", batch_stats, parts, _running.replaced)
+    return _finished("finish_recomputing", batch_stats, parts, _running.replace_by_recomputed)
 
 
 def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | None = 0.99) -> Any:
-    """The running statistics after one step that came in micro-batches, in one exact update.
+    """Update the running statistics once, exactly, after a step of several micro-batches.
 
-    new = momentum * old + (1 - momentum) * merged, with the moments of all that was seen since
-    `start_recomputing`: those of one big batch. Batch renormalization counts one step. Where
-    nothing counted the old ones stay, with a warning as of `finish_recomputing`.
+    new = momentum * old + (1 - momentum) * merged, where merged are the moments of all
+    micro-batches since `start_recomputing`, as of one large batch. The `steps` of batch
+    renormalization grow by one. Statistics with a count of 0 are not updated, with a warning as in
+    `finish_recomputing`.
 
     Args:
-        batch_stats: what `start_recomputing` made, after the micro-batches of a step.
-        parts: paths of what is being recomputed; all of it where none is given.
-        momentum: the weight of the old value, as that of the normalizations; None merges exactly.
+        batch_stats: the result of `start_recomputing`, after the micro-batches of a step.
+        parts: paths of normalizations that are being recomputed, or of parts of the model that
+            contain them; without any, the whole tree.
+        momentum: the weight of the old value, as for the normalizations; None merges exactly.
 
     Raises:
         TypeError: the state of an NNX model.
@@ -163,19 +178,20 @@ def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | Non
         [2.5]
     """
     _checks.check_momentum(momentum)
-    change = partial(_running.accumulated, momentum=momentum)
+    change = partial(_running.accumulate, momentum=momentum)
     return _finished("finish_accumulating", batch_stats, parts, change)
 
 
 def _finished(
     function: str, batch_stats: Any, parts: Sequence[str], change: Callable[[Any], dict[str, Any]]
 ) -> Any:
+    """Apply `change` to the statistics that are recomputed, and warn where the count is 0."""
     _check_not_nnx(function, batch_stats)
     keys, parts = {*STATS, "recomputed"}, parts or ("*",)
-    new = changed(batch_stats, parts, keys, change, what=RECOMPUTED)
+    new = map_dicts(batch_stats, parts, keys, change, what=RECOMPUTED)
     warn_of_nothing_seen(
         path
-        for path, stats in dicts(batch_stats)
+        for path, stats in iter_dicts(batch_stats)
         if keys <= stats.keys() and "frozen" not in stats and saw_nothing(stats)
         if any(matches(path, part) for part in parts)
     )
@@ -183,7 +199,7 @@ def _finished(
 
 
 def saw_nothing(stats: Mapping[str, Any]) -> bool:
-    """Whether it is known that nothing was counted in statistics that are recomputed."""
+    """Whether the count of recomputed statistics is known to be 0."""
     count = stats["recomputed"]["count"]
     if _checks.is_traced(count):
         return False
@@ -192,22 +208,22 @@ def saw_nothing(stats: Mapping[str, Any]) -> bool:
 
 
 def warn_of_nothing_seen(paths: Iterable[Sequence[Any]]) -> None:
-    """Statistics that stay because nothing was counted, though their recomputing began."""
+    """Warn of statistics that do not change because their recomputed count is 0."""
     if names := [joined(path) for path in paths]:
         where = f" at {names}" if any(names) else ""
         warnings.warn(
-            f"nothing was counted since start_recomputing{where}, so the statistics stay as "
-            "they were: the model ran in evaluation, or not at all, or a normalization does not "
-            "heed the mark, as Flax's own BatchNorm does not (jaxnorm's takes its place with the "
-            "same arguments and variables)",
+            f"nothing was counted since start_recomputing{where}, so the statistics do not "
+            "change: the model ran in evaluation, or did not run, or a normalization ignores the "
+            "mark, such as Flax's own BatchNorm (jaxnorm's BatchNorm replaces it, with the same "
+            "arguments and variables)",
             stacklevel=4,
         )
 
 
 def _check_not_nnx(function: str, tree: Any) -> None:
-    """A state of NNX would take a mark that its model does not heed."""
+    """Check that a tree is not a state of NNX, whose model would ignore the mark."""
     if type(tree).__module__.startswith("flax.nnx"):
         raise TypeError(
-            f"{function} marks nested dicts, got a {type(tree).__name__} of NNX; give the model "
+            f"{function} takes nested dicts, got a {type(tree).__name__} of NNX; give the model "
             f"itself to jaxnorm.nnx.{function}"
         )

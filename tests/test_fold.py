@@ -799,12 +799,12 @@ NOT_INTO_NEXT = {
         jnn.BatchNorm(**NORM),
         ["input_dilation=2", "zeros"],
     ),
-    "transposed": (nn.ConvTranspose(3, (2, 2)), jnn.BatchNorm(**NORM), ["other positions"]),
+    "transposed": (nn.ConvTranspose(3, (2, 2)), jnn.BatchNorm(**NORM), ["different positions"]),
     "clipped": (nn.Dense(3), jnn.StandardizeInputs(clip=5.0, **NORM), ["clip=5.0", "clip=None"]),
     "not contracted": (
         nn.DenseGeneral(3, axis=1),
         jnn.BatchNorm(**NORM),
-        ["last axis of the input", "no axis of the kernel"],
+        ["last axis of the input", "not an axis of the kernel"],
     ),
     "scaled to a range": (nn.Dense(3), jnn.MinMaxInputs(**NORM), ["MinMaxInputs", "StandardizeI"]),
 }

@@ -429,7 +429,7 @@ TEMPLATES = {"a.bn": "norm"}
             r"'bn1'.* holds nothing.* \['a.bn'\]",
         ),
         (lambda: interop.from_pytorch(MODEL, "a"), ValueError, r"'bn.weight'.* \['a.bn'\]"),
-        (lambda: interop.from_pytorch(MODEL), ValueError, r"is not a normalization's"),
+        (lambda: interop.from_pytorch(MODEL), ValueError, "is not that of a normalization"),
         (lambda: interop.from_pytorch(MODEL, 1), TypeError, "prefix must be a string, got 1"),
         (lambda: interop.from_pytorch([ONES], "a"), TypeError, "dict of named arrays, got list"),
         (
@@ -445,7 +445,7 @@ TEMPLATES = {"a.bn": "norm"}
         (
             lambda: interop.from_pytorch({"weight": ONES, "bias": np.ones(2)}),
             ValueError,
-            r"one shape, got {'weight': \(3,\), 'bias': \(2,\)}",
+            r"same shape, got {'weight': \(3,\), 'bias': \(2,\)}",
         ),
         (lambda: interop.from_pytorch({"weight": Tensor()}), TypeError, r"\.float\(\)\.numpy"),
         (lambda: interop.from_pytorch({"weight": [1, 2]}), TypeError, "floating-point .* int64"),
@@ -459,7 +459,7 @@ TEMPLATES = {"a.bn": "norm"}
         (
             lambda: interop.from_pytorch({**STATS, "num_batches_tracked": 1.5}),
             ValueError,
-            "not a normalization's",
+            "not that of a normalization",
         ),
         (
             lambda: interop.from_pytorch(NORM | {"a.bn.num_batches_tracked": 1.5}, "a.bn"),
@@ -469,11 +469,11 @@ TEMPLATES = {"a.bn": "norm"}
         (
             lambda: interop.from_pytorch(NORM | {"a.bn.num_batches_tracked": 2**31}, "a.bn"),
             ValueError,
-            "int32 holds, got 2147483648",
+            "int32 can hold, got 2147483648",
         ),
         (lambda: interop.to_pytorch({"kernel": ONES}), ValueError, r"'bias'\], got \['kernel'\]"),
         (lambda: interop.to_pytorch({}, {"mean": ONES}), ValueError, r"lack \['var'\]"),
-        (lambda: interop.to_pytorch({}), ValueError, "nothing to convert"),
+        (lambda: interop.to_pytorch({}), ValueError, "both empty"),
         (
             lambda: interop.to_pytorch({"scale": np.ones(2)}, STATS),
             ValueError,
@@ -488,7 +488,7 @@ TEMPLATES = {"a.bn": "norm"}
         (
             lambda: interop.from_pytorch_all({"a.bc.weight": ONES}, {"*.*": "{}{}"}),
             ValueError,
-            "way back",
+            "maps back to",
         ),
         (
             lambda: interop.from_pytorch_all(
@@ -524,7 +524,7 @@ TEMPLATES = {"a.bn": "norm"}
             "got -1",
         ),
         (lambda: interop.to_tensorflow_renorm({"scale": ONES}, {}), ValueError, "got none"),
-        (lambda: interop.to_keras({"scale": ONES}, STATS, rms=True), ValueError, "scale alone"),
+        (lambda: interop.to_keras({"scale": ONES}, STATS, rms=True), ValueError, "scale only"),
         (lambda: interop.from_haiku({}, HAIKU, "nb"), ValueError, r"'nb'.* \['bn'\]"),
         (
             lambda: interop.from_haiku({"l": {"w": ONES}, "n": {"scale": ONES}}, {}, "l"),
@@ -558,14 +558,14 @@ TEMPLATES = {"a.bn": "norm"}
                 {"hidden_mean": ONES, "hidden_var": ONES, "counter": 1, "first_time": False}
             ),
             ValueError,
-            "give one of them",
+            "give the arrays of one mode",
         ),
         (
             lambda: interop.from_equinox(
                 {"running_mean": ONES, "running_var": ONES, "first_time": True}
             ),
             ValueError,
-            "no step has filled",
+            "no step has updated",
         ),
         (lambda: interop.to_equinox({}, STATS, mode="legacy"), ValueError, "got 'legacy'"),
     ],
@@ -627,7 +627,7 @@ DENSE = {"fc.weight": np.ones((3, 2)), "fc.bias": ONES}
     ],
 )
 def test_where_there_is_no_normalization_what_there_is_is_said(call, message):
-    with pytest.raises(ValueError, match=rf" \[\]; of another kind there are {message}$"):
+    with pytest.raises(ValueError, match=rf" \[\]; others are {message}$"):
         call()
 
 

@@ -174,7 +174,9 @@ def test_a_layer_that_takes_no_normalization_before_it_says_why(name):
     kernel, options, _, _ = case_of(name)
     stats = seen("batch", IN)
     options["padding"] = "VALID"
-    with pytest.raises(ValueError, match=r"other positions of its kernel|meets its depthwise"):
+    with pytest.raises(
+        ValueError, match=r"different positions of its kernel|applies its depthwise"
+    ):
         jn.fold_batch_norm_into_next(kernel, None, stats, None, None, **options)
 
 
@@ -314,10 +316,10 @@ def fold(kernel, width, into_next=False, **options):
         (fold((2, 3), 3, layer="flax.Einsum"), ["equation='abc,cd->abd'"]),
         (fold((2, 3), 3, layer="flax.Einsum", equation="ab,bc"), ["'ab,bc'", "an output"]),
         (fold((2, 3), 3, layer="flax.Einsum", equation="a,...b->b"), ["no '...' in the kernel"]),
-        (fold((2, 3), 3, layer="flax.Einsum", equation="ab,b->a"), ["as many axes as letters"]),
+        (fold((2, 3), 3, layer="flax.Einsum", equation="ab,b->a"), ["one axis for each letter"]),
         (
             fold((2, 3), 3, layer="keras.EinsumDense", equation="ab,ac->cb"),
-            ["last axis of the output 'cb'", "no axis of the kernel 'ac'"],
+            ["last axis of the output 'cb'", "not an axis of the kernel 'ac'"],
         ),
         (
             fold((2, 3), 3, True, layer="flax.Einsum", equation="cab,bd->ad"),

@@ -225,7 +225,7 @@ class Mixed(nnx.Module):
 
 @pytest.mark.parametrize("function", [jnnx.freeze_stats, jnnx.start_recomputing])
 def test_statistics_of_flaxs_own_that_do_not_heed_are_named(function):
-    name, exchange = function.__name__, "jaxnorm.nnx.BatchNorm takes with the same arguments"
+    name, exchange = function.__name__, "jaxnorm.nnx.BatchNorm replaces with the same arguments"
     model = Mixed(nnx.Rngs(KEY))
     with pytest.raises(
         ValueError, match=r"there are \['ours'.*'head/norm' \(BatchNorm of flax"
@@ -235,7 +235,7 @@ def test_statistics_of_flaxs_own_that_do_not_heed_are_named(function):
     assert "theirs" not in str(e.value)
     function(model, "ours")  # no warning
     model = Mixed(nnx.Rngs(KEY))
-    with pytest.warns(UserWarning, match=rf"{name} does not reach") as caught:
+    with pytest.warns(UserWarning, match=rf"{name} does not affect") as caught:
         function(model)
     assert "['head/norm', 'theirs']" in str(caught[0].message)
     assert exchange in str(caught[0].message)
@@ -251,14 +251,14 @@ def test_what_an_nnx_model_has_of_another_kind_is_said():
     streams = nnx.Dict(norm=jnnx.OnlineNorm(8, rngs=nnx.Rngs(KEY)), fit=jnnx.StandardizeInputs(8))
     ours = nnx.Dict(norm=jnnx.BatchNorm(8, rngs=nnx.Rngs(KEY)))
     for call, words in (
-        (lambda: jnnx.freeze_stats(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
-        (lambda: jnnx.start_recomputing(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
-        (lambda: jnnx.finish_recomputing(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
-        (lambda: jnnx.finish_accumulating(alone), "'norm' .BatchNorm of flax.nnx, whose place"),
+        (lambda: jnnx.freeze_stats(alone), "'norm' .BatchNorm of flax.nnx, which jaxnorm"),
+        (lambda: jnnx.start_recomputing(alone), "'norm' .BatchNorm of flax.nnx, which jaxnorm"),
+        (lambda: jnnx.finish_recomputing(alone), "'norm' .BatchNorm of flax.nnx, which jaxnorm"),
+        (lambda: jnnx.finish_accumulating(alone), "'norm' .BatchNorm of flax.nnx, which jaxnorm"),
         (lambda: jnnx.start_recomputing(streams), "StandardizeInputs of jaxnorm.*OnlineNorm of"),
         (lambda: jnnx.finish_recomputing(ours), "'norm' .BatchNorm of jaxnorm.nnx"),
     ):
-        with pytest.raises(ValueError, match=rf"in the part '\*'; there are \[\]; of.*{words}"):
+        with pytest.raises(ValueError, match=rf"in the part '\*'; there are \[\]; others.*{words}"):
             call()
 
 
@@ -268,7 +268,7 @@ def test_what_a_tree_has_of_another_kind_is_said():
         lambda: jn.zero_scales(params, "norm"),
         lambda: jn.freeze_stats(params, "norm"),
     ):
-        with pytest.raises(ValueError, match=r"there are \[\]; of.* are 'norm' \(with bias\)$"):
+        with pytest.raises(ValueError, match=r"there are \[\]; others are 'norm' \(with bias\)$"):
             call()
     with pytest.raises(ValueError, match=r"'Dense_0' \(with bias, kernel\), 'norm' \(with bias\)"):
         jn.freeze_stats(params)

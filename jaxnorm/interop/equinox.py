@@ -1,4 +1,4 @@
-"""Equinox: the arrays of a module and of its State, by name."""
+"""Conversion of the arrays of an Equinox module and of its State, by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxnorm.interop import entries as _entries
 from jaxnorm.interop.entries import Arrays, Converted
+
+__all__ = ["from_equinox", "to_equinox"]
 
 _BATCH = {"hidden_mean": "mean", "hidden_var": "var"}
 _EMA = {"running_mean": "mean", "running_var": "var"}
@@ -25,30 +27,31 @@ def from_equinox(
 ) -> Converted:
     """The parameters, statistics and options of one normalization of Equinox.
 
-    The state of mode "batch" starts at 0 and is divided by what it has reached: mean = hidden_mean
-    / (1 - momentum^counter), var alike; that of mode "ema" is the running mean and var as they
-    stand. Variances are biased, and momentum is the weight of the old value, as ours.
+    The state of mode "batch" starts at 0 and is divided by its total weight: mean = hidden_mean /
+    (1 - momentum^counter), and var in the same way. The state of mode "ema" holds the running mean
+    and var directly. Variances are biased, and momentum is the weight of the old value, as in
+    jaxnorm.
 
     Args:
-        arrays: by name, those that there are: "weight" and "bias" of the module; of a BatchNorm of
+        arrays: the arrays that the module has, by name: "weight" and "bias"; for a BatchNorm of
             mode "batch" "hidden_mean" and "hidden_var" (`state.get(norm.batch_state_index)`) and
-            "counter" (`state.get(norm.batch_counter)`); of mode "ema" "running_mean" and
+            "counter" (`state.get(norm.batch_counter)`); for mode "ema" "running_mean" and
             "running_var" (`state.get(norm.ema_state_index)`) and "first_time"
-            (`state.get(norm.ema_first_time_index)`). None is an array that is not there.
-        prefix: before the names, as in "bn1.weight", where a dict holds several modules.
-        momentum, epsilon: `norm.momentum` and `norm.eps`, where they are not Equinox's defaults.
+            (`state.get(norm.ema_first_time_index)`). None stands for a missing array.
+        prefix: of the names, for example "bn1" of "bn1.weight", if a dict holds several modules.
+        momentum, epsilon: `norm.momentum` and `norm.eps`, if they are not Equinox's defaults.
 
     Returns:
-        params {"scale", "bias"}, those that there are (an RMSNorm of Equinox has a bias, which is
-        added after ours); stats {"mean", "var"}, with the counter of mode "batch" as "steps", or {}
-        for layer, group and RMS normalization; options {"momentum", "epsilon"}. Statistics are in
-        float32 at least.
+        params {"scale", "bias"}, without those that the module does not have (an RMSNorm of Equinox
+        has a bias, which you add to the result of ours); stats {"mean", "var"}, with the counter of
+        mode "batch" as "steps", or {} for layer, group and RMS normalization; options {"momentum",
+        "epsilon"}. Statistics are in float32 at least.
 
     Raises:
-        TypeError: what does not become a NumPy array of floating-point numbers.
-        ValueError: a prefix that is not a normalization's (the message lists those that are), a
+        TypeError: a value that does not convert to a NumPy array of floating-point numbers.
+        ValueError: a prefix that is not that of a normalization (the message lists these), a
             missing entry, both modes at once, shapes that differ, a state of mode "ema" that no
-            step has filled.
+            step has updated.
 
     References:
         equinox.nn.BatchNorm, Equinox 0.13.8.
@@ -63,14 +66,14 @@ def from_equinox(
     _entries.check_weight("momentum", momentum)
     _entries.check_epsilon(epsilon)
     _entries.check_mapping("the arrays", arrays)
-    there = {name: array for name, array in arrays.items() if array is not None}
-    own = _entries.layer(there, prefix, _ENTRIES, ".")
+    given = {name: array for name, array in arrays.items() if array is not None}
+    own = _entries.layer(given, prefix, _ENTRIES, ".")
     batch = {*_BATCH, "counter"} & own.keys()
     ema = {*_EMA, "first_time"} & own.keys()
     if batch and ema:
         raise ValueError(
             f"the layer at {prefix!r} has {sorted(batch)} of mode 'batch' and {sorted(ema)} of "
-            "mode 'ema'; give one of them"
+            "mode 'ema'; give the arrays of one mode"
         )
     if batch:
         _entries.check_all_there(prefix, own, (*_BATCH, "counter"))
@@ -80,8 +83,8 @@ def from_equinox(
     params, stats = _entries.ours(own, _NAMES | (_BATCH if batch else _EMA))
     if batch:
         steps = _entries.as_counter("counter", own["counter"], np.int32)
-        reached = 1 - momentum ** int(steps) if int(steps) else 1.0
-        stats = {key: _entries.scaled(value, 1 / reached) for key, value in stats.items()}
+        weight = 1 - momentum ** int(steps) if int(steps) else 1.0
+        stats = {key: _entries.scaled(value, 1 / weight) for key, value in stats.items()}
         stats["steps"] = steps
     return params, stats, _entries.options_of(stats, momentum, epsilon)
 
@@ -96,23 +99,23 @@ def to_equinox(
 ) -> Arrays:
     """The arrays of one normalization of Equinox, by the names that `from_equinox` reads.
 
-    Those of mode "ema" and the parameters are what it read, bit for bit; those of mode "batch" are
-    so within their rounding. Without steps, a state of mode "batch" has nothing left to debias
-    (counter 2^30).
+    This function inverts `from_equinox`: for the parameters and mode "ema" bit for bit, for mode
+    "batch" up to rounding. Without steps, a state of mode "batch" needs no debiasing (counter
+    2^30).
 
     Args:
-        params: {"scale", "bias"}, those that there are; NumPy or jax arrays.
-        stats: {"mean", "var"}, with steps or without, {} or None. Mode "ema" has no place for
-            steps, nor either for a count; they are left out.
-        prefix: before the names.
+        params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
+        stats: {"mean", "var"}, with or without steps, {} or None. Mode "ema" cannot hold steps, and
+            neither mode a count; they are left out.
+        prefix: of the names.
         mode, momentum: of the BatchNorm.
 
     Returns:
-        {"weight": array, ...}; parameters go into the module by `equinox.tree_at`, the others into
+        {"weight": array, ...}; put parameters into the module by `equinox.tree_at`, the others into
         the State by `state.set`.
 
     Raises:
-        TypeError: what does not become a NumPy array of floating-point numbers.
+        TypeError: a value that does not convert to a NumPy array of floating-point numbers.
         ValueError: unknown or missing entries, shapes that differ, another mode.
 
     Example:
@@ -129,18 +132,19 @@ def to_equinox(
         own |= {theirs: stats[ours] for theirs, ours in _EMA.items()}
         own["first_time"] = np.asarray(False)
     elif stats:
-        counter, reached = _entries.counted(counts, "momentum", momentum)
-        share = reached if int(counter) else 1.0
-        own |= {theirs: _entries.scaled(stats[ours], share) for theirs, ours in _BATCH.items()}
+        counter, weight = _entries.debias_counter(counts, "momentum", momentum)
+        weight = weight if int(counter) else 1.0
+        own |= {theirs: _entries.scaled(stats[ours], weight) for theirs, ours in _BATCH.items()}
         own["counter"] = counter
     return _entries.joined(prefix, ".", own)
 
 
 def _check_filled(prefix: str, first_time: Any) -> None:
+    """Check that a step has updated the state of mode "ema"."""
     if np.asarray(first_time).dtype != bool or np.size(first_time) != 1:
         raise TypeError(f"first_time must be one bool, got {first_time!r}")
     if bool(np.asarray(first_time).item()):
         raise ValueError(
-            f"no step has filled the state of mode 'ema' at {prefix!r} (first_time is True); start "
-            "with jaxnorm.init_batch_stats"
+            f"no step has updated the state of mode 'ema' at {prefix!r} (first_time is True); use "
+            "jaxnorm.init_batch_stats instead"
         )

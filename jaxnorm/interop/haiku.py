@@ -1,4 +1,4 @@
-"""Haiku: parameters and states by the name of the module."""
+"""Conversion of Haiku's parameters and states, by the name of the module."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxnorm.interop import entries as _entries
 from jaxnorm.interop.entries import Array, Arrays, Converted
+
+__all__ = ["from_haiku", "to_haiku"]
 
 _NAMES = {"scale": "scale", "offset": "bias"}
 _AVERAGES = {"mean": "mean_ema", "var": "var_ema"}
@@ -26,24 +28,25 @@ def from_haiku(
     """The parameters, statistics and options of one normalization of Haiku.
 
     offset is our bias; mean and var are the averages that evaluation uses, average = hidden /
-    (1 - decay_rate^counter): Haiku's averages start at 0 and are debiased. counter is our steps.
+    (1 - decay_rate^counter), because Haiku's averages start at 0 and are debiased; counter is our
+    steps.
 
     Args:
-        params, state: of the whole model, as `transform_with_state` gives them.
-        prefix: the name of the module, as in "res_net/~/initial_batchnorm".
-        decay_rate: of the module, our momentum; Haiku has no default of it.
+        params, state: of the whole model, as `transform_with_state` returns them.
+        prefix: the name of the module, for example "res_net/~/initial_batchnorm".
+        decay_rate: of the module, which is our momentum; Haiku has no default for it.
         epsilon: of the module; 1e-5 is the default of all of Haiku's normalizations.
 
     Returns:
-        params {"scale", "bias"}, those that there are; stats {"mean", "var", "steps"}, or {} for
-        layer, group, instance and RMS normalization; options {"momentum", "epsilon"}, without
-        momentum where `decay_rate` is not given. BatchNorm's [1, ..., 1, C] become [C].
-        Statistics are in float32 at least.
+        params {"scale", "bias"}, without those that the module does not have; stats {"mean", "var",
+        "steps"}, or {} for layer, group, instance and RMS normalization; options {"momentum",
+        "epsilon"}, without momentum if `decay_rate` is not given. BatchNorm's shape [1, ..., 1, C]
+        becomes [C]. Statistics are in float32 at least.
 
     Raises:
-        TypeError: what does not become a NumPy array of floating-point numbers.
-        ValueError: a module that is not there or no normalization (the message lists those that
-            are), a missing entry, shapes that differ, two counters that differ.
+        TypeError: a value that does not convert to a NumPy array of floating-point numbers.
+        ValueError: a module that is missing or is not a normalization (the message lists the
+            normalizations), a missing entry, shapes that differ, two counters that differ.
 
     References:
         haiku.BatchNorm and haiku.ExponentialMovingAverage, dm-haiku 0.0.17.
@@ -76,7 +79,7 @@ def from_haiku(
     counters = {ours: int(counter) for ours, (_, counter) in moments.items()}
     if len(set(counters.values())) > 1:
         raise ValueError(f"the averages at {prefix!r} have counters that differ: {counters}")
-    arrays, stats = ({k: _squeezed(v) for k, v in part.items()} for part in (arrays, stats))
+    arrays, stats = ({k: _squeezed(v) for k, v in named.items()} for named in (arrays, stats))
     stats["steps"] = moments["mean"][1]
     return arrays, stats, _entries.options_of(stats, decay_rate, epsilon)
 
@@ -92,25 +95,25 @@ def to_haiku(
 ) -> tuple[dict[str, Arrays], dict[str, Arrays]]:
     """The parameters and the state of one normalization of Haiku.
 
-    scale, offset, average and counter are those that `from_haiku` read, bit for bit; hidden =
-    average * (1 - decay_rate^counter), within its rounding. Without steps, the averages go on as
-    ours do: nothing is left to debias (counter 2^30, hidden = average).
+    This function inverts `from_haiku`: for scale, offset, average and counter bit for bit, for
+    hidden = average * (1 - decay_rate^counter) up to rounding. Without steps, the averages continue
+    like ours: they need no debiasing (counter 2^30, hidden = average).
 
     Args:
-        params: {"scale", "bias"}, those that there are; NumPy or jax arrays.
-        stats: {"mean", "var"}, {} or None; with steps, `decay_rate` is needed. Haiku has no place
-            for a count, which is left out.
+        params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
+        stats: {"mean", "var"}, {} or None; with steps, `decay_rate` is needed. Haiku cannot hold a
+            count, which is left out.
         prefix: the name of the module.
         decay_rate: of the module.
-        ndim, channel_axis: of the input of a BatchNorm, whose arrays have as many axes: 4 and -1
-            for images [N, H, W, C].
+        ndim, channel_axis: the number of axes and the channel axis of the input of a BatchNorm,
+            whose arrays have as many axes: 4 and -1 for images [N, H, W, C].
 
     Returns:
         {prefix: {"scale", "offset"}} and {prefix/~/mean_ema: {"average", "counter", "hidden"},
         prefix/~/var_ema: ...}, to be merged into the model's.
 
     Raises:
-        TypeError: what does not become a NumPy array of floating-point numbers.
+        TypeError: a value that does not convert to a NumPy array of floating-point numbers.
         ValueError: unknown or missing entries, shapes that differ, statistics of several axes,
             an axis out of range, steps without `decay_rate`.
 
@@ -126,12 +129,12 @@ def to_haiku(
     if not stats:
         return {prefix: own}, {}
     shape = _shape(stats["mean"], ndim, channel_axis)
-    counter, share = _entries.counted(counts, "decay_rate", decay_rate)
+    counter, weight = _entries.debias_counter(counts, "decay_rate", decay_rate)
     state = {
         f"{prefix}/~/{name}": {
             "average": stats[ours].reshape(shape),
             "counter": counter.copy(),
-            "hidden": _entries.scaled(stats[ours], share).reshape(shape),
+            "hidden": _entries.scaled(stats[ours], weight).reshape(shape),
         }
         for ours, name in _AVERAGES.items()
     }
@@ -139,37 +142,37 @@ def to_haiku(
 
 
 def _parameters(params: Mapping[str, Any], state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The parameters of the module, which may have none where it has a state."""
+    """The parameters of the module; a module with a state may have none."""
     own = dict(params.get(prefix, {}))
     others = [name for name in own if name not in _NAMES]
     has_state = any(f"{prefix}/~/{name}" in state for name in _AVERAGES.values())
     if others or not (own or has_state):
-        there = [name for name, group in params.items() if group and set(group) <= set(_NAMES)]
-        there += [name.removesuffix("/~/mean_ema") for name in state if "/~/mean_ema" in name]
+        found = [name for name, group in params.items() if group and set(group) <= set(_NAMES)]
+        found += [name.removesuffix("/~/mean_ema") for name in state if "/~/mean_ema" in name]
         raise ValueError(
             f"no normalization is at {prefix!r}, which holds {sorted(own)}; normalizations are at "
-            + _entries.there(list(dict.fromkeys(there)), params)
+            + _entries.listed(list(dict.fromkeys(found)), params)
         )
     return own
 
 
 def _average(ema: Mapping[str, Any], module: str) -> tuple[Array, Array]:
-    """What an average has reached, and its counter."""
+    """The debiased value of an average, and its counter."""
     _entries.check_all_there(module, ema, _AVERAGE)
     average = _entries.as_array(f"{module} average", ema["average"])
     return average, _entries.as_counter(f"{module} counter", ema["counter"], np.int32)
 
 
 def _squeezed(array: Array) -> Array:
-    """Without the axes that are measured over; one channel stays an axis."""
+    """The array without axes of size 1; for one channel it keeps one axis."""
     return array.reshape([width for width in array.shape if width != 1] or [1])
 
 
 def _shape(mean: Array, ndim: int, channel_axis: int) -> list[int]:
-    """The shape of Haiku's arrays: 1 but for the channels."""
+    """The shape of Haiku's arrays: 1 for every axis except that of the channels."""
     if mean.ndim != 1:
         raise ValueError(
-            f"the statistics have shape {mean.shape}; Haiku's BatchNorm has one channel axis"
+            f"the statistics have shape {mean.shape}, but Haiku's BatchNorm has one channel axis"
         )
     if not -ndim <= channel_axis < ndim:
         raise ValueError(f"channel_axis={channel_axis} is out of range for ndim={ndim}")

@@ -1,4 +1,4 @@
-"""Keras, and TensorFlow's batch renormalization: weights by their paths or in a layer's order."""
+"""Conversion of the weights of Keras and of TensorFlow's batch renormalization."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxnorm.interop import entries as _entries
 from jaxnorm.interop.entries import Arrays, Converted
+
+__all__ = ["from_keras", "from_tensorflow_renorm", "to_keras", "to_tensorflow_renorm"]
 
 _NAMES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 _MOVING = ("moving_mean", "moving_variance")
@@ -27,29 +29,30 @@ def from_keras(
 ) -> Converted:
     """The parameters, statistics and options of one normalization of Keras.
 
-    gamma is our scale, beta our bias, moving_mean and moving_variance our mean and var; the
-    conventions are ours (momentum the weight of the old value, the variance biased).
+    gamma is our scale, beta our bias, moving_mean and moving_variance our mean and var. The
+    conventions are ours: momentum is the weight of the old value, and the variance is biased.
 
     Args:
-        weights: by path, as {weight.path: weight.numpy() for weight in model.weights}; or the list
-            of `layer.get_weights()`: gamma, beta, moving mean, moving variance, those that there
-            are.
-        prefix: of the layer, as in "model/batch_normalization"; "" for its names alone.
-        momentum, epsilon: of the layer, where they are not Keras's defaults: 0.99, and 1e-3 (1e-6
-            of an RMSNormalization, known by its weight "scale").
-        scale, center: of the layer, whether a list has gamma and beta (an RMSNormalization's has no
-            beta, and its epsilon is to be given); paths say it by themselves.
+        weights: a dict by path, {weight.path: weight.numpy() for weight in model.weights}; or the
+            list of `layer.get_weights()`: gamma, beta, moving mean, moving variance, without those
+            that the layer does not have.
+        prefix: of the layer, for example "model/batch_normalization"; "" if the paths are only the
+            layer's own names.
+        momentum, epsilon: of the layer, if they are not Keras's defaults: 0.99, and 1e-3 (1e-6 for
+            an RMSNormalization, which is recognized by its weight "scale").
+        scale, center: of the layer: whether a list has gamma and beta. (The list of an
+            RMSNormalization has no beta; give its epsilon.) A dict by path does not need them.
 
     Returns:
-        params {"scale", "bias"}, those that there are, of the shape [C] (LayerNormalization: of
-        its axes); stats {"mean", "var"}, {} for layer, group and RMS normalization; options
-        {"momentum", "epsilon"}. Arrays are copies in the dtype that they had,
-        statistics in float32 at least.
+        params {"scale", "bias"}, without those that the layer does not have, of the shape [C]
+        (LayerNormalization: of its axes); stats {"mean", "var"}, or {} for layer, group and RMS
+        normalization; options {"momentum", "epsilon"}. Arrays are copies in the dtype that was
+        given, statistics in float32 at least.
 
     Raises:
-        TypeError: what does not become a NumPy array of floating-point numbers; `scale` or `center`
-            beside paths.
-        ValueError: a prefix that is not a normalization's (the message lists those that are), a
+        TypeError: a value that does not convert to a NumPy array of floating-point numbers; `scale`
+            or `center` with a dict by path.
+        ValueError: a prefix that is not that of a normalization (the message lists these), a
             missing entry, a list of another length, shapes that differ, a layer with renorm.
 
     References:
@@ -64,7 +67,7 @@ def from_keras(
     """
     own = _layer(weights, prefix, scale, center, ())
     if not own.keys().isdisjoint(_RENORM):
-        raise ValueError(f"the layer at {prefix!r} has renorm: read it by from_tensorflow_renorm")
+        raise ValueError(f"the layer at {prefix!r} has renorm=True; use from_tensorflow_renorm")
     if epsilon is None:
         epsilon = 1e-6 if "scale" in own else 1e-3
     return _converted(own, prefix, momentum, epsilon)
@@ -77,21 +80,20 @@ def to_keras(
     *,
     rms: bool = False,
 ) -> Arrays:
-    """The weights of one normalization of Keras: what `from_keras` reads, bit for bit.
+    """The weights of one normalization of Keras: the inverse of `from_keras`, bit for bit.
 
     Args:
-        params: {"scale", "bias"}, those that there are; NumPy or jax arrays.
-        stats: {"mean", "var"}, {} or None. Keras has no place for count and steps, which are left
-            out.
+        params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
+        stats: {"mean", "var"}, {} or None. Keras cannot hold count and steps, which are left out.
         prefix: of the layer.
-        rms: the layer is an RMSNormalization, whose weight is called "scale".
+        rms: whether the layer is an RMSNormalization, whose weight is called "scale".
 
     Returns:
         {"prefix/gamma": array, ...} in the order of `layer.get_weights()`, so that
-        `layer.set_weights(list(to_keras(...).values()))` loads it.
+        `layer.set_weights(list(to_keras(...).values()))` loads them.
 
     Raises:
-        TypeError: what does not become a NumPy array of floating-point numbers.
+        TypeError: a value that does not convert to a NumPy array of floating-point numbers.
         ValueError: unknown or missing entries, shapes that differ, `rms` with more than a scale.
 
     Example:
@@ -102,7 +104,7 @@ def to_keras(
     params, stats, _ = _entries.read(params, stats)
     if rms and (stats or "bias" in params):
         raise ValueError(
-            f"rms=True is for a scale alone, got params {sorted(params)} and stats {sorted(stats)}"
+            f"rms=True is for a scale only, got params {sorted(params)} and stats {sorted(stats)}"
         )
     names = {"scale": "scale"} if rms else _NAMES
     return _entries.joined(prefix, "/", _theirs(params | stats, names))
@@ -121,24 +123,25 @@ def from_tensorflow_renorm(
     """The parameters, statistics and options of a BatchNormalization with renorm=True.
 
     mean = moving_mean and var = moving_variance, which evaluation uses. TensorFlow averages the
-    deviation: moving_variance is moving_stddev^2 - epsilon there, where ours averages the variance.
-    It keeps a second pair of averages, renorm_mean and renorm_stddev, of its `renorm_momentum`, for
-    the corrections of training; ours corrects by the same mean and var, so that pair is not taken:
-    with the default momentums, 0.99 both, it holds the same values.
+    standard deviation, so its moving_variance is moving_stddev^2 - epsilon; jaxnorm averages the
+    variance. TensorFlow keeps a second pair of averages, renorm_mean and renorm_stddev, with its
+    `renorm_momentum`, for the corrections in training. jaxnorm corrects by the same mean and var as
+    in evaluation, so the second pair is not used; with the default momentums, both 0.99, it holds
+    the same values.
 
     Args:
-        weights, prefix, scale, center: as for `from_keras`; a list goes on with moving_stddev,
-            renorm_mean and renorm_stddev.
+        weights, prefix, scale, center: as for `from_keras`; a list has moving_stddev, renorm_mean
+            and renorm_stddev at its end.
         momentum, epsilon: of the layer.
-        steps: training steps taken, for the schedules of our `r_max` and `d_max`; TensorFlow does
-            not count them.
+        steps: the number of training steps so far, for the schedules of our `r_max` and `d_max`;
+            TensorFlow does not count them.
 
     Returns:
         As `from_keras`, with stats {"mean", "var", "steps"} for `jaxnorm.batch_renorm`. Of
-        `renorm_clipping`, rmax and dmax are our `r_max` and `d_max`, rmin our 1 / `r_max`.
+        `renorm_clipping`, rmax and dmax are our `r_max` and `d_max`, and rmin is 1 / `r_max`.
 
     Raises:
-        As `from_keras`; also ValueError for a layer without renorm.
+        As `from_keras`; ValueError for a layer without renorm too.
 
     References:
         BatchNormalization of tf_keras 2.21 and Keras 3.15; Ioffe, "Batch renormalization", 2017.
@@ -169,12 +172,13 @@ def to_tensorflow_renorm(
 ) -> Arrays:
     """The weights of a BatchNormalization with renorm=True.
 
-    moving_stddev = renorm_stddev = sqrt(var + epsilon) and renorm_mean = moving_mean = mean; gamma,
-    beta, moving_mean and moving_variance are those that `from_tensorflow_renorm` read, bit for bit.
+    moving_stddev = renorm_stddev = sqrt(var + epsilon) and renorm_mean = moving_mean = mean. For
+    gamma, beta, moving_mean and moving_variance, this function inverts `from_tensorflow_renorm` bit
+    for bit.
 
     Args:
-        params: {"scale", "bias"}, those that there are.
-        stats: {"mean", "var"}; TensorFlow has no place for count and steps, which are left out.
+        params: {"scale", "bias"}, one of them or none.
+        stats: {"mean", "var"}; TensorFlow cannot hold count and steps, which are left out.
         prefix: of the layer.
         epsilon: of the layer.
 
@@ -182,7 +186,7 @@ def to_tensorflow_renorm(
         As `to_keras`, in the order of `layer.get_weights()`.
 
     Raises:
-        As `to_keras`; also ValueError without statistics.
+        As `to_keras`; ValueError without statistics too.
 
     Example:
         >>> import jaxnorm as jn
@@ -206,12 +210,12 @@ def to_tensorflow_renorm(
 def _layer(
     weights: _Weights, prefix: str, scale: bool, center: bool, extra: Sequence[str]
 ) -> dict[str, Any]:
-    """The weights by name, those of a list by its order."""
+    """The weights of a layer by name; the order of a list determines the names."""
     if isinstance(weights, Mapping):
         if not (scale and center):
             raise TypeError(
-                f"scale={scale!r} and center={center!r} say what a list holds; weights by path say "
-                "it by themselves: leave them out"
+                f"scale={scale!r} and center={center!r} describe a list of weights; leave them out "
+                "for a dict by path"
             )
         return _entries.layer(weights, prefix, (*_NAMES, "scale", *_RENORM), "/")
     if isinstance(weights, str) or not isinstance(weights, Sequence):
@@ -220,28 +224,32 @@ def _layer(
             f"{type(weights).__name__}"
         )
     if prefix:
-        raise TypeError(f"prefix={prefix!r} is for weights by path; a list is of one layer")
+        raise TypeError(
+            f"prefix={prefix!r} is for a dict by path; leave it out for the list of one layer"
+        )
     params = ["gamma"] * scale + ["beta"] * center
     whole = [*params, *_MOVING, *extra]
     if len(weights) not in {len(whole), len(params)} - {0}:
         raise ValueError(
             f"the list holds {len(weights)} weights, where {whole} or {params} are expected with "
-            f"scale={scale!r} and center={center!r}; set these as the layer has them"
+            f"scale={scale!r} and center={center!r}; give scale and center as in the layer"
         )
     return dict(zip(whole, weights, strict=False))
 
 
 def _converted(own: Mapping[str, Any], prefix: str, momentum: float, epsilon: float) -> Converted:
+    """Our parameters, statistics and options, from the weights of a layer by name."""
     _entries.check_weight("momentum", momentum)
     _entries.check_epsilon(epsilon)
     if not own.keys().isdisjoint(_MOVING):
         _entries.check_all_there(prefix, own, _MOVING)
     names = {**_NAMES, "scale": "scale"}
     if "scale" in own and len(own) > 1:
-        raise ValueError(f"a layer with a weight 'scale' has no other, got {sorted(own)}")
+        raise ValueError(f"a layer with a weight 'scale' has no other weights, got {sorted(own)}")
     params, stats = _entries.ours(own, names)
     return params, stats, _entries.options_of(stats, momentum, epsilon)
 
 
 def _theirs(arrays: Arrays, names: Mapping[str, str]) -> Arrays:
+    """The arrays under their names; `names` maps theirs to ours."""
     return {theirs: arrays[ours] for theirs, ours in names.items() if ours in arrays}

@@ -1,4 +1,4 @@
-"""Names of one model for those of another, by patterns with wildcards, both ways."""
+"""Conversion between the names of two models, by patterns with wildcards, in both directions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _WILDCARDS = {"*": "([^./]+)", "?": "([^./])"}
 
 
 def check_names(names: Mapping[str, str]) -> None:
-    """Patterns whose wildcards are as many as the places `{}` of their templates."""
+    """Check that each pattern has as many wildcards as its template has places `{}`."""
     if not isinstance(names, Mapping) or not names:
         raise TypeError(
-            "names must be a dict that is not empty, of patterns to templates, such as "
+            "names must be a dict from patterns to templates that is not empty, for example "
             f'{{"layer*.bn?": "block_{{}}/norm_{{}}"}}, got {names!r}'
         )
     for pattern, template in names.items():
@@ -25,27 +25,27 @@ def check_names(names: Mapping[str, str]) -> None:
 
 
 def ours(prefix: str, names: Mapping[str, str]) -> str | None:
-    """Our path for their prefix, by the first pattern that it matches."""
+    """Our path for their prefix, by the first pattern that matches, or None."""
     for pattern, template in names.items():
         found = re.fullmatch(_expression(pattern), prefix)
         if found:
             path = _filled(template.split("{}"), found.groups())
             if theirs(path, names) != prefix:
                 raise ValueError(
-                    f"{prefix!r} becomes {path!r} by {pattern!r}, which becomes "
-                    f"{theirs(path, names)!r} on the way back; keep the places {{}} of "
-                    f"{template!r} apart, and the templates distinct"
+                    f"the pattern {pattern!r} maps {prefix!r} to {path!r}, which maps back to "
+                    f"{theirs(path, names)!r}; separate the places {{}} of {template!r}, and make "
+                    "the templates distinct"
                 )
             return path
     return None
 
 
 def theirs(path: str, names: Mapping[str, str]) -> str | None:
-    """Their prefix for our path, by the first template that it matches."""
+    """Their prefix for our path, by the first template that matches, or None."""
     for pattern, template in names.items():
         wildcards = iter(re.findall(r"[*?]", pattern))
         first, *rest = map(re.escape, template.split("{}"))
-        expression = first + "".join(_WILDCARDS[next(wildcards)] + part for part in rest)
+        expression = first + "".join(_WILDCARDS[next(wildcards)] + text for text in rest)
         found = re.fullmatch(expression, path)
         if found:
             return _filled(re.split(r"[*?]", pattern), found.groups())
@@ -53,8 +53,10 @@ def theirs(path: str, names: Mapping[str, str]) -> str | None:
 
 
 def _expression(pattern: str) -> str:
-    return "".join(_WILDCARDS.get(part, re.escape(part)) for part in re.split(r"([*?])", pattern))
+    """A pattern as a regular expression."""
+    return "".join(_WILDCARDS.get(text, re.escape(text)) for text in re.split(r"([*?])", pattern))
 
 
-def _filled(parts: list[str], values: tuple[str, ...]) -> str:
-    return parts[0] + "".join(value + part for value, part in zip(values, parts[1:], strict=True))
+def _filled(texts: list[str], values: tuple[str, ...]) -> str:
+    """The texts with a value between each two."""
+    return texts[0] + "".join(value + text for value, text in zip(values, texts[1:], strict=True))

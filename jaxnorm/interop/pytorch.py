@@ -1,4 +1,4 @@
-"""PyTorch: state dicts of its normalizations, one layer or a whole model."""
+"""Conversion of PyTorch's state dicts: of one normalization, or of those of a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from jaxnorm.interop import entries as _entries
 from jaxnorm.interop import patterns as _patterns
 from jaxnorm.interop.entries import Array, Arrays, Converted
+
+__all__ = ["from_pytorch", "from_pytorch_all", "to_pytorch", "to_pytorch_all"]
 
 _NAMES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 _OLD = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names, as in checkpoints of early BERTs
@@ -28,42 +30,42 @@ def from_pytorch(
 ) -> Converted:
     """The parameters, statistics and options of one normalization of PyTorch.
 
-    `weight` is our scale, `running_mean` and `running_var` are our mean and var as they stand, so
-    that evaluation gives the same; `num_batches_tracked` is our steps. `gamma` and `beta`, as in
-    checkpoints of early BERTs, are read as `weight` and `bias`.
+    `weight` is our scale, `running_mean` and `running_var` are our mean and var unchanged, so that
+    evaluation gives the same result, and `num_batches_tracked` is our steps. `gamma` and `beta`, as
+    in checkpoints of early BERTs, are read as `weight` and `bias`.
 
     Args:
-        state_dict: as of a module or of a safetensors file: NumPy arrays, or what becomes one
-            (tensors on the CPU).
-        prefix: of the layer, as in "layer1.0.bn1"; "" for a state dict of the layer itself.
-        momentum: of the PyTorch module, which the state dict does not hold: the weight of the new
-            value, so ours is one minus it. None is PyTorch's cumulative average, which counts
-            batches where ours counts values: it needs `values_per_channel`, and count is their
-            product.
-        epsilon: of the PyTorch module. By default PyTorch's own default, 1e-5; of a weight alone,
-            which may be that of an RMSNorm (the machine's epsilon) or of a LayerNorm without bias,
-            none is given.
-        values_per_channel: n, the values of a channel in a training batch (examples times
-            positions): makes the variance the biased one, var * (n - 1) / n, in which our training
-            goes on. Evaluation then differs from PyTorch's by that factor.
+        state_dict: of a module or of a safetensors file, with NumPy arrays or values that convert
+            to NumPy arrays (tensors on the CPU).
+        prefix: of the layer, for example "layer1.0.bn1"; "" for the state dict of the layer itself.
+        momentum: of the PyTorch module, which the state dict does not hold. It is the weight of the
+            new value, so ours is one minus it. None is PyTorch's cumulative average, which counts
+            batches, where ours counts values: give `values_per_channel`, and count is the number of
+            batches times it.
+        epsilon: of the PyTorch module; by default PyTorch's default, 1e-5. A state dict with only a
+            weight may be that of an RMSNorm (the machine epsilon) or of a LayerNorm without bias;
+            then the options have no epsilon by default.
+        values_per_channel: n, the number of values of a channel in a training batch (examples times
+            positions). It makes the variance biased, var * (n - 1) / n, as jaxnorm's training needs
+            it. Evaluation then differs from PyTorch's by this factor.
 
     Returns:
-        params {"scale", "bias"}, those that there are, of the shape [C] (LayerNorm and RMSNorm:
-        `normalized_shape`); stats {"mean", "var", "steps"}, with "count" if `momentum` is None, or
-        {} for LayerNorm, GroupNorm, RMSNorm and InstanceNorm without running statistics; options
-        {"momentum", "epsilon"} as ours. Arrays are copies in the dtype that they
-        had, statistics in float32 at least.
+        params {"scale", "bias"}, without those that the layer does not have, of the shape [C]
+        (LayerNorm and RMSNorm: `normalized_shape`); stats {"mean", "var", "steps"}, with "count" if
+        `momentum` is None, or {} for LayerNorm, GroupNorm, RMSNorm and InstanceNorm without running
+        statistics; options {"momentum", "epsilon"} in our conventions. Arrays are copies in the
+        dtype that was given, statistics in float32 at least.
 
     Raises:
-        TypeError: what does not become a NumPy array (the message says how it would), or holds no
-            floating-point numbers.
-        ValueError: a prefix that is not a normalization's (the message lists those that are), a
-            missing entry, `gamma` beside `weight`, shapes that differ, a momentum outside [0, 1], a
-            `values_per_channel` below 2.
+        TypeError: a value that does not convert to a NumPy array (the message says how to convert
+            it) or does not hold floating-point numbers.
+        ValueError: a prefix that is not that of a normalization (the message lists these), a
+            missing entry, both `gamma` and `weight`, shapes that differ, a momentum outside [0, 1],
+            a `values_per_channel` below 2.
 
     Conventions:
-        PyTorch normalizes by the biased variance and keeps the unbiased one; it evaluates an
-        InstanceNorm with running statistics as a BatchNorm, and so does `jaxnorm.batch_norm`.
+        PyTorch normalizes by the biased variance and keeps the unbiased variance. It evaluates an
+        InstanceNorm with running statistics as a BatchNorm, as `jaxnorm.batch_norm` does.
 
     References:
         torch.nn.BatchNorm2d and its `_NormBase`, PyTorch 2.13.
@@ -106,23 +108,23 @@ def to_pytorch(
     *,
     values_per_channel: int | None = None,
 ) -> Arrays:
-    """The state dict of one normalization of PyTorch: what `from_pytorch` reads, bit for bit.
+    """The state dict of one normalization of PyTorch: the inverse of `from_pytorch`, bit for bit.
 
     Args:
-        params: {"scale", "bias"}, those that there are; NumPy or jax arrays.
-        stats: {"mean", "var"}, {} or None. steps become `num_batches_tracked`, int64; where there
-            are none, their place is left out, which `load_state_dict` allows, and so is the mark of
-            `jaxnorm.freeze_stats`.
+        params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
+        stats: {"mean", "var"}, {} or None. steps become `num_batches_tracked`, int64; without steps
+            the result does not have this entry, which `load_state_dict` allows. The mark of
+            `jaxnorm.freeze_stats` is left out.
         prefix: of the layer in the state dict.
-        values_per_channel: n, of a training batch: makes the variance the unbiased one,
-            var * n / (n - 1), in which PyTorch's training goes on, and a count of values one of
-            batches.
+        values_per_channel: n, the number of values of a channel in a training batch. It makes the
+            variance unbiased, var * n / (n - 1), as PyTorch's training needs it, and converts a
+            count of values to a count of batches.
 
     Returns:
-        {"prefix.weight": array, ...}; for tensors, `torch.from_numpy` each.
+        {"prefix.weight": array, ...}; for tensors, call `torch.from_numpy` on each.
 
     Raises:
-        TypeError: what does not become a NumPy array of floating-point numbers.
+        TypeError: a value that does not convert to a NumPy array of floating-point numbers.
         ValueError: unknown or missing entries, shapes that differ, a count without steps and
             without `values_per_channel`.
 
@@ -146,29 +148,29 @@ def to_pytorch(
 def from_pytorch_all(
     state_dict: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The normalizations of a whole PyTorch model as the variables of a Linen model.
+    """The normalizations of a PyTorch model as the variables of a Linen model.
 
-    Every prefix that a pattern matches and whose entries are those of a normalization (vectors
-    under its names) is converted as by `from_pytorch`; convolutions and other layers under the same
-    pattern are not.
+    A prefix is converted as by `from_pytorch` if a pattern matches it and its entries are those of
+    a normalization (vectors under its names); convolutions and other layers under the same pattern
+    are not converted.
 
     Args:
         state_dict: of the model.
-        names: patterns of prefixes to templates of our paths, as {"layer*.*.bn?":
-            "layer{}_{}/norm_{}"}. `*` stands for one or more characters and `?` for one, of any but
-            "." and "/"; each fills its place {} in the template, in order. The first that matches
-            is taken.
+        names: from patterns of prefixes to templates of our paths, for example {"layer*.*.bn?":
+            "layer{}_{}/norm_{}"}. `*` stands for one or more characters and `?` for one, except "."
+            and "/"; each fills its place {} in the template, in order. The first pattern that
+            matches is used.
 
     Returns:
-        {"params", "batch_stats"}, nested dicts as Linen has them, and the rest: every entry that
-        was not converted, as it came, `num_batches_tracked` too (a Linen BatchNorm has no place for
-        it). The state dict again is `{**rest, **to_pytorch_all(variables, names)}`, with `weight`
-        and `bias` for `gamma` and `beta`.
+        {"params", "batch_stats"}, nested dicts as in Linen, and the rest: every entry that was not
+        converted, unchanged, including `num_batches_tracked` (which a Linen BatchNorm cannot hold).
+        `{**rest, **to_pytorch_all(variables, names)}` is the state dict again, with `weight` and
+        `bias` for `gamma` and `beta`.
 
     Raises:
-        TypeError, ValueError: those of `from_pytorch`; a pattern that no normalization matches (the
-            message lists the prefixes that there are), whose wildcards are not as many as its
-            template's places, or that cannot be undone; two prefixes with one path.
+        TypeError, ValueError: those of `from_pytorch`; a pattern that matches no normalization (the
+            message lists the prefixes of all normalizations), that does not have as many wildcards
+            as its template has places, or that cannot be inverted; two prefixes with one path.
 
     Example:
         >>> import numpy as np, jaxnorm as jn
@@ -180,10 +182,10 @@ def from_pytorch_all(
     """
     _patterns.check_names(names)
     _entries.check_mapping("the state dict", state_dict)
-    there = _entries.normalizations(state_dict, _ENTRIES, ".")
-    paths = {prefix: _patterns.ours(prefix, names) for prefix in there}
+    prefixes = _entries.normalizations(state_dict, _ENTRIES, ".")
+    paths = {prefix: _patterns.ours(prefix, names) for prefix in prefixes}
     found = {prefix: path for prefix, path in paths.items() if path is not None}
-    _check_matched(names, there, _patterns.ours, _entries.groups(state_dict, "."))
+    _check_matched(names, prefixes, _patterns.ours, _entries.groups(state_dict, "."))
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     rest = dict(state_dict)
     for prefix, path in found.items():
@@ -196,18 +198,18 @@ def from_pytorch_all(
 
 
 def to_pytorch_all(variables: Mapping[str, Any], names: Mapping[str, str]) -> Arrays:
-    """The entries of a PyTorch model's normalizations: the way back of `from_pytorch_all`.
+    """The entries of a PyTorch model's normalizations: the inverse of `from_pytorch_all`.
 
     Args:
         variables: {"params", "batch_stats"} of a Linen model, nested dicts.
         names: as for `from_pytorch_all`.
 
     Returns:
-        {"prefix.weight": array, ...} of the parts of the model whose path a template matches.
+        {"prefix.weight": array, ...} of the normalizations whose path matches a template.
 
     Raises:
-        ValueError: a template that no part matches (the message lists the paths that there are),
-            and the errors of `to_pytorch`.
+        ValueError: a template that matches no normalization (the message lists the paths of all
+            normalizations), and the errors of `to_pytorch`.
 
     Example:
         >>> import numpy as np, jaxnorm as jn
@@ -217,12 +219,12 @@ def to_pytorch_all(variables: Mapping[str, Any], names: Mapping[str, str]) -> Ar
     """
     _patterns.check_names(names)
     _entries.check_mapping("the variables", variables)
-    params = _parts(variables.get("params", {}))
-    stats = _parts(variables.get("batch_stats", {}))
-    there = [*params, *(path for path in stats if path not in params)]
-    prefixes = {path: _patterns.theirs(path, names) for path in there}
+    params = _normalizations(variables.get("params", {}))
+    stats = _normalizations(variables.get("batch_stats", {}))
+    paths = [*params, *(path for path in stats if path not in params)]
+    prefixes = {path: _patterns.theirs(path, names) for path in paths}
     found = {path: prefix for path, prefix in prefixes.items() if prefix is not None}
-    _check_matched(names, there, _patterns.theirs, variables)
+    _check_matched(names, paths, _patterns.theirs, variables)
     state_dict: Arrays = {}
     for path, prefix in found.items():
         state_dict |= to_pytorch(params.get(path, {}), stats.get(path, {}), prefix)
@@ -230,6 +232,7 @@ def to_pytorch_all(variables: Mapping[str, Any], names: Mapping[str, str]) -> Ar
 
 
 def _check_values(values_per_channel: int | None) -> None:
+    """Check for an integer of 2 or more, or None."""
     if values_per_channel is None:
         return
     if isinstance(values_per_channel, bool) or not isinstance(values_per_channel, int):
@@ -242,35 +245,35 @@ def _check_values(values_per_channel: int | None) -> None:
 
 
 def _renamed(prefix: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a layer, the old names among them as today's."""
+    """The entries of a layer, with old names replaced by current ones."""
     twice = [f"{old} and {new}" for old, new in _OLD.items() if {old, new} <= own.keys()]
     if twice:
         raise ValueError(
             f"the layer at {prefix!r} has both {' and both '.join(twice)}, two names of one array; "
-            "leave one out"
+            "leave one of the two out"
         )
     return {_OLD.get(name, name): value for name, value in own.items()}
 
 
 def _count(prefix: str, stats: Arrays, values_per_channel: int | None) -> Array:
-    """The values seen, where PyTorch counts batches."""
+    """The number of values so far, from PyTorch's number of batches."""
     if values_per_channel is None or "steps" not in stats:
         raise ValueError(
-            f"momentum=None at {prefix!r} is PyTorch's cumulative average, which counts batches "
-            "where ours counts values: give values_per_channel, the values of a channel in a "
-            f"batch, and a state dict with {_BATCHES}; to evaluate only, leave momentum out"
+            f"momentum=None at {prefix!r} is PyTorch's cumulative average, which counts batches, "
+            "but ours counts values; give values_per_channel, the number of values of a channel in "
+            f"a batch, and a state dict with {_BATCHES}; for evaluation only, leave momentum out"
         )
     return np.asarray(int(stats["steps"]) * values_per_channel, np.float32)
 
 
 def _batches(counts: Mapping[str, Any], values_per_channel: int | None) -> Array:
-    """`num_batches_tracked`, from the steps or the values seen."""
+    """`num_batches_tracked`, from the number of steps or of values."""
     if "steps" in counts:
         return _entries.as_counter("steps", counts["steps"], np.int64)
     if values_per_channel is None:
         raise ValueError(
-            "stats have a count of values, and PyTorch counts batches: give values_per_channel, "
-            "the values of a channel in a batch, or leave count out"
+            "stats have a count of values, but PyTorch counts batches; give values_per_channel, "
+            "the number of values of a channel in a batch, or leave count out"
         )
     values = float(np.max(_entries.as_array("count", counts["count"])))
     return np.asarray(round(values / values_per_channel), np.int64)
@@ -278,39 +281,39 @@ def _batches(counts: Mapping[str, Any], values_per_channel: int | None) -> Array
 
 def _check_matched(
     names: Mapping[str, str],
-    there: Sequence[str],
+    normalizations: Sequence[str],
     match: Callable[[str, Mapping[str, str]], str | None],
     others: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Every pattern has a normalization; `others` is what there is where there is none."""
+    """Check that every pattern matches a normalization; messages list the `others` without any."""
     for pattern, template in names.items():
-        if not any(match(name, {pattern: template}) is not None for name in there):
+        if not any(match(name, {pattern: template}) is not None for name in normalizations):
             raise ValueError(
                 f"no normalization matches {pattern!r} (ours: {template!r}); there are "
-                + _entries.there(there, others)
+                + _entries.listed(normalizations, others)
             )
 
 
 def _put(tree: dict[str, Any], path: str, arrays: Arrays) -> None:
-    """The arrays into nested dicts, at the path; nothing where there are none."""
+    """Put the arrays into nested dicts at the path, if there are any."""
     if not arrays:
         return
     node = tree
     for key in path.split("/"):
         node = node.setdefault(key, {})
     if not node.keys().isdisjoint(arrays):
-        raise ValueError(f"two layers become {path!r}; give them paths of their own")
+        raise ValueError(f"two layers have the path {path!r}; give them different paths")
     node.update(arrays)
 
 
-def _parts(tree: Any, path: tuple[str, ...] = ()) -> dict[str, Mapping[str, Any]]:
-    """The dicts in the tree that a normalization could have made, by path."""
+def _normalizations(tree: Any, path: tuple[str, ...] = ()) -> dict[str, Mapping[str, Any]]:
+    """The dicts in the tree that have only entries of normalizations, by path."""
     if not isinstance(tree, Mapping):
         return {}
     ours = {*_entries.PARAMS, *_entries.STATS, *_entries.COUNTS, _entries.MARK}
     if tree and set(tree) <= ours:
         return {"/".join(path): tree}
-    parts: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for key, node in tree.items():
-        parts |= _parts(node, (*path, str(key)))
-    return parts
+        found |= _normalizations(node, (*path, str(key)))
+    return found

@@ -1,25 +1,26 @@
-"""Flax Linen modules: thin shells that create variables and call the functions.
+"""Flax Linen modules, which create variables and call the functions.
 
-The five normalizations that Flax has take Flax's arguments under Flax's names, in its order, and
-make Flax's variables: `params` {"scale", "bias"} and `batch_stats` {"mean", "var"}; so replacing
-the import is the whole migration. Formulas, conventions and errors are the functions'. The
-arguments that all modules share:
+The five normalizations that Flax has too take Flax's arguments under Flax's names, in its order,
+and make Flax's variables: `params` {"scale", "bias"} and `batch_stats` {"mean", "var"}. So to
+migrate, it is enough to replace the import. Formulas, conventions and errors are those of the
+functions. All modules share these arguments:
 
-    dtype: of the result; by default what the input and the parameters promote to. Nothing is
-        rounded to it before the result is.
+    dtype: of the result; by default the dtype that the input and the parameters promote to. Only
+        the result is rounded to it.
     param_dtype: of the parameters.
-    use_scale, use_bias, scale_init, bias_init: which parameters there are, and how they start.
+    use_scale, use_bias, scale_init, bias_init: whether there is a scale and a bias, and their
+        initializers.
     axis_name, axis_index_groups: mapped axes to merge statistics over; not needed in `init`.
-    use_fast_variance: taken for compatibility, without effect: the exact form is always used.
-    force_float32_reductions: taken for compatibility, without effect: statistics are computed and
-        kept in float32 at least.
+    use_fast_variance: accepted for compatibility, without effect: the exact form is always used.
+    force_float32_reductions: accepted for compatibility, without effect: statistics are computed
+        and kept in float32 at least.
 
-and in the call
+All calls share this argument:
 
     mask: nonzero where a position counts; broadcasts to the input.
 
-Statistics are float32 at least: narrower ones that a checkpoint brings are widened in each call,
-and the first training step keeps them so.
+Statistics are float32 at least: narrower statistics of a checkpoint are converted to float32 in
+each call, and training keeps them in float32.
 """
 
 from jaxnorm.linen.batch import *

@@ -1,4 +1,4 @@
-"""Batch normalization, in ghosts of the batch, and renormalized."""
+"""Batch normalization, ghost batch normalization and batch renormalization."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
-from jaxnorm.linen.variables import bias_of, evaluates, raise_missing, scale_of
+from jaxnorm.linen.variables import assign, evaluates, parameters_of, values_of, variables_of
 from jaxnorm.running import sharded
 from jaxnorm.shells import Function, Initializer
 
 __all__ = ["BatchNorm", "BatchRenorm", "GhostBatchNorm"]
 
-# `init` takes a batch of any size.
+# `init` takes a batch of any size, as one ghost.
 _ONE_GHOST = partial(jn.ghost_batch_norm, num_ghosts=1, ghost_size=None)
 
 
@@ -30,32 +30,33 @@ class BatchNorm(nn.Module):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `batch_stats`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
-    x is [..., C] (C at `axis`), and y of its shape, in `dtype`, by default what x and
-    the parameters promote to.
+    x is [..., C] (C at `axis`). y has its shape and the dtype `dtype`, by default the dtype that x
+    and the parameters promote to.
 
-    `init` does not update the statistics; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either, and those of `jaxnorm.start_recomputing` merge all batches beside
-    the old ones. `momentum=None` merges all batches exactly and keeps their `count` in
-    `batch_stats` too.
+    `init` does not update the statistics, and training does not update those with the mark of
+    `jaxnorm.freeze_stats`. With the mark of `jaxnorm.start_recomputing`, new statistics beside the
+    old ones merge all batches. `momentum=None` merges all batches exactly and keeps their `count`
+    in `batch_stats` too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
-            measure the batch and update them; here or in the call.
+            normalize with the statistics of the batch and update the running ones; here or in the
+            call.
         axis: the axis or axes of the channels.
-        momentum: the weight of the old statistics (PyTorch's is one minus it); the variance
-            that is kept is biased (PyTorch's is not).
+        momentum: the weight of the old statistics (PyTorch's is one minus it); the running variance
+            is biased (PyTorch's is not).
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
-        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
+        skip_nonfinite: do not update the running statistics in a step in which a moment is not
             finite.
-        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
-            `param_dtype` is, and complex where `init` sees complex input. Wider inputs are
-            remembered as precisely as it is.
-        count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
-            channel.
+        stats_dtype: of the running statistics, which no update changes; by default float32, or
+            wider if `param_dtype` is wider, and complex if `init` has a complex input. It is the
+            precision of the statistics of wider inputs too.
+        count_per_channel: with `momentum=None`, keep a count for each channel, for masks that
+            differ by channel.
 
     In the call:
-        update_stats: False to measure the batch without updating the statistics, which then need
-            not be mutable.
+        update_stats: False to measure the batch without updating the statistics, whose collection
+            then need not be mutable.
 
     References:
         Ioffe and Szegedy, "Batch normalization", 2015.
@@ -109,62 +110,60 @@ class BatchNorm(nn.Module):
         update_stats: bool = True,
     ) -> jax.Array:
         evaluating = evaluates(self, use_running_average)
-        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         _checks.check_choice("update_stats", update_stats)
         initializing = self.is_initializing()
         features = _shells.feature_shape(x, self.axis, "axis")
-        stats = self._stats(x, features, needed=evaluating and not initializing)
-        scale, bias = scale_of(self, features), bias_of(self, features)
+        variables = variables_of(
+            self,
+            dict.fromkeys(self._entries(), "batch_stats"),
+            partial(self._fresh_stats, x, features),
+            required=evaluating and not initializing,
+        )
+        parameters = parameters_of(self, features)
         y, new = _shells.normalize_with_stats(
             self,
             self._function,
             x,
-            {key: variable.value for key, variable in stats.items()},
-            scale,
-            bias,
-            dtype=_shells.result_dtype(self.dtype, x, scale, bias),
+            values_of(variables),
+            *parameters,
+            dtype=_shells.result_dtype(self.dtype, x, *parameters),
             mask=mask,
             train=not evaluating and not (initializing and x.size == math.prod(features)),
             synced=not initializing,
         )
         if update_stats and not (evaluating or initializing):
-            for key, variable in stats.items():
-                variable.value = new[key]
+            assign(variables, new)
         return y
 
-    def _stats(self, x: jax.Array, features: tuple[int, ...], needed: bool) -> dict[str, Any]:
-        """The variables of the running statistics; `needed` says that none may start afresh."""
-        names = _shells.entries(self._init_stats, self.momentum is None)
-        missing = [key for key in names if not self.has_variable("batch_stats", key)]
-        if missing and (needed or not self.is_mutable_collection("batch_stats")):
-            raise_missing(self, missing)
-        fresh = self._fresh_stats(x, features) if missing else {}
-        if self.has_variable("batch_stats", "recomputed"):
-            names = (*names, "recomputed")
-        return {key: self.variable("batch_stats", key, fresh.get, key) for key in names}
+    def _entries(self) -> tuple[str, ...]:
+        """The names of the running statistics."""
+        cumulative = {"momentum": None} if self.momentum is None else {}
+        names = _shells.entries(self._init_stats, **cumulative)
+        recomputed = self.has_variable("batch_stats", "recomputed")
+        return (*names, "recomputed") if recomputed else names
 
     def _fresh_stats(self, x: jax.Array, features: tuple[int, ...]) -> Any:
-        """The first running statistics, sharded as the channels of the input are."""
+        """New running statistics, sharded as the channels of the input are."""
         fresh = self._init_stats(
             features,
             momentum=self.momentum,
             dtype=_shells.stats_dtype(self, x),
             count_per_channel=self.count_per_channel,
         )
-        channels = _axes.channel_axes(x.ndim, self.axis, "axis")
+        channels = _axes.nonempty_axes(x.ndim, self.axis, "axis")
         return sharded(fresh, x, _axes.other_axes(x.ndim, channels))
 
 
 class GhostBatchNorm(BatchNorm):
-    """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+    """Ghost batch normalization: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts. `init` takes a batch of any
-    size, as one ghost.
+    batch. x is [N, ..., C] (C at `axis`), and axis 0 is split into ghosts. `init` takes a batch of
+    any size, as one ghost.
 
     Attributes:
-        ghost_size: examples in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
+        ghost_size: the number of examples in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
 
     References:
         Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017.
@@ -196,7 +195,7 @@ class BatchRenorm(BatchNorm):
 
     y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
     statistics; x is [..., C] (C at `axis`). `batch_stats` holds the number of training `steps` too,
-    so schedules move on under `jit` and survive a checkpoint.
+    so schedules work under `jit` and continue from a checkpoint.
 
     Attributes:
         r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.

@@ -1,4 +1,4 @@
-"""Whole models with their normalizations folded into the layers before them or after them."""
+"""Folding the normalizations of a model into the layers before them or after them."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ def fold(
     tolerance: float = 1e-5,
     **options: Any,
 ) -> Any:
-    """The variables with normalizations folded into the layers before them, or after them.
+    """Fold normalizations of a model into the layers before or after them: return new variables.
 
-    Each kernel and bias becomes what `jaxnorm.fold_batch_norm` gives, where the normalization is
-    given the output of the layer, or what `jaxnorm.fold_batch_norm_into_next` gives, where the
-    layer is given the output of the normalization, by the layer's type. The normalization's
-    parameters and statistics are gone: these are the variables of the same network written without
-    the normalizations, and with a bias in the layers. The network as it is evaluates them by
-    `apply_folded`, and they may be folded again, with other pairs. They save and load as any
-    others.
+    The new kernel and bias of a layer are those of `jaxnorm.fold_batch_norm` if the normalization
+    follows the layer, or of `jaxnorm.fold_batch_norm_into_next` if the layer follows the
+    normalization, for the layer's type. The normalization's parameters and statistics are removed.
+    The result is the variables of the same network without the normalizations and with a bias in
+    the layers. To evaluate the network as it is with them, use `apply_folded`. They can be folded
+    again, with other pairs, and saved and loaded like other variables.
 
-    The model is evaluated on an example, to see what stands where and to compare: whole, folded,
-    and with what passes from one of a pair to the other visible to no other module.
+    The model is evaluated on an example, to find what follows what and to compare three results:
+    unfolded, folded, and with the output of the first module of each pair hidden from all modules
+    except the second.
 
     Args:
-        model: the network; `BatchNorm`, `GhostBatchNorm`, `BatchRenorm`, Flax's own `BatchNorm` and
-            `StandardizeInputs` without a `clip` in it can be folded, into `Dense`, `DenseGeneral`,
+        model: the network. `BatchNorm`, `GhostBatchNorm`, `BatchRenorm`, Flax's own `BatchNorm` and
+            `StandardizeInputs` without a `clip` can be folded into `Dense`, `DenseGeneral`,
             `Einsum`, `Conv`, `ConvLocal`, `ConvTranspose` and classes derived from them, and into
             any other layer with a `kernel` whose channels are last.
-        variables: what `init` made and training updated.
-        pairs: for each layer's path its normalization's, as in {"block_0/Conv_0":
-            "block_0/BatchNorm_0"}; `*` stands for any characters but "/", in the normalization's
-            path for the same ones: {"block_*/Conv_*": "block_*/BatchNorm_*"}. A normalization that
-            feeds several layers is named with each of them.
-        args, options: of `model.apply`, an example in evaluation.
-        tolerance: how far the output may move, relative to its largest value (of each array); for
-            kernels or results in bfloat16 give 0.05 or what they allow.
+        variables: the variables that `init` made and training updated.
+        pairs: from the path of each layer to the path of its normalization, for example
+            {"block_0/Conv_0": "block_0/BatchNorm_0"}; `*` stands for any characters except "/", the
+            same in both paths: {"block_*/Conv_*": "block_*/BatchNorm_*"}. For a normalization that
+            feeds several layers, give a pair with each of them.
+        args, options: of `model.apply`, for an example in evaluation.
+        tolerance: how much the output may change, relative to its largest value (of each array);
+            for kernels or results in bfloat16, for example 0.05.
 
     Raises:
-        TypeError: a normalization that has no running statistics, a layer without a kernel.
-        ValueError: a path that names nothing, a layer or normalization called more than once, two
-            of which neither is given the other's output itself (the message says whose it is), an
-            output that is used elsewhere too, a layer after a normalization that pads with zeros,
-            an output further away than the tolerance.
+        TypeError: a normalization without running statistics, a layer without a kernel.
+        ValueError: a path that names nothing, a layer or normalization that is called more than
+            once, a pair of which neither has the other's output as its input (the message says
+            what its input is), an output that is used elsewhere too, a layer after a normalization
+            that pads with zeros, a change of the output above the tolerance.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -79,61 +79,64 @@ def fold(
         True
     """
 
-    def run(variables: Any, around: _pairs.Around | None = None) -> Any:
-        return _applied(model, variables, args, options, around)
+    def run(variables: Any, interceptor: _pairs.Interceptor | None = None) -> Any:
+        return _apply(model, variables, args, options, interceptor)
 
-    calls = _pairs.recorded(lambda around: run(variables, around))
-    found = _pairs.found_pairs(pairs, calls, _FOLDABLE)
+    calls = _pairs.record_calls(lambda interceptor: run(variables, interceptor))
+    found = _pairs.find_pairs(pairs, calls, _FOLDABLE)
     folded = _folded(variables, found)
 
     def results(variables: Any, folded: Any) -> Any:
-        return run(variables), run(variables, _pairs.hidden(found)), run(folded)
+        return run(variables), run(variables, _pairs.hide_intermediates(found)), run(folded)
 
     _pairs.check_folded(jax.jit(results)(variables, folded), tolerance)
     return folded
 
 
 def apply_folded(model: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:
-    """`model.apply` of variables from `fold`, whose normalizations are not computed any more.
+    """Apply a model to the variables of `fold`, without its folded normalizations.
 
-    A normalization with running statistics that has no variables gives its input back, and a layer
-    that was built without a bias adds the one that it has in `params`; everything else is as in
-    `apply`.
+    A normalization with running statistics that has no variables returns its input, and a layer
+    that was built without a bias adds the bias that it has in `params`; everything else is as in
+    `model.apply`.
 
     Args:
         model: the network as it was trained.
-        variables: what `fold` returned.
+        variables: the result of `fold`.
         args, options: of `model.apply`, in evaluation.
     """
+    return _apply(model, variables, args, options, None)
 
-    return _applied(model, variables, args, options, None)
 
-
-def _applied(
-    model: nn.Module, variables: Any, args: Any, options: Any, around: _pairs.Around | None
+def _apply(
+    model: nn.Module,
+    variables: Any,
+    args: Any,
+    options: Any,
+    interceptor: _pairs.Interceptor | None,
 ) -> Any:
-    """Folded or other variables applied, each call of a module handed to `around`, if there is one.
+    """Apply the model to folded or other variables; pass each call of a module to `interceptor`.
 
-    What `around` is given of a layer has the layer's new bias.
+    The output of a layer, as the interceptor gets it, includes the layer's new bias.
     """
 
     def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
         if context.method_name != "__call__":
             return inner(*args, **options)
         module = context.module
-        call = partial(_without_norm, module, inner)
-        if around is None:
+        call = partial(_call_folded, module, inner)
+        if interceptor is None:
             return call(*args, **options)
-        return around("/".join(module.path), module, call, args, options)
+        return interceptor("/".join(module.path), module, call, args, options)
 
     with nn.intercept_methods(intercepted):
         return model.apply(variables, *args, **options)
 
 
-def _without_norm(module: Any, inner: Any, *args: Any, **options: Any) -> Any:
-    """The call of a normalization that is folded, of a layer that it is folded into, or another."""
+def _call_folded(module: Any, inner: Any, *args: Any, **options: Any) -> Any:
+    """Call a module; a folded normalization is the identity, and a layer adds its new bias."""
     if isinstance(module, _FOLDABLE) and not module.variables:
-        return _passed_on(module, *args, **options)
+        return _identity(module, *args, **options)
     y = inner(*args, **options)
     if getattr(module, "use_bias", None) is False and module.has_variable("params", "bias"):
         bias = module.get_variable("params", "bias").astype(y.dtype)
@@ -143,36 +146,36 @@ def _without_norm(module: Any, inner: Any, *args: Any, **options: Any) -> Any:
     return y
 
 
-def _passed_on(module: Any, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
-    """What went into a normalization, in the dtype in which it would come out."""
+def _identity(module: Any, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    """The input of a normalization, in the dtype of the normalization's output."""
     parameters = getattr(module, "use_scale", False) or getattr(module, "use_bias", False)
     parameter = jnp.zeros((), module.param_dtype) if parameters else None
     return x.astype(_shells.result_dtype(module.dtype, x, parameter))
 
 
 def _folded(variables: Any, pairs: Sequence[_pairs.Pair]) -> Any:
-    """The variables with each layer's new kernel and bias, without the normalizations'."""
+    """The variables with each layer's new kernel and bias, without those of the normalizations."""
     flat: dict[Any, Any] = flatten_dict(unfreeze(variables))  # type: ignore[no-untyped-call]
     plain = unbox(flat)
     norms = {tuple(pair.norm.path.split("/")) for pair in pairs}
     for pair in pairs:
-        layer, of = pair.layer, tuple(pair.norm.path.split("/"))
+        layer, norm = pair.layer, tuple(pair.norm.path.split("/"))
         at = ("params", *layer.path.split("/"))
         may_have_bias = (*at, "bias") in flat or hasattr(layer.module, "use_bias")
         if (*at, "kernel") not in flat or not may_have_bias:
             raise TypeError(
-                f"{layer.path!r} is a {type(layer.module).__name__}, without a kernel, or without "
-                "a bias and use_bias, of its own; what can be folded into is a layer such as "
-                "Dense, Conv, ConvTranspose"
+                f"{layer.path!r} is a {type(layer.module).__name__}, which has no kernel of its "
+                "own, or neither a bias nor use_bias; only layers such as Dense, Conv and "
+                "ConvTranspose can take a normalization"
             )
-        stats = {p[-1]: leaf for p, leaf in plain.items() if p[:-1] == ("batch_stats", *of)}
+        stats = {p[-1]: leaf for p, leaf in plain.items() if p[:-1] == ("batch_stats", *norm)}
         kernel, bias = _flax_layers.folded(
             pair,
             plain[*at, "kernel"],
             plain.get((*at, "bias")),
             stats,
-            plain.get(("params", *of, "scale")),
-            plain.get(("params", *of, "bias")),
+            plain.get(("params", *norm, "scale")),
+            plain.get(("params", *norm, "bias")),
         )
         for path, new in (((*at, "kernel"), kernel), ((*at, "bias"), bias)):
             old = flat.get(path)

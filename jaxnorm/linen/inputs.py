@@ -1,4 +1,4 @@
-"""Scaling of inputs by a fit."""
+"""Scaling of inputs by a fit (see `jaxnorm/input_stats.py`)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
-from jaxnorm.linen.variables import evaluates, raise_missing
+from jaxnorm.linen.variables import assign, evaluates, values_of, variables_of
 from jaxnorm.shells import Function
 
 __all__ = ["MinMaxInputs", "StandardizeInputs"]
 
 
 class InputScaling(nn.Module):
-    """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `batch_stats`."""
+    """The base of `StandardizeInputs` and `MinMaxInputs`, with a fit in `batch_stats`."""
 
     use_running_average: bool | None = None
     axis: _axes.Axes = -1
@@ -44,51 +44,46 @@ class InputScaling(nn.Module):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         evaluating = evaluates(self, use_running_average)
-        evaluating = evaluating or self.has_variable("batch_stats", "frozen")
         initializing = self.is_initializing()
-        fit = self._fit(x, needed=evaluating and not initializing)
+        features = _shells.feature_shape(x, self.axis, "axis")
+        variables = variables_of(
+            self,
+            dict.fromkeys(_shells.entries(jn.init_input_stats), "batch_stats"),
+            lambda: jn.init_input_stats(features, dtype=self.stats_dtype),
+            required=evaluating and not initializing,
+        )
         y, new = _shells.scale_inputs(
             self,
             self._function,
             x,
-            {key: variable.value for key, variable in fit.items()},
+            values_of(variables),
             mask=mask,
             train=not evaluating,
             synced=not initializing,
         )
         if not (evaluating or initializing):
-            for key, variable in fit.items():
-                variable.value = new[key]
+            assign(variables, new)
         return y
-
-    def _fit(self, x: jax.Array, needed: bool) -> dict[str, Any]:
-        """The variables of the fit; `needed` says that none may start afresh."""
-        features = _shells.feature_shape(x, self.axis, "axis")
-        fresh = jn.init_input_stats(features, dtype=self.stats_dtype)
-        missing = [key for key in fresh if not self.has_variable("batch_stats", key)]
-        if missing and (needed or not self.is_mutable_collection("batch_stats")):
-            raise_missing(self, missing)
-        return {key: self.variable("batch_stats", key, fresh.get, key) for key in fresh}
 
 
 class StandardizeInputs(InputScaling):
-    """Inputs to mean 0 and variance 1: `jaxnorm.standardize_inputs` with its fit in `batch_stats`.
+    """Standardize inputs: `jaxnorm.standardize_inputs` with its fit in `batch_stats`.
 
-    y = (x - mean) / sqrt(var + epsilon), for each feature, within +- clip. x is [..., F] (F at
-    `axis`) of any real dtype, and y of its shape, in `dtype`, by default that of x, and float32 of
-    integers. There are no parameters.
+    y = (x - mean) / sqrt(var + epsilon), for each feature, clipped to +- clip. x is [..., F] (F at
+    `axis`) of any real dtype. y has its shape and the dtype `dtype`, by default that of x, or
+    float32 for integers. There are no parameters.
 
-    In training the fit takes in the batch (`jaxnorm.update_input_stats`), and the batch is scaled
-    by the new fit. `init` does not update it; one that `jaxnorm.freeze_stats` marked is used and
-    not updated in training either.
+    Training updates the fit with the batch (`jaxnorm.update_input_stats`) and scales the batch by
+    the new fit. `init` does not update the fit, and training does not update a fit with the mark of
+    `jaxnorm.freeze_stats`.
 
     Attributes:
         use_running_average: True to use the fit in `batch_stats`, False to update it first; here or
             in the call.
         axis: the axis or axes of the features.
         epsilon, clip: as for `jaxnorm.standardize_inputs`.
-        skip_nan: NaN do not count in the fit; in the result they stay.
-        stats_dtype: of the fit: float32, or float64.
+        skip_nan: NaN do not count in the fit; the result is NaN where x is.
+        stats_dtype: of the fit: float32 or float64.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -110,7 +105,7 @@ class StandardizeInputs(InputScaling):
 
 
 class MinMaxInputs(InputScaling):
-    """Inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+    """Scale inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
 
     y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
 

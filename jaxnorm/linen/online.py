@@ -14,34 +14,41 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
-from jaxnorm.linen.variables import bias_of, evaluates, scale_of
+from jaxnorm.linen.variables import (
+    asked_to_evaluate,
+    assign,
+    is_frozen,
+    parameters_of,
+    values_of,
+    variables_of,
+)
 from jaxnorm.shells import Initializer
 
 __all__ = ["OnlineNorm"]
 
 
 class OnlineNorm(nn.Module):
-    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+    """Online normalization: `jaxnorm.online_norm`, by the statistics of the examples before each.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
-    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
-    parameters promote to. One value a channel is enough in training.
+    `axis`), N examples in order of time. y has its shape and the dtype `dtype`, by default the
+    dtype that x and the parameters promote to. One value per channel is enough in training.
 
-    `batch_stats` holds `mean` and `var`; those that `jaxnorm.freeze_stats` marked are used and not
-    updated in training either. The two control processes' `control_y` and `control_x` are in the
-    collection `_overwrite_with_gradient`, as the state of Flax's fp8 operators is: their gradient
-    is their new value, which `flax.training.train_state.TrainState` puts in their place.
+    `batch_stats` holds `mean` and `var`; training does not update statistics with the mark of
+    `jaxnorm.freeze_stats`. The two control processes' `control_y` and `control_x` are in the
+    collection `_overwrite_with_gradient`, like the state of Flax's fp8 operators: their gradient
+    is their new value, by which `flax.training.train_state.TrainState` replaces them.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
-            stream the batch and update them; here or in the call. True gives the control processes
-            a zero gradient: do not overwrite them by it.
+            update them after each example; here or in the call. True gives the control processes a
+            zero gradient: do not replace them by it.
         axis: the axis or axes of the channels.
-        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
-            control processes.
+        forward_decay, backward_decay: the weights of the old statistics, and of the old errors of
+            the control processes.
         epsilon: added to the variance.
-        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
-            `param_dtype` is.
+        stats_dtype: of the statistics, which no update changes; by default float32, or wider if
+            `param_dtype` is wider.
 
     References:
         Chiley et al., "Online normalization for training neural networks", 2019.
@@ -81,41 +88,30 @@ class OnlineNorm(nn.Module):
         *,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        evaluating = evaluates(self, use_running_average)
+        evaluating = asked_to_evaluate(self, use_running_average)
+        initializing = self.is_initializing()
         features = _shells.feature_shape(x, self.axis, "axis")
-        stats = self._stats(features, evaluating and not self.is_initializing())
-        frozen = {"frozen": None} if self.has_variable("batch_stats", "frozen") else {}
-        scale, bias = scale_of(self, features), bias_of(self, features)
+        collections = dict.fromkeys(("mean", "var"), "batch_stats")
+        if initializing or not evaluating:
+            collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
+        variables = variables_of(
+            self,
+            collections,
+            lambda: jn.init_online_stats(features, dtype=_shells.stats_dtype(self)),
+            required=not initializing,
+        )
+        frozen = {"frozen": None} if is_frozen(self) else {}
+        parameters = parameters_of(self, features)
         y, new = _shells.normalize_with_stats(
             self,
             jn.online_norm,
             x,
-            {key: variable.value for key, variable in stats.items()} | frozen,
-            scale,
-            bias,
-            dtype=_shells.result_dtype(self.dtype, x, scale, bias),
+            values_of(variables) | frozen,
+            *parameters,
+            dtype=_shells.result_dtype(self.dtype, x, *parameters),
             mask=mask,
             train=not evaluating,
         )
-        if not (evaluating or frozen or self.is_initializing()):
-            for key in ("mean", "var"):
-                stats[key].value = new[key]
+        if not (evaluating or frozen or initializing):
+            assign({key: variables[key] for key in ("mean", "var")}, new)
         return y
-
-    def _stats(self, features: tuple[int, ...], evaluating: bool) -> dict[str, Any]:
-        """The variables of the statistics and of the control processes, each in its collection."""
-        collections = dict.fromkeys(("mean", "var"), "batch_stats")
-        if not evaluating:
-            collections |= dict.fromkeys(("control_y", "control_x"), OVERWRITE_WITH_GRADIENT)
-        fresh = jn.init_online_stats(features, dtype=_shells.stats_dtype(self))
-        for key, collection in collections.items():
-            if not (self.is_initializing() or self.has_variable(collection, key)):
-                raise ValueError(
-                    f"{type(self).__name__} at /{'/'.join(self.path)} lacks {key!r} in the "
-                    f"collection {collection}; give apply the params, the batch_stats and, in "
-                    f"training, the {OVERWRITE_WITH_GRADIENT} that init made and training updated"
-                )
-        return {
-            key: self.variable(collection, key, fresh.get, key)
-            for key, collection in collections.items()
-        }

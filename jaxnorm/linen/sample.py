@@ -12,8 +12,7 @@ from jax.typing import ArrayLike
 import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
-from jaxnorm import shells as _shells
-from jaxnorm.linen.variables import bias_of, normalize, scale_of
+from jaxnorm.linen.variables import normalize
 from jaxnorm.shells import Initializer
 
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
@@ -23,12 +22,12 @@ class LayerNorm(nn.Module):
     """Layer normalization: `jaxnorm.layer_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
-    x is of any shape, and y of the same, in `dtype`, by default what x and
-    the parameters promote to.
+    x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
+    parameters promote to.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
-        feature_axes: the axis or axes with a scale and a bias of their own.
+        feature_axes: the axis or axes that the scale and the bias have.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
             1e-3).
 
@@ -60,22 +59,19 @@ class LayerNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, self.feature_axes)
-        return normalize(
-            self, jn.layer_norm, x, mask, scale_of(self, features), bias_of(self, features)
-        )
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
 
 
 class RMSNorm(nn.Module):
     """Root mean square normalization: `jaxnorm.rms_norm`.
 
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
-    x is of any shape, and y of the same, in `dtype`, by default what x and
-    the parameters promote to.
+    x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
+    parameters promote to.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
-        feature_axes: the axis or axes with a scale of their own.
+        feature_axes: the axis or axes that the scale has.
         epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nn.initializers.zeros`.
@@ -108,21 +104,20 @@ class RMSNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, self.feature_axes)
-        return normalize(self, jn.rms_norm, x, mask, scale_of(self, features))
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
 
 
 class GroupNorm(nn.Module):
     """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
-    x is [N, ..., C], or [C], one example; y is of its shape, in
-    `dtype`, by default what x and the parameters promote to.
+    x is [N, ..., C], or [C], one example. y has its shape and the dtype `dtype`, by default the
+    dtype that x and the parameters promote to.
 
     Attributes:
-        num_groups: groups of channels; None where `group_size` is given.
-        group_size: channels of a group; exclusive with `num_groups`.
-        reduction_axes: the axes to measure over, the last among them; all but axis 0 by default.
+        num_groups: the number of groups of channels; None if `group_size` is given.
+        group_size: the number of channels of a group; exclusive with `num_groups`.
+        reduction_axes: the axes to measure over, including the last; by default all except axis 0.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
 
     References:
@@ -155,18 +150,15 @@ class GroupNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, -1)
-        return normalize(
-            self, jn.group_norm, x, mask, scale_of(self, features), bias_of(self, features)
-        )
+        return normalize(self, jn.group_norm, x, mask, -1)
 
 
 class InstanceNorm(nn.Module):
     """Instance normalization: `jaxnorm.instance_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
-    x is [N, ..., C] (C at `feature_axes`), and y of its shape, in
-    `dtype`, by default what x and the parameters promote to.
+    x is [N, ..., C] (C at `feature_axes`). y has its shape and the dtype `dtype`, by default the
+    dtype that x and the parameters promote to.
 
     Attributes:
         feature_axes: the axis or axes of the channels.
@@ -201,7 +193,4 @@ class InstanceNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        features = _shells.feature_shape(x, self.feature_axes)
-        return normalize(
-            self, jn.instance_norm, x, mask, scale_of(self, features), bias_of(self, features)
-        )
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)

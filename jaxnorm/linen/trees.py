@@ -1,4 +1,4 @@
-"""Marked statistics of whole models."""
+"""The check that the modules of a model support the marks on their statistics."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["check_marks"]
 
 
 def check_marks(model: nn.Module, variables: Any, *args: Any, **options: Any) -> None:
-    """Raise an error where statistics are marked and their module does not heed the mark.
+    """Raise an error if a module ignores a mark on its statistics.
 
-    `jaxnorm.freeze_stats` and `jaxnorm.start_recomputing` mark a tree, which does not tell whose
-    statistics it holds: those of Flax's own `BatchNorm` go on moving as if nothing were marked, and
-    `OnlineNorm` and fits to inputs are not recomputed. The model is traced on shapes alone.
+    `jaxnorm.freeze_stats` and `jaxnorm.start_recomputing` mark a tree, which does not say which
+    modules its statistics belong to. Flax's own `BatchNorm` updates its statistics as if there were
+    no mark, and `OnlineNorm` and fits to inputs are not recomputed. The model is traced, not run.
 
     Args:
         model: the network.
         variables: with marked statistics in `batch_stats`.
-        args, options: of `model.apply`, an example in training.
+        args, options: of `model.apply`, for an example in training.
 
     Raises:
-        ValueError: marks that are not heeded; the message lists their paths.
+        ValueError: modules that ignore a mark; the message lists their paths.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm as jn, jaxnorm.linen as jnn
@@ -37,26 +37,26 @@ def check_marks(model: nn.Module, variables: Any, *args: Any, **options: Any) ->
         >>> stats = jn.freeze_stats(variables["batch_stats"])
         >>> jnn.check_marks(model, {**variables, "batch_stats": stats}, x)
     """
-    heeding = {"frozen": (BatchNorm, OnlineNorm, InputScaling), "recomputed": (BatchNorm,)}
-    unheeded = {}
+    supporting = {"frozen": (BatchNorm, OnlineNorm, InputScaling), "recomputed": (BatchNorm,)}
+    ignored = {}
 
     def intercepted(inner: Any, args: Any, options: Any, context: Any) -> Any:
         module = context.module
-        for mark, kinds in heeding.items():
+        for mark, kinds in supporting.items():
             if module.has_variable("batch_stats", mark) and not isinstance(module, kinds):
-                unheeded["/".join(module.path)] = (mark, type(module))
+                ignored["/".join(module.path)] = (mark, type(module))
         return inner(*args, **options)
 
     options = {"mutable": ["batch_stats"], **options}
     with nn.intercept_methods(intercepted):
         jax.eval_shape(lambda: model.apply(variables, *args, **options))
-    if unheeded:
+    if ignored:
         listed = [
             f"{path!r} ({mark}; {kind.__name__} of {_shells.library_of(kind)})"
-            for path, (mark, kind) in unheeded.items()
+            for path, (mark, kind) in ignored.items()
         ]
         raise ValueError(
-            f"statistics are marked that do not heed it: {', '.join(listed)}; jaxnorm.linen's "
-            "BatchNorm takes the place of Flax's with the same arguments and variables; of what "
-            "cannot be marked name the other parts alone"
+            f"modules ignore the mark on their statistics: {', '.join(listed)}; replace Flax's "
+            "BatchNorm by jaxnorm.linen's, with the same arguments and variables; if others "
+            "ignore it, mark only the remaining parts of the model, by their paths"
         )

@@ -1,30 +1,31 @@
-"""Flax NNX modules: thin shells that create variables and call the functions.
+"""Flax NNX modules, which create variables and call the functions.
 
-The five normalizations that NNX has take NNX's arguments under NNX's names and make NNX's
-variables: `nnx.Param` `scale` and `bias`, `nnx.BatchStat` `mean` and `var`; so replacing the import
-is the whole migration. Formulas, conventions and errors are the functions'. The arguments that all
-modules share:
+The five normalizations that NNX has too take NNX's arguments under NNX's names and make NNX's
+variables: `nnx.Param` `scale` and `bias`, `nnx.BatchStat` `mean` and `var`. So to migrate, it is
+enough to replace the import. Formulas, conventions and errors are those of the functions. All
+modules share these arguments:
 
-    num_features: how many values the scale and the bias have: of several feature axes, their
-        product.
-    dtype: of the result; by default what the input and the variables promote to. Nothing is rounded
-        to it before the result is.
+    num_features: the number of values of the scale and the bias, which for several feature axes is
+        the product of their sizes.
+    dtype: of the result; by default the dtype that the input and the variables promote to. Only the
+        result is rounded to it.
     param_dtype: of the parameters.
-    use_scale, use_bias, scale_init, bias_init: which parameters there are, and how they start.
+    use_scale, use_bias, scale_init, bias_init: whether there is a scale and a bias, and their
+        initializers.
     scale_metadata, bias_metadata: of their `nnx.Param`, for example its sharding.
     axis_name, axis_index_groups: mapped axes to merge statistics over.
-    use_fast_variance: taken for compatibility, without effect: the exact form is always used.
+    use_fast_variance: accepted for compatibility, without effect: the exact form is always used.
     promote_dtype: a function of the input and the variables, called as
-        `promote_dtype((x, ...), dtype=dtype)`, whose results are used in their place. Flax's own,
-        the default, would round them: of it only the dtype of the result is taken.
+        `promote_dtype((x, ...), dtype=dtype)`, whose results replace them. Flax's own function, the
+        default, would round them, so it determines only the dtype of the result.
     rngs: the keys of the parameters.
 
-and in the call
+All calls share this argument:
 
     mask: nonzero where a position counts; broadcasts to the input.
 
-Statistics are float32 at least: narrower ones that a checkpoint brings are widened in each call,
-and the first training step keeps them so.
+Statistics are float32 at least: narrower statistics of a checkpoint are converted to float32 in
+each call, and training keeps them in float32.
 """
 
 from jaxnorm.nnx.batch import *

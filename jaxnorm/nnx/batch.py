@@ -1,4 +1,4 @@
-"""Batch normalization, in ghosts of the batch, and renormalized."""
+"""Batch normalization, ghost batch normalization and batch renormalization."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from jaxnorm import shells as _shells
 from jaxnorm.batch import Schedule, default_d_max, default_r_max
 from jaxnorm.nnx.variables import (
     Metadata,
-    each,
+    Stateful,
+    assign,
     evaluates,
-    flat,
     parameter,
+    parameters_of,
     promoted,
-    value_of,
+    values_of,
     variables_of,
 )
 from jaxnorm.shells import Function, Initializer
@@ -31,31 +32,33 @@ from jaxnorm.shells import Function, Initializer
 __all__ = ["BatchNorm", "BatchRenorm", "GhostBatchNorm"]
 
 
-class BatchNorm(nnx.Module):
+class BatchNorm(Stateful):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `nnx.BatchStat`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
-    x is [..., C] (C at `axis`), and y of its shape, in `dtype`, by default what x and
-    the variables promote to.
+    x is [..., C] (C at `axis`). y has its shape and the dtype `dtype`, by default the dtype that x
+    and the variables promote to.
 
-    `train()` and `eval()` choose between measuring and the running statistics, which `freeze_stats`
-    makes those of training too, and beside which `start_recomputing` merges all batches.
-    `momentum=None` merges all batches exactly and keeps their `count` in an `nnx.BatchStat` too.
+    `train()` and `eval()` choose between the statistics of the batch and the running statistics.
+    With `freeze_stats`, training uses the running statistics too; with `start_recomputing`, new
+    statistics beside them merge all batches. `momentum=None` merges all batches exactly and keeps
+    their `count` in an `nnx.BatchStat` too.
 
     Args:
-        use_running_average: True to normalize with the running statistics, False to measure the
-            batch and update them; here or in the call, which takes precedence.
+        use_running_average: True to normalize with the running statistics, False to normalize with
+            the statistics of the batch and update the running ones; here or in the call, which
+            takes precedence.
         axis: the axis or axes of the channels.
-        momentum: the weight of the old statistics (PyTorch's is one minus it); the variance
-            that is kept is biased (PyTorch's is not).
+        momentum: the weight of the old statistics (PyTorch's is one minus it); the running variance
+            is biased (PyTorch's is not).
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
-        skip_nonfinite: leave the running statistics as they were in a step whose moments are not
+        skip_nonfinite: do not update the running statistics in a step in which a moment is not
             finite.
-        stats_dtype: of the running statistics, which keep it: by default float32, or wider where
-            `param_dtype` is, and complex where that or `dtype` is, as complex inputs need. Wider
-            inputs are remembered as precisely as it is.
-        count_per_channel: with `momentum=None`, a count for each channel, for masks that differ by
-            channel.
+        stats_dtype: of the running statistics, which no update changes; by default float32, or
+            wider if `param_dtype` is wider, and complex, as complex inputs need, if `param_dtype`
+            or `dtype` is complex. It is the precision of the statistics of wider inputs too.
+        count_per_channel: with `momentum=None`, keep a count for each channel, for masks that
+            differ by channel.
 
     In the call:
         update_stats: False to measure the batch without updating the statistics.
@@ -79,7 +82,7 @@ class BatchNorm(nnx.Module):
 
     mean: nnx.BatchStat[jax.Array]
     var: nnx.BatchStat[jax.Array]
-    recomputed: Any  # there while they are
+    recomputed: Any  # present from start_recomputing to finish_recomputing
 
     def __init__(
         self,
@@ -156,55 +159,46 @@ class BatchNorm(nnx.Module):
         self._check_momentum()
         features = _shells.feature_shape(x, self.axis, "axis")
         variables = variables_of(self)
-        stats = each(lambda variable: value_of(variable, features), variables)
-        x, (mean, var), parameters, dtype = promoted(
+        x, parameters, stats, dtype = promoted(
             self,
             x,
-            (stats["mean"], stats["var"]),
-            (value_of(self.scale, features), value_of(self.bias, features)),
+            parameters_of(self, features),
+            values_of(variables, features),
+            evaluating=evaluating,
         )
         y, new = _shells.normalize_with_stats(
             self,
             self._function,
             x,
-            {**stats, "mean": mean, "var": var} if evaluating else stats,
+            stats,
             *parameters,
             dtype=dtype,
             mask=mask,
             train=not evaluating,
         )
         if update_stats and not evaluating:
-            each(lambda v, value: v.set_value(jax.lax.stop_gradient(flat(value))), variables, new)
+            assign(variables, new)
         return y
 
     def _check_momentum(self) -> None:
-        """The cumulative merge needs the count that `momentum=None` in the constructor makes."""
+        """Check that the count exists that `momentum=None` needs, which the constructor makes."""
         if self.momentum is None and not hasattr(self, "count"):
             raise ValueError(
-                "momentum=None was set on a module that was built with another momentum and keeps "
-                "no count of what was merged; build it with momentum=None, or start a count, and "
-                "with it the statistics, here: module.count = nnx.BatchStat(jnp.zeros(()))"
+                "momentum=None was set on a module that was built with another momentum and has no "
+                "count; build it with momentum=None, or restart the statistics with a count of 0: "
+                "module.count = nnx.BatchStat(jnp.zeros(()))"
             )
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
-
-        Args:
-          use_running_average: True to normalize with the running statistics, False to measure.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
 
 
 class GhostBatchNorm(BatchNorm):
-    """Batch normalization in ghosts: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+    """Ghost batch normalization: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch. x is [N, ..., C] (C at `axis`): axis 0 is cut into ghosts.
+    batch. x is [N, ..., C] (C at `axis`), and axis 0 is split into ghosts.
 
     Args:
-        ghost_size: examples in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: ghosts in the batch; exclusive with `ghost_size`.
+        ghost_size: the number of examples in a ghost; exclusive with `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
         options: the arguments of `BatchNorm`.
 
     References:
@@ -243,7 +237,7 @@ class BatchRenorm(BatchNorm):
 
     y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
     statistics; x is [..., C] (C at `axis`). An `nnx.BatchStat` holds the number of training `steps`
-    too, so schedules move on under `nnx.jit` and survive a checkpoint.
+    too, so schedules work under `nnx.jit` and continue from a checkpoint.
 
     Args:
         r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.

@@ -1,4 +1,4 @@
-"""Whole models with their normalizations folded into the layers before them or after them."""
+"""Folding the normalizations of a model into the layers before them or after them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CALL = "__call__"
 
 
 class Identity(nnx.Module):
-    """What stands for a normalization that was folded: the input, in the dtype of its result.
+    """The replacement of a folded normalization: returns its input, in the dtype of the result.
 
     Args:
         dtype: of the result.
@@ -48,39 +48,37 @@ def fold(
     tolerance: float = 1e-5,
     **options: Any,
 ) -> Model:
-    """A copy of the model with normalizations folded into the layers before them, or after them.
+    """Fold normalizations of a model into the layers before or after them: return a new model.
 
-    Each kernel and bias becomes what `jaxnorm.fold_batch_norm` gives, where the normalization is
-    given the output of the layer, or what `jaxnorm.fold_batch_norm_into_next` gives, where the
-    layer is given the output of the normalization, by the layer's type. An `Identity` stands where
-    the normalization stood. The copy is in evaluation, as by `eval()`, and the model is left as it
-    was.
+    The new kernel and bias of a layer are those of `jaxnorm.fold_batch_norm` if the normalization
+    follows the layer, or of `jaxnorm.fold_batch_norm_into_next` if the layer follows the
+    normalization, for the layer's type. An `Identity` replaces the normalization. The result is a
+    copy in evaluation, as by `eval()`; the model does not change.
 
-    The model is evaluated on an example, to see what stands where and to compare: whole, folded,
-    and with what passes from one of a pair to the other visible to no other module. While it is,
-    the classes of its modules are watched, so no other thread may call theirs; modules inside
-    `nnx.jit` are not seen.
+    The model is evaluated on an example, to find what follows what and to compare three results:
+    unfolded, folded, and with the output of the first module of each pair hidden from all modules
+    except the second. Meanwhile the calls of its modules' classes are intercepted, so no other
+    thread may call modules of these classes; modules inside `nnx.jit` are not intercepted.
 
     Args:
-        model: the network; `BatchNorm`, `GhostBatchNorm`, `BatchRenorm`, Flax's own `BatchNorm` and
-            `StandardizeInputs` without a `clip` in it can be folded, into `Linear`,
-            `LinearGeneral`, `Einsum`, `Conv`, `ConvTranspose` and classes derived from them, and
-            into any other layer with a `kernel` whose channels are last and a `bias`, or None for
-            it.
-        pairs: for each layer's path its normalization's, as in {"blocks/0/conv": "blocks/0/norm"};
-            `*` stands for any characters but "/", in the normalization's path for the same ones:
-            {"blocks/*/conv": "blocks/*/norm"}. A normalization that feeds several layers is named
-            with each of them.
-        args, options: of a call of the model, an example in evaluation.
-        tolerance: how far the output may move, relative to its largest value (of each array); for
-            kernels or results in bfloat16 give 0.05 or what they allow.
+        model: the network. `BatchNorm`, `GhostBatchNorm`, `BatchRenorm`, Flax's own `BatchNorm` and
+            `StandardizeInputs` without a `clip` can be folded into `Linear`, `LinearGeneral`,
+            `Einsum`, `Conv`, `ConvTranspose` and classes derived from them, and into any other
+            layer with a `kernel` whose channels are last and a `bias`, which may be None.
+        pairs: from the path of each layer to the path of its normalization, for example
+            {"blocks/0/conv": "blocks/0/norm"}; `*` stands for any characters except "/", the same
+            in both paths: {"blocks/*/conv": "blocks/*/norm"}. For a normalization that feeds
+            several layers, give a pair with each of them.
+        args, options: of a call of the model, for an example in evaluation.
+        tolerance: how much the output may change, relative to its largest value (of each array);
+            for kernels or results in bfloat16, for example 0.05.
 
     Raises:
-        TypeError: a normalization that has no running statistics, a layer without a kernel.
-        ValueError: a path that names nothing, a layer or normalization called more than once, two
-            of which neither is given the other's output itself (the message says whose it is), an
-            output that is used elsewhere too, a layer after a normalization that pads with zeros,
-            an output further away than the tolerance.
+        TypeError: a normalization without running statistics, a layer without a kernel.
+        ValueError: a path that names nothing, a layer or normalization that is called more than
+            once, a pair of which neither has the other's output as its input (the message says
+            what its input is), an output that is used elsewhere too, a layer after a normalization
+            that pads with zeros, a change of the output above the tolerance.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm.nnx as jnnx
@@ -96,45 +94,45 @@ def fold(
     """
     folded = nnx.clone(model)
     folded.eval()  # type: ignore[no-untyped-call]
-    whole = nnx.split(nnx.clone(folded))  # with variables of its own
+    unfolded = nnx.split(nnx.clone(folded))  # a copy that shares no variables
 
-    def run(graph: Any, state: Any, around: _pairs.Around | None = None) -> Any:
+    def run(graph: Any, state: Any, interceptor: _pairs.Interceptor | None = None) -> Any:
         copy = nnx.merge(graph, state)
-        with _watched(copy, around):
+        with _intercepted(copy, interceptor):
             return copy(*args, **options)
 
-    calls = _pairs.recorded(lambda around: run(*whole, around))
-    found = _pairs.found_pairs(pairs, calls, (nnx.BatchNorm, BatchNorm, StandardizeInputs))
+    calls = _pairs.record_calls(lambda interceptor: run(*unfolded, interceptor))
+    found = _pairs.find_pairs(pairs, calls, (nnx.BatchNorm, BatchNorm, StandardizeInputs))
     for pair in found:
         _fold_pair(folded, pair)
     for pair in found:
-        _pass_on(folded, pair)
+        _replace_by_identity(folded, pair)
     changed = nnx.split(folded)
 
     def results(state: Any, changed_state: Any) -> Any:
         return (
-            run(whole[0], state),
-            run(whole[0], state, _pairs.hidden(found)),
+            run(unfolded[0], state),
+            run(unfolded[0], state, _pairs.hide_intermediates(found)),
             run(changed[0], changed_state),
         )
 
-    _pairs.check_folded(jax.jit(results)(whole[1], changed[1]), tolerance)
+    _pairs.check_folded(jax.jit(results)(unfolded[1], changed[1]), tolerance)
     return folded
 
 
 def _modules_of(model: nnx.Module) -> dict[str, tuple[Any, Any]]:
-    """Each module's path, as keys, and the module itself, by its path."""
+    """The path of each module, as keys, and the module, by the path as a string."""
     return {"/".join(map(str, path)): (path, module) for path, module in nnx.iter_modules(model)}
 
 
 def _fold_pair(model: nnx.Module, pair: _pairs.Pair) -> None:
-    """Change the layer of a pair in the model."""
+    """Give the layer of a pair its new kernel and bias."""
     modules = _modules_of(model)
     norm, layer = modules[pair.norm.path][1], modules[pair.layer.path][1]
     if not isinstance(getattr(layer, "kernel", None), nnx.Param) or not hasattr(layer, "bias"):
         raise TypeError(
-            f"{pair.layer.path!r} is a {type(layer).__name__}, without a kernel and a bias of its "
-            "own; what can be folded into is a layer such as Linear, Conv, ConvTranspose"
+            f"{pair.layer.path!r} is a {type(layer).__name__}, which has no kernel or no bias of "
+            "its own; only layers such as Linear, Conv and ConvTranspose can take a normalization"
         )
     of_fit = ("min", "max") if isinstance(norm, StandardizeInputs) else ()
     parameters = (getattr(norm, name, None) for name in ("scale", "bias"))
@@ -152,46 +150,42 @@ def _fold_pair(model: nnx.Module, pair: _pairs.Pair) -> None:
         layer.bias.set_value(bias)
 
 
-def _pass_on(model: nnx.Module, pair: _pairs.Pair) -> None:
-    """Put an identity in the place of the normalization of a pair."""
+def _replace_by_identity(model: nnx.Module, pair: _pairs.Pair) -> None:
+    """Replace the normalization of a pair by an identity."""
     path, norm = _modules_of(model)[pair.norm.path]
-    if isinstance(norm, Identity):  # of another pair too
+    if isinstance(norm, Identity):  # which is in another pair too
         return
     parent: Any = model
     for key in path[:-1]:
-        parent = _part(parent, key)
-    stands = Identity(pair.norm.output.dtype)
+        parent = parent[key] if isinstance(key, int) else getattr(parent, key)
+    identity = Identity(pair.norm.output.dtype)
     if isinstance(path[-1], int):
-        parent[path[-1]] = stands
+        parent[path[-1]] = identity
     else:
-        setattr(parent, str(path[-1]), stands)
-
-
-def _part(module: Any, key: Any) -> Any:
-    return module[key] if isinstance(key, int) else getattr(module, key)
+        setattr(parent, str(path[-1]), identity)
 
 
 @contextmanager
-def _watched(model: nnx.Module, around: _pairs.Around | None) -> Iterator[None]:
-    """Hand the calls of the model's modules to `around`, if there is one."""
+def _intercepted(model: nnx.Module, interceptor: _pairs.Interceptor | None) -> Iterator[None]:
+    """Pass the calls of the model's modules to `interceptor`, if there is one."""
     paths = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)}
-    kinds = {type(module) for _, module in nnx.iter_modules(model)} if around else set()
+    kinds = {type(module) for _, module in nnx.iter_modules(model)} if interceptor else set()
     kinds = {kind for kind in kinds if any(_CALL in vars(base) for base in kind.__mro__)}
     calls = {kind: getattr(kind, _CALL) for kind in kinds}
     own = {kind for kind in kinds if _CALL in vars(kind)}
 
-    def watching(call: Any) -> Any:
-        def watched(module: Any, *args: Any, **options: Any) -> Any:
+    def intercepting(call: Any) -> Any:
+        def intercepted(module: Any, *args: Any, **options: Any) -> Any:
             inner = partial(call, module)
-            if around is None or id(module) not in paths:
+            if interceptor is None or id(module) not in paths:
                 return inner(*args, **options)
-            return around(paths[id(module)], module, inner, args, options)
+            return interceptor(paths[id(module)], module, inner, args, options)
 
-        return watched
+        return intercepted
 
     try:
         for kind, call in calls.items():
-            setattr(kind, _CALL, watching(call))
+            setattr(kind, _CALL, intercepting(call))
         yield
     finally:
         for kind, call in calls.items():

@@ -1,4 +1,4 @@
-"""Scaling of inputs by a fit."""
+"""Scaling of inputs by a fit (see `jaxnorm/input_stats.py`)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import jaxnorm as jn
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
-from jaxnorm.nnx.variables import evaluates, flat, value_of, variables_of
+from jaxnorm.nnx.variables import Stateful, assign, evaluates, values_of, variables_of
 from jaxnorm.shells import Function
 
 __all__ = ["MinMaxInputs", "StandardizeInputs"]
 
 
-class InputScaling(nnx.Module):
-    """What `StandardizeInputs` and `MinMaxInputs` share: a fit in `nnx.BatchStat`."""
+class InputScaling(Stateful):
+    """The base of `StandardizeInputs` and `MinMaxInputs`, with a fit in `nnx.BatchStat`."""
 
     count: nnx.BatchStat[jax.Array]
     mean: nnx.BatchStat[jax.Array]
@@ -67,42 +67,38 @@ class InputScaling(nnx.Module):
         evaluating = evaluates(self, use_running_average)
         features = _shells.feature_shape(x, self.axis, "axis")
         variables = variables_of(self)
-        fit = {key: value_of(variable, features) for key, variable in variables.items()}
-        y, new = _shells.scale_inputs(self, self._function, x, fit, mask=mask, train=not evaluating)
+        y, new = _shells.scale_inputs(
+            self,
+            self._function,
+            x,
+            values_of(variables, features),
+            mask=mask,
+            train=not evaluating,
+        )
         if not evaluating:
-            for key, variable in variables.items():
-                variable.set_value(flat(new[key]))
+            assign(variables, new)
         return y
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
-
-        Args:
-          use_running_average: True to use the fit, False to update it first.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
 
 
 class StandardizeInputs(InputScaling):
-    """Inputs to mean 0 and variance 1: `jaxnorm.standardize_inputs`, its fit in `nnx.BatchStat`.
+    """Standardize inputs: `jaxnorm.standardize_inputs`, its fit in `nnx.BatchStat`.
 
-    y = (x - mean) / sqrt(var + epsilon), for each feature, within +- clip. x is [..., F] (F at
-    `axis`) of any real dtype, and y of its shape, in `dtype`, by default that of x, and float32 of
-    integers. There are no parameters.
+    y = (x - mean) / sqrt(var + epsilon), for each feature, clipped to +- clip. x is [..., F] (F at
+    `axis`) of any real dtype. y has its shape and the dtype `dtype`, by default that of x, or
+    float32 for integers. There are no parameters.
 
-    In training the fit takes in the batch (`jaxnorm.update_input_stats`), and the batch is scaled
-    by the new fit; `train()` and `eval()` choose, and `freeze_stats` leaves the fit as it is in
-    training too.
+    Training updates the fit with the batch (`jaxnorm.update_input_stats`) and scales the batch by
+    the new fit. `train()` and `eval()` choose whether the fit is updated; with `freeze_stats` it is
+    not updated in training either.
 
     Args:
-        num_features: the width F; of several feature axes, their product.
+        num_features: the width F, which for several feature axes is the product of their sizes.
         use_running_average: True to use the fit, False to update it first; here or in the call,
             which takes precedence.
         axis: the axis or axes of the features.
         epsilon, clip: as for `jaxnorm.standardize_inputs`.
-        skip_nan: NaN do not count in the fit; in the result they stay.
-        stats_dtype: of the fit: float32, or float64.
+        skip_nan: NaN do not count in the fit; the result is NaN where x is.
+        stats_dtype: of the fit: float32 or float64.
         options: the arguments after `axis`.
 
     Example:
@@ -135,7 +131,7 @@ class StandardizeInputs(InputScaling):
 
 
 class MinMaxInputs(InputScaling):
-    """Inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+    """Scale inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
 
     y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
 

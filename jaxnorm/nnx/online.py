@@ -17,11 +17,14 @@ from jaxnorm import checks as _checks
 from jaxnorm import shells as _shells
 from jaxnorm.nnx.variables import (
     Metadata,
+    Stateful,
     asked_to_evaluate,
-    flat,
+    assign,
     parameter,
+    parameters_of,
     promoted,
-    value_of,
+    values_of,
+    variables_of,
 )
 from jaxnorm.shells import Initializer
 
@@ -29,33 +32,33 @@ __all__ = ["DIFFERENTIATED", "ControlState", "OnlineNorm", "overwrite_control"]
 
 
 class ControlState(nnx.Variable[Any]):
-    """An error of a control process of `OnlineNorm`: its gradient is its new value."""
+    """The error of a control process of `OnlineNorm`; its gradient is its new value."""
 
 
-class OnlineNorm(nnx.Module):
-    """Online normalization: `jaxnorm.online_norm`, each example by the statistics of those before.
+class OnlineNorm(Stateful):
+    """Online normalization: `jaxnorm.online_norm`, by the statistics of the examples before each.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
-    `axis`), N examples in order of time, and y of its shape, in `dtype`, by default what x and the
-    variables promote to. One value a channel is enough in training.
+    `axis`), N examples in order of time. y has its shape and the dtype `dtype`, by default the
+    dtype that x and the variables promote to. One value per channel is enough in training.
 
     `mean` and `var` are `nnx.BatchStat`. The two control processes' `control_y` and `control_x` are
     `ControlState`: differentiate with respect to them too, with the filter `DIFFERENTIATED`, and
-    give what comes out to `overwrite_control`, which gives back the gradients of the rest.
+    give the gradients to `overwrite_control`, which returns the other gradients.
 
-    `train()` and `eval()` choose between streaming and the running statistics, which `freeze_stats`
-    makes those of training too.
+    `train()` and `eval()` choose whether the statistics are updated after each example; with
+    `freeze_stats`, training uses the running statistics without an update too.
 
     Args:
-        use_running_average: True to normalize with the running statistics, False to stream the
-            batch and update them; here or in the call, which takes precedence. True gives the
-            control processes a zero gradient: do not overwrite them by it.
+        use_running_average: True to normalize with the running statistics, False to update them
+            after each example; here or in the call, which takes precedence. True gives the control
+            processes a zero gradient: do not replace them by it.
         axis: the axis or axes of the channels.
-        forward_decay, backward_decay: weights of the old statistics, and of the old errors of the
-            control processes.
+        forward_decay, backward_decay: the weights of the old statistics, and of the old errors of
+            the control processes.
         epsilon: added to the variance.
-        stats_dtype: of the statistics, which keep it: float32 by default, or wider where
-            `param_dtype` is.
+        stats_dtype: of the statistics, which no update changes; by default float32, or wider if
+            `param_dtype` is wider.
 
     References:
         Chiley et al., "Online normalization for training neural networks", 2019.
@@ -124,63 +127,52 @@ class OnlineNorm(nnx.Module):
     ) -> jax.Array:
         evaluating = asked_to_evaluate(self, use_running_average)
         features = _shells.feature_shape(x, self.axis, "axis")
-        names = ("mean", "var", "control_y", "control_x")
-        stats = {key: value_of(getattr(self, key), features) for key in names}
-        x, (mean, var), parameters, dtype = promoted(
+        variables = variables_of(self, (nnx.BatchStat, ControlState))
+        frozen = {"frozen": None} if self.frozen else {}
+        x, parameters, stats, dtype = promoted(
             self,
             x,
-            (stats["mean"], stats["var"]),
-            (value_of(self.scale, features), value_of(self.bias, features)),
+            parameters_of(self, features),
+            values_of(variables, features) | frozen,
+            evaluating=evaluating or self.frozen,
         )
-        if evaluating or self.frozen:
-            stats |= {"mean": mean, "var": var}
         y, new = _shells.normalize_with_stats(
             self,
             jn.online_norm,
             x,
-            stats | ({"frozen": None} if self.frozen else {}),
+            stats,
             *parameters,
             dtype=dtype,
             mask=mask,
             train=not evaluating,
         )
         if not (evaluating or self.frozen):
-            self.mean.set_value(flat(new["mean"]))
-            self.var.set_value(flat(new["var"]))
+            assign({key: variables[key] for key in ("mean", "var")}, new)
         return y
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
-
-        Args:
-          use_running_average: True to normalize with the running statistics, False to stream.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
 
 
 DIFFERENTIATED = nnx.Any(nnx.Param, ControlState)
 
 
 def overwrite_control(model: nnx.Module, grads: Any) -> Any:
-    """Put the control processes where their gradients say; the gradients of the rest.
+    """Replace the errors of the control processes by their gradients; return the other gradients.
 
     Args:
-        model: with `OnlineNorm` in it; changed in place.
+        model: with `OnlineNorm` modules; changed in place.
         grads: as from `nnx.grad(..., argnums=nnx.DiffState(0, DIFFERENTIATED))`.
 
     Returns:
         `grads` without the control processes, for an optimizer of `nnx.Param`.
 
     Raises:
-        ValueError: gradients without the control processes that the model has.
+        ValueError: gradients without those of the model's control processes.
     """
-    moved, rest = nnx.split_state(grads, ControlState, ...)
-    if not moved and nnx.state(model, ControlState):
+    control, rest = nnx.split_state(grads, ControlState, ...)
+    if not control and nnx.state(model, ControlState):
         raise ValueError(
-            "the gradients have no control processes, and the model has; differentiate with "
+            "the model has control processes, but the gradients have none; differentiate with "
             "respect to them too: nnx.grad(loss, argnums=nnx.DiffState(0, "
             "jaxnorm.nnx.DIFFERENTIATED))"
         )
-    nnx.update(model, moved)
+    nnx.update(model, control)
     return rest

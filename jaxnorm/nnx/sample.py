@@ -20,7 +20,7 @@ from jaxnorm.shells import Initializer
 
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
-# The modules keep both numbers, as Flax's do.
+# The module has both attributes, as Flax's has; the function takes one.
 _BY_NUM_GROUPS = partial(jn.group_norm, group_size=None)
 
 
@@ -28,12 +28,12 @@ class LayerNorm(nnx.Module):
     """Layer normalization: `jaxnorm.layer_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
-    x is of any shape, and y of the same, in `dtype`, by default what x and
-    the variables promote to.
+    x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
+    variables promote to.
 
     Args:
         reduction_axes: the axis or axes to measure over.
-        feature_axes: the axis or axes with a scale and a bias of their own.
+        feature_axes: the axis or axes that the scale and the bias have.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
             1e-3).
 
@@ -86,19 +86,19 @@ class LayerNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, self.scale, self.bias)
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
 
 
 class RMSNorm(nnx.Module):
     """Root mean square normalization: `jaxnorm.rms_norm`.
 
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
-    x is of any shape, and y of the same, in `dtype`, by default what x and
-    the variables promote to.
+    x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
+    variables promote to.
 
     Args:
         reduction_axes: the axis or axes to measure over.
-        feature_axes: the axis or axes with a scale of their own.
+        feature_axes: the axis or axes that the scale has.
         epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nnx.initializers.zeros`.
@@ -149,20 +149,20 @@ class RMSNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, self.scale)
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
 
 
 class GroupNorm(nnx.Module):
     """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
-    x is [N, ..., C], or [C], one example; y is of its shape, in
-    `dtype`, by default what x and the variables promote to.
+    x is [N, ..., C], or [C], one example. y has its shape and the dtype `dtype`, by default the
+    dtype that x and the variables promote to.
 
     Args:
-        num_groups: groups of channels; None where `group_size` is given.
-        group_size: channels of a group; exclusive with `num_groups`.
-        reduction_axes: the axes to measure over, the last among them; all but axis 0 by default.
+        num_groups: the number of groups of channels; None if `group_size` is given.
+        group_size: the number of channels of a group; exclusive with `num_groups`.
+        reduction_axes: the axes to measure over, including the last; by default all except axis 0.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
 
     References:
@@ -218,15 +218,15 @@ class GroupNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, _BY_NUM_GROUPS, x, mask, -1, self.scale, self.bias)
+        return normalize(self, _BY_NUM_GROUPS, x, mask, -1)
 
 
 class InstanceNorm(nnx.Module):
     """Instance normalization: `jaxnorm.instance_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
-    x is [N, ..., C] (C at `feature_axes`), and y of its shape, in
-    `dtype`, by default what x and the variables promote to.
+    x is [N, ..., C] (C at `feature_axes`). y has its shape and the dtype `dtype`, by default the
+    dtype that x and the variables promote to.
 
     Args:
         feature_axes: the axis or axes of the channels.
@@ -281,4 +281,4 @@ class InstanceNorm(nnx.Module):
 
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, self.scale, self.bias)
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)

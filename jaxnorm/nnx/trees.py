@@ -1,4 +1,4 @@
-"""Freezing and recomputing the running statistics of whole models."""
+"""Freezing and recomputing the running statistics of models."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from jaxnorm import trees as _trees
 from jaxnorm.nnx.batch import BatchNorm
 from jaxnorm.nnx.inputs import InputScaling
 from jaxnorm.nnx.online import OnlineNorm
-from jaxnorm.nnx.variables import each, values_of, variables_of
+from jaxnorm.nnx.variables import Stateful, assign, values_of, variables_of
 
 __all__ = ["finish_accumulating", "finish_recomputing", "freeze_stats", "start_recomputing"]
 
-_EXCHANGE = "whose place jaxnorm.nnx.BatchNorm takes with the same arguments and variables"
+_REPLACE = "which jaxnorm.nnx.BatchNorm replaces with the same arguments and variables"
 
 
 def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
-    """Use the running statistics and leave them as they are in training too, as in evaluation.
+    """Freeze running statistics: training uses them and does not update them, like evaluation.
 
-    It sets the attribute `frozen` of every `BatchNorm` and kin, and of every fit to inputs, in the
-    named parts, which `train()` and `eval()` do not touch. The parameters go on learning; stop
-    those in the optimizer.
+    This function sets the attribute `frozen` of every `BatchNorm` (including subclasses),
+    `OnlineNorm` and fit to inputs in the named parts; `train()` and `eval()` do not change this
+    attribute. The parameters are still trained; to freeze them, use the optimizer.
 
     Args:
         model: changed in place, as by `train()` and `eval()`.
-        parts: paths of normalizations, or of what holds them, as in "encoder/block_0"; `*` stands
-            for any characters. All where none is given.
-        frozen: False makes them move again.
+        parts: paths of normalizations, or of parts of the model that contain them, for example
+            "encoder/block_0"; `*` stands for any characters. Without any, the whole model.
+        frozen: False lets training update them again.
 
     Raises:
-        ValueError: a part with no `BatchNorm` in it; the message lists those that there are.
+        ValueError: a part without a `BatchNorm`; the message lists the paths of all of them.
 
     Warns:
-        UserWarning: a `BatchNorm` of Flax in the parts, whose statistics go on moving.
+        UserWarning: a `BatchNorm` of Flax in the parts, whose statistics training still updates.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,22 +57,23 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
     for norm in norms.values():
         norm.frozen = frozen
     if frozen:
-        _warn_of_flaxs("freeze_stats", model, parts)
+        _warn_of_flax_batch_norm("freeze_stats", model, parts)
 
 
 def start_recomputing(model: nnx.Module, *parts: str) -> None:
-    """Merge all that training sees in new statistics beside the running ones, which stay.
+    """Start recomputing running statistics: new ones, beside the old ones, merge all batches.
 
-    As `jaxnorm.start_recomputing`, in the model: every `BatchNorm` and kin in the named parts takes
-    an attribute `recomputed` with `nnx.BatchStat` `count`, `mean` and `var`, and its momentum does
-    not matter until `finish_recomputing`.
+    This function is `jaxnorm.start_recomputing` for models. Every `BatchNorm` (including
+    subclasses) in the named parts gets an attribute `recomputed` with the `nnx.BatchStat` variables
+    `count`, `mean` and `var`, and its momentum has no effect until `finish_recomputing`.
 
     Args:
-        model: changed in place; a compiled step is compiled once more.
-        parts: paths of normalizations, or of what holds them; all where none is given.
+        model: changed in place; a jitted step is compiled again.
+        parts: paths of normalizations, or of parts of the model that contain them; without any, the
+            whole model.
 
     Raises:
-        ValueError: statistics that are being recomputed already; a part with no `BatchNorm` in it.
+        ValueError: statistics that are being recomputed already; a part without a `BatchNorm`.
 
     Warns:
         UserWarning: a `BatchNorm` of Flax in the parts, whose statistics are not recomputed.
@@ -90,37 +91,39 @@ def start_recomputing(model: nnx.Module, *parts: str) -> None:
         [6.5] [7.]
     """
     for norm in _named(model, parts).values():
-        new = _running.started(values_of(norm))["recomputed"]
+        new = _running.start_recomputing(_stats_of(norm))["recomputed"]
         norm.recomputed = nnx.Dict({key: nnx.BatchStat(value) for key, value in new.items()})
-    _warn_of_flaxs("start_recomputing", model, parts)
+    _warn_of_flax_batch_norm("start_recomputing", model, parts)
 
 
 def finish_recomputing(model: nnx.Module, *parts: str) -> None:
-    """Put the recomputed statistics in the place of the running ones, where anything counted.
+    """Replace the running statistics by the recomputed ones.
 
-    As `jaxnorm.finish_recomputing`, in the model, with its warning.
+    This function is `jaxnorm.finish_recomputing` for models, with the same warning.
 
     Args:
         model: changed in place.
-        parts: paths of what is being recomputed; all of it where none is given.
+        parts: paths of normalizations that are being recomputed, or of parts of the model that
+            contain them; without any, the whole model.
 
     Raises:
         ValueError: a part in which nothing is being recomputed.
 
-    There is an example in `start_recomputing`.
+    `start_recomputing` has an example.
     """
-    _finish(model, parts, _running.replaced)
+    _finish(model, parts, _running.replace_by_recomputed)
 
 
 def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | None = 0.99) -> None:
-    """Update the running statistics once, by all that was seen since `start_recomputing`.
+    """Update the running statistics once, exactly, after a step of several micro-batches.
 
-    As `jaxnorm.finish_accumulating`, in the model, with its warning.
+    This function is `jaxnorm.finish_accumulating` for models, with the same warning.
 
     Args:
         model: changed in place.
-        parts: paths of what is being recomputed; all of it where none is given.
-        momentum: the weight of the old value, as that of the normalizations; None merges exactly.
+        parts: paths of normalizations that are being recomputed, or of parts of the model that
+            contain them; without any, the whole model.
+        momentum: the weight of the old value, as for the normalizations; None merges exactly.
 
     Raises:
         ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
@@ -139,25 +142,31 @@ def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | No
         [2.5]
     """
     _checks.check_momentum(momentum)
-    _finish(model, parts, partial(_running.accumulated, momentum=momentum))
+    _finish(model, parts, partial(_running.accumulate, momentum=momentum))
 
 
 def _finish(model: nnx.Module, parts: Sequence[str], change: Callable[[Any], Any]) -> None:
+    """Apply `change` to the statistics that are recomputed, and warn where the count is 0."""
     unseen = []
     for path, norm in _named(model, parts, recomputed=True).items():
-        old = values_of(norm)
+        old = _stats_of(norm)
         if not norm.frozen and _trees.saw_nothing(old):
             unseen.append(path)
         new = change(old)
         del norm.recomputed
-        each(lambda variable, value: variable.set_value(value), variables_of(norm), new)
+        assign(variables_of(norm), new)
     _trees.warn_of_nothing_seen(unseen)
+
+
+def _stats_of(norm: Stateful) -> Any:
+    """The statistics, in float32 at least."""
+    return _shells.as_float32_at_least(values_of(variables_of(norm)))
 
 
 def _named(
     model: nnx.Module, parts: Sequence[str], kinds: Any = BatchNorm, *, recomputed: bool = False
 ) -> dict[Any, Any]:
-    """Every module of the kinds and their kin in the parts, by path."""
+    """Every module of the kinds, or of subclasses of them, in the named parts, by path."""
     norms, others = {}, {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, kinds) and (hasattr(module, "recomputed") or not recomputed):
@@ -170,23 +179,25 @@ def _named(
 
 
 def _in_parts(path: Sequence[Any], parts: Sequence[str]) -> bool:
+    """Whether a path lies in one of the parts; without any, in the whole model."""
     return any(_paths.matches(path, part) for part in parts or ("*",))
 
 
 def _keeps_statistics(module: nnx.Module) -> bool:
+    """Whether a module has an `nnx.BatchStat`."""
     return any(isinstance(variable, nnx.BatchStat) for variable in vars(module).values())
 
 
 def _described(module: nnx.Module) -> str:
-    """The class of a module, and of Flax's what takes its place."""
+    """The class of a module and, for Flax's `BatchNorm`, what replaces it."""
     kind = type(module)
     if isinstance(module, nnx.BatchNorm):
-        return f"{kind.__name__} of flax.nnx, {_EXCHANGE}"
+        return f"{kind.__name__} of flax.nnx, {_REPLACE}"
     return f"{kind.__name__} of {_shells.library_of(kind)}"
 
 
-def _warn_of_flaxs(function: str, model: nnx.Module, parts: Sequence[str]) -> None:
-    """Statistics in the parts that go on moving, as they are Flax's own."""
+def _warn_of_flax_batch_norm(function: str, model: nnx.Module, parts: Sequence[str]) -> None:
+    """Warn of a `BatchNorm` of Flax in the parts, whose statistics training still updates."""
     names = [
         _paths.joined(path)
         for path, module in nnx.iter_modules(model)
@@ -194,7 +205,7 @@ def _warn_of_flaxs(function: str, model: nnx.Module, parts: Sequence[str]) -> No
     ]
     if names:
         warnings.warn(
-            f"{function} does not reach {names}, whose statistics go on moving: each is a "
-            f"BatchNorm of flax.nnx, {_EXCHANGE}",
+            f"{function} does not affect {names}, whose statistics training still updates: each is "
+            f"a BatchNorm of flax.nnx, {_REPLACE}",
             stacklevel=3,
         )

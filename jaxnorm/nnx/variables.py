@@ -1,4 +1,4 @@
-"""The variables of the modules, and the call of a stateless one."""
+"""The variables of the modules, and the call of a stateless normalization."""
 
 from __future__ import annotations
 
@@ -19,35 +19,29 @@ from jaxnorm.shells import Function, Initializer
 Metadata = Mapping[str, Any]
 
 
-def variables_of(norm: Any) -> dict[str, Any]:
-    """The variables of the statistics, those that are recomputed in a dict of their own."""
-    variables: dict[str, Any] = {
-        k: v for k, v in vars(norm).items() if isinstance(v, nnx.BatchStat)
-    }
-    if hasattr(norm, "recomputed"):
-        variables["recomputed"] = dict(norm.recomputed.items())
-    return variables
+class Stateful(nnx.Module):
+    """A module with statistics that training updates and evaluation uses."""
+
+    use_running_average: bool | None
+    frozen: bool  # whether `jaxnorm.nnx.freeze_stats` marked the statistics
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`. (`nnx.view_info` reads the arguments indented by two.)
+
+        Args:
+          use_running_average: True to use the running statistics or the fit, False to update them.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
 
 
-def values_of(norm: Any) -> Any:
-    """The statistics, in float32 at least."""
-    return _shells.as_float32_at_least(each(lambda variable: variable[...], variables_of(norm)))
-
-
-def each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:
-    """What a function gives of each variable, and of what stands at its place in other dicts."""
-    return jax.tree.map(
-        function, variables, *others, is_leaf=lambda node: isinstance(node, nnx.Variable)
-    )
-
-
-def evaluates(module: Any, use_running_average: bool | None) -> bool:
+def evaluates(module: Stateful, use_running_average: bool | None) -> bool:
     """Whether the running statistics are used: in evaluation, and where they are frozen."""
     return asked_to_evaluate(module, use_running_average) or module.frozen
 
 
-def asked_to_evaluate(module: Any, use_running_average: bool | None) -> bool:
-    """Whether evaluation is asked for, by the call or by the module."""
+def asked_to_evaluate(module: Stateful, use_running_average: bool | None) -> bool:
+    """Whether the call or the module asks for evaluation."""
     chosen = first_from(
         use_running_average,
         module.use_running_average,
@@ -62,13 +56,55 @@ def asked_to_evaluate(module: Any, use_running_average: bool | None) -> bool:
 def parameter(
     module: Any, use: bool, init: Initializer, rngs: nnx.Rngs, metadata: Metadata
 ) -> nnx.Param[jax.Array] | None:
+    """A new scale or bias of the module, or None if it does not use one."""
     if not use:
         return nnx.data(None)
     return nnx.Param(init(rngs.params(), (module.num_features,), module.param_dtype), **metadata)
 
 
-def value_of(variable: Any, features: tuple[int, ...]) -> Any:
-    """The value of a variable in the shape of the features; of one number or none, as it is."""
+def parameters_of(module: Any, features: tuple[int, ...]) -> tuple[Any, ...]:
+    """The values of the module's scale and bias, None for one that it does not use."""
+    return tuple(
+        _value_of(getattr(module, name), features)
+        for name in ("scale", "bias")
+        if hasattr(module, f"use_{name}")
+    )
+
+
+def variables_of(module: Stateful, kinds: Any = nnx.BatchStat) -> dict[str, Any]:
+    """The variables of the module's statistics, by name; the recomputed ones in a dict."""
+    variables: dict[str, Any] = {k: v for k, v in vars(module).items() if isinstance(v, kinds)}
+    if hasattr(module, "recomputed"):
+        variables["recomputed"] = dict(module.recomputed.items())
+    return variables
+
+
+def values_of(variables: Mapping[str, Any], features: tuple[int, ...] | None = None) -> Any:
+    """The values of the variables, in the shape of the features if these are given."""
+    if features is None:
+        return _each(lambda variable: variable[...], variables)
+    return _each(lambda variable: _value_of(variable, features), variables)
+
+
+def assign(variables: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Give the variables the new values."""
+
+    def assigned(variable: Any, value: jax.Array) -> None:
+        flat = value.reshape(-1) if value.ndim else value
+        variable.set_value(jax.lax.stop_gradient(flat))
+
+    _each(assigned, variables, {key: new[key] for key in variables})
+
+
+def _each(function: Callable[..., Any], variables: Any, *others: Any) -> Any:
+    """The results of a function of each variable, and of the values at its place in `others`."""
+    return jax.tree.map(
+        function, variables, *others, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
+
+
+def _value_of(variable: Any, features: tuple[int, ...]) -> Any:
+    """The value of a variable in the shape of the features; a scalar or None as it is."""
     value = None if variable is None else variable[...]
     if value is None or value.ndim == 0:
         return value
@@ -80,21 +116,28 @@ def value_of(variable: Any, features: tuple[int, ...]) -> Any:
     return value.reshape(features)
 
 
-def flat(value: jax.Array) -> jax.Array:
-    """A statistic in the shape of its variable."""
-    return value.reshape(-1) if value.ndim else value
-
-
 def promoted(
-    module: Any, x: jax.Array, stats: tuple[Any, ...], parameters: tuple[Any, ...]
-) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...], Any]:
-    """The arrays to compute from, and the dtype of the result."""
-    arrays = (x, *stats, *parameters)
+    module: Any,
+    x: jax.Array,
+    parameters: tuple[Any, ...],
+    stats: Mapping[str, Any],
+    *,
+    evaluating: bool = False,
+) -> tuple[jax.Array, tuple[Any, ...], Mapping[str, Any], Any]:
+    """The arrays to compute from, as `promote_dtype` gives them, and the dtype of the result.
+
+    Args:
+        stats: promoted in evaluation only; in training they keep their dtype.
+    """
+    moments = {key: stats[key] for key in ("mean", "var") if key in stats}
+    arrays = (x, *moments.values(), *parameters)
     if module.promote_dtype is dtypes.promote_dtype:
-        return x, stats, parameters, _shells.result_dtype(module.dtype, *arrays)
+        return x, parameters, stats, _shells.result_dtype(module.dtype, *arrays)
     x, *others = module.promote_dtype(arrays, dtype=module.dtype)
-    stats, parameters = tuple(others[: len(stats)]), tuple(others[len(stats) :])
-    return x, stats, parameters, _shells.result_dtype(module.dtype, x, *parameters)
+    parameters = tuple(others[len(moments) :])
+    if evaluating:
+        stats = {**stats, **dict(zip(moments, others, strict=False))}
+    return x, parameters, stats, _shells.result_dtype(module.dtype, x, *parameters)
 
 
 def normalize(
@@ -103,10 +146,8 @@ def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     feature_axes: _axes.Axes,
-    *variables: Any,
 ) -> jax.Array:
-    """A stateless normalization with the module's parameters."""
+    """A stateless normalization."""
     features = _shells.feature_shape(x, feature_axes)
-    parameters = tuple(value_of(variable, features) for variable in variables)
-    x, _, parameters, dtype = promoted(module, x, (), parameters)
+    x, parameters, _, dtype = promoted(module, x, parameters_of(module, features), {})
     return _shells.normalize(module, function, x, *parameters, dtype=dtype, mask=mask)

@@ -1,0 +1,221 @@
+"""A fit to inputs: the statistics of each feature that a stream of inputs had.
+
+Glossary:
+    fit: a dict with a count, a mean, a variance, a minimum and a maximum for each feature. The fit
+        is merged with that of every batch, in any order and from any process, and is what one pass
+        over all examples at once would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import states as _states
+from jaxnorm.arrays import broadcast_mask, broadcast_over
+from jaxnorm.distributed import sync_extremes, sync_moments
+from jaxnorm.running import init_batch_stats, sharded, update
+from jaxnorm.statistics import Moments, Scope, measure
+
+__all__ = ["init_input_stats", "merge_input_stats", "update_input_stats"]
+
+
+def init_input_stats(
+    num_features: int | Sequence[int], *, dtype: Any = jnp.float32
+) -> dict[str, jax.Array]:
+    """A new fit, which has seen no example: scaling by it does not change the inputs.
+
+    No update changes the shape or the dtype of any entry.
+
+    Args:
+        num_features: the width F, or the shape of several feature axes in ascending order.
+        dtype: of every entry; float32, or float64 for more than 16,777,216 (2^24) examples: above
+            this number, adding one example does not change a count in float32.
+
+    Returns:
+        {"count": zeros, "mean": zeros, "var": ones, "min": inf, "max": -inf}, each dtype[F]. Each
+        feature has its own count, since masks and NaN may differ by feature.
+
+    Raises:
+        TypeError: a dtype that is not floating.
+        ValueError: a width that is not positive, a dtype narrower than float32.
+
+    Example:
+        >>> import jaxnorm as jn
+        >>> print(*jn.init_input_stats(1).values())
+        [0.] [0.] [1.] [inf] [-inf]
+    """
+    shape = _axes.as_shape("num_features", num_features)
+    _states.check_fit_dtype(dtype)
+    stats = init_batch_stats(shape, momentum=None, dtype=dtype, count_per_channel=True)
+    maximum = jnp.full(shape, -jnp.inf, dtype)
+    return {key: stats[key] for key in ("count", "mean", "var")} | {"min": -maximum, "max": maximum}
+
+
+@_checks.mask_is_called("where")
+def update_input_stats(
+    fit: _states.BatchStats,
+    x: ArrayLike,
+    *,
+    feature_axis: _axes.Axes = -1,
+    where: ArrayLike | None = None,
+    axis_name: _axes.AxisName | None = None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+    skip_nan: bool = False,
+) -> Any:
+    """The fit to the examples that `fit` has seen and to those of `x`.
+
+    The moments of `x` are merged into those of the fit as by `merge_moments`; the minimum and the
+    maximum are exact. No gradient goes through a fit.
+
+    Args:
+        fit: as from `init_input_stats(F)`; a fit with the mark of `freeze_stats` is returned as it
+            is.
+        x: floating [..., F] (F at `feature_axis`), with any number of examples, including zero.
+        feature_axis: the axis of the features; or several, and F is their shape in ascending order.
+        where: nonzero where a value counts; broadcasts to `x`. The others change nothing.
+        axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge the fit over; under
+            `jit` with sharded arrays the fit is global without it.
+        axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
+        skip_nan: a NaN does not count. Otherwise one NaN makes the mean, variance, min and max of
+            its feature NaN permanently.
+
+    Returns:
+        The new fit, with the shapes and dtypes that were given. For a constant feature the mean,
+        the min and the max are exactly its value, and the variance is exactly 0.
+
+    Raises:
+        TypeError: an integer or complex input.
+        ValueError: a fit that has another width, is narrower than float32 or lacks an entry, a mask
+            that does not broadcast, an axis name that is not mapped.
+
+    Conventions:
+        NaN count unless they are skipped (scikit-learn's scalers always skip them). The variance is
+        biased, as in scikit-learn.
+
+    References:
+        Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
+        recommendations", 1983.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> fit = jn.init_input_stats(2)
+        >>> for batch in jnp.array([[[3.0, 1e5]], [[5.0, 3e5]]]):
+        ...     fit = jn.update_input_stats(fit, batch)
+        >>> print(fit["mean"], fit["min"], fit["max"], fit["count"])
+        [4.e+00 2.e+05] [3.e+00 1.e+05] [5.e+00 3.e+05] [2. 2.]
+    """
+    _checks.check_choice("skip_nan", skip_nan)
+    _axes.check_axis_index_groups(axis_name, axis_index_groups)
+    checked = checked_input(x, fit, feature_axis, where)
+    if "frozen" in fit:
+        return fit
+    x, mask = jax.lax.stop_gradient(checked.x), checked.mask
+    if skip_nan:
+        known = ~jnp.isnan(x)
+        mask = known if mask is None else mask & known
+    m = sync_moments(measure(x, Scope(checked.reduced), mask), axis_name, axis_index_groups)
+    seen = None if mask is None else broadcast_mask(mask, x)
+    minimum = jnp.min(x, checked.reduced, where=seen, initial=jnp.inf)
+    maximum = jnp.max(x, checked.reduced, where=seen, initial=-jnp.inf)
+    minimum, maximum = sync_extremes(minimum, maximum, axis_name, axis_index_groups)
+    return _merged(jax.lax.stop_gradient(checked.fit), m, minimum, maximum)
+
+
+def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
+    """The fit to the examples of two fits, for example of two files or processes.
+
+    The merge is associative and commutative up to the rounding of moments, and a new fit is its
+    identity. No example may belong to both fits.
+
+    Args:
+        a, b: fits of the same width.
+
+    Returns:
+        The merged fit, in the dtypes of `a`, and frozen if `a` is.
+
+    Raises:
+        ValueError: fits that have different widths, are narrower than float32 or lack an entry.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> fit = lambda x: jn.update_input_stats(jn.init_input_stats(1), jnp.array(x))
+        >>> merged = jn.merge_input_stats(fit([[1.0], [2.0]]), fit([[6.0]]))
+        >>> print(merged["mean"], merged["var"], merged["max"], merged["count"])
+        [3.] [4.6666665] [6.] [3.]
+    """
+    _states.check_fit(a)
+    _states.check_fit(b, jnp.shape(a["mean"]))
+    m = Moments(*(jnp.asarray(b[key]) for key in ("count", "mean", "var")))
+    return _merged(a, m, jnp.asarray(b["min"]), jnp.asarray(b["max"]))
+
+
+class CheckedInput(NamedTuple):
+    """An input and its fit; `x` has a dtype that both promote to.
+
+    Attributes:
+        dtype: the dtype of the result.
+    """
+
+    x: jax.Array
+    fit: _states.BatchStats
+    mask: jax.Array | None
+    reduced: tuple[int, ...]
+    dtype: Any
+
+    def broadcast(self, key: str) -> jax.Array:
+        """An entry of the fit, broadcast to the values of `x`."""
+        return broadcast_over(jnp.asarray(self.fit[key], self.x.dtype), self.x, self.reduced)
+
+    def finite(self, other: ArrayLike) -> jax.Array:
+        """`x`, with `other` in place of values that neither count nor are finite."""
+        if self.mask is None:
+            return self.x
+        return jnp.where(self.mask | jnp.isfinite(self.x), self.x, other)
+
+    def result(self, y: jax.Array) -> jax.Array:
+        """`y` in the dtype of the result."""
+        return y.astype(self.dtype)
+
+
+def checked_input(
+    x: ArrayLike, fit: _states.BatchStats, feature_axis: _axes.Axes, where: ArrayLike | None
+) -> CheckedInput:
+    """Check an input and its fit."""
+    x = _checks.as_real_input(x)
+    features = _axes.nonempty_axes(x.ndim, feature_axis, "feature_axis")
+    _states.check_fit(fit, tuple(x.shape[axis] for axis in features))
+    mask = _checks.as_mask(where, x.shape)
+    reduced = _axes.other_axes(x.ndim, features)
+    dtype = _dtypes.promoted_dtype(x.dtype, fit["mean"].dtype)
+    return CheckedInput(x.astype(dtype), sharded(fit, x, reduced), mask, reduced, x.dtype)
+
+
+def _merged(fit: _states.BatchStats, m: Moments, minimum: jax.Array, maximum: jax.Array) -> Any:
+    """The fit after more values, which have these moments, minimum and maximum."""
+    minimum = jnp.minimum(fit["min"], minimum.astype(fit["min"].dtype))
+    maximum = jnp.maximum(fit["max"], maximum.astype(fit["max"].dtype))
+    new = update(fit, m, momentum=None, skip_nonfinite=False)
+    mean, var = exact_constants(new["mean"], new["var"], minimum, maximum)
+    # Otherwise the old fit may hold more than min and max cover, such as an initial count.
+    covered = (fit["count"] == 0) | (fit["var"] == 0)
+    exact = {
+        "mean": jnp.where(covered, mean, new["mean"]),
+        "var": jnp.where(covered, var, new["var"]),
+    }
+    return _states.with_entries(new, {**exact, "min": minimum, "max": maximum})
+
+
+def exact_constants(
+    mean: jax.Array, var: jax.Array, minimum: jax.Array, maximum: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A merged mean and variance, without rounding for features that are constant."""
+    constant = minimum == maximum
+    return jnp.where(constant, minimum.astype(mean.dtype), mean), jnp.where(constant, 0, var)
