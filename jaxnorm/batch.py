@@ -214,7 +214,9 @@ def default_d_max(step: Any) -> jax.Array:
 
 def _interpolated(step: Any, steps: tuple[float, float], limits: tuple[float, float]) -> jax.Array:
     """A limit that changes linearly between two steps."""
-    return jnp.interp(*(jnp.asarray(value, jnp.float32) for value in (step, steps, limits)))
+    (begin, end), (first, last) = steps, limits
+    share = jnp.clip((jnp.asarray(step, jnp.float32) - begin) / (end - begin), 0, 1)
+    return first + (last - first) * share
 
 
 @_checks.mask_is_called("where")
