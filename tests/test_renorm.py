@@ -24,6 +24,7 @@ from cases import (
 )
 
 import jaxnorm as jn
+from jaxnorm.batch import default_d_max, default_r_max
 
 pytestmark = pytest.mark.numerical
 
@@ -155,3 +156,12 @@ def test_evaluation_does_not_count_as_a_step():
     stats = {**seen("renorm", 3), "steps": jnp.int32(5)}
     _, new = library("renorm", batch(0), stats=stats, train=False, **SCHEDULES)
     identical(new, stats)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [(default_r_max, reference.paper_r_max), (default_d_max, reference.paper_d_max)],
+)
+def test_the_default_schedules_are_the_papers(schedule, expected):
+    steps = np.array([0, 1, 4_999, 5_000, 5_001, 20_000, 25_000, 40_000, 40_001, 2**31 - 1])
+    near(schedule(jnp.asarray(steps, jnp.int32)), expected(steps), 1e-6)
