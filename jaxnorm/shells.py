@@ -31,9 +31,10 @@ _MAPPED_AXIS_OPTIONS = ("axis_name", "axis_index_groups")
 
 @functools.cache
 def entries(init_stats: Function, **options: Any) -> tuple[str, ...]:
-    """The names of the statistics that `init_stats` makes."""
-    with jax.ensure_compile_time_eval():
-        return tuple(init_stats(1, **options))
+    """The names of the statistics that `init_stats` makes, without the use of a device."""
+    names: list[str] = []
+    jax.eval_shape(lambda: names.extend(init_stats(1, **options)))
+    return tuple(names)
 
 
 def library_of(kind: type) -> str:

@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 from typing import Any
 
 import chex
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import reference
 from cases import KEY, MODULES, STATEFUL_MODULES, normals
+from waiting import PATIENCE
 
 import jaxnorm as jn
 import jaxnorm.linen as jnn
@@ -310,3 +313,19 @@ def test_the_cumulative_count_is_exact_whatever_the_statistics_are():
         variables = {**variables, **module.apply(variables, X, mutable=["batch_stats"])[1]}
     assert variables["batch_stats"]["count"] == 5 * X[..., 0].size
     assert variables["batch_stats"]["mean"].dtype == jnp.float32
+
+
+def test_shapes_are_found_without_a_device():
+    """Processes find each other after they have checked a model, and before they use a device."""
+    code = """
+import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+from jax._src import xla_bridge
+x = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+for name, options in MODULES.items():
+    model = getattr(jnn, name)(use_running_average=False, **options)
+    init = lambda key, x: model.init(jax.random.wrap_key_data(key), x)
+    jax.eval_shape(init, jax.ShapeDtypeStruct((2,), jnp.uint32), x)
+assert not xla_bridge.backends_are_initialized()
+"""
+    code = code.replace("MODULES", repr(STATEFUL_MODULES))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
