@@ -1,7 +1,8 @@
 """Run benchmark parts, print their tables, and put them into docs/.
 
-python -m benchmarks            # all parts and the figure, one size per norm
+python -m benchmarks            # all parts but compiled, and the figure, one size per norm
 python -m benchmarks precision  # one part
+python -m benchmarks compiled   # counts for accelerators, by compilers that make bench installs
 python -m benchmarks --full     # more sizes and rounds
 """
 
@@ -23,6 +24,8 @@ ALLOCATOR = {
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
 }
 PARTS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
+BY_NAME = ("compiled",)  # counts, which no machine changes
+UNTIMED = ("scaling", *BY_NAME)
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
@@ -59,6 +62,7 @@ def run(parts: list[str], full: bool) -> None:
         speed,
         sweep,
     )
+    from benchmarks.compiled import part as compiled
     from benchmarks.table import publish
 
     modules = {
@@ -70,6 +74,7 @@ def run(parts: list[str], full: bool) -> None:
         "precision": precision,
         "collectives": collectives,
         "scaling": scaling,
+        "compiled": compiled,
     }
     measured = {}
     for part in parts:
@@ -77,7 +82,7 @@ def run(parts: list[str], full: bool) -> None:
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)
-        publish(part, text if part == "scaling" else f"{text} {environment()}")
+        publish(part, text if part in UNTIMED else f"{text} {environment()}")
         measured |= {table.title: table for table in tables}
     if set(parts) == set(PARTS):
         figure.save(figure.draw(measured))
@@ -85,12 +90,16 @@ def run(parts: list[str], full: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all")
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help=f"of {', '.join((*PARTS, *BY_NAME))}"
+    )
     parser.add_argument("--full", action="store_true", help="more sizes and rounds; long")
     arguments = parser.parse_args()
     parts = arguments.parts or list(PARTS)
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    if unknown := [part for part in parts if part not in (*PARTS, *BY_NAME)]:
+        parser.error(
+            f"there is no part {unknown[0]!r}; the parts are {', '.join((*PARTS, *BY_NAME))}"
+        )
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | ALLOCATOR)

@@ -65,14 +65,14 @@ def draw(tables: dict[str, Table]) -> go.Figure:
     return figure
 
 
-def save(figure: go.Figure) -> None:
+def save(figure: go.Figure, path: Path = PATH) -> None:
     """Write the picture, if there is a Chrome or a Chromium to draw it with."""
     from kaleido.errors import ChromeNotFoundError
 
     try:
-        figure.write_image(PATH, scale=1.5)
+        figure.write_image(path, scale=1.5)
     except (ChromeNotFoundError, RuntimeError) as error:
-        Console(stderr=True).print(f"the figure {PATH} stays as it is, without a Chrome: {error}")
+        Console(stderr=True).print(f"the figure {path} stays as it is, without a Chrome: {error}")
 
 
 def _norms(rows: list[dict[str, str]]) -> list[str]:
