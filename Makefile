@@ -14,7 +14,8 @@
 #              benchmarks/compiled/counts.json says; on Python 3.13, with compilers of 1.9 GB and no device
 # make bench   jaxnorm beside its peers; updates the tables and the figure of docs/
 #              (PART=speed, sweep, resnet, memory, precision, collectives, scaling or fold, FULL=1 for more
-#              sizes; PART=compiled: counts of those programs, beside Flax's, FULL=1 for all of them)
+#              sizes; PART=compiled: counts of those programs, beside Flax's, FULL=1 for all of them,
+#              CASES='gpu layer' for those with these words in their names)
 # make docs    the site, into docs/_build/html, without network
 # make lint    style and types
 # make dist    the source distribution and this platform's wheel into dist/, checked: contents, and
@@ -125,8 +126,8 @@ has-python-%:
 	@test -n "$(call python,$*)" || { echo "This needs Python $*, and there is neither a python$* nor one" \
 	"of pyenv: install one, or give PYTHON_$*=its path" >&2; exit 1; }
 
-bench: $(VENV)/with-bench $(if $(filter compiled,$(PART)),$(COMPILED)/installed)
-	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)
+bench: $(if $(filter compiled,$(PART)),$(COMPILED)/installed,$(VENV)/with-bench)
+	$(if $(filter compiled,$(PART)),$(COMPILED),$(VENV))/bin/python -m benchmarks $(PART) $(if $(FULL),--full)
 
 docs: $(VENV)/with-docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

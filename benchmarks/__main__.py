@@ -12,6 +12,7 @@ import argparse
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
 # Large arrays that are mapped and unmapped at every call cost more than the work, so the C library
@@ -24,7 +25,8 @@ ALLOCATOR = {
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads leave the cores to the next candidate
 }
 PARTS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
-BY_NAME = ("compiled",)  # counts, which no machine changes
+BY_NAME = ("compiled",)  # in an environment of its own; no machine changes its counts
+MODULES = {"compiled": "benchmarks.compiled.part"}
 UNTIMED = ("scaling", *BY_NAME)
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
@@ -51,40 +53,19 @@ def _kernels(loaded: bool, reason: str) -> str:
 
 def run(parts: list[str], full: bool) -> None:
     """Measure the parts, show and publish them, and draw the figure if all are there."""
-    from benchmarks import (
-        collectives,
-        figure,
-        fold,
-        memory,
-        precision,
-        resnet,
-        scaling,
-        speed,
-        sweep,
-    )
-    from benchmarks.compiled import part as compiled
     from benchmarks.table import publish
 
-    modules = {
-        "speed": speed,
-        "sweep": sweep,
-        "resnet": resnet,
-        "fold": fold,
-        "memory": memory,
-        "precision": precision,
-        "collectives": collectives,
-        "scaling": scaling,
-        "compiled": compiled,
-    }
     measured = {}
     for part in parts:
-        tables = modules[part].measure(full)
+        tables = import_module(MODULES.get(part, f"benchmarks.{part}")).measure(full)
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)
         publish(part, text if part in UNTIMED else f"{text} {environment()}")
         measured |= {table.title: table for table in tables}
     if set(parts) == set(PARTS):
+        from benchmarks import figure
+
         figure.save(figure.draw(measured))
 
 

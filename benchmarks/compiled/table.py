@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from benchmarks.compiled import LIBRARIES, PLATFORMS
@@ -14,7 +15,7 @@ FLOOR = {"forward": 2, "both": 5}  # the input and the output; then two read and
 Counts = dict[str, Any]
 Cell = Callable[[Counts], str]
 CELLS: dict[str, Cell] = {
-    "streams": lambda counts: f"{counts['streams']:.1f}",
+    "streams": lambda counts: f"{counts['streams']:g}",
     "kernels": lambda counts: str(counts["kernels"]),
     "thousand cycles": lambda counts: f"{counts['cycles'] / 1e3:,.0f}",
     "temporary MB": lambda counts: f"{counts['temporary'] / 1e6:.1f}",
@@ -90,8 +91,18 @@ def _steps(counts: dict[str, Counts]) -> Table:
             [network, dtype, PLATFORMS[platform], *(_beside(cell, both) for cell in cells)]
             for (network, dtype, platform), both in rows.items()
         ],
-        notes="A training step on one device. A cell is jaxnorm's count / Flax's.",
+        notes=(
+            "A training step on one device. A cell is jaxnorm's count / Flax's. "
+            f"All of these tables: compiled with {_versions()}."
+        ),
     )
+
+
+def _versions() -> str:
+    """Those of what the counts depend on."""
+    lines = Path(__file__).with_name("requirements.txt").read_text().splitlines()
+    packages = [line.replace("==", " ") for line in lines if "==" in line]
+    return ", ".join(p for p in packages if p.split()[0] in ("jax", "flax", "libtpu"))
 
 
 def _beside(cell: Cell, both: dict[str, Counts]) -> str:
