@@ -10,9 +10,12 @@
 # make test-versions   the library's tests on Python 3.11, 3.12 and 3.13, where they are installed, with
 #              the lowest and the newest jax and flax (VERSIONS=3.12-lowest: one of them, TESTS=files)
 # make test-newest   of them 3.13-newest: Python 3.13 with the newest releases that pip finds
+# make test-compiled   that the programs that compilers make for an H100 and a TPU v5e move and run what
+#              benchmarks/compiled/counts.json says; on Python 3.13, with compilers of 1.9 GB and no device
 # make bench   jaxnorm beside its peers; updates the tables and the figure of docs/
 #              (PART=speed, sweep, resnet, memory, precision, collectives, scaling or fold, FULL=1 for more
-#              sizes)
+#              sizes; PART=compiled: counts of those programs, beside Flax's, FULL=1 for all of them,
+#              CASES='gpu layer' for those with these words in their names)
 # make docs    the site, into docs/_build/html, without network
 # make lint    style and types
 # make dist    the source distribution and this platform's wheel into dist/, checked: contents, and
@@ -27,7 +30,7 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest test-versions \
+.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest test-versions test-compiled \
 	newest-python bench docs lint dist sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
@@ -104,6 +107,16 @@ test-on-%: install-%
 	.venv-$*/bin/python -m pip freeze --exclude-editable
 	.venv-$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow' $(TESTS)
 
+COMPILED := .venv-3.13-compiled
+
+test-compiled: $(COMPILED)/installed
+	$(COMPILED)/bin/python -m pytest --noconftest --numprocesses auto --maxprocesses 8 tests/test_compiled.py
+
+$(COMPILED)/installed: benchmarks/compiled/requirements.txt | $(COMPILED)/bin/python
+	@echo "Installing compilers for an H100 and a TPU v5e into $(COMPILED) ..."
+	$(COMPILED)/bin/python -m pip install --quiet --requirement $<
+	touch '$@'
+
 .PRECIOUS: .venv-%/bin/python
 .venv-%/bin/python:
 	@$(MAKE) --no-print-directory has-python-$(firstword $(subst -, ,$*))
@@ -113,8 +126,8 @@ has-python-%:
 	@test -n "$(call python,$*)" || { echo "This needs Python $*, and there is neither a python$* nor one" \
 	"of pyenv: install one, or give PYTHON_$*=its path" >&2; exit 1; }
 
-bench: $(VENV)/with-bench
-	$(BIN)/python -m benchmarks $(PART) $(if $(FULL),--full)
+bench: $(if $(filter compiled,$(PART)),$(COMPILED)/installed,$(VENV)/with-bench)
+	$(if $(filter compiled,$(PART)),$(COMPILED),$(VENV))/bin/python -m benchmarks $(PART) $(if $(FULL),--full)
 
 docs: $(VENV)/with-docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

@@ -1,7 +1,8 @@
 """Run benchmarks, print their tables, and write them into docs/.
 
-python -m benchmarks            # all benchmarks and the figure, one size for each norm
+python -m benchmarks            # all benchmarks but compiled, and the figure; one size of each
 python -m benchmarks precision  # one benchmark
+python -m benchmarks compiled   # counts for accelerators, by compilers that make bench installs
 python -m benchmarks --full     # more sizes and rounds
 """
 
@@ -24,6 +25,9 @@ ALLOCATOR = {
     "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of PyTorch do not block the next candidate
 }
 BENCHMARKS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
+ON_REQUEST = ("compiled",)  # has its own environment, and is the same on every machine
+MODULES = {"compiled": "benchmarks.compiled.part"}
+UNTIMED = ("scaling", *ON_REQUEST)
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
@@ -49,33 +53,33 @@ def _kernels(loaded: bool, reason: str) -> str:
 
 def run(names: list[str], full: bool) -> None:
     """Run the benchmarks, print and publish their tables, and draw the figure if all were run."""
-    from benchmarks import figure
     from benchmarks.table import publish
 
     measured = {}
     for name in names:
-        tables = import_module(f"benchmarks.{name}").measure(full)
+        tables = import_module(MODULES.get(name, f"benchmarks.{name}")).measure(full)
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)
-        publish(name, text if name == "scaling" else f"{text} {environment()}")
+        publish(name, text if name in UNTIMED else f"{text} {environment()}")
         measured |= {table.title: table for table in tables}
     if set(names) == set(BENCHMARKS):
+        from benchmarks import figure
+
         figure.save(figure.draw(measured))
 
 
 def main() -> None:
+    every = (*BENCHMARKS, *ON_REQUEST)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="benchmark", help=f"of {', '.join(BENCHMARKS)}; all"
+        "names", nargs="*", metavar="benchmark", help=f"of {', '.join(every)}; all but the last"
     )
     parser.add_argument("--full", action="store_true", help="more sizes and rounds; slow")
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
-    if unknown := [name for name in names if name not in BENCHMARKS]:
-        parser.error(
-            f"there is no benchmark {unknown[0]!r}; the benchmarks are {', '.join(BENCHMARKS)}"
-        )
+    if unknown := [name for name in names if name not in every]:
+        parser.error(f"there is no benchmark {unknown[0]!r}; the benchmarks are {', '.join(every)}")
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | ALLOCATOR)

@@ -65,15 +65,15 @@ def draw(tables: dict[str, Table]) -> go.Figure:
     return figure
 
 
-def save(figure: go.Figure) -> None:
+def save(figure: go.Figure, path: Path = PATH) -> None:
     """Write the figure, if Chrome or Chromium is available."""
     from kaleido.errors import ChromeNotFoundError
 
     try:
-        figure.write_image(PATH, scale=1.5)
+        figure.write_image(path, scale=1.5)
     except (ChromeNotFoundError, RuntimeError) as error:
         Console(stderr=True).print(
-            f"the figure {PATH} was not written, because Chrome is missing: {error}"
+            f"the figure {path} was not written, because Chrome is missing: {error}"
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from cases import normals
 
 from benchmarks import fold, resnet, sweep, table
-from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import BENCHMARKS, ON_REQUEST
 from benchmarks.forms import FORMS
 from benchmarks.ours import NORMS, affine, normalization
 from benchmarks.timing import PASSES, floor, interleaved, passes, programs
@@ -36,7 +36,7 @@ def test_a_table_replaces_what_stands_between_its_marks(tmp_path, monkeypatch):
         table.publish("y", rows)
 
 
-@pytest.mark.parametrize("part", BENCHMARKS)
+@pytest.mark.parametrize("part", [*BENCHMARKS, *ON_REQUEST])
 def test_a_part_has_its_marks(part):
     pages = [table.ROOT / "README.md", *(table.ROOT / "docs").glob("*.md")]
     marked = [page for page in pages if f"<!-- bench {part} -->" in page.read_text()]

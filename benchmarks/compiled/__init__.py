@@ -1,0 +1,4 @@
+"""What compilers make of normalizations for accelerators that are not there, counted."""
+
+PLATFORMS = {"gpu": "H100", "tpu": "TPU v5e"}
+LIBRARIES = ("jaxnorm", "Flax")

@@ -1,0 +1,20 @@
+"""The counts as they are kept: a line for each program, by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PATH = Path(__file__).with_name("counts.json")
+
+
+def kept() -> dict[str, Any]:
+    """All, by name."""
+    return json.loads(PATH.read_text()) if PATH.exists() else {}
+
+
+def keep(counts: dict[str, Any]) -> None:
+    """Write them, so that a change of one is a change of one line."""
+    lines = [f"{json.dumps(name)}: {json.dumps(count)}" for name, count in counts.items()]
+    PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n")
