@@ -30,8 +30,8 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest test-versions test-compiled \
-	newest-python bench docs lint dist sanitize clean
+.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest test-versions \
+	install-compiled test-compiled newest-python bench docs lint dist sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
@@ -109,7 +109,9 @@ test-on-%: install-%
 
 COMPILED := .venv-3.13-compiled
 
-test-compiled: $(COMPILED)/installed
+install-compiled: $(COMPILED)/installed
+
+test-compiled: install-compiled
 	$(COMPILED)/bin/python -m pytest --noconftest --numprocesses auto --maxprocesses 8 tests/test_compiled.py
 
 $(COMPILED)/installed: benchmarks/compiled/requirements.txt | $(COMPILED)/bin/python
