@@ -192,7 +192,9 @@ def ghost_batch_norm(
     ghosts = batch // size if num_ghosts is None else num_ghosts
     _checks.check_values_per_channel((size, *rest), arguments.reduced, 1, "ghosts")
     shards = explicit_shards(arguments.x, 0)
-    slices = 1 if shards == 1 else shards // math.gcd(ghosts, shards)  # of a ghost, on its devices
+    # A ghost that lies on several devices is measured in one slice for each, which then merge: axis
+    # 0 takes the place of the channels, and a group of `slices` entries is a ghost.
+    slices = 1 if shards == 1 else shards // math.gcd(ghosts, shards)
     split = arguments.split(ghosts * slices, size // slices)
     y, m = split.normalized(Scope(split.reduced, 0, slices))
     axis_size = _axes.mapped_size(axis_name, axis_index_groups)

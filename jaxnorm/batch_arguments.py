@@ -1,4 +1,4 @@
-"""The checked arguments that the normalizations over the batch share, and what follows from them.
+"""The steps that batch normalization, ghost batch normalization and renormalization share.
 
 Each function in `batch.py` checks its arguments by `checked`. In evaluation it returns
 `Arguments.evaluated`; in training it measures moments, standardizes with them, and returns
@@ -101,7 +101,10 @@ class Arguments(NamedTuple):
         )
 
     def with_known_count(self, m: Moments, axis_size: int) -> Moments:
-        """The merged moments; without a mask their count is a constant, the same on all devices."""
+        """The merged moments; without a mask, the count is replaced by its known value.
+
+        A constant is the same on all devices, which JAX then knows too.
+        """
         if self.mask is not None:
             return m
         number = axis_size * _axes.values_per_channel(self.x.shape, self.reduced)

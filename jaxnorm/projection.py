@@ -56,6 +56,7 @@ class Vector(NamedTuple):
     where: jax.Array | None = None
 
     def v(self, s: Standardization) -> jax.Array:
+        """The array v, in the dtype of the statistics."""
         v = self.g.astype(s.mean.dtype)
         return masked(v if self.scale is None else v * s.expand(self.scale), self.where)
 
@@ -178,8 +179,8 @@ def _projected(
 ) -> jax.Array:
     """gain * (v - E[v] - (x - mean) * rstd^2 * covariance).
 
-    E[v] and the covariance are subtracted at the positions `where`: where the mean and the variance
-    are used in forward mode, and where x counts in them in reverse mode.
+    E[v] and the covariance are subtracted at the positions `where`: in forward mode where y is not
+    replaced by 0, in reverse mode where x counts.
     """
     v = vector.v(s)
     if averages.mean is not None:

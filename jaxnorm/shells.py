@@ -25,8 +25,8 @@ Function = Callable[..., Any]
 Initializer = Callable[..., Any]
 
 _FLAX_NAMES = {"channel_axis": ("axis", "feature_axes"), "feature_axis": ("axis",)}
-_CALL_ARGUMENTS = ("train", "where")
-_MAPPED_AXIS_OPTIONS = ("axis_name", "axis_index_groups")
+_CALL_ARGUMENTS = ("train", "where", "invert")
+_MAPPED_AXIS_OPTIONS = {"axis_name", "axis_index_groups"}
 
 
 @functools.cache
@@ -148,16 +148,20 @@ def scale_inputs(
 
 
 def _options(module: Any, function: Function, synced: bool) -> dict[str, Any]:
-    """The options of a function, from the attributes of the module."""
+    """The options of a function, from the attributes of the module, which must have all of them."""
     options: dict[str, Any] = {}
     for name in _option_names(function):
         attributes = _FLAX_NAMES.get(name, (name,))
-        found = [
-            getattr(module, attribute) for attribute in attributes if hasattr(module, attribute)
-        ]
-        if found:
-            options[name] = found[0] if synced or name not in _MAPPED_AXIS_OPTIONS else None
-    return options
+        found = [attribute for attribute in attributes if hasattr(module, attribute)]
+        if not found:
+            raise AttributeError(
+                f"{type(module).__name__} lacks the attribute {' or '.join(attributes)}, an option "
+                "of its function"
+            )
+        options[name] = getattr(module, found[0])
+    return (
+        options if synced else {**options, **dict.fromkeys(_MAPPED_AXIS_OPTIONS & options.keys())}
+    )
 
 
 @functools.lru_cache

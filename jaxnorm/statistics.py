@@ -38,7 +38,7 @@ from jaxnorm.kernels.view import View, view_of
 
 __all__ = ["Moments", "merge_moments", "merge_moments_axis", "moments"]
 
-# With this unit float32 holds the squares of deviations down to 1e-18.
+# Of deviations of 1e-18, float32 then holds also the squares of those a hundred times smaller.
 _UNIT = 16.0
 _MERGED_UNIT = 512.0  # for means, which lie closer together and are fewer
 
@@ -297,6 +297,7 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
     weight = m.count / divisor(count)
     mean_weight = weight.astype(mean.dtype)
 
+    # The result does not depend on the center, so no gradient goes through it.
     (center,) = jax.lax.stop_gradient(sums(mean_weight * mean))
     unit = _unit(center, _MERGED_UNIT)
     deviation = jnp.where(nonempty, mean - center, 0)

@@ -132,6 +132,12 @@ def oracle(name, x, scale=None, bias=None, *, stats=None, where=None, **options)
     return result if name in STATEFUL else (result, None)
 
 
+def measured_axes(name, shape):
+    """Give the axes along which all positions of a shape are measured together."""
+    labels = NORMS[name].labels(shape, **NORMS[name].options)
+    return tuple(a for a in range(len(shape)) if (labels == labels.take([0], a)).all())
+
+
 def takes(name, option):
     """Say whether a function has an option."""
     return option in inspect.signature(NORMS[name].function).parameters

@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NORMS, STATEFUL, chances, every_norm, fresh, near, normals, parameters
+from cases import (
+    NORMS,
+    STATEFUL,
+    chances,
+    every_norm,
+    fresh,
+    measured_axes,
+    near,
+    normals,
+    parameters,
+)
 
 import jaxnorm as jn
 
@@ -20,12 +30,9 @@ X, V = normals(*SHAPE, mean=0.5, dtype=np.float64), normals(*SHAPE, seed=1, dtyp
 SCALE, BIAS = (parameter.astype(np.float64) for parameter in parameters(4))
 OPTIONS = {"renorm": {"r_max": 1.0, "d_max": 0.0}}
 # What is measured together: the shape to look at x in, and the axes to measure over there.
-MEASURED = dict.fromkeys(STATEFUL, (SHAPE, (0, 1))) | {
+MEASURED = {name: (SHAPE, measured_axes(name, SHAPE)) for name in every_norm} | {
     "ghost": ((2, 2, 2, 4), (1, 2)),
-    "layer": (SHAPE, (2,)),
-    "rms": (SHAPE, (2,)),
     "group": ((4, 2, 2, 2), (1, 3)),
-    "instance": (SHAPE, (1,)),
 }
 
 

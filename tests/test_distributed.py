@@ -11,10 +11,12 @@ from cases import (
     STATEFUL,
     allowed,
     chances,
+    every_norm,
     fresh,
     gradients,
     identical,
     library,
+    measured_axes,
     near,
     normals,
     oracle,
@@ -181,6 +183,21 @@ def test_a_step_is_skipped_on_every_device_alike(name, way, skip_nonfinite):
         else:
             assert not np.isfinite(var[1])
             assert NORMS[name].about_zero or not np.isfinite(mean[1])
+
+
+@pytest.mark.parametrize("name", [name for name in every_norm if name != "ghost"])
+def test_every_normalization_merges_over_a_mapped_axis(name):
+    """Ghosts have statistics of their own on each device."""
+    x = normals(4, 6, 4, mean=1.0, std=2.0)
+    axis = measured_axes(name, x.shape)[-1] if name != "group" else 1
+    shards = np.stack(np.split(x, 2, axis))
+    mask = np.ones((2, 1, 1, 1), bool)
+    stats = fresh(name, 4) if name in STATEFUL else None
+    y, new = over_devices("vmap", synced(name, stats), shards, mask)
+    expected, expected_stats = oracle(name, x, stats=stats)
+    near(np.concatenate(y, axis), expected)
+    if name in STATEFUL:
+        near(jax.tree.map(lambda leaf: leaf[0], new), expected_stats)
 
 
 # Features, positions and groups of devices

@@ -37,8 +37,9 @@ def add(path, text):
     old = path.read_text() if path.exists() else ""
     names = [node.name for node in ast.parse(text).body] if path.suffix == ".py" else []
     if "\n__all__ = [" in old:
-        quoted = "".join(f'"{name}", ' for name in names)
-        old = old.replace("\n__all__ = [", f"\n__all__ = [{quoted}")
+        listed = re.search(r"^__all__ = (\[.*?\])", old, re.DOTALL | re.MULTILINE)[1]
+        every = ", ".join(f'"{name}"' for name in sorted([*ast.literal_eval(listed), *names]))
+        old = old.replace(f"__all__ = {listed}", f"__all__ = [{every}]")
     path.write_text(f"{old}\n\n{text}" if old else text)
 
 

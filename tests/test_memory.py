@@ -45,13 +45,17 @@ def test_a_frozen_layer_keeps_the_input_alone(name):
 
 # Of the compiled program: the instructions that read something as large as the input, and those
 # that write it. Nothing is executed, so the shapes are those of real networks.
-PASSES = dict.fromkeys(STATEFUL, (4, 7)) | {  # forward, and forward and backward
-    "ghost": (4, 8),
-    "layer": (1, 7),
-    "rms": (1, 4),
-    "group": (4, 8),
-    "instance": (4, 8),
-}
+PASSES = (
+    dict.fromkeys(every_norm, (4, 8))
+    | dict.fromkeys(STATEFUL, (4, 7))
+    | {  # forward, and forward and backward
+        "ghost": (4, 8),
+        "layer": (1, 7),
+        "rms": (1, 4),
+        "group": (4, 8),
+        "instance": (4, 8),
+    }
+)
 
 
 def program(name, with_gradients):

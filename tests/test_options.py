@@ -57,6 +57,7 @@ OPTIONS = {
 SHARED = {"epsilon", "where", "axis_name", "axis_index_groups"}
 MOVING = {"train", "momentum", "channel_axis", "skip_nonfinite"} | SHARED
 OWN = {
+    "batch": set(),
     "ghost": {"ghost_size", "num_ghosts"},
     "renorm": {"r_max", "d_max"},
     "layer": {"reduction_axes", "feature_axes"},
@@ -64,8 +65,16 @@ OWN = {
     "group": {"num_groups", "group_size", "channel_axis", "reduction_axes"},
     "instance": {"channel_axis"},
 }
+
+
+def own_options(name):
+    """Give the options that no other has: of the table, else those of the oracle."""
+    parameters = inspect.signature(NORMS[name].oracle).parameters.values()
+    return OWN.get(name, {one.name for one in parameters if one.kind is one.KEYWORD_ONLY})
+
+
 PROMISED = {
-    name: (MOVING if name in STATEFUL else SHARED) | OWN.get(name, set()) for name in every_norm
+    name: (MOVING if name in STATEFUL else SHARED) | own_options(name) for name in every_norm
 }
 
 

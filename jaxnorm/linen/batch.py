@@ -120,6 +120,7 @@ class BatchNorm(nn.Module):
             required=evaluating and not initializing,
         )
         parameters = parameters_of(self, features)
+        one_value_in_init = initializing and x.size == math.prod(features)  # then init evaluates
         y, new = _shells.normalize_with_stats(
             self,
             self._function,
@@ -128,7 +129,7 @@ class BatchNorm(nn.Module):
             *parameters,
             dtype=_shells.result_dtype(self.dtype, x, *parameters),
             mask=mask,
-            train=not evaluating and not (initializing and x.size == math.prod(features)),
+            train=not (evaluating or one_value_in_init),
             synced=not initializing,
         )
         if update_stats and not (evaluating or initializing):

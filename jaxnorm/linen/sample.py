@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,8 @@ from jaxnorm.linen.variables import normalize
 from jaxnorm.shells import Initializer
 
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+
+_LAST_CHANNELS = partial(jn.group_norm, channel_axis=-1)
 
 
 class LayerNorm(nn.Module):
@@ -150,7 +153,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     @_checks.mask_is_called("mask")
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.group_norm, x, mask, -1)
+        return normalize(self, _LAST_CHANNELS, x, mask, -1)
 
 
 class InstanceNorm(nn.Module):

@@ -21,7 +21,7 @@ from jaxnorm.shells import Initializer
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 # The module has both attributes, as Flax's has; the function takes one.
-_BY_NUM_GROUPS = partial(jn.group_norm, group_size=None)
+_BY_NUM_GROUPS = partial(jn.group_norm, group_size=None, channel_axis=-1)
 
 
 class LayerNorm(nnx.Module):
