@@ -57,11 +57,14 @@ def test_the_example_passes_the_shared_tests(tmp_path):
     for file, text in steps().items():
         if text is not None:
             add(copy / file, text)
-    environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'tests'}"}
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    places = os.pathsep.join(map(str, [copy, copy / "tests", *packages]))
+    environment = {**os.environ, "PYTHONPATH": places}
 
     def run(*command):
+        """Run a command of Python without an editable install, which would come first."""
         return subprocess.run(
-            [sys.executable, *command],
+            [sys.executable, "-S", *command],
             cwd=copy,
             env=environment,
             capture_output=True,
