@@ -39,7 +39,7 @@ def test_every_case_is_measured(tmp_path):
     report, printed = run(tmp_path, "--minutes", "60")
     parts = {"values": [], "layer": [], "step": []}
     for case in report["cases"]:
-        assert not {name: e for name, e in case.get("errors", {}).items() if name in LIBRARIES}
+        assert not case.get("errors"), case
         parts[case["part"].split()[0]].append(case)
     assert report["skipped"] == []
     found = [(case["norm"], case["dtype"], case["mean"]) for case in parts["values"]]
@@ -68,7 +68,7 @@ def test_every_case_is_measured(tmp_path):
     page = (tmp_path / "cpu.md").read_text()
     for text in (page, printed):
         assert "Skipped: nothing" in text
-        assert "Failed: nothing" in text or "Failed: layer" in text  # PyTorch without a compiler
+        assert "Failed: nothing" in text
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -30,6 +32,14 @@ SMALL_NETWORKS: dict[str, Any] = {
     "transformer": {"shape": (2, 16, 64), "layers": 1},
     "resnet50": {"shape": (2, 32, 32, 3), "blocks": (1, 1, 1, 1)},
 }
+GRADIENTS = ("y", "dx", "dscale", "dbias")
+COMPARED = ("jaxnorm", "Flax", "torch.compile", "tokamax", "copy")
+STEP_CELLS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "ms": ("ms", "{:.1f}".format),
+    "loss": ("loss", "{:.4g}".format),
+    "program GB": ("memory", lambda count: f"{count / 1e9:.2f}"),
+    "peak GB": ("peak", lambda count: f"{count / 1e9:.2f}"),
+}
 
 
 class Item(NamedTuple):
@@ -43,94 +53,83 @@ class Item(NamedTuple):
 def items(small: bool) -> Iterator[Item]:
     """All, the most important first."""
     rounds = 3 if small else 10
-    for dtype, means in MEANS.items():
-        for norm in cases.SHAPES:
+
+    def values() -> Iterator[Item]:
+        for (dtype, means), norm in product(MEANS.items(), cases.SHAPES):
             shape = ROWS if norm in ("layer", "rms") else IMAGES
-            shape = _small(shape) if small else shape
             for mean in means:
-                yield Item(
-                    "values",
-                    f"{norm} {dtype} mean {mean:g}",
-                    partial(measured.values, norm, shape, dtype, mean),
-                )
-    yield _step("transformer", "bf16", rounds, small)
-    yield from _layers(0, rounds, small)
-    yield _step("resnet50", "bf16", rounds, small)
-    yield _step("transformer", "f32", rounds, small)
-    yield from _layers(1, rounds, small)
-    yield _step("resnet50", "f32", rounds, small)
+                measure = partial(measured.values, norm, _sized(shape, small), dtype, mean)
+                yield Item("values", f"{norm} {dtype} mean {mean:g}", measure)
+
+    def layers(which: slice) -> Iterator[Item]:
+        for norm, shapes in cases.SHAPES.items():
+            for shape, dtype in product(shapes[which], cases.DTYPES):
+                own = _sized(shape, small)
+                measure = partial(measured.layer, norm, own, dtype, rounds)
+                yield Item("layer", f"{norm} {_size(own)} {dtype}", measure)
+
+    def step(network: str, dtype: str) -> Item:
+        sizes = SMALL_NETWORKS[network] if small else {}
+        measure = partial(measured.step, network, dtype, rounds, **sizes)
+        return Item(f"step {network}", dtype, measure)
+
+    yield from values()
+    yield step("transformer", "bf16")
+    yield from layers(slice(1))
+    yield step("resnet50", "bf16")
+    yield step("transformer", "f32")
+    yield step("resnet50", "f32")
+    yield from layers(slice(1, None))
 
 
-def _small(shape: cases.Shape) -> cases.Shape:
+def _sized(shape: cases.Shape, small: bool) -> cases.Shape:
+    """It, or what a CPU does at once."""
     n, *sides, channels = shape
+    if not small:
+        return shape
     return (16, *(side // 8 for side in sides), channels) if sides else (n // 64, channels // 4)
 
 
-def _step(network: str, dtype: str, rounds: int, small: bool) -> Item:
-    sizes = SMALL_NETWORKS[network] if small else {}
-    measure = partial(measured.step, network, dtype, rounds, **sizes)
-    return Item(f"step {network}", dtype, measure)
-
-
-def _layers(first: int, rounds: int, small: bool) -> Iterator[Item]:
-    """The first shape of every norm beside all libraries, or the others beside Flax only."""
-    for norm, shapes in cases.SHAPES.items():
-        for shape in shapes[first : 1 if first == 0 else None]:
-            shape = _small(shape) if small else shape
-            for dtype in cases.DTYPES:
-                name = f"{norm} {_size(shape)} {dtype}"
-                measure = partial(measured.layer, norm, shape, dtype, rounds, first == 0)
-                yield Item("layer", name, measure)
+def _size(shape: cases.Shape) -> str:
+    return "x".join(map(str, shape))
 
 
 def main(given: list[str]) -> None:
+    """Measure what fits into the minutes, write after every case, and print the tables."""
+    begin, expected = perf_counter(), dict(GUESSES)
     parser = argparse.ArgumentParser(prog="python -m benchmarks device", description=__doc__)
     parser.add_argument("--minutes", type=float, default=8, help="what does not fit is skipped")
     parser.add_argument("--small", action="store_true", help="small shapes, as a trial on a CPU")
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", OUTPUT)))
     arguments = parser.parse_args(given)
-    begin, longest = perf_counter(), dict(GUESSES)
     report = begun(arguments.minutes)
     path = arguments.output / re.sub(r"[^a-z0-9]+", "-", report["device"].lower()).strip("-")
     arguments.output.mkdir(parents=True, exist_ok=True)
     for item in items(arguments.small):
         started = perf_counter() - begin
-        if started + longest[item.part] > 60 * arguments.minutes:
+        if started + expected[item.part] > 60 * arguments.minutes:
             report["skipped"].append(f"{item.part} {item.name}")
             continue
         try:
             record = item.measure()
         except Exception as error:
             record = {"errors": {"all": first_line(error)}}
-        taken = perf_counter() - begin - started
-        seen = [case["seconds"] for case in report["cases"] if case["part"] == item.part]
-        longest[item.part] = max([taken, *seen])
-        print(f"{item.part} {item.name}: {taken:.1f} s", flush=True)
-        named = {"part": item.part, "name": item.name, "seconds": taken}
-        report["cases"].append(named | record)
         report["seconds"] = perf_counter() - begin
-        _write(report, path)
-    _write(report, path)
-    tables = list(shown(report))
-    for title, rows in tables:
-        print(f"\n{title}\n{plain(rows)}")
-    print(f"\n{notes(report)}\nWritten: {path}.json, {path}.md")
-
-
-def _write(report: Record, path: Path) -> None:
-    """After every case, so that little is lost where the device is taken away."""
+        expected[item.part] = taken = report["seconds"] - started
+        report["cases"].append({"part": item.part, "name": item.name, "seconds": taken, **record})
+        print(f"{item.part} {item.name}: {taken:.1f} s", flush=True)
+        path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        path.with_suffix(".md").write_text(page(report))
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(report, list(shown(report))))
+    path.with_suffix(".md").write_text(page(report))
+    print(f"\n{page(report)}\nWritten: {path}.json, {path}.md")
 
 
 def begun(minutes: float) -> Record:
     """The device and the versions."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = ""
+    for package in filter(find_spec, PACKAGES):
+        versions[package] = version(package)
     device = jax.devices()[0].device_kind
     about = {"device": device, "versions": versions, "kernels": kernels.status()}
     return about | {"minutes": minutes, "seconds": 0.0, "skipped": [], "cases": []}
@@ -139,89 +138,65 @@ def begun(minutes: float) -> Record:
 # Tables
 
 
-def shown(report: Record) -> Iterator[tuple[str, list[list[str]]]]:
-    """Titles and rows, the first of them the columns."""
-    parts = {"values": [], "layer": [], "step": []}
-    for case in report["cases"]:
-        parts[case["part"].split()[0]].append(case)
-    names = ("y", "dx", "dscale", "dbias")
-    rows = [["norm", "input", "dtype", "mean", *names]]
-    for case in _whole(parts["values"], "error"):
-        start = [case["norm"], _size(case["shape"]), case["dtype"], f"{case['mean']:g}"]
-        errors = case["error"].values()
-        cells = [" / ".join(f"{e[name]:.0e}" for e in errors if name in e) for name in names]
-        rows.append([*start, *(cell or "-" for cell in cells)])
-    yield "Largest error / largest value: jaxnorm / Flax, against NumPy in float64", rows
-    libraries = ("jaxnorm", "Flax", "torch.compile", "tokamax", "copy")
-    rows = [["norm", "input", "dtype", "pass", *libraries]]
-    for case in _whole(parts["layer"], "times"):
-        for which in cases.PASSES:
-            found = [case["times"].get(library, {}).get(which) for library in libraries]
-            cells = [f"{f['ms']:.3f} ({f['GB/s']:,.0f})" if f else "-" for f in found]
-            rows.append([case["norm"], _size(case["shape"]), case["dtype"], which, *cells])
-    yield "Layers: milliseconds (GB/s: bytes of the floor over the time)", rows
-    rows = [["network", "dtype", "ms", "loss", "program GB", "peak GB"]]
-    for case in _whole(parts["step"], "ms"):
-        cells = [
-            " / ".join(form(case[key][library]) for library in case["ms"])
-            for key, form in {
-                "ms": "{:.1f}".format,
-                "loss": "{:.4g}".format,
-                "memory": _gigabytes,
-                "peak": _gigabytes,
-            }.items()
-        ]
-        rows.append([case["network"], case["dtype"], *cells])
-    yield "Training steps: jaxnorm / Flax", rows
-
-
-def _whole(records: list[Record], key: str) -> list[Record]:
-    return [record for record in records if key in record]
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _gigabytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 1e9:.2f}"
-
-
-def plain(rows: list[list[str]]) -> str:
-    """Columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join(lines)
-
-
-def markdown(report: Record, tables: list[tuple[str, list[list[str]]]]) -> str:
-    """The page."""
-    parts = [f"# {report['device']}", notes(report)]
-    for title, (columns, *rows) in tables:
-        lines = [columns, ["---"] * len(columns), *rows]
-        parts += [f"{title}.", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
-    return "\n\n".join(parts) + "\n"
-
-
-def notes(report: Record) -> str:
-    """How it was measured, what failed and what was skipped."""
-    versions = ", ".join(
-        f"{name} {number}" for name, number in report["versions"].items() if number
-    )
+def page(report: Record) -> str:
+    """Everything as Markdown whose columns are of equal width, to be read as plain text too."""
+    versions = ", ".join(" ".join(pair) for pair in report["versions"].items())
     failed = [
         f"{case['part']} {case['name']}, {what}: {error}"
         for case in report["cases"]
         for what, error in case.get("errors", {}).items()
     ]
-    return "\n\n".join(
-        [
-            f"Measured in {report['seconds']:.0f} s on {report['device']} with {versions}; "
-            f"{report['kernels']}.",
-            "Times are medians of interleaved timings, each of several calls, and include the "
-            "dispatch, which bounds small inputs; the copy of the input shows it. The memory of a "
-            "program is its arguments, results and temporary arrays; the peak is the process's, "
-            "where the step has raised it.",
-            f"Failed: {'; '.join(failed) or 'nothing'}.",
-            f"Skipped: {', '.join(report['skipped']) or 'nothing'}.",
+    parts = [
+        f"# {report['device']}",
+        f"Measured in {report['seconds']:.0f} s with {versions}; {report['kernels']}.",
+        "Values: the largest error over the largest value, jaxnorm / Flax, against NumPy in "
+        "float64.",
+        _table(("norm", "input", "dtype", "mean", *GRADIENTS), _values(report)),
+        "Layers: milliseconds (GB/s: the bytes of the floor over the time), medians of "
+        "interleaved timings, each of several calls. They include the dispatch, which bounds "
+        "small inputs: the copy of the input shows it.",
+        _table(("norm", "input", "dtype", "pass", *COMPARED), _layers(report)),
+        "Training steps: jaxnorm / Flax. The memory of the program is its arguments, results and "
+        "temporary arrays; the peak is the process's, where the step has raised it.",
+        _table(("network", "dtype", *STEP_CELLS), _steps(report)),
+        f"Failed: {'; '.join(failed) or 'nothing'}.",
+        f"Skipped: {', '.join(report['skipped']) or 'nothing'}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _of(report: Record, part: str, key: str) -> Iterator[Record]:
+    """The cases of a part that did not fail as a whole."""
+    return (case for case in report["cases"] if case["part"].startswith(part) and key in case)
+
+
+def _values(report: Record) -> Iterator[list[str]]:
+    for case in _of(report, "values", "error"):
+        found = case["error"].values()
+        cells = [" / ".join(f"{e[name]:.0e}" for e in found if name in e) for name in GRADIENTS]
+        yield [case["norm"], _size(case["shape"]), case["dtype"], f"{case['mean']:g}", *cells]
+
+
+def _layers(report: Record) -> Iterator[list[str]]:
+    for case, which in product(_of(report, "layer", "times"), cases.PASSES):
+        found = [case["times"].get(library, {}).get(which) for library in COMPARED]
+        cells = [f"{cell['ms']:.3f} ({cell['GB/s']:,.0f})" if cell else "-" for cell in found]
+        yield [case["norm"], _size(case["shape"]), case["dtype"], which, *cells]
+
+
+def _steps(report: Record) -> Iterator[list[str]]:
+    for case in _of(report, "step", "ms"):
+        cells = [
+            " / ".join(
+                "-" if case[key][name] is None else form(case[key][name]) for name in case["ms"]
+            )
+            for key, form in STEP_CELLS.values()
         ]
-    )
+        yield [case["network"], case["dtype"], *cells]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, *rows]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)

@@ -167,7 +167,7 @@ def compiled(programs: dict[Any, tuple[Callable[..., Any], list[Any]]]) -> tuple
     return made, errors
 
 
-def layer(norm: str, shape: layers.Shape, dtype: str, rounds: int, others: bool) -> Record:
+def layer(norm: str, shape: layers.Shape, dtype: str, rounds: int) -> Record:
     """Milliseconds of every library and pass, and the bytes of the floor over them."""
     _, shapes = layers.program(layers.Case(norm, shape, dtype, "both"), "here")
     given = arguments(shapes)  # the same of all libraries
@@ -178,10 +178,10 @@ def layer(norm: str, shape: layers.Shape, dtype: str, rounds: int, others: bool)
         for library in layers.libraries(norm):
             case = layers.Case(norm, shape, dtype, which, library=library)
             programs[library, which] = (layers.program(case, "here")[0], own)
-        if others and norm in ("layer", "rms") and find_spec("tokamax"):
+        if norm in ("layer", "rms") and find_spec("tokamax"):
             programs["tokamax", which] = (tokamax(norm, which), own)
     calls, errors = compiled(programs)
-    if others and norm not in ("ghost", "renorm") and find_spec("torch"):
+    if norm not in ("ghost", "renorm") and find_spec("torch"):
         try:
             from benchmarks.device import pytorch
 
