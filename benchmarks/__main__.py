@@ -3,6 +3,7 @@
 python -m benchmarks            # all benchmarks but compiled, and the figure; one size of each
 python -m benchmarks precision  # one benchmark
 python -m benchmarks compiled   # counts for accelerators, by compilers that make bench installs
+python -m benchmarks device     # this device in eight minutes: values, times, steps; has --help
 python -m benchmarks --full     # more sizes and rounds
 """
 
@@ -27,6 +28,7 @@ ALLOCATOR = {
 BENCHMARKS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
 ON_REQUEST = ("compiled",)  # has its own environment, and is the same on every machine
 MODULES = {"compiled": "benchmarks.compiled.part"}
+OWN = "device"  # what a device at hand does: it has arguments of its own and needs no peers
 UNTIMED = ("scaling", *ON_REQUEST)
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
@@ -70,6 +72,8 @@ def run(names: list[str], full: bool) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == [OWN]:
+        return import_module("benchmarks.device.main").main(sys.argv[2:])
     every = (*BENCHMARKS, *ON_REQUEST)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(

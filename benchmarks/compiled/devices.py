@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src.lib import _jax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,7 +19,6 @@ from benchmarks.compiled.read import read
 
 AXIS = "devices"
 
-jax.config.update("jax_platforms", "cpu")  # the compilers for the others ask for no device
 os.environ |= {  # nothing is asked about the machine, and several processes may compile
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -31,7 +29,10 @@ os.environ |= {  # nothing is asked about the machine, and several processes may
 
 @cache
 def mesh(platform: str, devices: int) -> Mesh:
-    """So many of the eight devices of a platform."""
+    """So many of the eight devices of a platform; of this machine's own where it is "here"."""
+    if platform == "here":
+        return Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+    jax.config.update("jax_platforms", "cpu")  # the compilers for the others ask for no device
     if platform == "tpu":
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
     else:
@@ -71,5 +72,7 @@ def _cost(compiled: Any, platform: str) -> dict[str, float]:
     """The compiler's analysis, which the one for a GPU gives of the program only."""
     if platform == "tpu":
         return compiled.cost_analysis()
+    from jax._src.lib import _jax
+
     [module] = compiled.runtime_executable().hlo_modules()
     return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from benchmarks.compiled import LIBRARIES, PLATFORMS
-from benchmarks.compiled.table import FLOOR, Counts
+from benchmarks.compiled import FLOOR, LIBRARIES, PLATFORMS
+from benchmarks.compiled.table import Counts
 from benchmarks.figure import COLORS
 
 

@@ -48,13 +48,14 @@ class ResNet50(nn.Module):
 
     norms: Any
     dtype: Any
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.Conv(64, (7, 7), 2, use_bias=False, dtype=self.dtype)(x)
         x = self.norms.BatchNorm(use_running_average=False, dtype=self.dtype)(x)
         x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), "SAME")
-        for stage, blocks in enumerate((3, 4, 6, 3)):
+        for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = Bottleneck(self.norms, self.dtype, 64 * 2**stage, stride)(x)
@@ -126,11 +127,17 @@ def steps() -> Iterator[Step]:
                 yield Step(network, dtype, library)
 
 
-def program(step: Step, platform: str) -> tuple[Callable[..., Any], list[Any]]:
-    """Loss, gradients, new statistics and the optimizer's update; x and the state."""
-    make, shape = NETWORKS[step.network]
+def program(
+    step: Step, platform: str, shape: tuple[int, ...] | None = None, **sizes: Any
+) -> tuple[Callable[..., Any], list[Any]]:
+    """Loss, gradients, new statistics and the optimizer's update; x and the state.
+
+    The shape of x and the sizes of the network are those of `NETWORKS` unless others are given.
+    """
+    make, usual = NETWORKS[step.network]
+    shape = shape or usual
     dtype = DTYPES[step.dtype]
-    network = make(MODULES[step.library], dtype)
+    network = make(MODULES[step.library], dtype, **sizes)
     device = mesh(platform, 1)
     x = array(shape, dtype, device, P())
 

@@ -7,10 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compiled import LIBRARIES, PLATFORMS
+from benchmarks.compiled import FLOOR, LIBRARIES, PLATFORMS
 from benchmarks.table import Table
-
-FLOOR = {"forward": 2, "both": 5}  # the input and the output; then two read and one written
 
 Counts = dict[str, Any]
 Cell = Callable[[Counts], str]

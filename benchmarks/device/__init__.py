@@ -1,0 +1,1 @@
+"""A device that is at hand for some minutes: values, times and training steps, in one command."""
