@@ -16,6 +16,7 @@
 #              (PART=speed, sweep, resnet, memory, precision, collectives, scaling or fold, FULL=1 for more
 #              sizes; PART=compiled: counts of those programs, beside Flax's, FULL=1 for all of them,
 #              CASES='gpu layer' for those with these words in their names)
+#              python -m benchmarks device: what a GPU at hand does, in eight minutes; needs jax, flax, numpy
 # make docs    the site, into docs/_build/html, without network
 # make lint    style and types
 # make dist    the source distribution and this platform's wheel into dist/, checked: contents, and

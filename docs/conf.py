@@ -21,7 +21,7 @@ extensions = [
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "README.md"]
+exclude_patterns = ["_build", "README.md", "devices"]
 myst_enable_extensions = ["dollarmath", "attrs_inline", "substitution"]
 myst_heading_anchors = 3
 default_role = "code"
