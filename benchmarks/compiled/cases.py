@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """All: every norm, dtype and pass, with and without a mask, and synced where it is not."""
+    """Every norm, dtype and pass; of the first shape also with a mask, and synced."""
     for norm, shapes in SHAPES.items():
         for shape in shapes:
             for dtype in DTYPES:
@@ -68,7 +68,7 @@ def cases() -> Iterator[Case]:
 
 
 def libraries(norm: str) -> tuple[str, ...]:
-    """Those that have it."""
+    """The libraries that have the norm."""
     return LIBRARIES[: 1 if norm in ("ghost", "renorm") else 2]
 
 
@@ -100,7 +100,7 @@ def program(case: Case, platform: str) -> tuple[Callable[..., Any], list[Any]]:
 
 
 def _split(case: Case) -> P:
-    """How x lies on eight devices: over what the layer measures, so that it has to sync."""
+    """The split of x over eight devices: along a measured axis, so that the layer has to sync."""
     if case.way == "one":
         return P(*(None for _ in case.shape))
     axis = {"layer": 1, "rms": 1, "group": 1, "instance": 1}.get(case.norm, 0)
@@ -117,7 +117,7 @@ def _stats(case: Case, devices: Mesh) -> Any:
 
 
 def _mask(case: Case, devices: Mesh) -> Any:
-    """Of examples where the batch is measured, of features in a row, of positions in an image."""
+    """A mask of examples (norms over the batch), features (layer, RMS) or positions."""
     shape: Shape = (*case.shape[:-1], 1)
     if case.norm in OVER_BATCH:
         shape = (case.shape[0], *(1 for _ in case.shape[1:]))

@@ -29,7 +29,7 @@ os.environ |= {  # nothing is asked about the machine, and several processes may
 
 @cache
 def mesh(platform: str, devices: int) -> Mesh:
-    """So many of the eight devices of a platform; of this machine's own where it is "here"."""
+    """A mesh of some of the eight devices of a platform, or of this machine's if it is "here"."""
     if platform == "here":
         return Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     jax.config.update("jax_platforms", "cpu")  # the compilers for the others ask for no device
@@ -44,7 +44,7 @@ def mesh(platform: str, devices: int) -> Mesh:
 
 
 def array(shape: tuple[int, ...], dtype: Any, mesh: Mesh, split: P) -> jax.ShapeDtypeStruct:
-    """One that is not there either."""
+    """An array on a mesh, by its shape and dtype alone."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, split))
 
 

@@ -10,11 +10,11 @@ PATH = Path(__file__).with_name("counts.json")
 
 
 def kept() -> dict[str, Any]:
-    """All, by name."""
+    """The counts of every program, by its name."""
     return json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
 def keep(counts: dict[str, Any]) -> None:
-    """Write them, so that a change of one is a change of one line."""
+    """Write the counts, one program a line."""
     lines = [f"{json.dumps(name)}: {json.dumps(count)}" for name, count in counts.items()]
     PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -16,10 +16,10 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm.linen as jnn
+from benchmarks.compiled.cases import DTYPES
 from benchmarks.compiled.devices import array, mesh
 
 MODULES = {"jaxnorm": jnn, "Flax": nn}
-DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
@@ -120,7 +120,7 @@ class Step(NamedTuple):
 
 
 def steps() -> Iterator[Step]:
-    """All; the ResNet-50's compile for minutes each, for a TPU for a quarter of an hour."""
+    """Every step. A ResNet-50 compiles for minutes, for a TPU for a quarter of an hour."""
     for network in NETWORKS:
         for dtype in DTYPES:
             for library in MODULES:

@@ -97,7 +97,7 @@ def _steps(counts: dict[str, Counts]) -> Table:
 
 
 def _versions() -> str:
-    """Those of what the counts depend on."""
+    """The versions of the packages that the counts depend on."""
     lines = Path(__file__).with_name("requirements.txt").read_text().splitlines()
     packages = [line.replace("==", " ") for line in lines if "==" in line]
     return ", ".join(p for p in packages if p.split()[0] in ("jax", "flax", "libtpu"))

@@ -1,4 +1,4 @@
-"""The command: what is most asked of a device first, until the minutes are over."""
+"""The command: the most important cases first, until the minutes are over."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STEP_CELLS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 class Item(NamedTuple):
-    """What is measured in one go."""
+    """A case to measure."""
 
     part: str
     name: str
@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
 
 def items(small: bool) -> Iterator[Item]:
-    """All, the most important first."""
+    """Every case, the most important first."""
     rounds = 3 if small else 10
 
     def values() -> Iterator[Item]:
@@ -83,7 +83,7 @@ def items(small: bool) -> Iterator[Item]:
 
 
 def _sized(shape: cases.Shape, small: bool) -> cases.Shape:
-    """It, or what a CPU does at once."""
+    """The shape, or one that is small enough for a CPU."""
     n, *sides, channels = shape
     if not small:
         return shape
@@ -118,15 +118,19 @@ def main(given: list[str]) -> None:
         expected[item.part] = taken = report["seconds"] - started
         report["cases"].append({"part": item.part, "name": item.name, "seconds": taken, **record})
         print(f"{item.part} {item.name}: {taken:.1f} s", flush=True)
-        path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-        path.with_suffix(".md").write_text(page(report))
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    path.with_suffix(".md").write_text(page(report))
+        _write(report, path)
+    _write(report, path)
     print(f"\n{page(report)}\nWritten: {path}.json, {path}.md")
 
 
+def _write(report: Record, path: Path) -> None:
+    """Write the report as JSON, and its tables as Markdown."""
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(report))
+
+
 def begun(minutes: float) -> Record:
-    """The device and the versions."""
+    """A report of the device and the versions, without cases."""
     versions = {"python": platform.python_version()}
     for package in filter(find_spec, PACKAGES):
         versions[package] = version(package)
@@ -139,7 +143,7 @@ def begun(minutes: float) -> Record:
 
 
 def page(report: Record) -> str:
-    """Everything as Markdown whose columns are of equal width, to be read as plain text too."""
+    """The report as Markdown, with columns of equal width so that it reads as plain text too."""
     versions = ", ".join(" ".join(pair) for pair in report["versions"].items())
     failed = [
         f"{case['part']} {case['name']}, {what}: {error}"
