@@ -22,7 +22,8 @@ from jaxnorm import states as _states
 from jaxnorm.arrays import broadcast_mask, broadcast_over
 from jaxnorm.distributed import sync_extremes, sync_moments
 from jaxnorm.running import init_batch_stats, sharded, update
-from jaxnorm.statistics import Moments, Scope, measure
+from jaxnorm.scope import Scope
+from jaxnorm.statistics import Moments, measure
 
 __all__ = ["init_input_stats", "merge_input_stats", "update_input_stats"]
 

@@ -23,12 +23,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import axes as _axes
+from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import masked
 from jaxnorm.distributed import sum_over
+from jaxnorm.forms import is_rows, sum_both
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
+from jaxnorm.kernels.target import target
 from jaxnorm.operands import Form, Standardization, Statistics
-from jaxnorm.statistics import Scope, count_of, divisor
+from jaxnorm.scope import Scope, count_of, divisor
 
 
 class Tangents(NamedTuple):
@@ -57,7 +60,7 @@ class Vector(NamedTuple):
 
     def v(self, s: Standardization) -> jax.Array:
         """The array v, in the dtype of the statistics."""
-        v = self.g.astype(s.mean.dtype)
+        v = self.g.astype(s.center.dtype)
         return masked(v if self.scale is None else v * s.expand(self.scale), self.where)
 
 
@@ -186,7 +189,7 @@ def _projected(
     if averages.mean is not None:
         v = v - masked(s.broadcast(averages.mean) + jnp.zeros_like(v), where)
     if averages.covariance is not None:
-        slope = s.broadcast((rstd * (rstd * averages.covariance)).astype(s.mean.dtype))
+        slope = s.broadcast((rstd * (rstd * averages.covariance)).astype(s.center.dtype))
         v = v - masked(s.deviation() * slope, where)
     return s.broadcast(s.gain) * v
 
@@ -198,7 +201,7 @@ def _backward(s: Standardization, vector: Vector, rstd: jax.Array, averages: Ave
         return _projected(s, vector, rstd, averages, s.mask).astype(s.x.dtype)
     results = ((s.x.shape, s.x.dtype),)
     operation = Operation("jaxnorm_backward", _plain_backward, s.form, view, results)
-    operands = (s.x, vector.g, s.mean, s.gain, rstd, *averages, vector.scale)
+    operands = (s.x, vector.g, s.center, s.correction, s.gain, rstd, *averages, vector.scale)
     return cast(jax.Array, run(operation, *operands)[0])
 
 
@@ -206,14 +209,15 @@ def _plain_backward(
     form: Form,
     x: jax.Array,
     g: jax.Array,
-    mean: jax.Array,
+    center: jax.Array,
+    correction: jax.Array | None,
     gain: jax.Array,
     rstd: jax.Array,
     *averages_and_scale: jax.Array | None,
 ) -> list[jax.Array]:
     """The plain form of `jaxnorm_backward`."""
     *averages, scale = averages_and_scale
-    s = Standardization(form, x, mean, gain)
+    s = Standardization(form, x, center, correction, gain)
     return [_projected(s, Vector(g, scale), rstd, Averages(*averages)).astype(x.dtype)]
 
 
@@ -229,56 +233,84 @@ def _sums(s: Standardization, vector: Vector, want: Sums) -> Sums:
     if not any(want):
         return Sums()
     view = form.view(s.x, s.mask) if vector.g.dtype == s.x.dtype else None
-    if view is None:
-        return _summed(s, vector, want)
     statistic, parameter = form.statistic(s.x), form.parameter(s.x)
-    every = Sums(statistic, statistic, parameter, parameter)
+    products = (statistic[0], _dtypes.real_dtype(statistic[1]))
+    every = Sums(products, statistic, parameter, parameter)
     results = tuple(one if wanted else None for one, wanted in zip(every, want, strict=True))
     operation = Operation("jaxnorm_sums", _plain_sums, (form, want), view, results)
-    return Sums(*run(operation, s.x, vector.g, s.mean, s.gain, s.shift, vector.scale))
+    operands = (s.x, vector.g, s.center, s.correction, s.gain, s.shift, vector.scale)
+    masks = (s.mask, vector.where) if view is None else ()
+    return Sums(*run(operation, *operands, *masks))
 
 
 def _plain_sums(
     form_and_want: tuple[Form, Sums],
     x: jax.Array,
     g: jax.Array,
-    mean: jax.Array,
+    center: jax.Array,
+    correction: jax.Array | None,
     gain: jax.Array,
     shift: jax.Array | None,
     scale: jax.Array | None,
+    mask: jax.Array | None = None,
+    where: jax.Array | None = None,
 ) -> Sums:
     """The plain form of `jaxnorm_sums`."""
     form, want = form_and_want
-    return _summed(Standardization(form, x, mean, gain, shift), Vector(g, scale), want)
+    s = Standardization(form, x, center, correction, gain, shift, mask)
+    summed = _summed_by_row if set(form.features) & set(form.scope.reduced) else _summed_by_channel
+    found = summed(s, Vector(g, scale, where))
+    return Sums(*(one if wanted else None for one, wanted in zip(found, want, strict=True)))
 
 
-def _summed(s: Standardization, vector: Vector, want: Sums) -> Sums:
-    """The sums; over `scope.reduced` first, unless the scale varies along these axes."""
-    scope, features = s.form.scope, s.form.features
-    g_everywhere = vector.g.astype(s.mean.dtype)
+def _summed_by_channel(s: Standardization, vector: Vector) -> Sums:
+    """The sums where the scale does not vary along `scope.reduced`: from two sums by channel.
+
+    The products are summed about the center alone, as (x - center) * g is one operation.
+    """
+    scope = s.form.scope
+    g_everywhere = vector.g.astype(s.center.dtype)
     g = masked(g_everywhere, vector.where)
-    products = masked(jnp.conj(s.deviation()) * g, vector.where)
-    gain = scope.per_channel(s.gain)
-    shift = None if s.shift is None else scope.per_channel(s.shift)
-    if set(features) & set(scope.reduced):
-        others, axes = _axes.other_axes(s.x.ndim, features), scope.reduced
-        gain = jnp.expand_dims(gain, axes)
-        shift = None if shift is None else jnp.expand_dims(shift, axes)
-    else:  # the sums of each channel are all that is needed of x and g
-        g, products = jnp.sum(g, scope.reduced), jnp.sum(products, scope.reduced)
-        kept = [_axes.kept_axis(axis, scope.reduced) for axis in features]
-        others, axes = _axes.other_axes(g.ndim, kept), ()
+    about_center = s._replace(correction=None).deviation()
+    g, products = sum_both(scope, g, masked(jnp.conj(about_center) * g, vector.where))
+    if s.correction is not None:
+        products = products - jnp.conj(scope.per_channel(s.correction)) * g
+    kept = [_axes.kept_axis(axis, scope.reduced) for axis in s.form.features]
+    others = _axes.other_axes(g.ndim, kept)
     scale: Any = 1 if vector.scale is None else jnp.expand_dims(vector.scale, others)
-
-    def statistic(terms: jax.Array) -> jax.Array:
-        return scope.sum_groups(jnp.sum(terms, axes))
-
-    y_g = products * gain if shift is None else products * gain + g * jnp.conj(shift)
+    y_g = products * scope.per_channel(s.gain)
+    if s.shift is not None:
+        y_g = y_g + g * jnp.conj(scope.per_channel(s.shift))
+    if vector.where is not None:
+        g_everywhere = jnp.sum(g_everywhere, scope.reduced)
     return Sums(
-        products=statistic((scale * products).real) if want.products else None,
-        v=statistic(scale * g) if want.v else None,
-        dscale=jnp.sum(y_g, others) if want.dscale else None,
-        dbias=jnp.sum(g_everywhere, _axes.other_axes(s.x.ndim, features)) if want.dbias else None,
+        products=scope.sum_groups((scale * products).real),
+        v=scope.sum_groups(scale * g),
+        dscale=jnp.sum(y_g, others),
+        dbias=jnp.sum(g if vector.where is None else g_everywhere, others),
+    )
+
+
+def _summed_by_row(s: Standardization, vector: Vector) -> Sums:
+    """The sums where the scale varies along `scope.reduced`."""
+    scope = s.form.scope
+    g_everywhere = vector.g.astype(s.center.dtype)
+    g = masked(g_everywhere, vector.where)
+    v = vector.v(s)
+    about_center = s._replace(correction=None).deviation()
+    total = scope.sum(v)
+    products = scope.sum(masked((jnp.conj(about_center) * v).real, vector.where))
+    if s.correction is not None:
+        products = products - (jnp.conj(s.correction) * total).real
+    y = s.deviation() * s.broadcast(s.gain)
+    if s.shift is not None:
+        y = y + s.broadcast(s.shift)
+    others = _axes.other_axes(s.x.ndim, s.form.features)
+    return Sums(
+        products=products,
+        v=total,
+        dscale=jnp.sum(masked(jnp.conj(y) * g, vector.where), others),
+        dbias=jnp.sum(g_everywhere, others),
     )
 
 
@@ -326,8 +358,8 @@ def _fused(
         attributes=(("about_zero", form.scope.about_zero),),
         scalar=True,
     )
-    _, mean, var, epsilon, *_ = statistics
-    dx, dscale, dbias = run(operation, x, vector.g, mean, var, vector.scale, epsilon)
+    _, *measured, epsilon, _, _ = statistics
+    dx, dscale, dbias = run(operation, x, vector.g, *measured, vector.scale, epsilon)
     return Tangents(dx if want.x else None, None, None, None, dscale, dbias)
 
 
@@ -335,16 +367,21 @@ def _plain_fused(
     form_and_need: tuple[Form, Sums],
     x: jax.Array,
     g: jax.Array,
-    mean: jax.Array,
+    center: jax.Array,
+    correction: jax.Array | None,
     var: jax.Array,
     scale: jax.Array | None,
     epsilon: jax.Array,
 ) -> list[jax.Array | None]:
     """The plain form of `jaxnorm_backward_fused`."""
     form, need = form_and_need
-    statistics = Statistics(count_of(form.scope, x), mean, var, epsilon)
+    statistics = Statistics(count_of(form.scope, x), center, correction, var, epsilon)
     s, vector = statistics.standardization(form, x), Vector(g, scale)
-    sums = _summed(s, vector, need)
+    sums = _plain_sums((form, need), x, g, center, correction, s.gain, None, scale)
     averages = _averages(form.scope, sums, statistics.count)
+    if target().platform == "tpu" and is_rows(form.scope, x.ndim):
+        # y is then written by the pass that sums, where it costs less than beside dx
+        statistics, averages = jax.lax.optimization_barrier((statistics, averages))
+        s = statistics.standardization(form, x)
     dx = _projected(s, vector, statistics.rstd(form), averages)
     return [dx.astype(x.dtype), sums.dscale, sums.dbias]

@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
+from jaxnorm.scope import Scope
 from jaxnorm.standardize import normalize
-from jaxnorm.statistics import Scope
 
 __all__ = ["group_norm", "instance_norm", "layer_norm", "rms_norm"]
 

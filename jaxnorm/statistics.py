@@ -1,10 +1,5 @@
 """Moments: a count, a mean and a variance, measured once and merged everywhere.
 
-A *scope* says which values of an input are measured together; a *statistic* is an array with one
-entry for each such set of values. A value *counts* where the mask is true, or if there is no mask.
-The *unit* of squared deviations is the factor by which deviations are multiplied before they are
-squared, so that the squares neither underflow nor overflow.
-
 References:
     Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
     recommendations", The American Statistician 37 (1983): the pairwise merge, and the corrected
@@ -24,22 +19,14 @@ from jax.typing import ArrayLike
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
-from jaxnorm.arrays import (
-    broadcast_mask,
-    broadcast_over,
-    full_without,
-    masked,
-    repeat_groups,
-    split_groups,
-)
+from jaxnorm.arrays import masked
+from jaxnorm.forms import mean_and_var, squared, subtracted, unit_about
 from jaxnorm.kernels.linear import LinearMap, apply_linear
-from jaxnorm.kernels.native import Operation, has_native, run
-from jaxnorm.kernels.view import View, view_of
+from jaxnorm.kernels.native import Operation, run
+from jaxnorm.scope import Scope, count_of, divisor
 
 __all__ = ["Moments", "merge_moments", "merge_moments_axis", "moments"]
 
-# Of deviations of 1e-18, float32 then holds also the squares of those a hundred times smaller.
-_UNIT = 16.0
 _MERGED_UNIT = 512.0  # for means, which lie closer together and are fewer
 
 
@@ -55,61 +42,23 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
-class Scope(NamedTuple):
-    """Which values of an input are measured together (hashable).
+class Centered(NamedTuple):
+    """Moments whose mean is a pair, center + correction, more precise than its dtype.
 
-    Attributes:
-        reduced: the canonical axes of the input that are measured over.
-        channel, group_size: if `group_size` is above 1, the axis `channel` is measured over too, in
-            groups of this many channels.
-        about_zero: whether the mean is 0 by definition.
-        axis_name, axis_index_groups: the mapped axes over which the moments are merged.
+    The correction is what rounding took off the mean. It is None where it is 0 (about zero) or
+    unknown (moments that were merged).
     """
 
-    reduced: tuple[int, ...]
-    channel: int = 0
-    group_size: int = 1
-    about_zero: bool = False
-    axis_name: _axes.AxisName | None = None
-    axis_index_groups: Any = None
-
-    def per_channel(self, statistic: jax.Array) -> jax.Array:
-        """Repeat a statistic of groups for the channels of each group."""
-        if self.group_size == 1:
-            return statistic
-        return repeat_groups(statistic, self.kept_channel, self.group_size)
-
-    def broadcast(self, statistic: jax.Array, x: jax.Array) -> jax.Array:
-        """Broadcast a statistic to the values of `x` that it was measured over."""
-        return broadcast_over(self.per_channel(statistic), x, self.reduced)
-
-    def sum_groups(self, sums: jax.Array) -> jax.Array:
-        """Sum over the channels of each group what was summed over the axes `reduced`."""
-        if self.group_size == 1:
-            return sums
-        split = split_groups(sums, self.kept_channel, self.group_size)
-        return jnp.sum(split, self.kept_channel + 1)
-
-    def sum(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Sum the values of this device that count."""
-        return self.sum_groups(jnp.sum(masked(x, mask), self.reduced))
-
-    def view(self, x: jax.Array, features: tuple[int, ...] = ()) -> View | None:
-        """The view in which the kernels take the input, None if they do not."""
-        view = view_of(x.shape, self.reduced, features, self.channel, self.group_size)
-        return view if has_native(x, view) else None
-
-    def statistic_shape(self, x: jax.Array) -> tuple[int, ...]:
-        """The shape of a statistic."""
-        shape = list(x.shape)
-        if self.group_size > 1:
-            shape[self.channel] //= self.group_size
-        return tuple(shape[axis] for axis in _axes.other_axes(x.ndim, self.reduced))
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    center: jax.Array
+    correction: jax.Array | None
+    var: jax.Array
 
     @property
-    def kept_channel(self) -> int:
-        """The channel axis of an array without the axes `reduced`."""
-        return _axes.kept_axis(self.channel, self.reduced)
+    def moments(self) -> Moments:
+        """The same with the mean as one number."""
+        mean = self.center if self.correction is None else self.center + self.correction
+        return Moments(self.count, mean, self.var)
 
 
 @_checks.mask_is_called("where")
@@ -152,51 +101,42 @@ def measure(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Moment
 
     About zero, the mean is 0 and the variance sum(|x|^2) / n.
     """
+    return measure_centered(x, scope, mask).moments
+
+
+def measure_centered(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Centered:
+    """As `measure`, with the mean as a pair."""
     count = count_of(scope, x, mask)
-    mean, var = _mean_and_var(x, count, mask, scope)
-    return Moments(count, mean, var)
+    return Centered(count, *_mean_and_var(x, count, mask, scope))
+
+
+def without_correction(m: Moments) -> Centered:
+    """Moments of which only the rounded mean is known."""
+    return Centered(m.count, m.mean, None, m.var)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _mean_and_var(
     x: jax.Array, count: jax.Array, mask: jax.Array | None, scope: Scope
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Center, correction (None about zero) and variance."""
     view = scope.view(x) if mask is None else None
-    if view is None:
-        return plain_mean_and_var(scope, x, count, mask)
-    statistic = (scope.statistic_shape(x), _dtypes.statistics_dtype(x.dtype))
+    shape, dtype = scope.statistic_shape(x), _dtypes.statistics_dtype(x.dtype)
     operation = Operation(
         "jaxnorm_measure",
-        plain_mean_and_var,
+        mean_and_var,
         scope,
         view,
-        results=(statistic, statistic),
+        results=(
+            (shape, dtype),
+            None if scope.about_zero else (shape, dtype),
+            (shape, _dtypes.real_dtype(dtype)),
+        ),
         attributes=(("about_zero", scope.about_zero),),
     )
-    mean, var = run(operation, x)
-    return cast(jax.Array, mean), cast(jax.Array, var)
-
-
-def plain_mean_and_var(
-    scope: Scope,
-    x: jax.Array,
-    count: jax.Array | None = None,
-    mask: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance by the corrected two-pass algorithm, about a first mean."""
-    count = count_of(scope, x, mask) if count is None else count
-    values = divisor(count)
-    x = masked(x.astype(_dtypes.statistics_dtype(x.dtype)), mask)
-    if scope.about_zero:
-        square = scope.sum(_squared(x, _UNIT)) / values
-        return jnp.zeros_like(square, x.dtype), square / _UNIT**2
-    number = max(_axes.values_per_channel(x.shape, scope.reduced) * scope.group_size, 1)
-    center = scope.sum(x * (1 / number)) * (number / values).astype(x.dtype)  # no sum overflows
-    unit = _unit(center, _UNIT)
-    deviation = x - scope.broadcast(center, x)
-    correction = scope.sum(deviation, mask) / values.astype(x.dtype)
-    square = scope.sum(_squared(deviation, scope.broadcast(unit, x)), mask) / values
-    return center + correction, _subtract(square, _squared(correction, unit)) / unit**2
+    operands = (x, count, mask) if view is None else (x,)
+    center, correction, var = run(operation, *operands)
+    return cast(jax.Array, center), correction, cast(jax.Array, var)
 
 
 @_mean_and_var.defjvp
@@ -204,26 +144,27 @@ def _mean_and_var_jvp(
     scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, count, mask = primals
-    mean, var = _mean_and_var(x, count, mask, scope)
-    m = Moments(count, mean, var)
-    return (mean, var), moments_tangents(scope, x, mask, m, tangents[0])
+    m = Centered(count, *_mean_and_var(x, count, mask, scope._replace(differentiated=True)))
+    return tuple(m[1:]), moments_tangents(scope, x, mask, m, tangents[0])
 
 
 def moments_tangents(
-    scope: Scope, x: jax.Array, mask: jax.Array | None, m: Moments, dx: jax.Array
-) -> tuple[jax.Array, ...]:
-    """The tangents of mean and variance, as a linear map with its transpose."""
-    map = LinearMap(_push_forward, _pull_back, scope, (jax.typeof(m.mean), jax.typeof(m.var)))
-    return tuple(apply_linear(map, (x, m.count, mask, m.mean), (dx,)))
+    scope: Scope, x: jax.Array, mask: jax.Array | None, m: Centered, dx: jax.Array
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """The tangents of center (the mean's), correction (0) and variance, as a linear map."""
+    map = LinearMap(_push_forward, _pull_back, scope, (jax.typeof(m.center), jax.typeof(m.var)))
+    residuals = (x, m.count, mask, m.center, m.correction)
+    dmean, dvar = apply_linear(map, residuals, (dx,))
+    return dmean, None if m.correction is None else jnp.zeros_like(m.correction), dvar
 
 
 def _push_forward(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
     """dmean = E[dx] and dvar = 2 Re E[conj(x - mean) * dx]."""
-    x, count, mask, mean = residuals
-    deviation = masked(x, mask).astype(mean.dtype) - scope.broadcast(mean, x)
-    dx = tangents[0].astype(mean.dtype)
+    x, count, mask, center, correction = residuals
+    deviation = scope.deviation(masked(x, mask), center, correction)
+    dx = tangents[0].astype(center.dtype)
     values = divisor(count)
-    dmean = scope.sum(dx, mask) / values.astype(mean.dtype)
+    dmean = scope.sum(dx, mask) / values.astype(center.dtype)
     dvar = 2 * scope.sum((jnp.conj(deviation) * dx).real, mask) / values
     return [jnp.zeros_like(dmean) if scope.about_zero else dmean, dvar]
 
@@ -232,15 +173,15 @@ def _pull_back(
     scope: Scope, residuals: Any, cotangents: Any, wanted: Any
 ) -> list[jax.Array | None]:
     """The transpose: of mean / n and of var * 2 conj(x - mean) / n, at each value that counts."""
-    x, count, mask, mean = residuals
+    x, count, mask, center, correction = residuals
     of_mean, of_var = cotangents
     values = divisor(count)
-    g = jnp.zeros_like(x, mean.dtype)
+    g = jnp.zeros_like(x, center.dtype)
     if of_mean is not None and not scope.about_zero:
-        g = g + scope.broadcast(of_mean / values.astype(mean.dtype), x)
+        g = g + scope.broadcast(of_mean / values.astype(center.dtype), x)
     if of_var is not None:
-        slope = scope.broadcast((2 * of_var / values).astype(mean.dtype), x)
-        g = g + jnp.conj(x.astype(mean.dtype) - scope.broadcast(mean, x)) * slope
+        slope = scope.broadcast((2 * of_var / values).astype(center.dtype), x)
+        g = g + jnp.conj(scope.deviation(x, center, correction)) * slope
     return [masked(g, mask).astype(x.dtype)]
 
 
@@ -299,53 +240,15 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
 
     # The result does not depend on the center, so no gradient goes through it.
     (center,) = jax.lax.stop_gradient(sums(mean_weight * mean))
-    unit = _unit(center, _MERGED_UNIT)
+    unit = unit_about(center, _MERGED_UNIT)
     deviation = jnp.where(nonempty, mean - center, 0)
     correction, within, between = sums(
-        mean_weight * deviation, weight * (var * unit**2), weight * _squared(deviation, unit)
+        mean_weight * deviation, weight * (var * unit**2), weight * squared(deviation, unit)
     )
-    between = _subtract(between, _squared(correction, unit))
+    between = subtracted(between, squared(correction, unit))
     return Moments(count, center + correction, (within + between) / unit**2)
 
 
 def is_finite(m: Moments) -> jax.Array:
     """Whether the moments of each set are finite."""
     return jnp.isfinite(m.mean) & jnp.isfinite(m.var)
-
-
-def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The number of values that count, a statistic."""
-    dtype = _dtypes.real_dtype(_dtypes.statistics_dtype(x.dtype))
-    if mask is None:
-        number = _axes.values_per_channel(x.shape, scope.reduced)
-        return scope.sum_groups(full_without(x, scope.reduced, number, dtype))
-    return scope.sum_groups(jnp.sum(broadcast_mask(mask, x), scope.reduced, dtype=dtype))
-
-
-def divisor(count: jax.Array) -> jax.Array:
-    """The count, or 1 where nothing counts: a sum divided by it is the mean."""
-    return jnp.maximum(count, jnp.ones_like(count))
-
-
-def _unit(center: jax.Array, unit: float) -> jax.Array:
-    """The unit of squared deviations from a center: `unit`, or less about a huge center.
-
-    About a huge center the square of the rounding error of a deviation would overflow. With the
-    smaller unit a constant has variance 0, and only a variance that overflows is infinite.
-    """
-    size = jnp.abs(center)
-    huge = jnp.full_like(size, 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2))
-    return unit * (huge / jnp.maximum(size, huge))
-
-
-def _squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
-    """|x * unit|^2, real."""
-    if jnp.isrealobj(x):
-        return (x * unit) ** 2
-    return (x.real * unit) ** 2 + (x.imag * unit) ** 2
-
-
-def _subtract(square: jax.Array, correction: jax.Array) -> jax.Array:
-    """square - correction, or 0 where they differ by rounding only."""
-    correction = (1 + 8 * float(jnp.finfo(square.dtype).eps)) * correction
-    return jnp.maximum(square - correction, 0 * correction)  # NaN if the correction is not finite

@@ -17,6 +17,8 @@ ORDER = [
     "states",
     "arrays",
     "kernels",
+    "scope",
+    "forms",
     "statistics",
     "distributed",
     "operands",

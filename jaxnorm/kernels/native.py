@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec
 from jaxnorm.kernels.checkify import register_nan_check
 from jaxnorm.kernels.library import library
 from jaxnorm.kernels.standard import only_standard
+from jaxnorm.kernels.target import PLATFORMS, Target, as_on, compiling_for, pretended, target_of
 from jaxnorm.kernels.varying import match_varying
 from jaxnorm.kernels.view import View
 
@@ -41,7 +42,7 @@ class Operation(NamedTuple):
         plain: called as plain(static, *operands), with None for an absent operand; returns the
             results in the handler's order, None for those that are not wanted.
         static: the static argument of `plain`.
-        view: the view of the input.
+        view: the view of the input; None if there is no native form.
         results: shape and dtype of each result of the handler, None for those that are not wanted.
         attributes: further attributes of the handler.
         scalar: whether the last operand is one number, the same for the whole batch of a `vmap`.
@@ -52,7 +53,7 @@ class Operation(NamedTuple):
     handler: str
     plain: Callable[..., Sequence[jax.Array | None]]
     static: Any
-    view: View
+    view: View | None
     results: tuple[Result | None, ...]
     attributes: tuple[tuple[str, Any], ...] = ()
     scalar: bool = False
@@ -68,26 +69,40 @@ def has_native(x: jax.Array, view: View | None) -> bool:
     return view is not None and x.dtype in DTYPES and not explicit
 
 
-_forced_plain = False
-
-
-@contextlib.contextmanager
-def plain_form() -> Iterator[None]:
-    """Lower programs to the plain form inside, to compare the two forms in one process."""
-    global _forced_plain
-    before, _forced_plain = _forced_plain, True
-    try:
-        yield
-    finally:
-        _forced_plain = before
+def plain_form() -> contextlib.AbstractContextManager[None]:
+    """Run the plain form inside, to compare the two forms in one process."""
+    return as_on("cpu")
 
 
 def run(operation: Operation, *operands: jax.Array | None) -> list[jax.Array | None]:
     """The results of an operation, None for those that are not wanted."""
     operation = operation._replace(present=tuple(operand is not None for operand in operands))
     arrays = match_varying([operand for operand in operands if operand is not None])
-    results = iter(_native_p.bind(*arrays, operation=operation))
+    explicit = [jax.typeof(array).sharding for array in arrays]
+    if only_standard():
+        results = iter(_plain(*arrays, operation=operation))
+    elif any(any(sharding.spec) for sharding in explicit):
+        results = iter(_on_explicit_mesh(explicit[0].mesh.size, operation, arrays))
+    else:
+        results = iter(_native_p.bind(*arrays, operation=operation))
     return [None if result is None else next(results) for result in operation.results]
+
+
+def _on_explicit_mesh(
+    devices: int, operation: Operation, arrays: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """The plain form on a mesh with explicit axes: the shardings of results follow from it."""
+
+    def plain(platform: str) -> Callable[..., list[jax.Array]]:
+        def on_platform(*arrays: jax.Array) -> list[jax.Array]:
+            with compiling_for(Target(pretended() or PLATFORMS[platform], devices)):
+                return _plain(*arrays, operation=operation)
+
+        return on_platform
+
+    forms = {platform: plain(platform) for platform in PLATFORMS}
+    results: list[jax.Array] = jax.lax.platform_dependent(*arrays, **forms)
+    return results
 
 
 def _plain(*operands: jax.Array, operation: Operation) -> list[jax.Array]:
@@ -115,6 +130,7 @@ def _native(*operands: jax.Array, operation: Operation) -> list[jax.Array]:
         jax.ShapeDtypeStruct((0,), dtype) if result is None else jax.ShapeDtypeStruct(*result)
         for result in operation.results
     ]
+    assert operation.view is not None
     *extents, by_row = operation.view
     view = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
     call = jax.ffi.ffi_call(operation.handler, types)
@@ -182,7 +198,7 @@ def _batched(
         for operand, axis in zip(operands[:split], axes[:split], strict=True)
     ]
     batched = operation._replace(
-        view=operation.view._replace(A=size * operation.view.A),
+        view=operation.view and operation.view._replace(A=size * operation.view.A),
         results=tuple(one and ((size, *one[0]), one[1]) for one in operation.results),
         batch_axes=operation.batch_axes + 1,
     )
@@ -208,28 +224,25 @@ def _derivative(
     return results, dresults
 
 
-def _lower(context: Any, *operands: Any, operation: Operation) -> Any:
-    form = _native if _runs_native(context.module_context) else _plain
-    return mlir.lower_fun(form)(context, *operands, operation=operation)
+def _lower(platform: str, context: Any, *operands: Any, operation: Operation) -> Any:
+    native = platform == "cpu" and _runs_native(operation, context.module_context)
+    with compiling_for(target_of(context.module_context, platform)):
+        form = _native if native else _plain
+        return mlir.lower_fun(form)(context, *operands, operation=operation)
 
 
-def _runs_native(module: Any) -> bool:
+def _runs_native(operation: Operation, module: Any) -> bool:
     """Whether a program that is lowered for the CPU takes the native form."""
-    several = len(module.platforms) > 1
-    if _forced_plain or several or module.lowering_parameters.for_export or not library().loaded:
-        return False
-    context = module.axis_context
-    if hasattr(context, "num_devices"):  # jit, which partitions over several devices
-        return bool(context.num_devices == 1)
-    if hasattr(context, "manual_axes"):  # pmap and shard_map, which must be manual over all axes
-        return bool(context.manual_axes == frozenset(context.mesh.axis_names))
-    return False
+    several = len(module.platforms) > 1 or target_of(module, "cpu").devices > 1
+    exported = module.lowering_parameters.for_export
+    return not (operation.view is None or pretended() or several or exported) and library().loaded
 
 
 _native_p.def_impl(_evaluate)
 _native_p.def_abstract_eval(_abstract)
 batching.primitive_batchers[_native_p] = _batched
 ad.primitive_jvps[_native_p] = _derivative
-mlir.register_lowering(_native_p, mlir.lower_fun(_plain))
-mlir.register_lowering(_native_p, _lower, platform="cpu")
+mlir.register_lowering(_native_p, functools.partial(_lower, "any"))
+for _platform in PLATFORMS:
+    mlir.register_lowering(_native_p, functools.partial(_lower, _platform), platform=_platform)
 register_nan_check(_native_p)

@@ -1,0 +1,284 @@
+"""The mean and the variance by plain operations, in forms that compilers fuse.
+
+The mean is kept as a pair, `center` + `correction`, until both have been subtracted in turn: near
+the center, x - center is exact, so that no unit in the last place of the mean is lost.
+
+**About a center.** For any center c, with d = x - c,
+
+    correction = E[d],    var = E[d^2] - correction^2.
+
+The center is the mean of a *part* of the values, a share f of them. Of n values with the variance
+var, the f n of the part have (x - mean)^2 in the sum n var, and the mean of these squares is at
+least (c - mean)^2. So correction^2 <= var / f and E[d^2] <= (1 + 1 / f) var, whatever the values
+are: the difference loses log2(1 + 1 / f) bits at most, four at a share of an eighth, and none where
+the part is all. With sums whose relative error is s units in the last place u, the relative error
+of the variance is at most (2 + 2 / f) s u, and that of the correction, in deviations,
+(1 + 1 / f)^(1/2) s u: for f = 1 / 8, 18 and 3 times s u. A constant is exactly 0: d is the same for
+all values, and so is its mean. Where squares overflow, the variance is infinite.
+
+**Merged.** The count, the mean and the sum of squares about it of two sets give those of their
+union (Chan, Golub and LeVeque 1983, equation 2.1), with the mean as a pair. As the operation of one
+reduction it loses no bits at all, and reads the values once.
+
+Which form is taken depends on what is compiled for (`docs/accelerators.md` has the counts):
+
+| device | measured over the minor axes (rows) | other axes (columns) | with a mask |
+| --- | --- | --- | --- |
+| GPU | all values; a part if a gradient is wanted | a part | all values |
+| TPU | merged | merged | merged |
+| CPU | a part | a part | all values |
+
+A part is taken only where that moves no row between devices, otherwise all values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import dtypes as _dtypes
+from jaxnorm.arrays import broadcast_mask, explicit_spec, masked
+from jaxnorm.kernels.target import target
+from jaxnorm.scope import Scope, count_of, divisor
+
+SHARE = 8  # of which a part is one
+UNIT = (
+    16.0  # of deviations of 1e-18, float32 then holds also the squares of those 100 times smaller
+)
+SET = 128  # values at least that one reduction merges, before sums merge such sets
+
+
+def mean_and_var(
+    scope: Scope, x: jax.Array, count: jax.Array | None = None, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Center, correction and variance of the values that count, in the statistics' dtype.
+
+    The count is that of the values unless it is given. About zero, the center is 0, there is no
+    correction, and the variance is E[|x|^2].
+    """
+    values = divisor(count_of(scope, x, mask) if count is None else count)
+    scope, x, mask = _joined(scope, x, mask)
+    dtype = _dtypes.statistics_dtype(x.dtype)
+    in_registers = mask is None and _in_registers(scope, x.ndim)
+    part = (_part(scope, x) if mask is None and not in_registers else x).astype(dtype)
+    x = masked(x.astype(dtype), mask)
+    if scope.about_zero:
+        square = scope.sum(squared(x, UNIT)) / values
+        return jnp.zeros_like(square, x.dtype), None, square / UNIT**2
+    if target().platform == "tpu" and jnp.isrealobj(x):
+        center, correction, var = _merged(scope, x, values, mask)
+    else:
+        center = _center(scope, masked(part, mask), values, mask)
+        correction, var = _about(scope, x, center, values, mask)
+    if not in_registers:
+        correction = _of_constants(center, correction, var)
+    if target().platform == "gpu" and scope.differentiated and not is_rows(scope, x.ndim):
+        center, correction, var = jax.lax.optimization_barrier((center, correction, var))
+    return center, correction, var
+
+
+def _of_constants(center: jax.Array, correction: jax.Array, var: jax.Array) -> jax.Array:
+    """The correction; where nothing varies, that of the rounded mean, which is the constant."""
+    return jnp.where(var == 0, (center + correction) - center, correction)
+
+
+def _joined(
+    scope: Scope, x: jax.Array, mask: jax.Array | None
+) -> tuple[Scope, jax.Array, jax.Array | None]:
+    """The same measurement with ghosts as groups of examples of a batch that is not split."""
+    if not (scope.ghosts and len(scope.reduced) > 1):
+        return scope, x, mask
+
+    def joined(array: jax.Array) -> jax.Array:
+        return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
+
+    positions = tuple(axis - 1 for axis in scope.reduced[1:])
+    mask = None if mask is None else jnp.broadcast_to(mask, (*x.shape[:2], *mask.shape[2:]))
+    scope = scope._replace(reduced=positions, group_size=x.shape[1], ghosts=False)
+    return scope, joined(x), None if mask is None else joined(mask)
+
+
+def _about(
+    scope: Scope, x: jax.Array, center: jax.Array, values: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """E[x - center], and the variance."""
+    unit = UNIT if target().platform == "gpu" else unit_about(center, UNIT)
+    deviation = masked(x - scope.broadcast(center, x), mask)
+    squares = squared(deviation, unit if isinstance(unit, float) else scope.broadcast(unit, x))
+    correction, square = map(scope.sum_groups, sum_both(scope, deviation, squares))
+    correction = correction / values.astype(x.dtype)
+    var = subtracted(square / values, squared(correction, unit)) / unit**2
+    return correction, var
+
+
+def sum_both(scope: Scope, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of two arrays over the axes `reduced`, in one pass.
+
+    A GPU's compiler may write out what two sums of columns share. As real and imaginary part they
+    are one sum.
+    """
+    real = jnp.isrealobj(a) and jnp.isrealobj(b)
+    if target().platform == "gpu" and real and not is_rows(scope, a.ndim):
+        both = jnp.sum(jax.lax.complex(a, b), scope.reduced)
+        return both.real, both.imag
+    return jnp.sum(a, scope.reduced), jnp.sum(b, scope.reduced)
+
+
+def _in_registers(scope: Scope, ndim: int) -> bool:
+    """Whether a row can stay in registers, from the first sum to the last, and to the result.
+
+    A GPU's compiler does that if each step is elementwise of the one before.
+    """
+    return target().platform == "gpu" and not scope.differentiated and is_rows(scope, ndim)
+
+
+def is_rows(scope: Scope, ndim: int) -> bool:
+    """Whether the values that are measured together lie side by side."""
+    reduced = scope.reduced
+    return scope.group_size == 1 and reduced == tuple(range(ndim - len(reduced), ndim))
+
+
+# The center
+
+
+def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The mean of a part, or of all values that count."""
+    number = max(math.prod(part.shape[axis] for axis in scope.reduced) * scope.group_size, 1)
+    scaled = part * (1 / number)  # no sum overflows
+    center = scope.sum_groups(sum_both(scope, scaled, jnp.zeros_like(scaled))[0])
+    return center if mask is None else center * (number / values).astype(part.dtype)
+
+
+def _part(scope: Scope, x: jax.Array) -> jax.Array:
+    """A part of all values that are measured together, in equal steps along one axis."""
+    minor = x.ndim - 1
+    for axis in sorted(scope.reduced, key=lambda axis: (axis != minor, axis), reverse=True):
+        size = x.shape[axis]
+        number = size // SHARE if isinstance(size, int) else 0
+        if number == 0 or _may_move_rows(x, axis, number):
+            continue
+        if axis == minor:  # side by side, as steps would read all of it
+            return jax.lax.slice_in_dim(x, 0, number, axis=axis)
+        step = size // number
+        return jax.lax.slice_in_dim(x, 0, step * number, stride=step, axis=axis)
+    return x
+
+
+def _may_move_rows(x: jax.Array, axis: int, number: int) -> bool:
+    """Whether steps along an axis might need rows of other devices.
+
+    They need none if each device has whole steps. Under `jit`, whether an axis is split is not
+    known; the width of images, their axis 2 or a later one, is taken not to be.
+    """
+    spec = explicit_spec(x)
+    if any(spec):
+        return spec[axis] is not None
+    size, devices = x.shape[axis], target().devices
+    if devices == 1 and target().platform != "any":
+        return False
+    minor = axis == x.ndim - 1
+    return minor or (axis < 2 and (number * SHARE != size or number % devices != 0))
+
+
+# Merged
+
+
+def _merged(
+    scope: Scope, x: jax.Array, values: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments of sets of values, each by one reduction, and their merge by sums."""
+    counted = jnp.ones_like(x) if mask is None else broadcast_mask(mask, x).astype(x.dtype)
+    (x, counted), inner, outer = _sets(scope, x, counted)
+    count, center, correction, square = _reduced(counted, x, inner)
+    if not outer and scope.group_size == 1:
+        return center, correction, square / divisor(count) / UNIT**2
+
+    def total(of_sets: jax.Array) -> jax.Array:
+        return scope.sum_groups(jnp.sum(of_sets, outer))
+
+    def spread(statistic: jax.Array) -> jax.Array:
+        return jnp.expand_dims(scope.per_channel(statistic), outer)
+
+    weight = count / spread(values)
+    whole = total(weight * center)
+    unit = unit_about(whole, UNIT)
+    deviation = (center - spread(whole)) + correction
+    within = square / spread(values) * spread(unit / UNIT) ** 2
+    between = weight * squared(deviation, spread(unit))
+    correction, squares = total(weight * deviation), total(within + between)
+    return whole, correction, subtracted(squares, squared(correction, unit)) / unit**2
+
+
+def _sets(
+    scope: Scope, x: jax.Array, counted: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[int, ...], tuple[int, ...]]:
+    """The arrays, the axes of a set, and of what is left the axis of the sets.
+
+    Sums over the sets of a split axis need no more collectives than sums over all values.
+    """
+    first, *rest = scope.reduced
+    devices = target().devices
+    sizes = math.prod(x.shape[axis] for axis in rest)
+    if rest and (devices > 1 or sizes >= SET):
+        return (x, counted), tuple(rest), (first,)
+    size = x.shape[first]
+    if rest or devices == 1 or is_rows(scope, x.ndim) or size % (SET * devices):
+        return (x, counted), scope.reduced, ()
+    shape = (*x.shape[:first], size // SET, SET, *x.shape[first + 1 :])
+    return (x.reshape(shape), counted.reshape(shape)), (first + 1,), (first,)
+
+
+def _reduced(counted: jax.Array, x: jax.Array, axes: tuple[int, ...]) -> Sequence[jax.Array]:
+    """Count, center, correction and the sum of squares about their sum, in one reduction.
+
+    The count is returned to be used: what nobody uses, XLA may keep in bfloat16.
+    """
+
+    def merge(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        (count_a, center_a, correction_a, square_a), (count_b, center_b, correction_b, square_b) = (
+            a,
+            b,
+        )
+        count = count_a + count_b
+        difference = (center_b - center_a) + (correction_b - correction_a)
+        step = difference * (count_b / jnp.maximum(count, 1))
+        center = center_a + (step + correction_a)
+        correction = (step + correction_a) - (center - center_a)
+        between = (difference * UNIT) * (step * UNIT) * count_a
+        return count, center, correction, square_a + square_b + between
+
+    zeros = jnp.zeros_like(x)
+    initial = (jnp.zeros((), x.dtype),) * 4
+    return jax.lax.reduce((counted, x, zeros, zeros), initial, merge, axes)  # type: ignore[no-any-return]
+
+
+# Squares
+
+
+def unit_about(center: jax.Array, unit: float) -> jax.Array:
+    """The unit of squared deviations from a center: `unit`, or less about a huge center.
+
+    About a huge center the square of the rounding error of a deviation would overflow. With the
+    smaller unit a constant has variance 0, and only a variance that overflows is infinite.
+    """
+    size = jnp.abs(center)
+    huge = jnp.full_like(size, 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2))
+    return unit * (huge / jnp.maximum(size, huge))
+
+
+def squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
+    """|x * unit|^2, real."""
+    if jnp.isrealobj(x):
+        return (x * unit) ** 2
+    return (x.real * unit) ** 2 + (x.imag * unit) ** 2
+
+
+def subtracted(square: jax.Array, correction: jax.Array) -> jax.Array:
+    """square - correction: 0 if they differ by rounding only, infinite if squares overflow."""
+    correction = (1 + 8 * float(jnp.finfo(square.dtype).eps)) * correction
+    difference = jnp.maximum(square - correction, 0 * correction)  # NaN if it is not finite
+    return jnp.where(square == jnp.inf, square, difference)

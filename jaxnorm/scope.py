@@ -1,0 +1,105 @@
+"""Scopes: which values of an input are measured together, and their count.
+
+A *statistic* is an array with one entry for each set of values that is measured together. A value
+*counts* where the mask is true, or if there is no mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import axes as _axes
+from jaxnorm import dtypes as _dtypes
+from jaxnorm.arrays import (
+    broadcast_mask,
+    broadcast_over,
+    full_without,
+    masked,
+    repeat_groups,
+    split_groups,
+)
+from jaxnorm.kernels.native import has_native
+from jaxnorm.kernels.view import View, view_of
+
+
+class Scope(NamedTuple):
+    """Which values of an input are measured together (hashable).
+
+    Attributes:
+        reduced: the canonical axes of the input that are measured over.
+        channel, group_size: if `group_size` is above 1, the axis `channel` is measured over too, in
+            groups of this many channels.
+        about_zero: whether the mean is 0 by definition.
+        axis_name, axis_index_groups: the mapped axes over which the moments are merged.
+        differentiated: whether a backward pass will read the input again.
+        ghosts: whether the first two axes are a batch, split into ghosts.
+    """
+
+    reduced: tuple[int, ...]
+    channel: int = 0
+    group_size: int = 1
+    about_zero: bool = False
+    axis_name: _axes.AxisName | None = None
+    axis_index_groups: Any = None
+    differentiated: bool = False
+    ghosts: bool = False
+
+    def per_channel(self, statistic: jax.Array) -> jax.Array:
+        """Repeat a statistic of groups for the channels of each group."""
+        if self.group_size == 1:
+            return statistic
+        return repeat_groups(statistic, self.kept_channel, self.group_size)
+
+    def broadcast(self, statistic: jax.Array, x: jax.Array) -> jax.Array:
+        """Broadcast a statistic to the values of `x` that it was measured over."""
+        return broadcast_over(self.per_channel(statistic), x, self.reduced)
+
+    def deviation(self, x: jax.Array, center: jax.Array, correction: jax.Array | None) -> jax.Array:
+        """x - mean, in turn: far from zero the first difference is exact, so nothing is lost."""
+        deviation = x.astype(center.dtype) - self.broadcast(center, x)
+        return deviation if correction is None else deviation - self.broadcast(correction, x)
+
+    def sum_groups(self, sums: jax.Array) -> jax.Array:
+        """Sum over the channels of each group what was summed over the axes `reduced`."""
+        if self.group_size == 1:
+            return sums
+        split = split_groups(sums, self.kept_channel, self.group_size)
+        return jnp.sum(split, self.kept_channel + 1)
+
+    def sum(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Sum the values of this device that count."""
+        return self.sum_groups(jnp.sum(masked(x, mask), self.reduced))
+
+    def view(self, x: jax.Array, features: tuple[int, ...] = ()) -> View | None:
+        """The view in which the kernels take the input, None if they do not."""
+        view = view_of(x.shape, self.reduced, features, self.channel, self.group_size)
+        return view if has_native(x, view) else None
+
+    def statistic_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """The shape of a statistic."""
+        shape = list(x.shape)
+        if self.group_size > 1:
+            shape[self.channel] //= self.group_size
+        return tuple(shape[axis] for axis in _axes.other_axes(x.ndim, self.reduced))
+
+    @property
+    def kept_channel(self) -> int:
+        """The channel axis of an array without the axes `reduced`."""
+        return _axes.kept_axis(self.channel, self.reduced)
+
+
+def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The number of values that count, a statistic."""
+    dtype = _dtypes.real_dtype(_dtypes.statistics_dtype(x.dtype))
+    if mask is None:
+        number = _axes.values_per_channel(x.shape, scope.reduced)
+        return scope.sum_groups(full_without(x, scope.reduced, number, dtype))
+    return scope.sum_groups(jnp.sum(broadcast_mask(mask, x), scope.reduced, dtype=dtype))
+
+
+def divisor(count: jax.Array) -> jax.Array:
+    """The count, or 1 where nothing counts: a sum divided by it is the mean."""
+    return jnp.maximum(count, jnp.ones_like(count))
