@@ -19,9 +19,9 @@ from jaxnorm import checks as _checks
 from jaxnorm import states as _states
 from jaxnorm.arrays import explicit_shards
 from jaxnorm.batch_arguments import Arguments, checked
-from jaxnorm.distributed import sync_moments
+from jaxnorm.distributed import sync_centered, sync_moments
 from jaxnorm.running import running_moments
-from jaxnorm.statistics import Moments, Scope, measure, merge_moments_axis
+from jaxnorm.statistics import Moments, Scope, measure_centered, merge_moments_axis
 
 __all__ = ["batch_norm", "batch_renorm", "ghost_batch_norm"]
 
@@ -290,11 +290,13 @@ def batch_renorm(
     if arguments.evaluates:
         return arguments.evaluated(), stats
     scope, axis_size = arguments.whole_batch(axis_name, axis_index_groups)
-    m = sync_moments(measure(arguments.x, scope, arguments.mask), axis_name, axis_index_groups)
-    m = arguments.with_known_count(m, axis_size)
+    centered = measure_centered(arguments.x, scope, arguments.mask)
+    centered = sync_centered(centered, axis_name, axis_index_groups)
+    m = arguments.with_known_count(centered.moments, axis_size)
     steps = stats["steps"]
     corrections = _corrections(arguments, m, r_max(steps), d_max(steps))
-    return arguments.standardized(m, scope, renorm=corrections), arguments.updated(m)
+    centered = centered._replace(count=m.count)
+    return arguments.standardized(centered, scope, renorm=corrections), arguments.updated(m)
 
 
 def _corrections(

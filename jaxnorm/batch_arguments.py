@@ -21,7 +21,7 @@ from jaxnorm import states as _states
 from jaxnorm.arrays import full_without
 from jaxnorm.running import running_moments, sharded, update
 from jaxnorm.standardize import normalize, standardize
-from jaxnorm.statistics import Moments, Scope
+from jaxnorm.statistics import Centered, Moments, Scope, without_correction
 
 
 class Arguments(NamedTuple):
@@ -57,7 +57,7 @@ class Arguments(NamedTuple):
             mask=self.mask,
         )
 
-    def standardized(self, m: Moments, scope: Scope, **options: Any) -> jax.Array:
+    def standardized(self, m: Centered, scope: Scope, **options: Any) -> jax.Array:
         """`x` standardized by the moments `m`."""
         return standardize(
             self.x,
@@ -74,7 +74,7 @@ class Arguments(NamedTuple):
     def evaluated(self) -> jax.Array:
         """`x` standardized by the running statistics."""
         running = running_moments(self.stats, _dtypes.statistics_dtype(self.x.dtype))
-        return self.standardized(running, Scope(self.reduced), given=True)
+        return self.standardized(without_correction(running), Scope(self.reduced), given=True)
 
     def whole_batch(
         self, axis_name: _axes.AxisName | None, axis_index_groups: _axes.AxisIndexGroups

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import axes as _axes
-from jaxnorm.statistics import Moments, merge_by, merge_moments_axis
+from jaxnorm.statistics import (
+    Centered,
+    Moments,
+    merge_by,
+    merge_moments_axis,
+    without_correction,
+)
 
 __all__ = ["sync_moments"]
 
@@ -63,6 +69,17 @@ def sync_moments(
     gathered_bytes = axis_size * 3 * m.mean.size * m.mean.dtype.itemsize
     merge = _gathered if gathered_bytes <= GATHERED_BYTES else _reduced
     return merge(m, on_mesh, axis_index_groups)
+
+
+def sync_centered(
+    m: Centered,
+    axis_name: _axes.AxisName | None,
+    axis_index_groups: _axes.AxisIndexGroups = None,
+) -> Centered:
+    """As `sync_moments`; the mean stays a pair where nothing is merged."""
+    if axis_name is None:
+        return m
+    return without_correction(sync_moments(m.moments, axis_name, axis_index_groups))
 
 
 def sum_over(

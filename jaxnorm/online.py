@@ -28,7 +28,15 @@ from jaxnorm import states as _states
 from jaxnorm.arrays import masked
 from jaxnorm.running import init_batch_stats, running_moments
 from jaxnorm.standardize import standardize
-from jaxnorm.statistics import Moments, Scope, count_of, divisor, measure, merge_moments
+from jaxnorm.statistics import (
+    Moments,
+    Scope,
+    count_of,
+    divisor,
+    measure,
+    merge_moments,
+    without_correction,
+)
 
 __all__ = ["init_online_stats", "online_norm"]
 
@@ -165,7 +173,7 @@ def online_norm(
     bias = _checks.as_parameter("bias", bias, x, channels)
     options: dict[str, Any] = {"epsilon": epsilon, "mask": mask}
     if not train or "frozen" in stats:
-        running = running_moments(stats, _dtypes.statistics_dtype(x.dtype))
+        running = without_correction(running_moments(stats, _dtypes.statistics_dtype(x.dtype)))
         all_examples = Scope((0, *scope.reduced))
         y = standardize(x, running, all_examples, scale, bias, channels, given=True, **options)
         return _with_control_as_gradient(y, _control(stats)) if train else y, stats
@@ -233,7 +241,8 @@ def _standardized(
     mask: jax.Array | None,
     control: Control,
 ) -> jax.Array:
-    return standardize(x, before, scope, None, None, (), epsilon=epsilon, mask=mask, given=True)
+    m = without_correction(before)
+    return standardize(x, m, scope, None, None, (), epsilon=epsilon, mask=mask, given=True)
 
 
 def _standardized_forward(scope: Scope, *args: Any) -> tuple[jax.Array, Any]:

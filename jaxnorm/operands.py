@@ -58,13 +58,15 @@ class Standardization(NamedTuple):
     Attributes:
         form: how it is standardized.
         x: the input.
-        mean, gain, shift: statistics; no shift is 0.
+        center, correction: the mean, a statistic, as a pair (`Centered`); no correction is 0.
+        gain, shift: statistics; no shift is 0.
         mask: where values count; None means everywhere.
     """
 
     form: Form
     x: jax.Array
-    mean: jax.Array
+    center: jax.Array
+    correction: jax.Array | None
     gain: jax.Array
     shift: jax.Array | None = None
     mask: jax.Array | None = None
@@ -82,7 +84,7 @@ class Standardization(NamedTuple):
         x = self.x
         if self.mask is not None:
             x = jnp.where(self.mask | jnp.isfinite(x), x, 0)
-        return x.astype(self.mean.dtype) - self.broadcast(self.mean)
+        return self.form.scope.deviation(x, self.center, self.correction)
 
     def defined(self) -> jax.Array | None:
         """Where the value is not replaced by 0: where x counts or is finite; None: everywhere."""
@@ -100,10 +102,11 @@ class Standardization(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The statistics that standardize: moments, epsilon, and r and d of batch renormalization."""
+    """What standardizes: the moments (`Centered`), epsilon, r and d of batch renormalization."""
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
-    mean: jax.Array
+    center: jax.Array
+    correction: jax.Array | None
     var: jax.Array
     epsilon: jax.Array
     r: jax.Array | None = None
@@ -119,11 +122,12 @@ class Statistics(NamedTuple):
 
     def gain(self, form: Form) -> jax.Array:
         """The factor of x - mean: rstd, times r in batch renormalization."""
-        rstd = self.rstd(form).astype(self.mean.dtype)
+        rstd = self.rstd(form).astype(self.center.dtype)
         return rstd if self.r is None else rstd * self.r
 
     def standardization(
         self, form: Form, x: jax.Array, mask: jax.Array | None = None
     ) -> Standardization:
         """The standardization of `x` by these statistics."""
-        return Standardization(form, x, self.mean, self.gain(form), self.d, mask)
+        gain = self.gain(form)
+        return Standardization(form, x, self.center, self.correction, gain, self.d, mask)

@@ -57,7 +57,7 @@ class Vector(NamedTuple):
 
     def v(self, s: Standardization) -> jax.Array:
         """The array v, in the dtype of the statistics."""
-        v = self.g.astype(s.mean.dtype)
+        v = self.g.astype(s.center.dtype)
         return masked(v if self.scale is None else v * s.expand(self.scale), self.where)
 
 
@@ -186,7 +186,7 @@ def _projected(
     if averages.mean is not None:
         v = v - masked(s.broadcast(averages.mean) + jnp.zeros_like(v), where)
     if averages.covariance is not None:
-        slope = s.broadcast((rstd * (rstd * averages.covariance)).astype(s.mean.dtype))
+        slope = s.broadcast((rstd * (rstd * averages.covariance)).astype(s.center.dtype))
         v = v - masked(s.deviation() * slope, where)
     return s.broadcast(s.gain) * v
 
@@ -198,7 +198,7 @@ def _backward(s: Standardization, vector: Vector, rstd: jax.Array, averages: Ave
         return _projected(s, vector, rstd, averages, s.mask).astype(s.x.dtype)
     results = ((s.x.shape, s.x.dtype),)
     operation = Operation("jaxnorm_backward", _plain_backward, s.form, view, results)
-    operands = (s.x, vector.g, s.mean, s.gain, rstd, *averages, vector.scale)
+    operands = (s.x, vector.g, s.center, s.correction, s.gain, rstd, *averages, vector.scale)
     return cast(jax.Array, run(operation, *operands)[0])
 
 
@@ -206,14 +206,15 @@ def _plain_backward(
     form: Form,
     x: jax.Array,
     g: jax.Array,
-    mean: jax.Array,
+    center: jax.Array,
+    correction: jax.Array | None,
     gain: jax.Array,
     rstd: jax.Array,
     *averages_and_scale: jax.Array | None,
 ) -> list[jax.Array]:
     """The plain form of `jaxnorm_backward`."""
     *averages, scale = averages_and_scale
-    s = Standardization(form, x, mean, gain)
+    s = Standardization(form, x, center, correction, gain)
     return [_projected(s, Vector(g, scale), rstd, Averages(*averages)).astype(x.dtype)]
 
 
@@ -235,27 +236,30 @@ def _sums(s: Standardization, vector: Vector, want: Sums) -> Sums:
     every = Sums(statistic, statistic, parameter, parameter)
     results = tuple(one if wanted else None for one, wanted in zip(every, want, strict=True))
     operation = Operation("jaxnorm_sums", _plain_sums, (form, want), view, results)
-    return Sums(*run(operation, s.x, vector.g, s.mean, s.gain, s.shift, vector.scale))
+    operands = (s.x, vector.g, s.center, s.correction, s.gain, s.shift, vector.scale)
+    return Sums(*run(operation, *operands))
 
 
 def _plain_sums(
     form_and_want: tuple[Form, Sums],
     x: jax.Array,
     g: jax.Array,
-    mean: jax.Array,
+    center: jax.Array,
+    correction: jax.Array | None,
     gain: jax.Array,
     shift: jax.Array | None,
     scale: jax.Array | None,
 ) -> Sums:
     """The plain form of `jaxnorm_sums`."""
     form, want = form_and_want
-    return _summed(Standardization(form, x, mean, gain, shift), Vector(g, scale), want)
+    s = Standardization(form, x, center, correction, gain, shift)
+    return _summed(s, Vector(g, scale), want)
 
 
 def _summed(s: Standardization, vector: Vector, want: Sums) -> Sums:
     """The sums; over `scope.reduced` first, unless the scale varies along these axes."""
     scope, features = s.form.scope, s.form.features
-    g_everywhere = vector.g.astype(s.mean.dtype)
+    g_everywhere = vector.g.astype(s.center.dtype)
     g = masked(g_everywhere, vector.where)
     products = masked(jnp.conj(s.deviation()) * g, vector.where)
     gain = scope.per_channel(s.gain)
@@ -326,8 +330,8 @@ def _fused(
         attributes=(("about_zero", form.scope.about_zero),),
         scalar=True,
     )
-    _, mean, var, epsilon, *_ = statistics
-    dx, dscale, dbias = run(operation, x, vector.g, mean, var, vector.scale, epsilon)
+    _, *measured, epsilon, _, _ = statistics
+    dx, dscale, dbias = run(operation, x, vector.g, *measured, vector.scale, epsilon)
     return Tangents(dx if want.x else None, None, None, None, dscale, dbias)
 
 
@@ -335,14 +339,15 @@ def _plain_fused(
     form_and_need: tuple[Form, Sums],
     x: jax.Array,
     g: jax.Array,
-    mean: jax.Array,
+    center: jax.Array,
+    correction: jax.Array | None,
     var: jax.Array,
     scale: jax.Array | None,
     epsilon: jax.Array,
 ) -> list[jax.Array | None]:
     """The plain form of `jaxnorm_backward_fused`."""
     form, need = form_and_need
-    statistics = Statistics(count_of(form.scope, x), mean, var, epsilon)
+    statistics = Statistics(count_of(form.scope, x), center, correction, var, epsilon)
     s, vector = statistics.standardization(form, x), Vector(g, scale)
     sums = _summed(s, vector, need)
     averages = _averages(form.scope, sums, statistics.count)

@@ -14,16 +14,17 @@ from jax.typing import ArrayLike
 
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
-from jaxnorm.distributed import sync_moments
+from jaxnorm.distributed import sync_centered
 from jaxnorm.kernels.native import Operation, run
 from jaxnorm.kernels.view import View
 from jaxnorm.operands import Form, Standardization, Statistics
 from jaxnorm.projection import Tangents, value_tangent
 from jaxnorm.statistics import (
+    Centered,
     Moments,
     Scope,
     count_of,
-    measure,
+    measure_centered,
     moments_tangents,
     plain_mean_and_var,
 )
@@ -49,17 +50,18 @@ def normalize(
     form = _form(x, scope, scale, bias, features, epsilon, mask)
     view = form.view(x, mask)
     if view is None or scope.axis_name is not None:
-        m = sync_moments(measure(x, scope, mask), scope.axis_name, scope.axis_index_groups)
+        m = measure_centered(x, scope, mask)
+        m = sync_centered(m, scope.axis_name, scope.axis_index_groups)
         y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, mask=mask)
-        return y, m
+        return y, m.moments
     epsilon = jnp.asarray(epsilon, _dtypes.statistics_dtype(x.dtype))
-    y, mean, var = _normalized(x, scale, bias, epsilon, form, view)
-    return y, Moments(count_of(scope, x), mean, var)
+    y, center, correction, var = _normalized(x, scale, bias, epsilon, form, view)
+    return y, Centered(count_of(scope, x), center, correction, var).moments
 
 
 def standardize(
     x: jax.Array,
-    m: Moments,
+    m: Centered,
     scope: Scope,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -123,7 +125,8 @@ def _standardized(
     if view is None:
         return _scaled(s, scale, bias)
     operation = Operation("jaxnorm_apply", _plain_apply, form, view, results=((x.shape, x.dtype),))
-    return cast(jax.Array, run(operation, x, s.mean, s.gain, s.shift, scale, bias)[0])
+    operands = (x, s.center, s.correction, s.gain, s.shift, scale, bias)
+    return cast(jax.Array, run(operation, *operands)[0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))
@@ -134,19 +137,20 @@ def _normalized(
     epsilon: jax.Array,
     form: Form,
     view: View,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The value, mean and variance, measured and standardized in one operation."""
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    """The value, center, correction and variance: measured and standardized in one operation."""
+    about_zero, statistic = form.scope.about_zero, form.statistic(x)
     operation = Operation(
         "jaxnorm_normalize",
         _plain_normalize,
         form,
         view,
-        results=((x.shape, x.dtype), form.statistic(x), form.statistic(x)),
-        attributes=(("about_zero", form.scope.about_zero),),
+        results=((x.shape, x.dtype), statistic, None if about_zero else statistic, statistic),
+        attributes=(("about_zero", about_zero),),
         scalar=True,
     )
-    y, mean, var = run(operation, x, scale, bias, epsilon)
-    return cast(jax.Array, y), cast(jax.Array, mean), cast(jax.Array, var)
+    y, center, correction, var = run(operation, x, scale, bias, epsilon)
+    return cast(jax.Array, y), cast(jax.Array, center), correction, cast(jax.Array, var)
 
 
 def _scaled(s: Standardization, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
@@ -162,14 +166,15 @@ def _scaled(s: Standardization, scale: jax.Array | None, bias: jax.Array | None)
 def _plain_apply(
     form: Form,
     x: jax.Array,
-    mean: jax.Array,
+    center: jax.Array,
+    correction: jax.Array | None,
     gain: jax.Array,
     shift: jax.Array | None,
     scale: jax.Array | None,
     bias: jax.Array | None,
 ) -> list[jax.Array]:
     """The plain form of `jaxnorm_apply`."""
-    return [_scaled(Standardization(form, x, mean, gain, shift), scale, bias)]
+    return [_scaled(Standardization(form, x, center, correction, gain, shift), scale, bias)]
 
 
 def _plain_normalize(
@@ -178,11 +183,11 @@ def _plain_normalize(
     scale: jax.Array | None,
     bias: jax.Array | None,
     epsilon: jax.Array,
-) -> list[jax.Array]:
+) -> list[jax.Array | None]:
     """The plain form of `jaxnorm_normalize`."""
-    mean, var = plain_mean_and_var(form.scope, x)
-    statistics = Statistics(count_of(form.scope, x), mean, var, epsilon)
-    return [_scaled(statistics.standardization(form, x), scale, bias), mean, var]
+    measured = plain_mean_and_var(form.scope, x)
+    statistics = Statistics(count_of(form.scope, x), *measured, epsilon)
+    return [_scaled(statistics.standardization(form, x), scale, bias), *measured]
 
 
 @_standardized.defjvp
@@ -190,7 +195,7 @@ def _standardized_jvp(form: Form, primals: tuple[Any, ...], tangents: tuple[Any,
     x, statistics, scale, _, mask = primals
     dx, dstatistics, dscale, dbias, _ = tangents
     y = _standardized(*primals, form)
-    dmean, dvar = (dstatistics.mean, dstatistics.var) if form.given else (None, None)
+    dmean, dvar = (dstatistics.center, dstatistics.var) if form.given else (None, None)
     of_operands = Tangents(dx, dmean, dvar, dstatistics.epsilon, dscale, dbias)
     return y, value_tangent(form, y, x, scale, mask, statistics, of_operands)
 
@@ -201,8 +206,8 @@ def _normalized_jvp(
 ) -> Any:
     x, scale, _, epsilon = primals
     dx, dscale, dbias, depsilon = tangents
-    y, mean, var = _normalized(*primals, form, view)
-    m = Moments(count_of(form.scope, x), mean, var)
+    y, center, correction, var = _normalized(*primals, form, view)
+    m = Centered(count_of(form.scope, x), center, correction, var)
     of_operands = Tangents(dx, None, None, depsilon, dscale, dbias)
     dy = value_tangent(form, y, x, scale, None, Statistics(*m, epsilon), of_operands)
-    return (y, mean, var), (dy, *moments_tangents(form.scope, x, None, m, dx))
+    return (y, *m[1:]), (dy, *moments_tangents(form.scope, x, None, m, dx))

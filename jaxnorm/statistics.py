@@ -55,6 +55,24 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
+class Centered(NamedTuple):
+    """Moments whose mean is a pair, center + correction, more precise than its dtype.
+
+    The center is the mean as its dtype holds it, and the correction what that rounding took off:
+    None where it is 0 (about zero) or unknown (moments that were merged).
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    center: jax.Array
+    correction: jax.Array | None
+    var: jax.Array
+
+    @property
+    def moments(self) -> Moments:
+        """The same without the correction."""
+        return Moments(self.count, self.center, self.var)
+
+
 class Scope(NamedTuple):
     """Which values of an input are measured together (hashable).
 
@@ -82,6 +100,11 @@ class Scope(NamedTuple):
     def broadcast(self, statistic: jax.Array, x: jax.Array) -> jax.Array:
         """Broadcast a statistic to the values of `x` that it was measured over."""
         return broadcast_over(self.per_channel(statistic), x, self.reduced)
+
+    def deviation(self, x: jax.Array, center: jax.Array, correction: jax.Array | None) -> jax.Array:
+        """x - mean: far from zero x - center is exact, so that no unit of the mean is lost."""
+        deviation = x.astype(center.dtype) - self.broadcast(center, x)
+        return deviation if correction is None else deviation - self.broadcast(correction, x)
 
     def sum_groups(self, sums: jax.Array) -> jax.Array:
         """Sum over the channels of each group what was summed over the axes `reduced`."""
@@ -152,15 +175,25 @@ def measure(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Moment
 
     About zero, the mean is 0 and the variance sum(|x|^2) / n.
     """
+    return measure_centered(x, scope, mask).moments
+
+
+def measure_centered(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Centered:
+    """As `measure`, with the mean as a pair."""
     count = count_of(scope, x, mask)
-    mean, var = _mean_and_var(x, count, mask, scope)
-    return Moments(count, mean, var)
+    return Centered(count, *_mean_and_var(x, count, mask, scope))
+
+
+def without_correction(m: Moments) -> Centered:
+    """Moments of which only the rounded mean is known."""
+    return Centered(m.count, m.mean, None, m.var)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _mean_and_var(
     x: jax.Array, count: jax.Array, mask: jax.Array | None, scope: Scope
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Center, correction (None about zero) and variance."""
     view = scope.view(x) if mask is None else None
     if view is None:
         return plain_mean_and_var(scope, x, count, mask)
@@ -170,11 +203,11 @@ def _mean_and_var(
         plain_mean_and_var,
         scope,
         view,
-        results=(statistic, statistic),
+        results=(statistic, None if scope.about_zero else statistic, statistic),
         attributes=(("about_zero", scope.about_zero),),
     )
-    mean, var = run(operation, x)
-    return cast(jax.Array, mean), cast(jax.Array, var)
+    center, correction, var = run(operation, x)
+    return cast(jax.Array, center), correction, cast(jax.Array, var)
 
 
 def plain_mean_and_var(
@@ -182,21 +215,34 @@ def plain_mean_and_var(
     x: jax.Array,
     count: jax.Array | None = None,
     mask: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance by the corrected two-pass algorithm, about a first mean."""
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Center, correction and variance by the corrected two-pass algorithm, about a first mean."""
     count = count_of(scope, x, mask) if count is None else count
     values = divisor(count)
     x = masked(x.astype(_dtypes.statistics_dtype(x.dtype)), mask)
     if scope.about_zero:
         square = scope.sum(_squared(x, _UNIT)) / values
-        return jnp.zeros_like(square, x.dtype), square / _UNIT**2
+        return jnp.zeros_like(square, x.dtype), None, square / _UNIT**2
     number = max(_axes.values_per_channel(x.shape, scope.reduced) * scope.group_size, 1)
     center = scope.sum(x * (1 / number)) * (number / values).astype(x.dtype)  # no sum overflows
     unit = _unit(center, _UNIT)
     deviation = x - scope.broadcast(center, x)
     correction = scope.sum(deviation, mask) / values.astype(x.dtype)
     square = scope.sum(_squared(deviation, scope.broadcast(unit, x)), mask) / values
-    return center + correction, _subtract(square, _squared(correction, unit)) / unit**2
+    var = _subtract(square, _squared(correction, unit)) / unit**2
+    return *_rounded(center, correction, var), var
+
+
+def _rounded(
+    center: jax.Array, correction: jax.Array, var: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The mean center + correction as its rounded value, and what the rounding took off it.
+
+    That is 0 where nothing varies: the mean of a constant is the constant, exactly.
+    """
+    mean = center + correction
+    lost = correction - (mean - center)
+    return mean, jax.lax.select(var == 0, jnp.zeros_like(lost), lost)
 
 
 @_mean_and_var.defjvp
@@ -204,26 +250,27 @@ def _mean_and_var_jvp(
     scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, count, mask = primals
-    mean, var = _mean_and_var(x, count, mask, scope)
-    m = Moments(count, mean, var)
-    return (mean, var), moments_tangents(scope, x, mask, m, tangents[0])
+    m = Centered(count, *_mean_and_var(x, count, mask, scope))
+    return tuple(m[1:]), moments_tangents(scope, x, mask, m, tangents[0])
 
 
 def moments_tangents(
-    scope: Scope, x: jax.Array, mask: jax.Array | None, m: Moments, dx: jax.Array
-) -> tuple[jax.Array, ...]:
-    """The tangents of mean and variance, as a linear map with its transpose."""
-    map = LinearMap(_push_forward, _pull_back, scope, (jax.typeof(m.mean), jax.typeof(m.var)))
-    return tuple(apply_linear(map, (x, m.count, mask, m.mean), (dx,)))
+    scope: Scope, x: jax.Array, mask: jax.Array | None, m: Centered, dx: jax.Array
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """The tangents of center (the mean's), correction (0) and variance, as a linear map."""
+    map = LinearMap(_push_forward, _pull_back, scope, (jax.typeof(m.center), jax.typeof(m.var)))
+    residuals = (x, m.count, mask, m.center, m.correction)
+    dmean, dvar = apply_linear(map, residuals, (dx,))
+    return dmean, None if m.correction is None else jnp.zeros_like(m.correction), dvar
 
 
 def _push_forward(scope: Scope, residuals: Any, tangents: Any) -> list[jax.Array]:
     """dmean = E[dx] and dvar = 2 Re E[conj(x - mean) * dx]."""
-    x, count, mask, mean = residuals
-    deviation = masked(x, mask).astype(mean.dtype) - scope.broadcast(mean, x)
-    dx = tangents[0].astype(mean.dtype)
+    x, count, mask, center, correction = residuals
+    deviation = scope.deviation(masked(x, mask), center, correction)
+    dx = tangents[0].astype(center.dtype)
     values = divisor(count)
-    dmean = scope.sum(dx, mask) / values.astype(mean.dtype)
+    dmean = scope.sum(dx, mask) / values.astype(center.dtype)
     dvar = 2 * scope.sum((jnp.conj(deviation) * dx).real, mask) / values
     return [jnp.zeros_like(dmean) if scope.about_zero else dmean, dvar]
 
@@ -232,15 +279,15 @@ def _pull_back(
     scope: Scope, residuals: Any, cotangents: Any, wanted: Any
 ) -> list[jax.Array | None]:
     """The transpose: of mean / n and of var * 2 conj(x - mean) / n, at each value that counts."""
-    x, count, mask, mean = residuals
+    x, count, mask, center, correction = residuals
     of_mean, of_var = cotangents
     values = divisor(count)
-    g = jnp.zeros_like(x, mean.dtype)
+    g = jnp.zeros_like(x, center.dtype)
     if of_mean is not None and not scope.about_zero:
-        g = g + scope.broadcast(of_mean / values.astype(mean.dtype), x)
+        g = g + scope.broadcast(of_mean / values.astype(center.dtype), x)
     if of_var is not None:
-        slope = scope.broadcast((2 * of_var / values).astype(mean.dtype), x)
-        g = g + jnp.conj(x.astype(mean.dtype) - scope.broadcast(mean, x)) * slope
+        slope = scope.broadcast((2 * of_var / values).astype(center.dtype), x)
+        g = g + jnp.conj(scope.deviation(x, center, correction)) * slope
     return [masked(g, mask).astype(x.dtype)]
 
 

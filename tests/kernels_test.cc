@@ -65,7 +65,8 @@ struct Case {
   int64_t n = view.A * view.R * view.G * view.S * view.T;
   double count = static_cast<double>(view.R * view.S * view.T);
   Values<T> x{n}, g{n}, y{n};
-  Values<F> scale{parameters}, bias{parameters}, mean{slices}, var{slices}, rstd{slices};
+  Values<F> scale{parameters}, bias{parameters}, center{slices}, correction{slices};
+  Values<F> mean{slices}, var{slices}, rstd{slices};
   Values<F> along{slices}, total{slices}, dscale{parameters}, dbias{parameters};
 
   Case(View v, int64_t p, bool zero) : view(v), P(p), about_zero(zero) {
@@ -124,7 +125,8 @@ struct Case {
     c.about_zero = about_zero;
     c.epsilon = static_cast<double>(static_cast<F>(1e-6));
     c.x = x.data();
-    for (Rows* rows : {&c.mean, &c.var, &c.gain, &c.shift, &c.rstd, &c.along_mean, &c.total_mean})
+    for (Rows* rows : {&c.center, &c.correction, &c.var, &c.gain, &c.shift, &c.rstd, &c.along_mean,
+                       &c.total_mean})
       *rows = {nullptr, 0, 1};
     c.scale = {scale.data(), width, view.A / P};
     c.bias = {bias.data(), width, view.A / P};
@@ -185,22 +187,31 @@ void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool
   std::vector<T> first;
   for (const bool backwards : {false, true}) {
     Call normalize = c.call(Operation::normalize);
-    normalize.out_mean = c.mean.data();
+    normalize.out_center = c.center.data();
+    normalize.out_correction = c.correction.data();
     normalize.out_var = c.var.data();
     run(planner, normalize, backwards);
     check(name("y"), c.y, expected.y, rounded);
+    check(name("center"), c.center, expected.mean, exact);
+    // A center that is off by a part of the deviation is as good with its correction.
+    for (int64_t i = 0; i < c.slices; ++i) {
+      c.mean[i] = c.center[i] + c.correction[i];
+      c.correction[i] = about_zero ? 0 : std::sqrt(c.var[i]) / 4;
+      c.center[i] = c.mean[i] - c.correction[i];
+    }
     check(name("mean"), c.mean, expected.mean, exact);
     check(name("var"), c.var, expected.var, exact);
     for (int64_t i = 0; i < c.slices; ++i) c.rstd[i] = 1 / std::sqrt(c.var[i] + 1e-6);
 
     Call measure = c.call(Operation::measure);
-    measure.out_mean = c.mean.data();
+    measure.out_center = c.mean.data();
     measure.out_var = c.var.data();
     run(planner, measure, backwards);
     check(name("measured var"), c.var, expected.var, exact);
 
     Call apply = c.call(Operation::apply);
-    apply.mean = c.rows(c.mean);
+    apply.center = c.rows(c.center);
+    apply.correction = c.rows(c.correction);
     apply.gain = c.rows(c.rstd);
     run(planner, apply, backwards);
     check(name("applied y"), c.y, expected.y, rounded);
@@ -208,7 +219,8 @@ void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool
     Call fused = c.call(Operation::backward_fused);
     fused.share = v.A / P;
     fused.g = c.g.data();
-    fused.mean = c.rows(c.mean);
+    fused.center = c.rows(c.center);
+    fused.correction = c.rows(c.correction);
     fused.var = c.rows(c.var);
     fused.out_scale = c.dscale.data();
     fused.out_bias = c.dbias.data();
@@ -226,7 +238,8 @@ void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool
     Call sums = c.call(Operation::sums);
     sums.share = v.A / P;
     sums.g = c.g.data();
-    sums.mean = c.rows(c.mean);
+    sums.center = c.rows(c.center);
+    sums.correction = c.rows(c.correction);
     sums.gain = c.rows(c.rstd);
     sums.out_along = c.along.data();
     sums.out_total = c.total.data();
@@ -238,7 +251,8 @@ void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool
 
     Call backward = c.call(Operation::backward);
     backward.g = c.g.data();
-    backward.mean = c.rows(c.mean);
+    backward.center = c.rows(c.center);
+    backward.correction = c.rows(c.correction);
     backward.gain = backward.rstd = c.rows(c.rstd);
     backward.along_mean = c.rows(c.along);
     if (!about_zero) backward.total_mean = c.rows(c.total);

@@ -76,18 +76,18 @@ def none():
 
 def normalize(x, view, scale=None, bias=None, *, epsilon=EPSILON, about_zero=False):
     scale, bias = (none() if part is None else part for part in (scale, bias))
-    results = (like(x), rows(view), rows(view))
+    results = (like(x), rows(view), rows(view), rows(view))
     epsilon = jnp.float32(epsilon)
     return call("normalize", results, x, scale, bias, epsilon, view=view, about_zero=about_zero)
 
 
 def measure(x, view, about_zero=False):
-    return call("measure", (rows(view),) * 2, x, view=view, about_zero=about_zero)
+    return call("measure", (rows(view),) * 3, x, view=view, about_zero=about_zero)
 
 
-def backward_fused(x, g, view, mean, var, scale, *, about_zero=False, owners=1):
+def backward_fused(x, g, view, measured, scale, *, about_zero=False, owners=1):
     results = (like(x), parameters(view, owners), parameters(view, owners))
-    operands = (x, g, mean, var, scale, jnp.float32(EPSILON))
+    operands = (x, g, *measured, scale, jnp.float32(EPSILON))
     return call("backward_fused", results, *operands, view=view, about_zero=about_zero)
 
 
@@ -149,8 +149,9 @@ def test_normalizing_and_its_derivative(name, dtype, about_zero):
     view = VIEWS[name]
     x, g, scale, bias = drawn(view, dtype)
     expected = Reference(x, g, view, scale, bias, about_zero)
-    y, mean, var = normalize(x, view, scale, bias, about_zero=about_zero)
-    dx, dscale, dbias = backward_fused(x, g, view, mean, var, scale, about_zero=about_zero)
+    y, *measured = normalize(x, view, scale, bias, about_zero=about_zero)
+    mean, _, var = measured
+    dx, dscale, dbias = backward_fused(x, g, view, measured, scale, about_zero=about_zero)
     magnitude = max(1, abs(expected.dx).max())
     close(y, expected.y, TOLERANCES[dtype])
     np.testing.assert_allclose(mean, expected.mean, rtol=1e-6)
@@ -163,20 +164,25 @@ def test_normalizing_and_its_derivative(name, dtype, about_zero):
     np.testing.assert_allclose(dbias, expected.dbias, rtol=1e-5, atol=1e-6 * summed)
 
 
+@pytest.mark.parametrize("center_is", ["the mean", "beside the mean"])
 @pytest.mark.parametrize("name", VIEWS)
-def test_the_same_in_steps(name):
+def test_the_same_in_steps(name, center_is):
     """Measure, apply, sums and backward give what the fused handlers give."""
     view = VIEWS[name]
     x, g, scale, bias = drawn(view, jnp.float32)
     expected = Reference(x, g, view, scale, bias)
-    mean, var = measure(x, view)
+    center, correction, var = measure(x, view)
+    if center_is == "beside the mean":
+        moved = center - jnp.sqrt(var) / 4
+        center, correction = moved, correction + (center - moved)
+    mean = center, correction
     rstd = 1 / jnp.sqrt(var + EPSILON)
-    y = call("apply", like(x), x, mean, rstd, none(), scale, bias, view=view)
+    y = call("apply", like(x), x, *mean, rstd, none(), scale, bias, view=view)
     close(y, expected.y, 2e-6)
     results = (rows(view), rows(view), parameters(view), parameters(view))
-    along, total, dscale, _ = call("sums", results, x, g, mean, rstd, none(), scale, view=view)
+    along, total, dscale, _ = call("sums", results, x, g, *mean, rstd, none(), scale, view=view)
     n = view[1] * view[3] * view[4]
-    operands = (x, g, mean, rstd, rstd, along / n, total / n, scale)
+    operands = (x, g, *mean, rstd, rstd, along / n, total / n, scale)
     dx = call("backward", like(x), *operands, view=view)
     np.testing.assert_allclose(
         dx, expected.dx.ravel(), rtol=0, atol=2e-6 * max(1, abs(expected.dx).max())
@@ -190,14 +196,15 @@ def test_renormalization():
     view = VIEWS["batch"]
     x, g, scale, bias = drawn(view, jnp.float32)
     gain, shift = (jnp.linspace(low, high, 64)[None] for low, high in ((0.5, 2), (-1, 1)))
-    mean, _ = measure(x, view)
-    y = call("apply", like(x), x, mean, gain, shift, scale, bias, view=view)
+    mean, correction, _ = measure(x, view)
+    y = call("apply", like(x), x, mean, correction, gain, shift, scale, bias, view=view)
     of_x = (np.asarray(x).reshape(view)[0, :, :, 0, 0] - mean) * gain + shift
     np.testing.assert_allclose(
         y.reshape(of_x.shape), of_x * scale.ravel() + bias.ravel(), atol=1e-5
     )
     results = (rows(view), rows(view), parameters(view), parameters(view))
-    _, _, dscale, _ = call("sums", results, x, g, mean, gain, shift, scale, view=view)
+    operands = (x, g, mean, correction, gain, shift, scale)
+    _, _, dscale, _ = call("sums", results, *operands, view=view)
     expected = np.sum(g.reshape(of_x.shape) * of_x, 0)
     np.testing.assert_allclose(dscale.ravel(), expected, atol=1e-4)
 
@@ -207,11 +214,11 @@ def test_running_statistics():
     view = (4, 50, 16, 1, 1)
     x, g, scale, bias = drawn(view, jnp.float32)
     mean, gain = (jnp.linspace(low, high, 16)[None] for low, high in ((1, 3), (0.2, 0.9)))
-    y = call("apply", like(x), x, mean, gain, none(), scale, bias, view=view)
+    y = call("apply", like(x), x, mean, none(), gain, none(), scale, bias, view=view)
     expected = (np.asarray(x).reshape(-1, 16) - mean) * gain * scale.ravel() + bias.ravel()
     np.testing.assert_allclose(y.reshape(-1, 16), expected, atol=1e-5)
     absent = (none(), none(), none())
-    dx = call("backward", like(x), x, g, mean, gain, *absent, scale, view=view)
+    dx = call("backward", like(x), x, g, mean, none(), gain, *absent, scale, view=view)
     expected = np.asarray(g).reshape(-1, 16) * gain * scale.ravel()
     np.testing.assert_allclose(dx.reshape(-1, 16), expected, rtol=1e-6, atol=1e-6)
 
@@ -233,8 +240,8 @@ def test_parameters_for_each_slice(name, shared):
     owners = view[0] // shared
     x, g, scale, bias = drawn(view, jnp.float32, owners)
     expected = Reference(x, g, view, scale, bias)
-    y, mean, var = normalize(x, view, scale, bias)
-    dx, dscale, dbias = backward_fused(x, g, view, mean, var, scale, owners=owners)
+    y, *measured = normalize(x, view, scale, bias)
+    dx, dscale, dbias = backward_fused(x, g, view, measured, scale, owners=owners)
     close(y, expected.y, 2e-6)
     close(dx, expected.dx, 2e-6)
     close(dscale, expected.dscale, 1e-5)
@@ -245,10 +252,10 @@ def test_without_parameters():
     view = VIEWS["layer"]
     x, g, scale, bias = drawn(view, jnp.float32)
     expected = Reference(x, g, view, 1 + 0 * scale, 0 * bias)
-    y, mean, var = normalize(x, view)
+    y, *measured = normalize(x, view)
     close(y, expected.y, 2e-6)
     results = (like(x), jax.ShapeDtypeStruct((0,), jnp.float32))
-    operands = (x, g, mean, var, none(), jnp.float32(EPSILON))
+    operands = (x, g, *measured, none(), jnp.float32(EPSILON))
     dx, *_ = call("backward_fused", (*results, results[1]), *operands, view=view, about_zero=False)
     close(dx, expected.dx, 2e-6)
 
@@ -270,10 +277,11 @@ def test_a_mean_far_above_the_deviation(view, ratio, order):
     x = jnp.asarray((values + ratio).astype(np.float32))
     ones = np.ones(parameter_shape(view))
     expected = Reference(x, x, view, ones, 0 * ones)
-    y, mean, _ = normalize(x, view, epsilon=EPSILON)
-    bound = 1e-5 + np.spacing(np.float32(ratio)) * expected.rstd.max()
-    assert np.abs(np.asarray(y).ravel() - expected.y.ravel()).max() <= bound
-    np.testing.assert_allclose(mean, expected.mean, rtol=1e-7)
+    y, center, correction, _ = normalize(x, view, epsilon=EPSILON)
+    error = np.abs(np.asarray(y).ravel() - expected.y.ravel())
+    assert (error <= 1e-5 * np.maximum(1, np.abs(expected.y.ravel()))).all()
+    mean = np.float64(center) + np.float64(correction)
+    np.testing.assert_allclose(mean, expected.mean, rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [1e-40, 1.1, -3e38, 1e15, 65504.0])
@@ -285,7 +293,8 @@ def test_a_constant_has_no_variance(view, value):
     x = jnp.full(count(view), value, jnp.float32)
     bias = jnp.full(parameter_shape(view), 0.3, jnp.float32)
     for epsilon in (0.0, EPSILON):
-        y, _, var = normalize(x, view, None, bias, epsilon=epsilon)
+        y, _, correction, var = normalize(x, view, None, bias, epsilon=epsilon)
+        assert (np.asarray(correction) == 0).all()
         assert (np.asarray(var) == 0).all()
         assert (np.asarray(y) == np.float32(0.3)).all()
 
@@ -300,7 +309,7 @@ def test_small_and_large_data(name, size):
     x, _, _, _ = drawn(view, jnp.float32)
     ones = np.ones(parameter_shape(view))
     expected = Reference(x, x, view, ones, 0 * ones)
-    y, _, _ = normalize(x * size, view, epsilon=0.0)
+    y, *_ = normalize(x * size, view, epsilon=0.0)
     close(y, expected.y, 3e-6)
 
 
@@ -312,7 +321,7 @@ def test_an_overflow_is_seen(name):
     view = VIEWS[name]
     signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], count(view)))
     for size in (1e25, 3e38):
-        _, var = measure(jnp.float32(size) * signs.astype(jnp.float32), view)
+        *_, var = measure(jnp.float32(size) * signs.astype(jnp.float32), view)
         assert not np.isfinite(var).any()
 
 
@@ -326,7 +335,7 @@ def test_what_is_not_finite_spoils_its_own_statistic(name, bad):
     x, _, scale, bias = drawn(view, jnp.float32)
     spoiled = np.asarray(x).reshape(view[:5]).copy()
     spoiled[-1, -1, 1 % view[2], -1, -1] = bad
-    y, mean, var = normalize(jnp.asarray(spoiled).ravel(), view, scale, bias)
+    y, mean, _, var = normalize(jnp.asarray(spoiled).ravel(), view, scale, bias)
     clean = normalize(x, view, scale, bias)
     own = np.zeros((view[0], view[2]), bool)
     own[-1, 1 % view[2]] = True
@@ -344,7 +353,8 @@ def test_every_half_is_read_and_rounded_right():
         scale = jnp.float32(1.0625)
         view = (1, 1, 1, 1, x.size)
         zero, one = jnp.zeros((1, 1)), jnp.ones((1, 1))
-        y = call("apply", like(x), x, zero, one, none(), scale[None], none(), view=view)
+        operands = (x, zero, none(), one, none(), scale[None], none())
+        y = call("apply", like(x), *operands, view=view)
         with np.errstate(over="ignore", invalid="ignore"):
             expected = (exact * np.float32(scale)).astype(dtype)
         tiny = float(jnp.finfo(dtype).tiny)
@@ -358,10 +368,9 @@ def test_every_half_is_read_and_rounded_right():
 def test_empty_views():
     for view in [(0, 3, 4, 1, 1), (2, 0, 4, 1, 1), (2, 3, 0, 1, 1), (2, 3, 4, 0, 1)]:
         x = jnp.zeros(0, jnp.float32)
-        y, mean, var = normalize(x, view)
+        y, *measured = normalize(x, view)
         assert y.size == 0
-        assert not np.asarray(mean).any()
-        assert not np.asarray(var).any()
+        assert not any(np.asarray(statistic).any() for statistic in measured)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +385,7 @@ def test_empty_views():
 def test_views_that_do_not_fit(view, message):
     x, row = jnp.zeros(64, jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.float32)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        jax.block_until_ready(call("measure", (row, row), x, view=view, about_zero=False))
+        jax.block_until_ready(call("measure", (row,) * 3, x, view=view, about_zero=False))
 
 
 def test_operands_that_do_not_fit():
@@ -388,13 +397,14 @@ def test_operands_that_do_not_fit():
         jax.block_until_ready(normalize(x, view, scale.astype(jnp.bfloat16)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="float32, bfloat16, float16 or float64"):
         jax.block_until_ready(measure(x.astype(jnp.int32), view))
-    mean, var = measure(x, view)
+    measured = measure(x, view)
     with pytest.raises(jax.errors.JaxRuntimeError, match="not of x's dtype"):
-        jax.block_until_ready(backward_fused(x, g.astype(jnp.bfloat16), view, mean, var, scale))
+        jax.block_until_ready(backward_fused(x, g.astype(jnp.bfloat16), view, measured, scale))
     by_row = (*view, True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="no rows of 700"):
         jax.block_until_ready(normalize(x, by_row, scale))
-    shifted = (mean, var, mean, none(), none())
+    center, correction, var = measured
+    shifted = (center, correction, var, center, none(), none())
     with pytest.raises(jax.errors.JaxRuntimeError, match="nor a shift"):
         jax.block_until_ready(call("apply", like(x), x, *shifted, view=by_row))
 
@@ -408,8 +418,8 @@ def test_the_same_bits_every_time():
 
         @jax.jit
         def step(x, g, scale, bias, view=view):
-            y, mean, var = normalize(x, view, scale, bias)
-            return y, backward_fused(x, g, view, mean, var, scale)
+            y, *measured = normalize(x, view, scale, bias)
+            return y, backward_fused(x, g, view, measured, scale)
 
         first = jax.block_until_ready(step(x, g, scale, bias))
         for _ in range(10):
@@ -427,8 +437,8 @@ digest = hashlib.sha256()
 for view in [(1, 9000, 64, 1, 1), (3000, 1, 1, 100, 1), (12, 1500, 8, 2, 1), (1, 20, 9, 1, 2500),
              (40, 96, 400, 1, 1, True), (2, 3000, 912, 1, 1, True)]:
     x, g, scale, bias = drawn(view, jnp.float32)
-    y, mean, var = normalize(x, view, scale, bias)
-    for part in (y, mean, var, *backward_fused(x, g, view, mean, var, scale)):
+    y, *measured = normalize(x, view, scale, bias)
+    for part in (y, *measured, *backward_fused(x, g, view, measured, scale)):
         digest.update(np.asarray(part).tobytes())
 print(digest.hexdigest())
 """
@@ -473,8 +483,8 @@ def test_eight_devices_at_once_never_wait_for_each_other():
 
     @jax.jit
     def step(x, g, scale, bias):
-        y, mean, var = normalize(x, view, scale, bias)
-        return y, backward_fused(x, g, view, mean, var, scale)
+        y, *measured = normalize(x, view, scale, bias)
+        return y, backward_fused(x, g, view, measured, scale)
 
     expected = step(x, g, scale, bias)
     operands = [jax.device_put((x, g, scale, bias), device) for device in jax.devices()]

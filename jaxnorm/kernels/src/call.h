@@ -52,11 +52,12 @@ struct Call {
   double epsilon;
 
   const void *x, *g;
-  Rows mean, var, gain, shift, rstd, along_mean, total_mean, scale, bias;
+  Rows center, correction, var, gain, shift, rstd, along_mean, total_mean, scale, bias;
 
   void* y;        // or dx
   bool streamed;  // written around the cache
-  void *out_mean, *out_var, *out_along, *out_total, *out_scale, *out_bias;  // null: not wanted
+  void *out_center, *out_correction, *out_var, *out_along, *out_total, *out_scale,
+      *out_bias;  // null: not wanted
 
   double *moments, *sums, *parameters;  // partial results of the tasks, in scratch memory
   void* prepared;                       // scratch memory of `prepare`

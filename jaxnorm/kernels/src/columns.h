@@ -83,10 +83,10 @@ inline void add_deviations(const T* x, int64_t stride, int64_t width, const Real
 }
 
 template <class T, int kRows, int kLevel>
-inline void add_products(const T* x, const T* g, int64_t stride, int64_t width, const Real<T>* mean,
-                         Real<T>* along, Real<T>* total) {
+inline void add_products(const T* x, const T* g, int64_t stride, int64_t width,
+                         const Real<T>* center, Real<T>* along, Real<T>* total) {
   each_value<Real<T>>(width, [&](auto at) {
-    const auto about = at(mean);
+    const auto about = at(center);
     auto sum = at(g);
     auto product = sum * (at(x) - about);
     at.template fetch<kRows, kLevel>(x + kRows * stride);
@@ -212,29 +212,29 @@ struct Columns {
     const T* x = static_cast<const T*>(call.x) + offset;
     T* y = static_cast<T*>(call.y) + offset;
 
-    R mean[kStrip], gain[kStrip], shift[kStrip];
+    R center[kStrip], gain[kStrip], shift[kStrip];
     for_each_channel(v, box.groups(), [&](int64_t j, int64_t group, int64_t parameter) {
       const R scale = value_or(strip.scale, parameter, R{1});
-      mean[j] = strip.mean[group];
+      center[j] = strip.center[group];
       gain[j] = strip.gain[group] * scale;
-      shift[j] = value_or(strip.shift, group, R{0}) * scale + value_or(strip.bias, parameter, R{0});
+      shift[j] = shift_of(strip, group, scale) + value_or(strip.bias, parameter, R{0});
     });
-    repeat(mean, wide);
+    repeat(center, wide);
     repeat(gain, wide);
     repeat(shift, wide);
     for (int64_t row = 0; row < wide.rows; ++row) {
-      apply_row(call, wide, row, wide.width(), x, y, mean, gain, shift);
+      apply_row(call, wide, row, wide.width(), x, y, center, gain, shift);
     }
-    if (wide.tail > 0) apply_row(call, wide, wide.rows, wide.tail, x, y, mean, gain, shift);
+    if (wide.tail > 0) apply_row(call, wide, wide.rows, wide.tail, x, y, center, gain, shift);
   }
 
   static void apply_row(const Call& call, const Wide& wide, int64_t row, int64_t width, const T* x,
-                        T* y, const R* mean, const R* gain, const R* shift) {
+                        T* y, const R* center, const R* gain, const R* shift) {
     x += row * wide.stride;
     y += row * wide.stride;
     put_values<R>(y, width, call.streamed, [&](auto at) {
       at.template fetch<1, 2>(x + wide.ahead());
-      at.put(y, (at(x) - at(mean)) * at(gain) + at(shift));
+      at.put(y, (at(x) - at(center)) * at(gain) + at(shift));
     });
   }
 
@@ -248,15 +248,15 @@ struct Columns {
     const T *x = static_cast<const T*>(call.x) + offset,
             *g = static_cast<const T*>(call.g) + offset;
 
-    R mean[kStrip], products[kStrip], cotangents[kStrip];
+    R center[kStrip], products[kStrip], cotangents[kStrip];
     double along[kStrip], total[kStrip];
     clear(products, wide.width());
     clear(cotangents, wide.width());
     clear(along, wide.width());
     clear(total, wide.width());
     for_each_channel(v, box.groups(),
-                     [&](int64_t j, int64_t group, int64_t) { mean[j] = strip.mean[group]; });
-    repeat(mean, wide);
+                     [&](int64_t j, int64_t group, int64_t) { center[j] = strip.center[group]; });
+    repeat(center, wide);
     in_short_runs(
         wide,
         [&](int64_t row, int rows, int64_t width) {
@@ -264,7 +264,7 @@ struct Columns {
                            : wide.width() <= kNear ? add_products<T, kTogether, 1>
                                                    : add_products<T, kTogether, 2>;
           const int64_t at = row * wide.stride;
-          add(x + at, g + at, wide.stride, width, mean, products, cotangents);
+          add(x + at, g + at, wide.stride, width, center, products, cotangents);
         },
         [&] {
           drain(products, along, wide.width());
@@ -277,6 +277,7 @@ struct Columns {
     }
     for_each_channel(v, box.groups(), [&](int64_t j, int64_t group, int64_t parameter) {
       const double scale = value_or(strip.scale, parameter, R{1});
+      along[j] -= correction_of(strip, group) * total[j];
       sums.along[group] += scale * along[j];
       sums.total[group] += scale * total[j];
       if (sums.scale == nullptr) return;
@@ -295,15 +296,15 @@ struct Columns {
             *g = static_cast<const T*>(call.g) + offset;
     T* dx = static_cast<T*>(call.y) + offset;
 
-    R mean[kStrip], gain[kStrip], slope[kStrip], level[kStrip];
+    R center[kStrip], gain[kStrip], slope[kStrip], level[kStrip];
     for_each_channel(v, box.groups(), [&](int64_t j, int64_t group, int64_t parameter) {
       const Projection<R> of = projection_of(strip, group);
-      mean[j] = of.mean;
+      center[j] = of.center;
       gain[j] = of.gain * value_or(strip.scale, parameter, R{1});
       slope[j] = of.slope;
       level[j] = of.level;
     });
-    repeat(mean, wide);
+    repeat(center, wide);
     repeat(gain, wide);
     repeat(slope, wide);
     repeat(level, wide);
@@ -313,7 +314,7 @@ struct Columns {
       put_values<R>(to, width, call.streamed, [&](auto at) {
         at.template fetch<1, 2>(of_x + wide.ahead());
         at.template fetch<1, 2>(of_g + wide.ahead());
-        at.put(to, at(gain) * at(of_g) - (at(of_x) - at(mean)) * at(slope) - at(level));
+        at.put(to, at(gain) * at(of_g) - (at(of_x) - at(center)) * at(slope) - at(level));
       });
     };
     for (int64_t row = 0; row < wide.rows; ++row) backward_row(row, wide.width());

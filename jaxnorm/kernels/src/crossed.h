@@ -20,8 +20,15 @@ struct Crossed : Columns<T> {
     }
   }
 
+  static void fill_correction(const Strip<R>& strip, int64_t groups, R* correction) {
+    for (int64_t group = 0; group < groups; ++group)
+      correction[group] = correction_of(strip, group);
+  }
+
   static void apply(const Call& call, const Box& box, const Strip<R>& strip) {
-    const R *mean = strip.mean, *gain = strip.gain;
+    const R *center = strip.center, *gain = strip.gain;
+    R correction[kStrip];
+    fill_correction(strip, box.groups(), correction);
     const int64_t ahead = rows_ahead(call.view.G);
     for_each_row(call, box, [&](int64_t offset, int64_t r) {
       const T* x = static_cast<const T*>(call.x) + offset;
@@ -29,16 +36,17 @@ struct Crossed : Columns<T> {
       const R scale = value_or(strip.scale, r, R{1}), bias = value_or(strip.bias, r, R{0});
       put_values<R>(y, box.groups(), call.streamed, [&](auto at) {
         at.template fetch<1, 2>(x + ahead);
-        at.put(y, (at(x) - at(mean)) * (at(gain) * scale) + bias);
+        at.put(y, (at(x) - at(center) - at(correction)) * (at(gain) * scale) + bias);
       });
     });
   }
 
   static void sums(const Call& call, const Box& box, const Strip<R>& strip,
                    const BackwardSums& sums) {
-    const R *mean = strip.mean, *gain = strip.gain;
+    const R *center = strip.center, *gain = strip.gain;
     const int64_t ahead = rows_ahead(call.view.G);
-    R along[kStrip], total[kStrip];
+    R correction[kStrip], along[kStrip], total[kStrip];
+    fill_correction(strip, box.groups(), correction);
     clear(along, box.groups());
     clear(total, box.groups());
     for_each_row(call, box, [&](int64_t offset, int64_t r) {
@@ -49,7 +57,7 @@ struct Crossed : Columns<T> {
       sum_values<R>(box.groups(), row, [&](auto at, auto& of_scale, auto& of_bias) {
         at.template fetch<1, 2>(x + ahead);
         at.template fetch<1, 2>(g + ahead);
-        const auto cotangent = at(g), deviation = at(x) - at(mean);
+        const auto cotangent = at(g), deviation = at(x) - at(center) - at(correction);
         const auto scaled = cotangent * scale;
         at.put(along, at(along) + scaled * deviation);
         at.put(total, at(total) + scaled);
@@ -66,7 +74,7 @@ struct Crossed : Columns<T> {
   }
 
   static void backward(const Call& call, const Box& box, const Strip<R>& strip) {
-    const R *mean = strip.mean, *gain = strip.gain;
+    const R *center = strip.center, *gain = strip.gain;
     R slope[kStrip], level[kStrip];
     for (int64_t group = 0; group < box.groups(); ++group) {
       const Projection<R> of = projection_of(strip, group);
@@ -79,7 +87,7 @@ struct Crossed : Columns<T> {
       T* dx = static_cast<T*>(call.y) + offset;
       const R scale = value_or(strip.scale, r, R{1});
       put_values<R>(dx, box.groups(), call.streamed, [&](auto at) {
-        at.put(dx, at(gain) * scale * at(g) - (at(x) - at(mean)) * at(slope) - at(level));
+        at.put(dx, at(gain) * scale * at(g) - (at(x) - at(center)) * at(slope) - at(level));
       });
     });
   }

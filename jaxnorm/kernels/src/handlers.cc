@@ -10,13 +10,18 @@
 //   parameters F[P, G, S], where P divides A: A / P consecutive a have the same; by row F[P, R],
 //              where S = T = 1, and without a shift
 //
-//   jaxnorm_measure         x; about_zero -> mean, var
-//   jaxnorm_apply           x, mean, gain, shift?, scale?, bias? -> y
-//   jaxnorm_normalize       x, scale?, bias?, epsilon; about_zero -> y, mean, var
-//   jaxnorm_sums            x, g, mean, gain, shift?, scale? -> along?, total?, dscale?, dbias?
-//   jaxnorm_backward        x, g, mean, gain, rstd?, along_mean?, total_mean?, scale? -> dx
-//   jaxnorm_backward_fused  x, g, mean, var, scale?, epsilon; about_zero -> dx, dscale?, dbias?
+//   jaxnorm_measure         x; about_zero -> center, correction?, var
+//   jaxnorm_apply           x, center, correction?, gain, shift?, scale?, bias? -> y
+//   jaxnorm_normalize       x, scale?, bias?, epsilon; about_zero -> y, center, correction?, var
+//   jaxnorm_sums            x, g, center, correction?, gain, shift?, scale?
+//                             -> along?, total?, dscale?, dbias?
+//   jaxnorm_backward        x, g, center, correction?, gain, rstd?, along_mean?, total_mean?,
+//   scale?
+//                             -> dx
+//   jaxnorm_backward_fused  x, g, center, correction?, var, scale?, epsilon; about_zero
+//                             -> dx, dscale?, dbias?
 //
+//   mean   = center + correction, which is more precise than F
 //   y      = ((x - mean) * gain + shift) * scale + bias, where gain = 1 / sqrt(var + epsilon)
 //   along  = sum(scale * g * (x - mean)) and total = sum(scale * g) of each (a, g)
 //   dscale = sum(g * ((x - mean) * gain + shift)) and dbias = sum(g) of each parameter
@@ -114,21 +119,23 @@ using Buffer = ffi::AnyBuffer;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
 ffi::Future measure(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                    bool by_row, bool about_zero, Buffer x, Out mean, Out var) {
-  return run(Operation::measure, {A, R, G, S, T, by_row}, pool, x, {mean, var},
+                    bool by_row, bool about_zero, Buffer x, Out center, Out correction, Out var) {
+  return run(Operation::measure, {A, R, G, S, T, by_row}, pool, x, {center, correction, var},
              [&](const Operands& operands, Call& call) {
                call.about_zero = about_zero;
-               call.out_mean = operands.result("mean", *mean);
+               call.out_center = operands.result("center", *center);
+               call.out_correction = operands.result_or_none("correction", *correction);
                call.out_var = operands.result("var", *var);
              });
 }
 
 ffi::Future apply(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                  bool by_row, Buffer x, Buffer mean, Buffer gain, Buffer shift, Buffer scale,
-                  Buffer bias, Out y) {
+                  bool by_row, Buffer x, Buffer center, Buffer correction, Buffer gain,
+                  Buffer shift, Buffer scale, Buffer bias, Out y) {
   return run(Operation::apply, {A, R, G, S, T, by_row}, pool, x, {y},
              [&](const Operands& operands, Call& call) {
-               call.mean = operands.statistics("mean", mean);
+               call.center = operands.statistics("center", center);
+               call.correction = operands.statistics_or_none("correction", correction);
                call.gain = operands.statistics("gain", gain);
                call.shift = operands.statistics_or_none("shift", shift);
                call.scale = operands.parameters_or_none("scale", scale);
@@ -139,15 +146,16 @@ ffi::Future apply(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t
 
 ffi::Future normalize(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
                       bool by_row, bool about_zero, Buffer x, Buffer scale, Buffer bias,
-                      Buffer epsilon, Out y, Out mean, Out var) {
-  return run(Operation::normalize, {A, R, G, S, T, by_row}, pool, x, {y, mean, var},
+                      Buffer epsilon, Out y, Out center, Out correction, Out var) {
+  return run(Operation::normalize, {A, R, G, S, T, by_row}, pool, x, {y, center, correction, var},
              [&](const Operands& operands, Call& call) {
                call.about_zero = about_zero;
                call.scale = operands.parameters_or_none("scale", scale);
                call.bias = operands.parameters_or_none("bias", bias);
                call.epsilon = operands.scalar("epsilon", epsilon);
                call.y = operands.values("y", *y);
-               call.out_mean = operands.result("mean", *mean);
+               call.out_center = operands.result("center", *center);
+               call.out_correction = operands.result_or_none("correction", *correction);
                call.out_var = operands.result("var", *var);
              });
 }
@@ -166,12 +174,13 @@ void describe_parameters(const Operands& operands, Call& call, const Buffer& dsc
 }
 
 ffi::Future sums(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                 bool by_row, Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer shift,
-                 Buffer scale, Out along, Out total, Out dscale, Out dbias) {
+                 bool by_row, Buffer x, Buffer g, Buffer center, Buffer correction, Buffer gain,
+                 Buffer shift, Buffer scale, Out along, Out total, Out dscale, Out dbias) {
   return run(Operation::sums, {A, R, G, S, T, by_row}, pool, x, {along, total, dscale, dbias},
              [&](const Operands& operands, Call& call) {
                call.g = operands.values("g", g);
-               call.mean = operands.statistics("mean", mean);
+               call.center = operands.statistics("center", center);
+               call.correction = operands.statistics_or_none("correction", correction);
                call.gain = operands.statistics("gain", gain);
                call.shift = operands.statistics_or_none("shift", shift);
                call.scale = operands.parameters_or_none("scale", scale);
@@ -182,12 +191,13 @@ ffi::Future sums(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t 
 }
 
 ffi::Future backward(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                     bool by_row, Buffer x, Buffer g, Buffer mean, Buffer gain, Buffer rstd,
-                     Buffer along_mean, Buffer total_mean, Buffer scale, Out dx) {
+                     bool by_row, Buffer x, Buffer g, Buffer center, Buffer correction, Buffer gain,
+                     Buffer rstd, Buffer along_mean, Buffer total_mean, Buffer scale, Out dx) {
   return run(Operation::backward, {A, R, G, S, T, by_row}, pool, x, {dx},
              [&](const Operands& operands, Call& call) {
                call.g = operands.values("g", g);
-               call.mean = operands.statistics("mean", mean);
+               call.center = operands.statistics("center", center);
+               call.correction = operands.statistics_or_none("correction", correction);
                call.gain = operands.statistics("gain", gain);
                call.rstd = operands.statistics_or_none("rstd", rstd);
                call.along_mean = operands.statistics_or_none("along_mean", along_mean);
@@ -198,14 +208,15 @@ ffi::Future backward(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int6
 }
 
 ffi::Future backward_fused(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S,
-                           int64_t T, bool by_row, bool about_zero, Buffer x, Buffer g, Buffer mean,
-                           Buffer var, Buffer scale, Buffer epsilon, Out dx, Out dscale,
-                           Out dbias) {
+                           int64_t T, bool by_row, bool about_zero, Buffer x, Buffer g,
+                           Buffer center, Buffer correction, Buffer var, Buffer scale,
+                           Buffer epsilon, Out dx, Out dscale, Out dbias) {
   return run(Operation::backward_fused, {A, R, G, S, T, by_row}, pool, x, {dx, dscale, dbias},
              [&](const Operands& operands, Call& call) {
                call.about_zero = about_zero;
                call.g = operands.values("g", g);
-               call.mean = operands.statistics("mean", mean);
+               call.center = operands.statistics("center", center);
+               call.correction = operands.statistics_or_none("correction", correction);
                call.var = operands.statistics("var", var);
                call.scale = operands.parameters_or_none("scale", scale);
                call.epsilon = operands.scalar("epsilon", epsilon);
@@ -232,12 +243,17 @@ using jaxnorm::Buffer;
 
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    jaxnorm_measure, jaxnorm::measure,
-    jaxnorm::of_view().Attr<bool>("about_zero").Arg<Buffer>().Ret<Buffer>().Ret<Buffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_measure, jaxnorm::measure,
+                              jaxnorm::of_view()
+                                  .Attr<bool>("about_zero")
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_apply, jaxnorm::apply,
                               jaxnorm::of_view()
+                                  .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
@@ -255,10 +271,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_normalize, jaxnorm::normalize,
                                   .Arg<Buffer>()
                                   .Ret<Buffer>()
                                   .Ret<Buffer>()
+                                  .Ret<Buffer>()
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_sums, jaxnorm::sums,
                               jaxnorm::of_view()
+                                  .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
@@ -280,11 +298,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_backward, jaxnorm::backward,
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
+                                  .Arg<Buffer>()
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_backward_fused, jaxnorm::backward_fused,
                               jaxnorm::of_view()
                                   .Attr<bool>("about_zero")
+                                  .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()

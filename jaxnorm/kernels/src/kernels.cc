@@ -34,7 +34,8 @@ struct Operations {
     const int64_t each = expanded ? call.partition.length : call.view.S;
     const int64_t first = call.view.by_row ? 0 : box.g0 * each;
     const auto row = [&](const Rows& rows) { return row_of<R>(rows, box.a, box.g0); };
-    return {row(call.mean),
+    return {row(call.center),
+            row(call.correction),
             row(call.gain),
             row(call.shift),
             row(call.rstd),
@@ -49,10 +50,15 @@ struct Operations {
   static void write_moments(const Call& call, const Box& box, const double* mean,
                             const double* m2) {
     const int64_t at = box.a * call.view.G + box.g0;
-    R *means = static_cast<R*>(call.out_mean) + at, *vars = static_cast<R*>(call.out_var) + at;
+    R *centers = static_cast<R*>(call.out_center) + at, *vars = static_cast<R*>(call.out_var) + at;
+    R* corrections = static_cast<R*>(call.out_correction);
     for (int64_t group = 0; group < box.groups(); ++group) {
-      means[group] = static_cast<R>(mean[group]);
+      centers[group] = static_cast<R>(mean[group]);
       vars[group] = variance<R>(m2[group], group_count(call));
+    }
+    if (corrections == nullptr) return;
+    for (int64_t group = 0; group < box.groups(); ++group) {
+      corrections[at + group] = static_cast<R>(mean[group] - centers[group]);
     }
   }
 
@@ -114,7 +120,8 @@ struct Operations {
     R gain[kStrip];
     if (call.operation == Operation::normalize) {
       const int64_t at = box.a * call.view.G + box.g0;
-      strip.mean = static_cast<const R*>(call.out_mean) + at;
+      strip.center = static_cast<const R*>(call.out_center) + at;
+      if (call.out_correction) strip.correction = static_cast<const R*>(call.out_correction) + at;
       fill_gain(call, strip, static_cast<const R*>(call.out_var) + at, box.groups(), gain, strip);
     }
     Layout::apply(call, box, strip);

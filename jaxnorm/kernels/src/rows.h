@@ -72,12 +72,13 @@ struct Elementwise : LongGroups<T> {
       const T* x = static_cast<const T*>(call.x) + offset;
       T* y = static_cast<T*>(call.y) + offset;
       const R *scale = strip.scale + parameter, *bias = strip.bias + parameter;
-      const R mean = strip.mean[group], gain = strip.gain[group];
+      const R center = strip.center[group], gain = strip.gain[group];
+      const R correction = correction_of(strip, group);
       // As in columns, gain * scale first: the rounding does not depend on the other rows.
       if (strip.shift == nullptr) {
         put_values<R>(y, box.length(), call.streamed, [&](auto at) {
           at.template fetch<1, 2>(x + kAhead);
-          at.put(y, (at(x) - mean) * (at(scale) * gain) + at(bias));
+          at.put(y, (at(x) - center - correction) * (at(scale) * gain) + at(bias));
         });
         return;
       }
@@ -85,7 +86,7 @@ struct Elementwise : LongGroups<T> {
       put_values<R>(y, box.length(), call.streamed, [&](auto at) {
         at.template fetch<1, 2>(x + kAhead);
         const auto scaled = at(scale);
-        at.put(y, (at(x) - mean) * (scaled * gain) + (scaled * shift + at(bias)));
+        at.put(y, (at(x) - center - correction) * (scaled * gain) + (scaled * shift + at(bias)));
       });
     });
   }
@@ -96,15 +97,15 @@ struct Elementwise : LongGroups<T> {
       const T *x = static_cast<const T*>(call.x) + offset,
               *g = static_cast<const T*>(call.g) + offset;
       const R* scale = strip.scale + parameter;
-      const R mean = strip.mean[group];
+      const R center = strip.center[group];
       TwoSums row;
       sum_values<R>(box.length(), row, [&](auto at, auto& along, auto& total) {
         at.template fetch<1, 2>(x + kAhead);
         const auto scaled = at(scale) * at(g);
-        along += scaled * (at(x) - mean);
+        along += scaled * (at(x) - center);
         total += scaled;
       });
-      sums.along[group] += row.first;
+      sums.along[group] += row.first - correction_of(strip, group) * row.second;
       sums.total[group] += row.second;
     });
   }
@@ -118,7 +119,7 @@ struct Elementwise : LongGroups<T> {
       const Projection<R> of = projection_of(strip, group);
       put_values<R>(dx, box.length(), call.streamed, [&](auto at) {
         at.template fetch<1, 2>(g + kAhead);
-        at.put(dx, of.gain * (at(scale) * at(g)) - (at(x) - of.mean) * of.slope - of.level);
+        at.put(dx, of.gain * (at(scale) * at(g)) - (at(x) - of.center) * of.slope - of.level);
       });
     });
   }
@@ -155,7 +156,7 @@ struct Elementwise : LongGroups<T> {
 
   struct Row {
     const T *x, *g;
-    R mean, gain, shift;
+    R center, gain, shift;
   };
 
   static Row row_of_parameters(const Call& call, const Box& box, const Strip<R>* strips,
@@ -164,7 +165,7 @@ struct Elementwise : LongGroups<T> {
     const int64_t offset = box.l0 + offset_of(call.view, call.partition, box.a + a,
                                               box.r0 + row % rows, box.g0 + group);
     return {static_cast<const T*>(call.x) + offset, static_cast<const T*>(call.g) + offset,
-            strips[a].mean[group], strips[a].gain[group], value_or(strips[a].shift, group, R{0})};
+            strips[a].center[group], strips[a].gain[group], shift_of(strips[a], group, R{1})};
   }
 
   template <int kRows, bool kBias>
@@ -178,12 +179,12 @@ struct Elementwise : LongGroups<T> {
       each_value<R>(values, [&](auto at) {
         auto total = at(rows[0].g + begin);
         auto along =
-            total * ((at(rows[0].x + begin) - rows[0].mean) * rows[0].gain + rows[0].shift);
+            total * ((at(rows[0].x + begin) - rows[0].center) * rows[0].gain + rows[0].shift);
         for (int row = 1; row < kRows; ++row) {
           const auto g = at(rows[row].g + begin);
           total += g;
           along +=
-              g * ((at(rows[row].x + begin) - rows[row].mean) * rows[row].gain + rows[row].shift);
+              g * ((at(rows[row].x + begin) - rows[row].center) * rows[row].gain + rows[row].shift);
         }
         at.put(scale, along);
         if constexpr (kBias) at.put(bias, total);
@@ -231,11 +232,10 @@ struct Runs : LongGroups<T> {
       const T* x = static_cast<const T*>(call.x) + offset;
       T* y = static_cast<T*>(call.y) + offset;
       const R scale = value_or(strip.scale, parameter, R{1});
-      const R mean = strip.mean[group], gain = strip.gain[group] * scale;
-      const R shift =
-          value_or(strip.shift, group, R{0}) * scale + value_or(strip.bias, parameter, R{0});
+      const R center = strip.center[group], gain = strip.gain[group] * scale;
+      const R shift = shift_of(strip, group, scale) + value_or(strip.bias, parameter, R{0});
       put_values<R>(y, n, call.streamed,
-                    [&](auto at) { at.put(y, (at(x) - mean) * gain + shift); });
+                    [&](auto at) { at.put(y, (at(x) - center) * gain + shift); });
     });
   }
 
@@ -244,14 +244,15 @@ struct Runs : LongGroups<T> {
     for_each_run(call, box, [&](int64_t offset, int64_t group, int64_t parameter, int64_t n) {
       const T *x = static_cast<const T*>(call.x) + offset,
               *g = static_cast<const T*>(call.g) + offset;
-      const R mean = strip.mean[group];
+      const R center = strip.center[group];
       TwoSums run;
       sum_values<R>(n, run, [&](auto at, auto& along, auto& total) {
         const auto cotangent = at(g);
-        along += cotangent * (at(x) - mean);
+        along += cotangent * (at(x) - center);
         total += cotangent;
       });
       const double scale = value_or(strip.scale, parameter, R{1});
+      run.first -= correction_of(strip, group) * run.second;
       sums.along[group] += scale * run.first;
       sums.total[group] += scale * run.second;
       if (sums.scale == nullptr) return;
@@ -268,8 +269,9 @@ struct Runs : LongGroups<T> {
       T* dx = static_cast<T*>(call.y) + offset;
       const Projection<R> of = projection_of(strip, group);
       const R gain = of.gain * value_or(strip.scale, parameter, R{1});
-      each_value<R>(
-          n, [&](auto at) { at.put(dx, gain * at(g) - (at(x) - of.mean) * of.slope - of.level); });
+      each_value<R>(n, [&](auto at) {
+        at.put(dx, gain * at(g) - (at(x) - of.center) * of.slope - of.level);
+      });
     });
   }
 

@@ -13,7 +13,7 @@ inline namespace JAXNORM_ISA {
 // Null: not given; a scale of 1, and 0 for the others.
 template <class Real>
 struct Strip {
-  const Real *mean, *gain, *shift, *rstd, *along_mean, *total_mean, *scale, *bias;
+  const Real *center, *correction, *gain, *shift, *rstd, *along_mean, *total_mean, *scale, *bias;
 };
 
 // Sums that a backward pass adds to: two for each group, and two for each parameter (or null).
@@ -32,10 +32,24 @@ inline Real value_or(const Real* values, int64_t i, Real otherwise) {
   return values == nullptr ? otherwise : values[i];
 }
 
-// dx = gain * scale * g - (x - mean) * slope - level, of one group.
+// The correction of a group, which a loop over x leaves out: near the mean x - center is exact, and
+// what is summed or multiplied then is corrected once for all values.
+template <class Real>
+inline Real correction_of(const Strip<Real>& strip, int64_t group) {
+  return value_or(strip.correction, group, Real{0});
+}
+
+// What (x - center) * gain * scale lacks of ((x - mean) * gain + shift) * scale.
+template <class Real>
+inline Real shift_of(const Strip<Real>& strip, int64_t group, Real scale) {
+  const Real corrected = correction_of(strip, group) * strip.gain[group];
+  return (value_or(strip.shift, group, Real{0}) - corrected) * scale;
+}
+
+// dx = gain * scale * g - (x - center) * slope - level, of one group.
 template <class Real>
 struct Projection {
-  Real mean, gain, slope, level;
+  Real center, gain, slope, level;
 };
 
 template <class Real>
@@ -43,8 +57,9 @@ inline Projection<Real> projection_of(const Strip<Real>& strip, int64_t group) {
   const double gain = strip.gain[group], rstd = value_or(strip.rstd, group, Real{0});
   const double along = value_or(strip.along_mean, group, Real{0});
   const double total = value_or(strip.total_mean, group, Real{0});
-  return {strip.mean[group], strip.gain[group], static_cast<Real>(gain * (rstd * (rstd * along))),
-          static_cast<Real>(gain * total)};
+  const Real slope = static_cast<Real>(gain * (rstd * (rstd * along)));
+  const double level = gain * total - double{slope} * correction_of(strip, group);
+  return {strip.center[group], strip.gain[group], slope, static_cast<Real>(level)};
 }
 
 inline int64_t offset_of(const View& v, const Partition& p, int64_t a, int64_t r, int64_t g) {
