@@ -48,7 +48,7 @@ class Arguments(NamedTuple):
 
     def normalized(self, scope: Scope) -> tuple[jax.Array, Moments]:
         """`x` standardized by its own moments over `scope`, and these moments."""
-        return normalize(
+        y, m = normalize(
             self.x,
             scope,
             self.scale,
@@ -57,6 +57,7 @@ class Arguments(NamedTuple):
             epsilon=self.epsilon,
             mask=self.mask,
         )
+        return y, m.moments
 
     def standardized(self, m: Centered, scope: Scope, **options: Any) -> jax.Array:
         """`x` standardized by the moments `m`."""

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import dtypes as _dtypes
-from jaxnorm.arrays import broadcast_mask, explicit_spec, masked
+from jaxnorm.arrays import broadcast_mask, explicit_spec, masked, split_groups
 from jaxnorm.kernels.target import target
 from jaxnorm.scope import Scope, count_of, divisor
 
@@ -49,7 +49,7 @@ SHARE = 8  # of which a part is one
 UNIT = (
     16.0  # of deviations of 1e-18, float32 then holds also the squares of those 100 times smaller
 )
-SET = 128  # values at least that one reduction merges, before sums merge such sets
+SET = 128  # values at least that one reduction merges, before another merges such sets
 
 
 def mean_and_var(
@@ -63,8 +63,7 @@ def mean_and_var(
     values = divisor(count_of(scope, x, mask) if count is None else count)
     scope, x, mask = _joined(scope, x, mask)
     dtype = _dtypes.statistics_dtype(x.dtype)
-    in_registers = mask is None and _in_registers(scope, x.ndim)
-    part = (_part(scope, x) if mask is None and not in_registers else x).astype(dtype)
+    part = (_part(scope, x) if mask is None else x).astype(dtype)
     x = masked(x.astype(dtype), mask)
     if scope.about_zero:
         square = scope.sum(squared(x, UNIT)) / values
@@ -74,16 +73,19 @@ def mean_and_var(
     else:
         center = _center(scope, masked(part, mask), values, mask)
         correction, var = _about(scope, x, center, values, mask)
-    if not in_registers:
-        correction = _of_constants(center, correction, var)
-    if target().platform == "gpu" and scope.differentiated and not is_rows(scope, x.ndim):
+    if mask is not None:
+        center, correction = _of_rounded_mean(center, correction, var)
+    elif target().platform == "gpu" and scope.differentiated and not is_rows(scope, x.ndim):
         center, correction, var = jax.lax.optimization_barrier((center, correction, var))
     return center, correction, var
 
 
-def _of_constants(center: jax.Array, correction: jax.Array, var: jax.Array) -> jax.Array:
-    """The correction; where nothing varies, that of the rounded mean, which is the constant."""
-    return jnp.where(var == 0, (center + correction) - center, correction)
+def _of_rounded_mean(
+    center: jax.Array, correction: jax.Array, var: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The mean as its rounded value, and what the rounding took off it: 0 where nothing varies."""
+    mean = center + correction
+    return mean, jnp.where(var == 0, 0, correction - (mean - center))
 
 
 def _joined(
@@ -109,23 +111,24 @@ def _about(
     unit = UNIT if target().platform == "gpu" else unit_about(center, UNIT)
     deviation = masked(x - scope.broadcast(center, x), mask)
     squares = squared(deviation, unit if isinstance(unit, float) else scope.broadcast(unit, x))
-    correction, square = map(scope.sum_groups, sum_both(scope, deviation, squares))
+    correction, square = map(scope.sum_groups, sums_of(scope, deviation, squares))
     correction = correction / values.astype(x.dtype)
     var = subtracted(square / values, squared(correction, unit)) / unit**2
     return correction, var
 
 
-def sum_both(scope: Scope, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums of two arrays over the axes `reduced`, in one pass.
+def sums_of(scope: Scope, *arrays: jax.Array) -> list[jax.Array]:
+    """The sums of one or two arrays over the axes `reduced`, in one pass.
 
-    A GPU's compiler may write out what two sums of columns share. As real and imaginary part they
-    are one sum.
+    A GPU's compiler may write out what it then sums by column, but not what is made the real and
+    the imaginary part of one complex number.
     """
-    real = jnp.isrealobj(a) and jnp.isrealobj(b)
-    if target().platform == "gpu" and real and not is_rows(scope, a.ndim):
-        both = jnp.sum(jax.lax.complex(a, b), scope.reduced)
-        return both.real, both.imag
-    return jnp.sum(a, scope.reduced), jnp.sum(b, scope.reduced)
+    real = all(jnp.isrealobj(array) for array in arrays)
+    if target().platform == "gpu" and real and not is_rows(scope, arrays[0].ndim):
+        first, second = arrays[0], arrays[-1]
+        summed = jnp.sum(jax.lax.complex(first, second), scope.reduced)
+        return [summed.real, summed.imag]
+    return [jnp.sum(array, scope.reduced) for array in arrays]
 
 
 def _in_registers(scope: Scope, ndim: int) -> bool:
@@ -149,12 +152,14 @@ def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | 
     """The mean of a part, or of all values that count."""
     number = max(math.prod(part.shape[axis] for axis in scope.reduced) * scope.group_size, 1)
     scaled = part * (1 / number)  # no sum overflows
-    center = scope.sum_groups(sum_both(scope, scaled, jnp.zeros_like(scaled))[0])
+    center = scope.sum_groups(sums_of(scope, scaled)[0])
     return center if mask is None else center * (number / values).astype(part.dtype)
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:
     """A part of all values that are measured together, in equal steps along one axis."""
+    if _in_registers(scope, x.ndim):
+        return x
     minor = x.ndim - 1
     for axis in sorted(scope.reduced, key=lambda axis: (axis != minor, axis), reverse=True):
         size = x.shape[axis]
@@ -186,22 +191,52 @@ def _may_move_rows(x: jax.Array, axis: int, number: int) -> bool:
 
 # Merged
 
+State = Sequence[jax.Array]  # count, center, correction, and the sum of squares about their sum
+
 
 def _merged(
     scope: Scope, x: jax.Array, values: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments of sets of values, each by one reduction, and their merge by sums."""
+    """The moments by reductions whose operation is the merge of two sets."""
     counted = jnp.ones_like(x) if mask is None else broadcast_mask(mask, x).astype(x.dtype)
-    (x, counted), inner, outer = _sets(scope, x, counted)
-    count, center, correction, square = _reduced(counted, x, inner)
-    if not outer and scope.group_size == 1:
-        return center, correction, square / divisor(count) / UNIT**2
+    state: State = (counted, x, jnp.zeros_like(x), jnp.zeros_like(x))
+    first, *rest = scope.reduced
+    if target().devices > 1 and not is_rows(scope, x.ndim):
+        return _merged_over_devices(scope, state, values)
+    if rest and math.prod(x.shape[axis] for axis in rest) >= SET:  # the few sets left are quick
+        state = _merge(_merge(state, tuple(rest)), (first,))
+    else:
+        state = _merge(state, scope.reduced)
+    if scope.group_size > 1:
+        axis, size = scope.kept_channel, scope.group_size
+        state = _merge([split_groups(array, axis, size) for array in state], (axis + 1,))
+    count, center, correction, square = state
+    return center, correction, square / divisor(count) / UNIT**2
+
+
+def _merged_over_devices(
+    scope: Scope, state: State, values: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments of sets of values by one reduction, and their merge by sums.
+
+    The axis of the sets may be split over devices: two collectives sum over it, as few as sum over
+    all values, where another reduction would need one for each array of its state.
+    """
+    first, *rest = scope.reduced
+    size = state[0].shape[first]
+    if not rest and size % (SET * target().devices) == 0:
+        shape = state[0].shape
+        shape = (*shape[:first], size // SET, SET, *shape[first + 1 :])
+        state, rest = [array.reshape(shape) for array in state], [first + 1]
+    if rest:
+        state = _merge(state, tuple(rest))
+    count, center, correction, square = state
 
     def total(of_sets: jax.Array) -> jax.Array:
-        return scope.sum_groups(jnp.sum(of_sets, outer))
+        return scope.sum_groups(jnp.sum(of_sets, first))
 
     def spread(statistic: jax.Array) -> jax.Array:
-        return jnp.expand_dims(scope.per_channel(statistic), outer)
+        return jnp.expand_dims(scope.per_channel(statistic), first)
 
     weight = count / spread(values)
     whole = total(weight * center)
@@ -213,47 +248,25 @@ def _merged(
     return whole, correction, subtracted(squares, squared(correction, unit)) / unit**2
 
 
-def _sets(
-    scope: Scope, x: jax.Array, counted: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], tuple[int, ...], tuple[int, ...]]:
-    """The arrays, the axes of a set, and of what is left the axis of the sets.
+def _merge(state: State, axes: tuple[int, ...]) -> State:
+    """The union of all sets along some axes, in one reduction.
 
-    Sums over the sets of a split axis need no more collectives than sums over all values.
-    """
-    first, *rest = scope.reduced
-    devices = target().devices
-    sizes = math.prod(x.shape[axis] for axis in rest)
-    if rest and (devices > 1 or sizes >= SET):
-        return (x, counted), tuple(rest), (first,)
-    size = x.shape[first]
-    if rest or devices == 1 or is_rows(scope, x.ndim) or size % (SET * devices):
-        return (x, counted), scope.reduced, ()
-    shape = (*x.shape[:first], size // SET, SET, *x.shape[first + 1 :])
-    return (x.reshape(shape), counted.reshape(shape)), (first + 1,), (first,)
-
-
-def _reduced(counted: jax.Array, x: jax.Array, axes: tuple[int, ...]) -> Sequence[jax.Array]:
-    """Count, center, correction and the sum of squares about their sum, in one reduction.
-
-    The count is returned to be used: what nobody uses, XLA may keep in bfloat16.
+    The count is used by who calls this: what nobody uses, XLA may keep in bfloat16.
     """
 
-    def merge(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        (count_a, center_a, correction_a, square_a), (count_b, center_b, correction_b, square_b) = (
-            a,
-            b,
-        )
+    def merge(a: State, b: State) -> State:
+        count_a, center_a, correction_a, square_a = a
+        count_b, center_b, correction_b, square_b = b
         count = count_a + count_b
         difference = (center_b - center_a) + (correction_b - correction_a)
         step = difference * (count_b / jnp.maximum(count, 1))
-        center = center_a + (step + correction_a)
-        correction = (step + correction_a) - (center - center_a)
+        center = center_a + (correction_a + step)
+        correction = (correction_a + step) - (center - center_a)
         between = (difference * UNIT) * (step * UNIT) * count_a
         return count, center, correction, square_a + square_b + between
 
-    zeros = jnp.zeros_like(x)
-    initial = (jnp.zeros((), x.dtype),) * 4
-    return jax.lax.reduce((counted, x, zeros, zeros), initial, merge, axes)  # type: ignore[no-any-return]
+    initial = (jnp.zeros((), state[0].dtype),) * 4
+    return jax.lax.reduce(tuple(state), initial, merge, axes)  # type: ignore[no-any-return]
 
 
 # Squares
@@ -280,5 +293,4 @@ def squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
 def subtracted(square: jax.Array, correction: jax.Array) -> jax.Array:
     """square - correction: 0 if they differ by rounding only, infinite if squares overflow."""
     correction = (1 + 8 * float(jnp.finfo(square.dtype).eps)) * correction
-    difference = jnp.maximum(square - correction, 0 * correction)  # NaN if it is not finite
-    return jnp.where(square == jnp.inf, square, difference)
+    return jnp.where(square == jnp.inf, square, jnp.maximum(square - correction, 0))

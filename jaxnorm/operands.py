@@ -131,3 +131,13 @@ class Statistics(NamedTuple):
         """The standardization of `x` by these statistics."""
         gain = self.gain(form)
         return Standardization(form, x, self.center, self.correction, gain, self.d, mask)
+
+    def of_value(self, form: Form, x: jax.Array, mask: jax.Array | None = None) -> Standardization:
+        """The standardization for the value alone, which is exactly 0 where nothing varies.
+
+        With a mask, values that do not count may vary where those that count do not.
+        """
+        s = self.standardization(form, x, mask)
+        if form.given or form.scope.about_zero or mask is not None:
+            return s
+        return s._replace(gain=jnp.where(self.var == 0, 0, s.gain))

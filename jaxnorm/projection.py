@@ -26,7 +26,7 @@ from jaxnorm import axes as _axes
 from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import masked
 from jaxnorm.distributed import sum_over
-from jaxnorm.forms import is_rows, sum_both
+from jaxnorm.forms import is_rows, sums_of
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
 from jaxnorm.kernels.target import target
@@ -123,7 +123,7 @@ def _push_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
     if scale is not None:
         dy = dy * s.expand(scale)
     if dscale is not None:
-        dy = dy + s.value() * s.expand(dscale)
+        dy = dy + statistics.of_value(form, x, mask).value() * s.expand(dscale)
     if dbias is not None:
         dy = dy + s.expand(dbias)
     return [dy.astype(x.dtype)]
@@ -154,7 +154,7 @@ def _cotangents(
     """The cotangents of the operands; of a complex input their conjugates."""
     through_moments, of_var = want.x and not s.form.given, want.var or want.epsilon
     need = Sums(of_var or through_moments, want.mean or through_moments, want.scale, want.bias)
-    sums = _sums(s, vector, need)
+    sums = _sums(statistics.of_value(s.form, s.x, s.mask), vector, need)
     averages = Averages()
     if through_moments:
         averages = _averages(s.form.scope, sums, statistics.count)
@@ -272,7 +272,7 @@ def _summed_by_channel(s: Standardization, vector: Vector) -> Sums:
     g_everywhere = vector.g.astype(s.center.dtype)
     g = masked(g_everywhere, vector.where)
     about_center = s._replace(correction=None).deviation()
-    g, products = sum_both(scope, g, masked(jnp.conj(about_center) * g, vector.where))
+    g, products = sums_of(scope, g, masked(jnp.conj(about_center) * g, vector.where))
     if s.correction is not None:
         products = products - jnp.conj(scope.per_channel(s.correction)) * g
     kept = [_axes.kept_axis(axis, scope.reduced) for axis in s.form.features]
@@ -376,12 +376,12 @@ def _plain_fused(
     """The plain form of `jaxnorm_backward_fused`."""
     form, need = form_and_need
     statistics = Statistics(count_of(form.scope, x), center, correction, var, epsilon)
-    s, vector = statistics.standardization(form, x), Vector(g, scale)
-    sums = _plain_sums((form, need), x, g, center, correction, s.gain, None, scale)
+    gain = statistics.of_value(form, x).gain
+    sums = _plain_sums((form, need), x, g, center, correction, gain, None, scale)
     averages = _averages(form.scope, sums, statistics.count)
-    if target().platform == "tpu" and is_rows(form.scope, x.ndim):
-        # y is then written by the pass that sums, where it costs less than beside dx
+    if target().platform == "tpu" and is_rows(form.scope, x.ndim) and x.dtype == jnp.float32:
+        # the pass that sums then writes y too, where it costs less than beside dx
         statistics, averages = jax.lax.optimization_barrier((statistics, averages))
-        s = statistics.standardization(form, x)
-    dx = _projected(s, vector, statistics.rstd(form), averages)
+    s = statistics.standardization(form, x)
+    dx = _projected(s, Vector(g, scale), statistics.rstd(form), averages)
     return [dx.astype(x.dtype), sums.dscale, sums.dbias]

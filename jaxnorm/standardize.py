@@ -22,7 +22,7 @@ from jaxnorm.kernels.view import View
 from jaxnorm.operands import Form, Standardization, Statistics
 from jaxnorm.projection import Tangents, value_tangent
 from jaxnorm.scope import Scope, count_of
-from jaxnorm.statistics import Centered, Moments, measure_centered, moments_tangents
+from jaxnorm.statistics import Centered, measure_centered, moments_tangents
 
 Renorm = tuple[jax.Array, jax.Array]
 
@@ -36,7 +36,7 @@ def normalize(
     *,
     epsilon: ArrayLike,
     mask: jax.Array | None = None,
-) -> tuple[jax.Array, Moments]:
+) -> tuple[jax.Array, Centered]:
     """Standardize `x` by its own moments over `scope`, and return these too.
 
     The moments are merged over the mapped axes of the scope. The arguments are those of
@@ -48,10 +48,10 @@ def normalize(
         m = measure_centered(x, scope, mask)
         m = sync_centered(m, scope.axis_name, scope.axis_index_groups)
         y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, mask=mask)
-        return y, m.moments
+        return y, m
     epsilon = jnp.asarray(epsilon, _dtypes.statistics_dtype(x.dtype))
     y, center, correction, var = _normalized(x, scale, bias, epsilon, form, view)
-    return y, Centered(count_of(scope, x), center, correction, var).moments
+    return y, Centered(count_of(scope, x), center, correction, var)
 
 
 def standardize(
@@ -115,7 +115,7 @@ def _standardized(
     form: Form,
 ) -> jax.Array:
     """The value, given the statistics."""
-    s = statistics.standardization(form, x, mask)
+    s = statistics.of_value(form, x, mask)
     view = form.view(x, mask)
     if view is None:
         return _scaled(s, scale, bias)
@@ -189,10 +189,7 @@ def _plain_normalize(
     """The plain form of `jaxnorm_normalize`."""
     measured = mean_and_var(form.scope, x)
     statistics = Statistics(count_of(form.scope, x), *measured, epsilon)
-    s = statistics.standardization(form, x)
-    if not form.scope.about_zero:  # a constant is exactly 0
-        s = s._replace(gain=jnp.where(statistics.var == 0, 0, s.gain))
-    return [_scaled(s, scale, bias), *measured]
+    return [_scaled(statistics.of_value(form, x), scale, bias), *measured]
 
 
 @_standardized.defjvp
