@@ -153,7 +153,10 @@ def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | 
     number = max(math.prod(part.shape[axis] for axis in scope.reduced) * scope.group_size, 1)
     scaled = part * (1 / number)  # no sum overflows
     center = scope.sum_groups(sums_of(scope, scaled)[0])
-    return center if mask is None else center * (number / values).astype(part.dtype)
+    if mask is None:
+        return center
+    # a barrier, as a compiler could round the product in one place and not in another
+    return jax.lax.optimization_barrier(center * (number / values).astype(part.dtype))
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:
@@ -258,11 +261,14 @@ def _merge(state: State, axes: tuple[int, ...]) -> State:
         count_a, center_a, correction_a, square_a = a
         count_b, center_b, correction_b, square_b = b
         count = count_a + count_b
-        difference = (center_b - center_a) + (correction_b - correction_a)
-        step = difference * (count_b / jnp.maximum(count, 1))
-        center = center_a + (correction_a + step)
-        correction = (correction_a + step) - (center - center_a)
-        between = (difference * UNIT) * (step * UNIT) * count_a
+        weight = count_b / jnp.maximum(count, 1)
+        difference, more = center_b - center_a, correction_b - correction_a
+        step = difference * weight
+        center = center_a + step
+        correction = (step - (center - center_a)) + (correction_a + more * weight)
+        both = weight * count_a  # 0 where a set is empty: its center, 0, is no mean
+        difference = (difference + more) * UNIT
+        between = jnp.where(both > 0, (difference * both) * difference, 0)
         return count, center, correction, square_a + square_b + between
 
     initial = (jnp.zeros((), state[0].dtype),) * 4

@@ -1,5 +1,6 @@
 """Every test runs on eight fake CPU devices, with strict dtype promotion and repeatable draws."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from compiled import drop_programs, note_programs, programs  # noqa: E402
 from environment import FLOAT16, NO_FLOAT16, SEED  # noqa: E402
+
+from jaxnorm.kernels.target import as_on  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 MADE = note_programs()
@@ -51,6 +54,13 @@ def programs_of_a_test():
     yield
     if programs() > MOST_HELD:
         drop_programs()
+
+
+@pytest.fixture(params=["native", "cpu", "gpu", "tpu"])
+def in_every_form(request):
+    """Run a test as it is, and with the plain forms of each kind of device."""
+    with contextlib.nullcontext() if request.param == "native" else as_on(request.param):
+        yield
 
 
 def takes_float16(item):

@@ -145,6 +145,7 @@ def analytic(x, g, axes, epsilon):
 AXES = {"batch": (0, 1), "renorm": (0, 1), "layer": 2, "instance": 1}
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.parametrize("ratio", [1e3, 1e5, 1e6])
 @pytest.mark.parametrize("name", AXES)
 def test_gradients_are_precise_at_a_large_mean(name, ratio):

@@ -55,6 +55,7 @@ def precise(name, x, **options):
         relative(stats, expected_stats, tolerance.max() if name == "ghost" else 1e-5)
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("ratio", [0.0, -1e3, 1e6])
 @pytest.mark.parametrize("size", SHAPES)
@@ -80,6 +81,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.core
 @pytest.mark.parametrize("ratio", [1e3, 1e6])
 @pytest.mark.parametrize(("name", "options"), LAYOUTS, ids=str)
@@ -91,6 +93,7 @@ def test_float32_is_precise_along_any_axes(name, options, ratio):
     precise(name, x, **options)
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.parametrize("name", ["batch", "ghost", "instance"])
 def test_every_channel_is_precise_beside_unlike_ones(name):
     mean = np.array([0, 1e6, -1e4, 1e3, 3e5, 7e-7])
@@ -102,6 +105,7 @@ def test_every_channel_is_precise_beside_unlike_ones(name):
     precise(name, x, **options)
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.core
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5])
 @pytest.mark.parametrize("size", [1e15, 1e-18])

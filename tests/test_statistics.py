@@ -52,6 +52,7 @@ def test_moments_are_those_of_the_counted_values(axis, masked):
     assert actual.count.shape == actual.mean.shape == actual.var.shape == expected.mean.shape
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.parametrize("count", [100, 100_000])
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 1e3, -1e4, 1e5, 1e6])
 def test_moments_are_precise_at_a_large_mean(ratio, count):
@@ -61,6 +62,7 @@ def test_moments_are_precise_at_a_large_mean(ratio, count):
     relative(actual.var, expected.var)
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.parametrize("size", [1e15, 1e-18])
 def test_moments_are_precise_at_extreme_sizes(size):
     x = normals(64, 3, mean=2 * size, std=size)
@@ -69,6 +71,7 @@ def test_moments_are_precise_at_extreme_sizes(size):
     relative(actual.var, expected.var)
 
 
+@pytest.mark.usefixtures("in_every_form")
 @pytest.mark.parametrize("constant", [0.0, 1 / 3, -12345.678, 16777215.0, 1e30, 1e-30])
 def test_moments_of_a_constant_are_the_constant_and_zero(constant):
     x = np.full((1001, 2), constant, np.float32)

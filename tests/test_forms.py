@@ -1,0 +1,125 @@
+"""The forms of the mean and the variance, at what is worst for a center that is sampled.
+
+A center may be the mean of a part of the values. Here the values of a part are far from the rest:
+of the first row, the first example, every fourth column, or one value alone.
+"""
+
+import jax
+import numpy as np
+import pytest
+from cases import normals, parameters
+from exact import NAMES, PLAIN, Exact, compiled, error_of, in_every_form, within_largest
+
+import jaxnorm as jn
+from jaxnorm.forms import mean_and_var
+from jaxnorm.kernels.target import Target, as_on, compiling_for
+from jaxnorm.scope import Scope
+
+SHAPES = {
+    "batch": (16, 24, 4),
+    "ghost": (16, 24, 4),
+    "layer": (6, 4, 96),
+    "group": (4, 24, 8),
+    "instance": (4, 24, 4),
+}
+PARTS = {
+    "the first example": np.s_[:1],
+    "the first eighth of each axis": np.s_[:2, :3, :12],
+    "the first row": np.s_[:, :1],
+    "the first rows": np.s_[:, :3],
+    "every fourth row": np.s_[:, ::4],
+    "every eighth row": np.s_[:, ::8],
+    "the first columns": np.s_[..., :12],
+    "every eighth column": np.s_[..., ::8],
+    "every eighth example": np.s_[::8],
+    "one value": np.s_[0, 0, 0],
+}
+
+
+def drawn(name):
+    """Draw x, its parameters, their tangents, and a cotangent of y."""
+    shape = SHAPES[name]
+    x, (scale, bias) = normals(*shape), parameters(shape[-1])
+    tangents = normals(*shape, seed=3), *parameters(shape[-1], seed=5)
+    return x, scale, bias, tangents, normals(*shape, seed=4)
+
+
+@in_every_form
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("constant", [1e3, 1e6])
+def test_a_part_far_from_the_rest_costs_no_exactness(name, form, part, constant):
+    x, scale, bias, tangents, cotangent = drawn(name)
+    x[PARTS[part]] = constant
+    y, cotangents, _ = compiled(name, form)(None, (x, scale, bias), tangents, cotangent)
+    exact = Exact(name, x)
+    assert error_of(y, exact.y(scale, bias)) <= 1e-5
+    for actual, right in zip(cotangents, exact.cotangents(scale, cotangent), strict=True):
+        within_largest(actual, right, 1e-4)
+
+
+@pytest.mark.parametrize("form", PLAIN)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_masked_out_costs_no_exactness(name, form, part):
+    x, scale, bias, tangents, cotangent = drawn(name)
+    x[PARTS[part]] = 1e6
+    where = np.ones(x.shape, bool)
+    where[PARTS[part]] = False
+    y, _, _ = compiled(name, form)(where, (x + 1e3, scale, bias), tangents, cotangent)
+    exact = Exact(name, x + np.float32(1e3), where)
+    assert error_of(y, exact.y(scale, bias), where) <= 1e-5
+
+
+@pytest.mark.parametrize("form", PLAIN)
+@pytest.mark.parametrize("name", ["ghost", "group"])
+def test_one_ghost_or_group_far_from_the_rest_costs_no_exactness(name, form):
+    x, scale, bias, tangents, cotangent = drawn(name)
+    x[:4] += 1e6
+    x[..., :2] += 1e3
+    y, _, _ = compiled(name, form)(None, (x, scale, bias), tangents, cotangent)
+    assert error_of(y, Exact(name, x).y(scale, bias)) <= 1e-5
+
+
+SCOPES = {
+    "columns": ((64, 16, 8), Scope((0, 1))),
+    "few columns": ((1024, 4), Scope((0,))),
+    "rows": ((8, 96), Scope((1,))),
+    "rows of which a gradient is wanted": ((8, 96), Scope((1,), differentiated=True)),
+    "groups": ((8, 16, 12), Scope((1,), 2, 4)),
+    "ghosts": ((4, 16, 10, 6), Scope((1, 2), 0, 1, ghosts=True)),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("platform", [*PLAIN, "any"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_all_forms_measure_the_same(scope, platform, devices, masked):
+    shape, scope = SCOPES[scope]
+    x = normals(*shape, mean=1e5)
+    mask = normals(*shape, seed=2) > 0 if masked else None
+
+    def measured(x, mask):
+        with compiling_for(Target(platform, devices)):
+            return mean_and_var(scope, x, None, mask)
+
+    with compiling_for(Target("cpu", 1)), jax.enable_x64(True):
+        expected = mean_and_var(scope, x.astype(np.float64), None, mask)
+    center, correction, var = jax.jit(measured)(x, mask)
+    mean = np.asarray(center, np.float64) + np.asarray(correction, np.float64)
+    np.testing.assert_allclose(mean, expected[0] + expected[1], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(var, expected[2], rtol=3e-6)
+
+
+def test_each_platform_has_its_form():
+    def lines(platform):
+        def program(x):
+            return jn.batch_norm(x, jn.init_batch_stats(4), train=True)[0]
+
+        with as_on(platform):
+            return jax.jit(program).lower(normals(16, 24, 4)).as_text()
+
+    programs = {platform: lines(platform) for platform in PLAIN}
+    assert {name for name in PLAIN if "complex" in programs[name]} == {"gpu"}
+    assert {name for name in PLAIN if "stablehlo.slice" in programs[name]} == {"cpu", "gpu"}
