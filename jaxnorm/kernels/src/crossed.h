@@ -20,15 +20,18 @@ struct Crossed : Columns<T> {
     }
   }
 
-  static void fill_correction(const Strip<R>& strip, int64_t groups, R* correction) {
-    for (int64_t group = 0; group < groups; ++group)
-      correction[group] = correction_of(strip, group);
+  static void fill_mean(const Strip<R>& strip, int64_t groups, R* center, R* correction) {
+    for (int64_t group = 0; group < groups; ++group) {
+      const Mean<T> mean = mean_of<T>(strip, group);
+      center[group] = mean.center;
+      correction[group] = mean.correction;
+    }
   }
 
   static void apply(const Call& call, const Box& box, const Strip<R>& strip) {
-    const R *center = strip.center, *gain = strip.gain;
-    R correction[kStrip];
-    fill_correction(strip, box.groups(), correction);
+    const R* gain = strip.gain;
+    R center[kStrip], correction[kStrip];
+    fill_mean(strip, box.groups(), center, correction);
     const int64_t ahead = rows_ahead(call.view.G);
     for_each_row(call, box, [&](int64_t offset, int64_t r) {
       const T* x = static_cast<const T*>(call.x) + offset;
@@ -36,17 +39,18 @@ struct Crossed : Columns<T> {
       const R scale = value_or(strip.scale, r, R{1}), bias = value_or(strip.bias, r, R{0});
       put_values<R>(y, box.groups(), call.streamed, [&](auto at) {
         at.template fetch<1, 2>(x + ahead);
-        at.put(y, (at(x) - at(center) - at(correction)) * (at(gain) * scale) + bias);
+        const auto deviation = minus_mean<T>(at(x), at(center), at(correction));
+        at.put(y, deviation * (at(gain) * scale) + bias);
       });
     });
   }
 
   static void sums(const Call& call, const Box& box, const Strip<R>& strip,
                    const BackwardSums& sums) {
-    const R *center = strip.center, *gain = strip.gain;
+    const R* gain = strip.gain;
     const int64_t ahead = rows_ahead(call.view.G);
-    R correction[kStrip], along[kStrip], total[kStrip];
-    fill_correction(strip, box.groups(), correction);
+    R center[kStrip], correction[kStrip], along[kStrip], total[kStrip];
+    fill_mean(strip, box.groups(), center, correction);
     clear(along, box.groups());
     clear(total, box.groups());
     for_each_row(call, box, [&](int64_t offset, int64_t r) {
@@ -57,7 +61,8 @@ struct Crossed : Columns<T> {
       sum_values<R>(box.groups(), row, [&](auto at, auto& of_scale, auto& of_bias) {
         at.template fetch<1, 2>(x + ahead);
         at.template fetch<1, 2>(g + ahead);
-        const auto cotangent = at(g), deviation = at(x) - at(center) - at(correction);
+        const auto cotangent = at(g);
+        const auto deviation = minus_mean<T>(at(x), at(center), at(correction));
         const auto scaled = cotangent * scale;
         at.put(along, at(along) + scaled * deviation);
         at.put(total, at(total) + scaled);

@@ -72,13 +72,14 @@ struct Elementwise : LongGroups<T> {
       const T* x = static_cast<const T*>(call.x) + offset;
       T* y = static_cast<T*>(call.y) + offset;
       const R *scale = strip.scale + parameter, *bias = strip.bias + parameter;
-      const R center = strip.center[group], gain = strip.gain[group];
-      const R correction = correction_of(strip, group);
+      const Mean<T> mean = mean_of<T>(strip, group);
+      const R gain = strip.gain[group];
       // As in columns, gain * scale first: the rounding does not depend on the other rows.
       if (strip.shift == nullptr) {
         put_values<R>(y, box.length(), call.streamed, [&](auto at) {
           at.template fetch<1, 2>(x + kAhead);
-          at.put(y, (at(x) - center - correction) * (at(scale) * gain) + at(bias));
+          const auto deviation = minus_mean<T>(at(x), mean.center, mean.correction);
+          at.put(y, deviation * (at(scale) * gain) + at(bias));
         });
         return;
       }
@@ -86,7 +87,8 @@ struct Elementwise : LongGroups<T> {
       put_values<R>(y, box.length(), call.streamed, [&](auto at) {
         at.template fetch<1, 2>(x + kAhead);
         const auto scaled = at(scale);
-        at.put(y, (at(x) - center - correction) * (scaled * gain) + (scaled * shift + at(bias)));
+        const auto deviation = minus_mean<T>(at(x), mean.center, mean.correction);
+        at.put(y, deviation * (scaled * gain) + (scaled * shift + at(bias)));
       });
     });
   }

@@ -39,6 +39,28 @@ inline Real correction_of(const Strip<Real>& strip, int64_t group) {
   return value_or(strip.correction, group, Real{0});
 }
 
+// Whether a loop may subtract the rounded mean, center + correction, in place of both: sixteen-bit
+// values lie so far apart that the last place of a float is nothing beside their deviations.
+template <class T>
+constexpr bool kOneNumber = sizeof(T) == 2;
+
+template <class T>
+struct Mean {
+  Real<T> center, correction;
+};
+
+template <class T>
+inline Mean<T> mean_of(const Strip<Real<T>>& strip, int64_t group) {
+  const Real<T> center = strip.center[group], correction = correction_of(strip, group);
+  return {kOneNumber<T> ? center + correction : center, correction};
+}
+
+template <class T, class Value, class Part>
+inline Value minus_mean(const Value& x, const Part& center, const Part& correction) {
+  if constexpr (kOneNumber<T>) return x - center;
+  return x - center - correction;
+}
+
 // What (x - center) * gain * scale lacks of ((x - mean) * gain + shift) * scale.
 template <class Real>
 inline Real shift_of(const Strip<Real>& strip, int64_t group, Real scale) {
