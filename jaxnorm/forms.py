@@ -11,10 +11,11 @@ The center is the mean of a *part* of the values, a share f of them. Of n values
 var, the f n of the part have (x - mean)^2 in the sum n var, and the mean of these squares is at
 least (c - mean)^2. So correction^2 <= var / f and E[d^2] <= (1 + 1 / f) var, whatever the values
 are: the difference loses log2(1 + 1 / f) bits at most, four at a share of an eighth, and none where
-the part is all. With sums whose relative error is s units in the last place u, the relative error
-of the variance is at most (2 + 2 / f) s u, and that of the correction, in deviations,
-(1 + 1 / f)^(1/2) s u: for f = 1 / 8, 18 and 3 times s u. A constant is exactly 0: d is the same for
-all values, and so is its mean. Where squares overflow, the variance is infinite.
+the part is all. If sums of positive numbers have the relative error s u, with u half a unit in the
+last place of 1, then in deviations the correction is off by (1 + 1 / f)^(1/2) s u at most, and
+relatively the variance by (2 + 3 / f) s u: at an eighth, by 3 and 26 times s u. A difference of
+squares that rounding explains is 0, so that a constant has variance 0; where squares overflow, the
+variance is infinite.
 
 **Merged.** The count, the mean and the sum of squares about it of two sets give those of their
 union (Chan, Golub and LeVeque 1983, equation 2.1), with the mean as a pair. As the operation of one
@@ -35,47 +36,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxnorm import axes as _axes
 from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import broadcast_mask, explicit_spec, masked, split_groups
 from jaxnorm.kernels.target import target
 from jaxnorm.scope import Scope, count_of, divisor
 
 SHARE = 8  # of which a part is one
-UNIT = (
-    16.0  # of deviations of 1e-18, float32 then holds also the squares of those 100 times smaller
-)
+UNIT = 16.0  # so that float32 holds the squares of 1e-18, and of what is a hundred times smaller
 SET = 128  # values at least that one reduction merges, before another merges such sets
 
 
 def mean_and_var(
-    scope: Scope, x: jax.Array, count: jax.Array | None = None, mask: jax.Array | None = None
+    scope: Scope,
+    x: jax.Array,
+    count: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    for_value: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """Center, correction and variance of the values that count, in the statistics' dtype.
 
     The count is that of the values unless it is given. About zero, the center is 0, there is no
     correction, and the variance is E[|x|^2].
+
+    Args:
+        for_value: whether the standardized value is computed next, and nothing else.
     """
     values = divisor(count_of(scope, x, mask) if count is None else count)
     scope, x, mask = _joined(scope, x, mask)
-    dtype = _dtypes.statistics_dtype(x.dtype)
-    part = (_part(scope, x) if mask is None else x).astype(dtype)
-    x = masked(x.astype(dtype), mask)
+    wide = masked(x.astype(_dtypes.statistics_dtype(x.dtype)), mask)
     if scope.about_zero:
-        square = scope.sum(squared(x, UNIT)) / values
-        return jnp.zeros_like(square, x.dtype), None, square / UNIT**2
+        square = scope.sum(squared(wide, UNIT)) / values
+        return jnp.zeros_like(square, wide.dtype), None, square / UNIT**2
     if target().platform == "tpu" and jnp.isrealobj(x):
-        center, correction, var = _merged(scope, x, values, mask)
+        center, correction, var = _merged(scope, wide, values, mask)
     else:
-        center = _center(scope, masked(part, mask), values, mask)
-        correction, var = _about(scope, x, center, values, mask)
+        in_registers = for_value and _stays_in_registers(scope, x.ndim)
+        sampled = mask is None and not in_registers
+        part = _part(scope, x).astype(wide.dtype) if sampled else wide
+        center = _center(scope, part, values, mask)
+        unit = UNIT if in_registers else unit_about(center, UNIT)
+        correction, var = _about(scope, wide, center, unit, values, mask)
     if mask is not None:
         center, correction = _of_rounded_mean(center, correction, var)
     elif target().platform == "gpu" and scope.differentiated and not is_rows(scope, x.ndim):
+        # else the deviations may be written out, as the derivative needs them too
         center, correction, var = jax.lax.optimization_barrier((center, correction, var))
     return center, correction, var
 
@@ -105,10 +117,14 @@ def _joined(
 
 
 def _about(
-    scope: Scope, x: jax.Array, center: jax.Array, values: jax.Array, mask: jax.Array | None
+    scope: Scope,
+    x: jax.Array,
+    center: jax.Array,
+    unit: float | jax.Array,
+    values: jax.Array,
+    mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """E[x - center], and the variance."""
-    unit = UNIT if target().platform == "gpu" else unit_about(center, UNIT)
     deviation = masked(x - scope.broadcast(center, x), mask)
     squares = squared(deviation, unit if isinstance(unit, float) else scope.broadcast(unit, x))
     correction, square = map(scope.sum_groups, sums_of(scope, deviation, squares))
@@ -131,10 +147,11 @@ def sums_of(scope: Scope, *arrays: jax.Array) -> list[jax.Array]:
     return [jnp.sum(array, scope.reduced) for array in arrays]
 
 
-def _in_registers(scope: Scope, ndim: int) -> bool:
-    """Whether a row can stay in registers, from the first sum to the last, and to the result.
+def _stays_in_registers(scope: Scope, ndim: int) -> bool:
+    """Whether a row can stay in registers from the first sum to the value.
 
-    A GPU's compiler does that if each step is elementwise of the one before.
+    A GPU's compiler does that if each step is elementwise of the one before, so the unit cannot
+    depend on the center: the variance of a constant above 1e23 is infinite, and the value 0.
     """
     return target().platform == "gpu" and not scope.differentiated and is_rows(scope, ndim)
 
@@ -150,19 +167,18 @@ def is_rows(scope: Scope, ndim: int) -> bool:
 
 def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The mean of a part, or of all values that count."""
-    number = max(math.prod(part.shape[axis] for axis in scope.reduced) * scope.group_size, 1)
+    number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
     scaled = part * (1 / number)  # no sum overflows
     center = scope.sum_groups(sums_of(scope, scaled)[0])
     if mask is None:
         return center
-    # a barrier, as a compiler could round the product in one place and not in another
-    return jax.lax.optimization_barrier(center * (number / values).astype(part.dtype))
+    center = center * (number / values).astype(part.dtype)
+    # else a compiler might round the product in one place and not in another
+    return cast(jax.Array, jax.lax.optimization_barrier(center))
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:
     """A part of all values that are measured together, in equal steps along one axis."""
-    if _in_registers(scope, x.ndim):
-        return x
     minor = x.ndim - 1
     for axis in sorted(scope.reduced, key=lambda axis: (axis != minor, axis), reverse=True):
         size = x.shape[axis]
@@ -185,11 +201,11 @@ def _may_move_rows(x: jax.Array, axis: int, number: int) -> bool:
     spec = explicit_spec(x)
     if any(spec):
         return spec[axis] is not None
-    size, devices = x.shape[axis], target().devices
-    if devices == 1 and target().platform != "any":
-        return False
-    minor = axis == x.ndim - 1
-    return minor or (axis < 2 and (number * SHARE != size or number % devices != 0))
+    platform, devices = target()
+    if devices == 1:
+        return platform == "any"
+    whole_steps = number * SHARE == x.shape[axis] and number % devices == 0
+    return axis == x.ndim - 1 or (axis < 2 and not whole_steps)
 
 
 # Merged
@@ -271,7 +287,7 @@ def _merge(state: State, axes: tuple[int, ...]) -> State:
         between = jnp.where(both > 0, (difference * both) * difference, 0)
         return count, center, correction, square_a + square_b + between
 
-    initial = (jnp.zeros((), state[0].dtype),) * 4
+    initial = (jnp.zeros((), state[0].dtype),) * len(state)
     return jax.lax.reduce(tuple(state), initial, merge, axes)  # type: ignore[no-any-return]
 
 
@@ -298,5 +314,7 @@ def squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
 
 def subtracted(square: jax.Array, correction: jax.Array) -> jax.Array:
     """square - correction: 0 if they differ by rounding only, infinite if squares overflow."""
-    correction = (1 + 8 * float(jnp.finfo(square.dtype).eps)) * correction
-    return jnp.where(square == jnp.inf, square, jnp.maximum(square - correction, 0))
+    difference = square - correction
+    rounding = 8 * float(jnp.finfo(square.dtype).eps) * square
+    difference = jnp.where(difference <= rounding, 0, difference)
+    return jnp.where(square == jnp.inf, square, difference)

@@ -187,7 +187,7 @@ def _plain_normalize(
     epsilon: jax.Array,
 ) -> list[jax.Array | None]:
     """The plain form of `jaxnorm_normalize`."""
-    measured = mean_and_var(form.scope, x)
+    measured = mean_and_var(form.scope, x, for_value=True)
     statistics = Statistics(count_of(form.scope, x), *measured, epsilon)
     return [_scaled(statistics.of_value(form, x), scale, bias), *measured]
 

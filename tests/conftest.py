@@ -60,7 +60,7 @@ def programs_of_a_test():
 def in_every_form(request):
     """Run a test as it is, and with the plain forms of each kind of device."""
     with contextlib.nullcontext() if request.param == "native" else as_on(request.param):
-        yield
+        yield request.param
 
 
 def takes_float16(item):

@@ -27,11 +27,6 @@ class Target(NamedTuple):
     platform: str = "any"
     devices: int = 1
 
-    @property
-    def splits(self) -> bool:
-        """Whether an axis of an array may be split over devices."""
-        return self.devices > 1 or self.platform == "any"
-
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 UNKNOWN = Target()
