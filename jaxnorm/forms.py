@@ -97,7 +97,8 @@ def _of_rounded_mean(
 ) -> tuple[jax.Array, jax.Array]:
     """The mean as its rounded value, and what the rounding took off it: 0 where nothing varies."""
     mean = center + correction
-    return mean, jnp.where(var == 0, 0, correction - (mean - center))
+    lost = correction - (mean - center)
+    return mean, jax.lax.select(var == 0, jnp.zeros_like(lost), lost)
 
 
 def _joined(
@@ -316,5 +317,5 @@ def subtracted(square: jax.Array, correction: jax.Array) -> jax.Array:
     """square - correction: 0 if they differ by rounding only, infinite if squares overflow."""
     difference = square - correction
     rounding = 8 * float(jnp.finfo(square.dtype).eps) * square
-    difference = jnp.where(difference <= rounding, 0, difference)
-    return jnp.where(square == jnp.inf, square, difference)
+    difference = jax.lax.select(difference <= rounding, jnp.zeros_like(difference), difference)
+    return jax.lax.select(square == jnp.inf, square, difference)

@@ -140,4 +140,4 @@ class Statistics(NamedTuple):
         s = self.standardization(form, x, mask)
         if form.given or form.scope.about_zero or mask is not None:
             return s
-        return s._replace(gain=jnp.where(self.var == 0, 0, s.gain))
+        return s._replace(gain=jax.lax.select(self.var == 0, jnp.zeros_like(s.gain), s.gain))

@@ -18,10 +18,10 @@ CASES = {
     "group": ("GroupNorm", {"num_groups": 32}),
     "instance": ("InstanceNorm", {}),
 }
-# Of Flax's, of the plain form, which keeps what rounding takes off the mean. A group is measured by
-# channel first there, so that channels may be split.
-PLAIN = 1.4
-MOST = {("group", "forward"): 2.3, ("group", "both"): 1.7}
+# The plain form measures the mean as a pair, about the mean of a part: some twenty operations on
+# statistics. A group is measured by channel first there, so that channels may be split.
+PLAIN = {"forward": 1.6, "both": 1.2}
+MOST = {("group", "forward"): 2.4, ("group", "both"): 1.8}
 
 
 def lines(library, name, which):
@@ -46,7 +46,7 @@ def test_a_program_is_hardly_longer_than_flaxs(name, which):
     flaxs = lines(nn, name, which)
     assert lines(jnn, name, which) <= 1.3 * flaxs
     with plain_form():
-        assert lines(jnn, name, which) <= MOST.get((name, which), PLAIN) * flaxs
+        assert lines(jnn, name, which) <= MOST.get((name, which), PLAIN[which]) * flaxs
 
 
 def test_layers_alike_are_lowered_once():
