@@ -2,8 +2,7 @@
 
 References:
     Chan, Golub and LeVeque, "Algorithms for computing the sample variance: analysis and
-    recommendations", The American Statistician 37 (1983): the pairwise merge, and the corrected
-    two-pass algorithm.
+    recommendations", The American Statistician 37 (1983).
 """
 
 from __future__ import annotations
@@ -65,10 +64,10 @@ class Centered(NamedTuple):
 def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
     """Measure count, mean and biased variance of `x` over `axis`.
 
-    mean = sum(x) / n and var = sum(|x - mean|^2) / n, by the corrected two-pass algorithm (Chan,
-    Golub and LeVeque 1983, equation 1.7): the second pass measures both the variance and the
-    rounding error of the first mean, so that no precision is lost when the mean is much larger than
-    the deviation.
+    mean = sum(x) / n and var = sum(|x - mean|^2) / n, from the deviations from a center near the
+    mean (Chan, Golub and LeVeque 1983, equation 1.7) or by merging moments (2.1), so that no
+    precision is lost when the mean is much larger than the deviation. `forms.py` says which of the
+    two is taken, and how exact they are.
 
     Args:
         x: floating or complex, any shape.
