@@ -25,17 +25,18 @@ Which form is taken depends on what is compiled for (`docs/accelerators.md` has 
 
 | device | measured over the minor axes (rows) | other axes (columns) | with a mask |
 | --- | --- | --- | --- |
-| GPU | all values; a part if a gradient is wanted | a part | all values |
+| GPU | all values; merged if a gradient is wanted | a part | all values; merged |
 | TPU | merged | merged | merged |
 | CPU | a part | a part | all values |
 
-A part is taken only where that moves no row between devices, otherwise all values.
+A part is taken only where that moves no row between devices, otherwise all values. Rows on several
+GPUs that `jit` might split are measured about the mean of all values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import jax
@@ -75,10 +76,11 @@ def mean_and_var(
     if scope.about_zero:
         square = scope.sum(squared(wide, UNIT)) / values
         return jnp.zeros_like(square, wide.dtype), None, square / UNIT**2
-    if target().platform == "tpu" and jnp.isrealobj(x):
+    in_registers = for_value and _stays_in_registers(scope, x.ndim)
+    on_tpu = target().platform == "tpu" and jnp.isrealobj(x)
+    if not in_registers and (on_tpu or merges_rows(scope, x)):
         center, correction, var = _merged(scope, wide, values, mask)
     else:
-        in_registers = for_value and _stays_in_registers(scope, x.ndim)
         sampled = mask is None and not in_registers
         part = _part(scope, x).astype(wide.dtype) if sampled else wide
         center = _center(scope, part, values, mask)
@@ -155,6 +157,11 @@ def _stays_in_registers(scope: Scope, ndim: int) -> bool:
     depend on the center: the variance of a constant above 1e23 is infinite, and the value 0.
     """
     return target().platform == "gpu" and not scope.differentiated and is_rows(scope, ndim)
+
+
+def merges_rows(scope: Scope, x: jax.Array) -> bool:
+    """Whether a GPU's rows, each on one device, are measured by reductions that merge."""
+    return target() == ("gpu", 1) and is_rows(scope, x.ndim) and jnp.isrealobj(x)
 
 
 def is_rows(scope: Scope, ndim: int) -> bool:
@@ -279,17 +286,61 @@ def _merge(state: State, axes: tuple[int, ...]) -> State:
         count_b, center_b, correction_b, square_b = b
         count = count_a + count_b
         weight = count_b / jnp.maximum(count, 1)
-        difference, more = center_b - center_a, correction_b - correction_a
-        step = difference * weight
-        center = center_a + step
-        correction = (step - (center - center_a)) + (correction_a + more * weight)
+        center, correction, difference = _merged_mean(
+            (center_a, correction_a), (center_b, correction_b), weight
+        )
         both = weight * count_a  # 0 where a set is empty: its center, 0, is no mean
-        difference = (difference + more) * UNIT
+        difference = difference * UNIT
         between = jnp.where(both > 0, (difference * both) * difference, 0)
         return count, center, correction, square_a + square_b + between
 
+    return _reduced(state, merge, axes)
+
+
+def _merged_mean(a: State, b: State, weight: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The mean of two sets as a pair, and the difference of their means; `weight` is that of b."""
+    (center_a, correction_a), (center_b, correction_b) = a, b
+    difference, more = center_b - center_a, correction_b - correction_a
+    step = difference * weight
+    center = center_a + step
+    correction = (step - (center - center_a)) + (correction_a + more * weight)
+    return center, correction, difference + more
+
+
+def _reduced(state: State, merge: Callable[[State, State], State], axes: tuple[int, ...]) -> State:
+    """All sets along some axes merged."""
     initial = (jnp.zeros((), state[0].dtype),) * len(state)
     return jax.lax.reduce(tuple(state), initial, merge, axes)  # type: ignore[no-any-return]
+
+
+def merged_products(scope: Scope, x: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """sum((x - mean) * v) and sum(v), by one reduction that merges both means and the covariance.
+
+    It does not wait for the mean, so that a GPU's compiler takes it in one pass with what measures.
+    """
+
+    def merge(a: State, b: State) -> State:
+        count_a, center_a, correction_a, v_a, products_a = a
+        count_b, center_b, correction_b, v_b, products_b = b
+        count = count_a + count_b
+        weight = count_b / jnp.maximum(count, 1)
+        center, correction, difference = _merged_mean(
+            (center_a, correction_a), (center_b, correction_b), weight
+        )
+        between = difference * (v_b - v_a) * (weight * count_a)
+        return (
+            count,
+            center,
+            correction,
+            v_a + (v_b - v_a) * weight,
+            products_a + products_b + between,
+        )
+
+    zeros = jnp.zeros_like(x)
+    count, _, _, mean_of_v, products = _reduced(
+        (jnp.ones_like(x), x, zeros, v, zeros), merge, scope.reduced
+    )
+    return products, mean_of_v * count
 
 
 # Squares

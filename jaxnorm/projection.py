@@ -26,7 +26,7 @@ from jaxnorm import axes as _axes
 from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import masked
 from jaxnorm.distributed import sum_over
-from jaxnorm.forms import is_rows, sums_of
+from jaxnorm.forms import is_rows, merged_products, merges_rows, sums_of
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
 from jaxnorm.kernels.target import target
@@ -297,11 +297,10 @@ def _summed_by_row(s: Standardization, vector: Vector) -> Sums:
     g_everywhere = vector.g.astype(s.center.dtype)
     g = masked(g_everywhere, vector.where)
     v = vector.v(s)
-    about_center = s._replace(correction=None).deviation()
-    total = scope.sum(v)
-    products = scope.sum(masked((jnp.conj(about_center) * v).real, vector.where))
-    if s.correction is not None:
-        products = products - (jnp.conj(s.correction) * total).real
+    if vector.where is None and not scope.about_zero and merges_rows(scope, s.x):
+        products, total = merged_products(scope, s.x.astype(v.dtype), v)
+    else:
+        products, total = _products_of_rows(s, vector, v)
     y = s.deviation() * s.broadcast(s.gain)
     if s.shift is not None:
         y = y + s.broadcast(s.shift)
@@ -312,6 +311,19 @@ def _summed_by_row(s: Standardization, vector: Vector) -> Sums:
         dscale=jnp.sum(masked(jnp.conj(y) * g, vector.where), others),
         dbias=jnp.sum(g_everywhere, others),
     )
+
+
+def _products_of_rows(
+    s: Standardization, vector: Vector, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Re sum(conj(x - mean) * v) and sum(v)."""
+    scope = s.form.scope
+    about_center = s._replace(correction=None).deviation()
+    total = scope.sum(v)
+    products = scope.sum(masked((jnp.conj(about_center) * v).real, vector.where))
+    if s.correction is not None:
+        products = products - (jnp.conj(s.correction) * total).real
+    return products, total
 
 
 def _averages(scope: Scope, sums: Sums, count: jax.Array) -> Averages:
