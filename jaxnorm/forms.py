@@ -7,15 +7,15 @@ the center, x - center is exact, so that no unit in the last place of the mean i
 
     correction = E[d],    var = E[d^2] - correction^2.
 
-The center is the mean of a *part* of the values, a share f of them. Of n values with the variance
-var, the f n of the part have (x - mean)^2 in the sum n var, and the mean of these squares is at
-least (c - mean)^2. So correction^2 <= var / f and E[d^2] <= (1 + 1 / f) var, whatever the values
-are: the difference loses log2(1 + 1 / f) bits at most, four at a share of an eighth, and none where
-the part is all. If sums of positive numbers have the relative error s u, with u half a unit in the
-last place of 1, then in deviations the correction is off by (1 + 1 / f)^(1/2) s u at most, and
-relatively the variance by (2 + 3 / f) s u: at an eighth, by 3 and 26 times s u. A difference of
-squares that rounding explains is 0, so that a constant has variance 0; where squares overflow, the
-variance is infinite.
+The center is the mean of a *part* of the values, a share f of a fifteenth to an eighth of them. Of
+n values with the variance var, the f n of the part have (x - mean)^2 in the sum n var, and the mean
+of these squares is at least (c - mean)^2. So correction^2 <= var / f and E[d^2] <= (1 + 1 / f) var,
+whatever the values are: the difference loses log2(1 + 1 / f) bits at most, three to four, and none
+where the part is all. If sums of positive numbers have the relative error s u, with u half a unit
+in the last place of 1, then in deviations the correction is off by (1 + 1 / f)^(1/2) s u at most,
+and relatively the variance by (2 + 3 / f) s u: at an eighth by 3 and 26 times s u, at a fifteenth
+by 4 and 47 times. A difference of squares that rounding explains is 0, so that a constant has
+variance 0; where squares overflow, the variance is infinite.
 
 **Merged.** The count, the mean and the sum of squares about it of two sets give those of their
 union (Chan, Golub and LeVeque 1983, equation 2.1), with the mean as a pair. As the operation of one
@@ -25,7 +25,7 @@ Which form is taken depends on what is compiled for (`docs/accelerators.md` has 
 
 | device | measured over the minor axes (rows) | other axes (columns) | with a mask |
 | --- | --- | --- | --- |
-| GPU | all values; merged if a gradient is wanted | a part | all values; merged |
+| GPU | all values; merged if a gradient is wanted | a part | rows merged, columns all values |
 | TPU | merged | merged | merged |
 | CPU | a part | a part | all values |
 
@@ -35,23 +35,20 @@ GPUs that `jit` might split are measured about the mean of all values.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm import dtypes as _dtypes
-from jaxnorm.arrays import broadcast_mask, explicit_spec, masked, split_groups
+from jaxnorm.arrays import explicit_spec, masked
 from jaxnorm.kernels.target import target
-from jaxnorm.scope import Scope, count_of, divisor
+from jaxnorm.merged import merged_mean_and_var, merges_rows
+from jaxnorm.scope import Scope, count_of, divisor, is_rows
+from jaxnorm.squares import UNIT, squared, subtracted, unit_about
 
 SHARE = 8  # of which a part is one
-UNIT = 16.0  # so that float32 holds the squares of 1e-18, and of what is a hundred times smaller
-SET = 128  # values at least that one reduction merges, before another merges such sets
 
 
 def mean_and_var(
@@ -79,7 +76,7 @@ def mean_and_var(
     in_registers = for_value and _stays_in_registers(scope, x.ndim)
     on_tpu = target().platform == "tpu" and jnp.isrealobj(x)
     if not in_registers and (on_tpu or merges_rows(scope, x)):
-        center, correction, var = _merged(scope, wide, values, mask)
+        center, correction, var = merged_mean_and_var(scope, wide, values, mask)
     else:
         sampled = mask is None and not in_registers
         part = _part(scope, x).astype(wide.dtype) if sampled else wide
@@ -159,17 +156,6 @@ def _stays_in_registers(scope: Scope, ndim: int) -> bool:
     return target().platform == "gpu" and not scope.differentiated and is_rows(scope, ndim)
 
 
-def merges_rows(scope: Scope, x: jax.Array) -> bool:
-    """Whether a GPU's rows, each on one device, are measured by reductions that merge."""
-    return target() == ("gpu", 1) and is_rows(scope, x.ndim) and jnp.isrealobj(x)
-
-
-def is_rows(scope: Scope, ndim: int) -> bool:
-    """Whether the values that are measured together lie side by side."""
-    reduced = scope.reduced
-    return scope.group_size == 1 and reduced == tuple(range(ndim - len(reduced), ndim))
-
-
 # The center
 
 
@@ -214,159 +200,3 @@ def _may_move_rows(x: jax.Array, axis: int, number: int) -> bool:
         return platform == "any"
     whole_steps = number * SHARE == x.shape[axis] and number % devices == 0
     return axis == x.ndim - 1 or (axis < 2 and not whole_steps)
-
-
-# Merged
-
-State = Sequence[jax.Array]  # count, center, correction, and the sum of squares about their sum
-
-
-def _merged(
-    scope: Scope, x: jax.Array, values: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments by reductions whose operation is the merge of two sets."""
-    counted = jnp.ones_like(x) if mask is None else broadcast_mask(mask, x).astype(x.dtype)
-    state: State = (counted, x, jnp.zeros_like(x), jnp.zeros_like(x))
-    first, *rest = scope.reduced
-    if target().devices > 1 and not is_rows(scope, x.ndim):
-        return _merged_over_devices(scope, state, values)
-    if rest and math.prod(x.shape[axis] for axis in rest) >= SET:  # the few sets left are quick
-        state = _merge(_merge(state, tuple(rest)), (first,))
-    else:
-        state = _merge(state, scope.reduced)
-    if scope.group_size > 1:
-        axis, size = scope.kept_channel, scope.group_size
-        state = _merge([split_groups(array, axis, size) for array in state], (axis + 1,))
-    count, center, correction, square = state
-    return center, correction, square / divisor(count) / UNIT**2
-
-
-def _merged_over_devices(
-    scope: Scope, state: State, values: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments of sets of values by one reduction, and their merge by sums.
-
-    The axis of the sets may be split over devices: two collectives sum over it, as few as sum over
-    all values, where another reduction would need one for each array of its state.
-    """
-    first, *rest = scope.reduced
-    size = state[0].shape[first]
-    if not rest and size % (SET * target().devices) == 0:
-        shape = state[0].shape
-        shape = (*shape[:first], size // SET, SET, *shape[first + 1 :])
-        state, rest = [array.reshape(shape) for array in state], [first + 1]
-    if rest:
-        state = _merge(state, tuple(rest))
-    count, center, correction, square = state
-
-    def total(of_sets: jax.Array) -> jax.Array:
-        return scope.sum_groups(jnp.sum(of_sets, first))
-
-    def spread(statistic: jax.Array) -> jax.Array:
-        return jnp.expand_dims(scope.per_channel(statistic), first)
-
-    weight = count / spread(values)
-    whole = total(weight * center)
-    unit = unit_about(whole, UNIT)
-    deviation = (center - spread(whole)) + correction
-    within = square / spread(values) * spread(unit / UNIT) ** 2
-    between = weight * squared(deviation, spread(unit))
-    correction, squares = total(weight * deviation), total(within + between)
-    return whole, correction, subtracted(squares, squared(correction, unit)) / unit**2
-
-
-def _merge(state: State, axes: tuple[int, ...]) -> State:
-    """The union of all sets along some axes, in one reduction.
-
-    The count is used by who calls this: what nobody uses, XLA may keep in bfloat16.
-    """
-
-    def merge(a: State, b: State) -> State:
-        count_a, center_a, correction_a, square_a = a
-        count_b, center_b, correction_b, square_b = b
-        count = count_a + count_b
-        weight = count_b / jnp.maximum(count, 1)
-        center, correction, difference = _merged_mean(
-            (center_a, correction_a), (center_b, correction_b), weight
-        )
-        both = weight * count_a  # 0 where a set is empty: its center, 0, is no mean
-        difference = difference * UNIT
-        between = jnp.where(both > 0, (difference * both) * difference, 0)
-        return count, center, correction, square_a + square_b + between
-
-    return _reduced(state, merge, axes)
-
-
-def _merged_mean(a: State, b: State, weight: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The mean of two sets as a pair, and the difference of their means; `weight` is that of b."""
-    (center_a, correction_a), (center_b, correction_b) = a, b
-    difference, more = center_b - center_a, correction_b - correction_a
-    step = difference * weight
-    center = center_a + step
-    correction = (step - (center - center_a)) + (correction_a + more * weight)
-    return center, correction, difference + more
-
-
-def _reduced(state: State, merge: Callable[[State, State], State], axes: tuple[int, ...]) -> State:
-    """All sets along some axes merged."""
-    initial = (jnp.zeros((), state[0].dtype),) * len(state)
-    return jax.lax.reduce(tuple(state), initial, merge, axes)  # type: ignore[no-any-return]
-
-
-def merged_products(scope: Scope, x: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """sum((x - mean) * v) and sum(v), by one reduction that merges both means and the covariance.
-
-    It does not wait for the mean, so that a GPU's compiler takes it in one pass with what measures.
-    """
-
-    def merge(a: State, b: State) -> State:
-        count_a, center_a, correction_a, v_a, products_a = a
-        count_b, center_b, correction_b, v_b, products_b = b
-        count = count_a + count_b
-        weight = count_b / jnp.maximum(count, 1)
-        center, correction, difference = _merged_mean(
-            (center_a, correction_a), (center_b, correction_b), weight
-        )
-        between = difference * (v_b - v_a) * (weight * count_a)
-        return (
-            count,
-            center,
-            correction,
-            v_a + (v_b - v_a) * weight,
-            products_a + products_b + between,
-        )
-
-    zeros = jnp.zeros_like(x)
-    count, _, _, mean_of_v, products = _reduced(
-        (jnp.ones_like(x), x, zeros, v, zeros), merge, scope.reduced
-    )
-    return products, mean_of_v * count
-
-
-# Squares
-
-
-def unit_about(center: jax.Array, unit: float) -> jax.Array:
-    """The unit of squared deviations from a center: `unit`, or less about a huge center.
-
-    About a huge center the square of the rounding error of a deviation would overflow. With the
-    smaller unit a constant has variance 0, and only a variance that overflows is infinite.
-    """
-    size = jnp.abs(center)
-    huge = jnp.full_like(size, 2.0 ** (jnp.finfo(center.dtype).maxexp // 2 - 2))
-    return unit * (huge / jnp.maximum(size, huge))
-
-
-def squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
-    """|x * unit|^2, real."""
-    if jnp.isrealobj(x):
-        return (x * unit) ** 2
-    return (x.real * unit) ** 2 + (x.imag * unit) ** 2
-
-
-def subtracted(square: jax.Array, correction: jax.Array) -> jax.Array:
-    """square - correction: 0 if they differ by rounding only, infinite if squares overflow."""
-    difference = square - correction
-    rounding = 8 * float(jnp.finfo(square.dtype).eps) * square
-    difference = jax.lax.select(difference <= rounding, jnp.zeros_like(difference), difference)
-    return jax.lax.select(square == jnp.inf, square, difference)

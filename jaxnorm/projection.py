@@ -26,12 +26,13 @@ from jaxnorm import axes as _axes
 from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import masked
 from jaxnorm.distributed import sum_over
-from jaxnorm.forms import is_rows, merged_products, merges_rows, sums_of
+from jaxnorm.forms import sums_of
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
 from jaxnorm.kernels.target import target
+from jaxnorm.merged import merged_products, merges_rows
 from jaxnorm.operands import Form, Standardization, Statistics
-from jaxnorm.scope import Scope, count_of, divisor
+from jaxnorm.scope import Scope, count_of, divisor, is_rows
 
 
 class Tangents(NamedTuple):

@@ -91,6 +91,12 @@ class Scope(NamedTuple):
         return _axes.kept_axis(self.channel, self.reduced)
 
 
+def is_rows(scope: Scope, ndim: int) -> bool:
+    """Whether the values that are measured together lie side by side."""
+    reduced = scope.reduced
+    return scope.group_size == 1 and reduced == tuple(range(ndim - len(reduced), ndim))
+
+
 def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """The number of values that count, a statistic."""
     dtype = _dtypes.real_dtype(_dtypes.statistics_dtype(x.dtype))

@@ -19,10 +19,11 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import masked
-from jaxnorm.forms import mean_and_var, squared, subtracted, unit_about
+from jaxnorm.forms import mean_and_var
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
 from jaxnorm.scope import Scope, count_of, divisor
+from jaxnorm.squares import squared, subtracted, unit_about
 
 __all__ = ["Moments", "merge_moments", "merge_moments_axis", "moments"]
 

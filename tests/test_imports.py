@@ -18,6 +18,8 @@ ORDER = [
     "arrays",
     "kernels",
     "scope",
+    "squares",
+    "merged",
     "forms",
     "statistics",
     "distributed",

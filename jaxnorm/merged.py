@@ -1,0 +1,150 @@
+"""The mean and the variance by reductions whose operation is the merge of two sets of values.
+
+The count, the mean and the sum of squares about it of two sets give those of their union (Chan,
+Golub and LeVeque 1983, equation 2.1). As the operation of one reduction that reads the values once,
+the merge loses no bits, whatever the values are. The mean is a pair, center + correction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm.arrays import broadcast_mask, split_groups
+from jaxnorm.kernels.target import target
+from jaxnorm.scope import Scope, divisor, is_rows
+from jaxnorm.squares import UNIT, squared, subtracted, unit_about
+
+SET = 128  # values at least that one reduction merges, before another merges such sets
+
+State = Sequence[jax.Array]  # count, center, correction, and the sum of squares about their sum
+
+
+def merged_mean_and_var(
+    scope: Scope, x: jax.Array, values: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments by reductions whose operation is the merge of two sets."""
+    counted = jnp.ones_like(x) if mask is None else broadcast_mask(mask, x).astype(x.dtype)
+    state: State = (counted, x, jnp.zeros_like(x), jnp.zeros_like(x))
+    first, *rest = scope.reduced
+    if target().devices > 1 and not is_rows(scope, x.ndim):
+        return _merged_over_devices(scope, state, values)
+    if rest and math.prod(x.shape[axis] for axis in rest) >= SET:  # the few sets left are quick
+        state = _merge(_merge(state, tuple(rest)), (first,))
+    else:
+        state = _merge(state, scope.reduced)
+    if scope.group_size > 1:
+        axis, size = scope.kept_channel, scope.group_size
+        state = _merge([split_groups(array, axis, size) for array in state], (axis + 1,))
+    count, center, correction, square = state
+    return center, correction, square / divisor(count) / UNIT**2
+
+
+def _merged_over_devices(
+    scope: Scope, state: State, values: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments of sets of values by one reduction, and their merge by sums.
+
+    The axis of the sets may be split over devices: two collectives sum over it, as few as sum over
+    all values, where another reduction would need one for each array of its state.
+    """
+    first, *rest = scope.reduced
+    size = state[0].shape[first]
+    if not rest and size % (SET * target().devices) == 0:
+        shape = state[0].shape
+        shape = (*shape[:first], size // SET, SET, *shape[first + 1 :])
+        state, rest = [array.reshape(shape) for array in state], [first + 1]
+    if rest:
+        state = _merge(state, tuple(rest))
+    count, center, correction, square = state
+
+    def total(of_sets: jax.Array) -> jax.Array:
+        return scope.sum_groups(jnp.sum(of_sets, first))
+
+    def spread(statistic: jax.Array) -> jax.Array:
+        return jnp.expand_dims(scope.per_channel(statistic), first)
+
+    weight = count / spread(values)
+    whole = total(weight * center)
+    unit = unit_about(whole, UNIT)
+    deviation = (center - spread(whole)) + correction
+    within = square / spread(values) * spread(unit / UNIT) ** 2
+    between = weight * squared(deviation, spread(unit))
+    correction, squares = total(weight * deviation), total(within + between)
+    return whole, correction, subtracted(squares, squared(correction, unit)) / unit**2
+
+
+def _merge(state: State, axes: tuple[int, ...]) -> State:
+    """The union of all sets along some axes, in one reduction.
+
+    The count is used by who calls this: what nobody uses, XLA may keep in bfloat16.
+    """
+
+    def merge(a: State, b: State) -> State:
+        count_a, center_a, correction_a, square_a = a
+        count_b, center_b, correction_b, square_b = b
+        count = count_a + count_b
+        weight = count_b / jnp.maximum(count, 1)
+        center, correction, difference = _merged_mean(
+            (center_a, correction_a), (center_b, correction_b), weight
+        )
+        both = weight * count_a  # 0 where a set is empty: its center, 0, is no mean
+        difference = difference * UNIT
+        between = jnp.where(both > 0, (difference * both) * difference, 0)
+        return count, center, correction, square_a + square_b + between
+
+    return _reduced(state, merge, axes)
+
+
+def _merged_mean(a: State, b: State, weight: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The mean of two sets as a pair, and the difference of their means; `weight` is that of b."""
+    (center_a, correction_a), (center_b, correction_b) = a, b
+    difference, more = center_b - center_a, correction_b - correction_a
+    step = difference * weight
+    center = center_a + step
+    correction = (step - (center - center_a)) + (correction_a + more * weight)
+    return center, correction, difference + more
+
+
+def _reduced(state: State, merge: Callable[[State, State], State], axes: tuple[int, ...]) -> State:
+    """All sets along some axes merged."""
+    initial = (jnp.zeros((), state[0].dtype),) * len(state)
+    return jax.lax.reduce(tuple(state), initial, merge, axes)  # type: ignore[no-any-return]
+
+
+def merges_rows(scope: Scope, x: jax.Array) -> bool:
+    """Whether a GPU's rows, each on one device, are measured by reductions that merge."""
+    return target() == ("gpu", 1) and is_rows(scope, x.ndim) and jnp.isrealobj(x)
+
+
+def merged_products(scope: Scope, x: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """sum((x - mean) * v) and sum(v), by one reduction that merges both means and the covariance.
+
+    It does not wait for the mean, so that a GPU's compiler takes it in one pass with what measures.
+    """
+
+    def merge(a: State, b: State) -> State:
+        count_a, center_a, correction_a, v_a, products_a = a
+        count_b, center_b, correction_b, v_b, products_b = b
+        count = count_a + count_b
+        weight = count_b / jnp.maximum(count, 1)
+        center, correction, difference = _merged_mean(
+            (center_a, correction_a), (center_b, correction_b), weight
+        )
+        between = difference * (v_b - v_a) * (weight * count_a)
+        return (
+            count,
+            center,
+            correction,
+            v_a + (v_b - v_a) * weight,
+            products_a + products_b + between,
+        )
+
+    zeros = jnp.zeros_like(x)
+    count, _, _, mean_of_v, products = _reduced(
+        (jnp.ones_like(x), x, zeros, v, zeros), merge, scope.reduced
+    )
+    return products, mean_of_v * count
