@@ -78,10 +78,15 @@ def test_the_body_of_a_loop_counts_once_and_a_slice_of_an_array_by_its_size():
 
 
 def test_what_a_gpu_moves_is_what_xla_says_is_accessed():
-    """Of layers, as XLA says nothing of what it calls in libraries; it sees more of slices."""
+    """Of layers, as XLA says nothing of what it calls in libraries.
+
+    It counts all of what devices gathered where a kernel reads a slice of it.
+    """
     for name, found in kept().items():
         if name.startswith("gpu ") and not name.startswith("gpu step "):
-            assert abs(found["moved"] - found["accessed"]) < 0.005 * found["accessed"], name
+            gathered = sum(found["collectives"].get("all-gather", []))
+            off = abs(found["moved"] - found["accessed"])
+            assert off < 0.005 * found["accessed"] + gathered, name
 
 
 def test_the_page_shows_what_is_kept():
