@@ -35,8 +35,6 @@ GPUs that `jit` might split are measured about the mean of all values.
 
 from __future__ import annotations
 
-from typing import cast
-
 import jax
 import jax.numpy as jnp
 
@@ -74,7 +72,7 @@ def mean_and_var(
         square = scope.sum(squared(wide, UNIT)) / values
         return jnp.zeros_like(square, wide.dtype), None, square / UNIT**2
     in_registers = for_value and _stays_in_registers(scope, x.ndim)
-    on_tpu = target().platform == "tpu" and jnp.isrealobj(x)
+    on_tpu = target().platform == "tpu" and jnp.isrealobj(x) and scope.reduced != ()
     if not in_registers and (on_tpu or merges_rows(scope, x)):
         center, correction, var = merged_mean_and_var(scope, wide, values, mask)
     else:
@@ -129,8 +127,9 @@ def _about(
     squares = squared(deviation, unit if isinstance(unit, float) else scope.broadcast(unit, x))
     correction, square = map(scope.sum_groups, sums_of(scope, deviation, squares))
     correction = correction / values.astype(x.dtype)
+    undefined = 0 * correction  # NaN if it is not finite
     var = subtracted(square / values, squared(correction, unit)) / unit**2
-    return correction, var
+    return correction + undefined, var + undefined.real
 
 
 def sums_of(scope: Scope, *arrays: jax.Array) -> list[jax.Array]:
@@ -160,15 +159,16 @@ def _stays_in_registers(scope: Scope, ndim: int) -> bool:
 
 
 def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The mean of a part, or of all values that count."""
-    number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
-    scaled = part * (1 / number)  # no sum overflows
-    center = scope.sum_groups(sums_of(scope, scaled)[0])
+    """The mean of a part, or of all values that count.
+
+    The factor is inside the sum: no sum overflows, and no compiler rounds a product behind it in
+    one place and not in another.
+    """
     if mask is None:
-        return center
-    center = center * (number / values).astype(part.dtype)
-    # else a compiler might round the product in one place and not in another
-    return cast(jax.Array, jax.lax.optimization_barrier(center))
+        number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
+        return scope.sum_groups(sums_of(scope, part * (1 / number))[0])
+    factor = scope.broadcast((1 / values).astype(part.dtype), part)
+    return scope.sum_groups(sums_of(scope, part * factor)[0])
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:
@@ -177,7 +177,7 @@ def _part(scope: Scope, x: jax.Array) -> jax.Array:
     for axis in sorted(scope.reduced, key=lambda axis: (axis != minor, axis), reverse=True):
         size = x.shape[axis]
         number = size // SHARE if isinstance(size, int) else 0
-        if number == 0 or _may_move_rows(x, axis, number):
+        if number == 0 or _may_move_rows(scope, x, axis, number):
             continue
         if axis == minor:  # side by side, as steps would read all of it
             return jax.lax.slice_in_dim(x, 0, number, axis=axis)
@@ -186,11 +186,11 @@ def _part(scope: Scope, x: jax.Array) -> jax.Array:
     return x
 
 
-def _may_move_rows(x: jax.Array, axis: int, number: int) -> bool:
+def _may_move_rows(scope: Scope, x: jax.Array, axis: int, number: int) -> bool:
     """Whether steps along an axis might need rows of other devices.
 
     They need none if each device has whole steps. Under `jit`, whether an axis is split is not
-    known; the width of images, their axis 2 or a later one, is taken not to be.
+    known; the width of images whose channels are last is taken not to be.
     """
     spec = explicit_spec(x)
     if any(spec):
@@ -199,4 +199,5 @@ def _may_move_rows(x: jax.Array, axis: int, number: int) -> bool:
     if devices == 1:
         return platform == "any"
     whole_steps = number * SHARE == x.shape[axis] and number % devices == 0
-    return axis == x.ndim - 1 or (axis < 2 and not whole_steps)
+    width = axis >= 2 and axis == scope.reduced[-1]
+    return axis == x.ndim - 1 or not (width or whole_steps)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.arrays import broadcast_mask, split_groups
+from jaxnorm.arrays import broadcast_mask, explicit_spec, split_groups
 from jaxnorm.kernels.target import target
 from jaxnorm.scope import Scope, divisor, is_rows
 from jaxnorm.squares import UNIT, squared, subtracted, unit_about
@@ -32,15 +32,17 @@ def merged_mean_and_var(
     first, *rest = scope.reduced
     if target().devices > 1 and not is_rows(scope, x.ndim):
         return _merged_over_devices(scope, state, values)
-    if rest and math.prod(x.shape[axis] for axis in rest) >= SET:  # the few sets left are quick
+    sizes = [x.shape[axis] for axis in rest]
+    if rest and all(isinstance(size, int) for size in sizes) and math.prod(sizes) >= SET:
         state = _merge(_merge(state, tuple(rest)), (first,))
     else:
         state = _merge(state, scope.reduced)
-    if scope.group_size > 1:
+    if scope.group_size != 1:
         axis, size = scope.kept_channel, scope.group_size
         state = _merge([split_groups(array, axis, size) for array in state], (axis + 1,))
     count, center, correction, square = state
-    return center, correction, square / divisor(count) / UNIT**2
+    var = square / divisor(count) / UNIT**2
+    return center, correction, var + 0 * (center + correction)  # NaN if the mean is
 
 
 def _merged_over_devices(
@@ -92,8 +94,8 @@ def _merge(state: State, axes: tuple[int, ...]) -> State:
             (center_a, correction_a), (center_b, correction_b), weight
         )
         both = weight * count_a  # 0 where a set is empty: its center, 0, is no mean
-        difference = difference * UNIT
-        between = jnp.where(both > 0, (difference * both) * difference, 0)
+        scaled = difference * UNIT
+        between = jnp.where(both > 0, (scaled * both) * scaled, 0 * difference)  # NaN stays
         return count, center, correction, square_a + square_b + between
 
     return _reduced(state, merge, axes)
@@ -117,7 +119,8 @@ def _reduced(state: State, merge: Callable[[State, State], State], axes: tuple[i
 
 def merges_rows(scope: Scope, x: jax.Array) -> bool:
     """Whether a GPU's rows, each on one device, are measured by reductions that merge."""
-    return target() == ("gpu", 1) and is_rows(scope, x.ndim) and jnp.isrealobj(x)
+    on_mesh = any(explicit_spec(x))  # where JAX has no derivative of such a reduction
+    return target() == ("gpu", 1) and is_rows(scope, x.ndim) and jnp.isrealobj(x) and not on_mesh
 
 
 def merged_products(scope: Scope, x: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -272,8 +272,8 @@ def _summed_by_channel(s: Standardization, vector: Vector) -> Sums:
     scope = s.form.scope
     g_everywhere = vector.g.astype(s.center.dtype)
     g = masked(g_everywhere, vector.where)
-    about_center = s._replace(correction=None).deviation()
-    g, products = sums_of(scope, g, masked(jnp.conj(about_center) * g, vector.where))
+    products = jnp.conj(s._replace(correction=None).deviation()) * g
+    g, products = sums_of(scope, g, masked(products, vector.where))
     if s.correction is not None:
         products = products - jnp.conj(scope.per_channel(s.correction)) * g
     kept = [_axes.kept_axis(axis, scope.reduced) for axis in s.form.features]
@@ -298,7 +298,8 @@ def _summed_by_row(s: Standardization, vector: Vector) -> Sums:
     g_everywhere = vector.g.astype(s.center.dtype)
     g = masked(g_everywhere, vector.where)
     v = vector.v(s)
-    if vector.where is None and not scope.about_zero and merges_rows(scope, s.x):
+    about_own_mean = not (scope.about_zero or scope.axis_name or s.form.given)
+    if vector.where is None and about_own_mean and merges_rows(scope, s.x):
         products, total = merged_products(scope, s.x.astype(v.dtype), v)
     else:
         products, total = _products_of_rows(s, vector, v)
@@ -319,12 +320,11 @@ def _products_of_rows(
 ) -> tuple[jax.Array, jax.Array]:
     """Re sum(conj(x - mean) * v) and sum(v)."""
     scope = s.form.scope
-    about_center = s._replace(correction=None).deviation()
-    total = scope.sum(v)
-    products = scope.sum(masked((jnp.conj(about_center) * v).real, vector.where))
-    if s.correction is not None:
-        products = products - (jnp.conj(s.correction) * total).real
-    return products, total
+    products = (jnp.conj(s._replace(correction=None).deviation()) * v).real
+    total, products = scope.sum(v), scope.sum(masked(products, vector.where))
+    if s.correction is None:
+        return products, total
+    return products - (jnp.conj(s.correction) * total).real, total
 
 
 def _averages(scope: Scope, sums: Sums, count: jax.Array) -> Averages:
@@ -393,7 +393,7 @@ def _plain_fused(
     sums = _plain_sums((form, need), x, g, center, correction, gain, None, scale)
     averages = _averages(form.scope, sums, statistics.count)
     if target().platform == "tpu" and is_rows(form.scope, x.ndim) and x.dtype == jnp.float32:
-        # the pass that sums then writes y too, where it costs less than beside dx
+        # the pass that sums then writes y too, which costs less than beside dx
         statistics, averages = jax.lax.optimization_barrier((statistics, averages))
     s = statistics.standardization(form, x)
     dx = _projected(s, Vector(g, scale), statistics.rstd(form), averages)

@@ -81,7 +81,7 @@ class Scope(NamedTuple):
     def statistic_shape(self, x: jax.Array) -> tuple[int, ...]:
         """The shape of a statistic."""
         shape = list(x.shape)
-        if self.group_size > 1:
+        if self.group_size != 1:
             shape[self.channel] //= self.group_size
         return tuple(shape[axis] for axis in _axes.other_axes(x.ndim, self.reduced))
 
@@ -93,8 +93,8 @@ class Scope(NamedTuple):
 
 def is_rows(scope: Scope, ndim: int) -> bool:
     """Whether the values that are measured together lie side by side."""
-    reduced = scope.reduced
-    return scope.group_size == 1 and reduced == tuple(range(ndim - len(reduced), ndim))
+    last = tuple(range(ndim - len(scope.reduced), ndim))
+    return scope.group_size == 1 and scope.reduced == last != ()
 
 
 def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -4,11 +4,17 @@ A center may be the mean of a part of the values. Here the values of a part are 
 of the first row, the first example, every fourth column, or one value alone.
 """
 
+import contextlib
+import functools
+
 import jax
 import numpy as np
 import pytest
-from cases import normals, parameters
+from cases import near, normals, parameters
+from environment import generator
 from exact import NAMES, PLAIN, Exact, compiled, error_of, in_every_form, within_largest
+from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnorm as jn
 from jaxnorm.forms import mean_and_var
@@ -123,3 +129,70 @@ def test_each_platform_has_its_form():
     programs = {platform: lines(platform) for platform in PLAIN}
     assert {name for name in PLAIN if "complex" in programs[name]} == {"gpu"}
     assert {name for name in PLAIN if "stablehlo.slice" in programs[name]} == {"cpu", "gpu"}
+
+
+@pytest.mark.parametrize("platform", PLAIN)
+def test_gradients_over_devices_are_those_of_all_rows(platform):
+    x, g = normals(2, 6, 48), normals(2, 6, 48, seed=1)
+
+    def synced(x):
+        return jax.vmap(functools.partial(jn.layer_norm, axis_name="d"), axis_name="d")(x)
+
+    whole = np.moveaxis(x, 0, 1).reshape(6, 96)
+    _, expected = jax.vjp(jn.layer_norm, whole)
+    with as_on(platform):
+        (actual,) = jax.vjp(jax.jit(synced), x)[1](g)
+    right = expected(np.moveaxis(g, 0, 1).reshape(6, 96))[0]
+    near(np.moveaxis(actual, 0, 1).reshape(6, 96), right, 1e-6)
+
+
+SYMBOLIC = {
+    "b, h, w, 4": lambda x: jn.batch_norm(x, jn.init_batch_stats(4), train=True),
+    "b, 4, h, w": functools.partial(jn.instance_norm, channel_axis=1),
+    "b, t, 2*c": functools.partial(jn.layer_norm, reduction_axes=(1, 2)),
+    "b, 8, 8, 2*c": functools.partial(jn.group_norm, num_groups=2),
+}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("shape", SYMBOLIC)
+def test_programs_of_symbolic_shapes_export(platform, shape):
+    x = jax.ShapeDtypeStruct(export.symbolic_shape(shape), np.float32)
+    assert export.export(jax.jit(SYMBOLIC[shape]), platforms=[platform])(x).platforms == (platform,)
+
+
+@pytest.mark.parametrize("platform", PLAIN)
+def test_nothing_may_be_reduced(platform):
+    x = normals(8)
+    with as_on(platform):
+        near(jn.group_norm(x, num_groups=2)[:4], jn.layer_norm(x[:4]), 1e-6)
+        near(jn.moments(x, ()).mean, x, 0)
+
+
+@pytest.mark.parametrize("platform", PLAIN)
+def test_what_is_not_finite_has_no_moments(platform):
+    x = normals(64, 3)
+    x[5, 0], x[-1, 1], x[0, 2] = np.inf, np.inf, np.nan
+    with as_on(platform):
+        for m in (jn.moments(x, 0), jn.moments(x.T, 1), jn.moments(x[:1, 2:], 0)):
+            assert np.isnan(m.mean).all()
+            assert np.isnan(m.var).all()
+
+
+@in_every_form
+def test_one_value_that_counts_is_exactly_zero(form):
+    x = normals(144, 7, mean=1e6)
+    where = np.arange(7) == generator(2).integers(0, 7, (144, 1))
+    with contextlib.nullcontext() if form == "native" else as_on(form):
+        y, _ = jax.vjp(jax.jit(lambda x: jn.layer_norm(x, where=where)), x)
+    assert (np.asarray(y)[where] == 0).all()
+
+
+def test_an_explicit_mesh_of_one_device_differentiates_twice():
+    devices = {"devices": jax.devices()[:1], "axis_types": (AxisType.Explicit,)}
+    mesh = jax.make_mesh((1,), ("d",), **devices)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(normals(24, 64), NamedSharding(mesh, PartitionSpec("d")))
+        slope = jax.grad(lambda x: jax.numpy.sin(jn.layer_norm(x)).sum())
+        _, tangent = jax.jit(lambda x: jax.jvp(slope, (x,), (x,)))(x)
+    assert np.isfinite(tangent).all()

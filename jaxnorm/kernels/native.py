@@ -95,13 +95,20 @@ def _on_explicit_mesh(
 
     def plain(platform: str) -> Callable[..., list[jax.Array]]:
         def on_platform(*arrays: jax.Array) -> list[jax.Array]:
-            with compiling_for(Target(pretended() or PLATFORMS[platform], devices)):
+            with compiling_for(Target(pretended() or platform, devices)):
                 return _plain(*arrays, operation=operation)
 
         return on_platform
 
-    forms = {platform: plain(platform) for platform in PLATFORMS}
-    results: list[jax.Array] = jax.lax.platform_dependent(*arrays, **forms)
+    on_gpu = plain("gpu")
+    results: list[jax.Array] = jax.lax.platform_dependent(
+        *arrays,
+        cpu=plain("cpu"),
+        cuda=on_gpu,
+        rocm=on_gpu,
+        tpu=plain("tpu"),
+        default=plain("any"),
+    )
     return results
 
 
