@@ -10,16 +10,17 @@ the center, x - center is exact, so that no unit in the last place of the mean i
 The center is the mean of a *part* of the values, a share f of a fifteenth to an eighth of them. Of
 n values with the variance var, the f n of the part have (x - mean)^2 in the sum n var, and the mean
 of these squares is at least (c - mean)^2. So correction^2 <= var / f and E[d^2] <= (1 + 1 / f) var,
-whatever the values are: the difference loses log2(1 + 1 / f) bits at most, three to four, and none
-where the part is all. If sums of positive numbers have the relative error s u, with u half a unit
-in the last place of 1, then in deviations the correction is off by (1 + 1 / f)^(1/2) s u at most,
-and relatively the variance by (2 + 3 / f) s u: at an eighth by 3 and 26 times s u, at a fifteenth
-by 4 and 47 times. A difference of squares that rounding explains is 0, so that a constant has
-variance 0; where squares overflow, the variance is infinite.
+whatever the values are (and for a center that its own sum has rounded, up to that rounding): the
+difference loses log2(1 + 1 / f) bits at most, three to four, and none where the part is all. If
+sums of positive numbers have the relative error s u, with u half a unit in the last place of 1,
+then in deviations the correction is off by (1 + 1 / f)^(1/2) s u at most, and relatively the
+variance by (2 + 3 / f) s u: at an eighth by 3 and 26 times s u, at a fifteenth by 4 and 47 times. A
+difference of squares that rounding explains is 0, so that a constant has variance 0; where squares
+overflow, the variance is infinite.
 
 **Merged.** The count, the mean and the sum of squares about it of two sets give those of their
 union (Chan, Golub and LeVeque 1983, equation 2.1), with the mean as a pair. As the operation of one
-reduction it loses no bits at all, and reads the values once.
+reduction it cancels nothing, and reads the values once (`merged.py`).
 
 Which form is taken depends on what is compiled for (`docs/accelerators.md` has the counts):
 
@@ -136,7 +137,7 @@ def sums_of(scope: Scope, *arrays: jax.Array) -> list[jax.Array]:
     """The sums of one or two arrays over the axes `reduced`, in one pass.
 
     A GPU's compiler may write out what it then sums by column, but not what is made the real and
-    the imaginary part of one complex number.
+    the imaginary part of one complex number; so one array is made both.
     """
     real = all(jnp.isrealobj(array) for array in arrays)
     if target().platform == "gpu" and real and not is_rows(scope, arrays[0].ndim):

@@ -2,7 +2,9 @@
 
 The count, the mean and the sum of squares about it of two sets give those of their union (Chan,
 Golub and LeVeque 1983, equation 2.1). As the operation of one reduction that reads the values once,
-the merge loses no bits, whatever the values are. The mean is a pair, center + correction.
+the merge cancels nothing, whatever the values are. The mean is a pair, center + correction. What
+rounds is the sum of squares, by a unit in the last place for each value that a reduction merges
+one after another: a TPU and a GPU merge many at a time, a CPU one (1e-5 after 100,000).
 """
 
 from __future__ import annotations
