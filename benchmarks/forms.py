@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 from jaxnorm import kernels
 from jaxnorm.kernels.library import library
-from jaxnorm.kernels.native import plain_form
+from jaxnorm.kernels.target import as_on
 
 
 @contextlib.contextmanager
@@ -18,4 +19,4 @@ def native_form() -> Iterator[None]:
     yield
 
 
-FORMS = {"jaxnorm": native_form, "plain": plain_form}
+FORMS = {"jaxnorm": native_form, "plain": partial(as_on, "cpu")}

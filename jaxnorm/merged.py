@@ -88,29 +88,28 @@ def _merge(state: State, axes: tuple[int, ...]) -> State:
     """
 
     def merge(a: State, b: State) -> State:
-        count_a, center_a, correction_a, square_a = a
-        count_b, center_b, correction_b, square_b = b
-        count = count_a + count_b
-        weight = count_b / jnp.maximum(count, 1)
-        center, correction, difference = _merged_mean(
-            (center_a, correction_a), (center_b, correction_b), weight
-        )
-        both = weight * count_a  # 0 where a set is empty: its center, 0, is no mean
+        *mean_a, square_a = a
+        *mean_b, square_b = b
+        mean, difference, weight = _merged_mean(mean_a, mean_b)
+        both = weight * a[0]  # 0 where a set is empty: its center, 0, is no mean
         scaled = difference * UNIT
         between = jnp.where(both > 0, (scaled * both) * scaled, 0 * difference)  # NaN stays
-        return count, center, correction, square_a + square_b + between
+        return *mean, square_a + square_b + between
 
     return _reduced(state, merge, axes)
 
 
-def _merged_mean(a: State, b: State, weight: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The mean of two sets as a pair, and the difference of their means; `weight` is that of b."""
-    (center_a, correction_a), (center_b, correction_b) = a, b
+def _merged_mean(a: State, b: State) -> tuple[State, jax.Array, jax.Array]:
+    """Count, center and correction of two sets, the difference of their means, the weight of b."""
+    count_a, center_a, correction_a = a
+    count_b, center_b, correction_b = b
+    count = count_a + count_b
+    weight = count_b / jnp.maximum(count, 1)
     difference, more = center_b - center_a, correction_b - correction_a
     step = difference * weight
     center = center_a + step
     correction = (step - (center - center_a)) + (correction_a + more * weight)
-    return center, correction, difference + more
+    return (count, center, correction), difference + more, weight
 
 
 def _reduced(state: State, merge: Callable[[State, State], State], axes: tuple[int, ...]) -> State:
@@ -132,21 +131,11 @@ def merged_products(scope: Scope, x: jax.Array, v: jax.Array) -> tuple[jax.Array
     """
 
     def merge(a: State, b: State) -> State:
-        count_a, center_a, correction_a, v_a, products_a = a
-        count_b, center_b, correction_b, v_b, products_b = b
-        count = count_a + count_b
-        weight = count_b / jnp.maximum(count, 1)
-        center, correction, difference = _merged_mean(
-            (center_a, correction_a), (center_b, correction_b), weight
-        )
-        between = difference * (v_b - v_a) * (weight * count_a)
-        return (
-            count,
-            center,
-            correction,
-            v_a + (v_b - v_a) * weight,
-            products_a + products_b + between,
-        )
+        *mean_a, v_a, products_a = a
+        *mean_b, v_b, products_b = b
+        mean, difference, weight = _merged_mean(mean_a, mean_b)
+        between = difference * (v_b - v_a) * (weight * a[0])
+        return *mean, v_a + (v_b - v_a) * weight, products_a + products_b + between
 
     zeros = jnp.zeros_like(x)
     count, _, _, mean_of_v, products = _reduced(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import reference
-from cases import NORMS, STATEFUL, fresh, near
+from cases import NORMS, STATEFUL, fresh, near, normals, parameters
 
 from jaxnorm import kernels
 from jaxnorm.kernels.library import library
@@ -95,6 +95,13 @@ class Exact:
 def within_largest(actual, expected, tolerance):
     """Hold two arrays together within a part of the largest value."""
     near(actual, expected, tolerance * np.abs(expected).max())
+
+
+def drawn(shape, **options):
+    """Draw x and its parameters, their tangents, and a cotangent of y."""
+    operands = normals(*shape, **options), *parameters(shape[-1])
+    tangents = normals(*shape, seed=3), *parameters(shape[-1], seed=5)
+    return operands, tangents, normals(*shape, seed=4)
 
 
 def error_of(y, expected, where=True):

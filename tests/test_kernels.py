@@ -34,7 +34,7 @@ from waiting import PATIENCE
 import jaxnorm as jn
 from jaxnorm import kernels
 from jaxnorm.kernels.library import HANDLERS, library
-from jaxnorm.kernels.native import plain_form
+from jaxnorm.kernels.target import as_on
 from jaxnorm.kernels.view import View, view_of
 
 pytestmark = pytest.mark.skipif(
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(
 
 def both_forms(function, *args):
     """Compile and run a function in each form."""
-    with plain_form():
+    with as_on("cpu"):
         plain = jax.jit(lambda *args: function(*args))(*args)
     return jax.jit(lambda *args: function(*args))(*args), plain
 
@@ -363,7 +363,7 @@ def test_a_batch_of_models_of_channels_first(name):
     )
     compare = functools.partial(alike, slack=1e-6, rounding=0.0)
     for at in range(3):
-        with plain_form():
+        with as_on("cpu"):
             apart = jax.jit(lambda *operands: gradients(*operands))(x[at], scales[at], g[at])
         for found in (together, moved):
             jax.tree.map(compare, tuple(leaf[at] for leaf in found), apart)

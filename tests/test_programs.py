@@ -6,7 +6,7 @@ import pytest
 from cases import KEY, normals
 
 import jaxnorm.linen as jnn
-from jaxnorm.kernels.native import plain_form
+from jaxnorm.kernels.target import as_on
 
 X = normals(8, 6, 6, 64)
 CASES = {
@@ -45,7 +45,7 @@ def lines(library, name, which):
 def test_a_program_is_hardly_longer_than_flaxs(name, which):
     flaxs = lines(nn, name, which)
     assert lines(jnn, name, which) <= 1.3 * flaxs
-    with plain_form():
+    with as_on("cpu"):
         assert lines(jnn, name, which) <= MOST.get((name, which), PLAIN[which]) * flaxs
 
 

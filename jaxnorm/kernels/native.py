@@ -9,7 +9,6 @@ CPU, the input has a view (`view.py`), and one device holds the whole input, or 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from jax.sharding import PartitionSpec
 from jaxnorm.kernels.checkify import register_nan_check
 from jaxnorm.kernels.library import library
 from jaxnorm.kernels.standard import only_standard
-from jaxnorm.kernels.target import PLATFORMS, Target, as_on, compiling_for, pretended, target_of
+from jaxnorm.kernels.target import PLATFORMS, Target, compiling_for, pretended, target_of
 from jaxnorm.kernels.varying import match_varying
 from jaxnorm.kernels.view import View
 
@@ -67,11 +66,6 @@ def has_native(x: jax.Array, view: View | None) -> bool:
         return False
     explicit = any(jax.typeof(x).sharding.spec)  # the shardings follow from the plain form
     return view is not None and x.dtype in DTYPES and not explicit
-
-
-def plain_form() -> contextlib.AbstractContextManager[None]:
-    """Run the plain form inside, to compare the two forms in one process."""
-    return as_on("cpu")
 
 
 def run(operation: Operation, *operands: jax.Array | None) -> list[jax.Array | None]:
