@@ -129,7 +129,7 @@ def _about(
     correction, square = map(scope.sum_groups, sums_of(scope, deviation, squares))
     correction = correction / values.astype(x.dtype)
     undefined = 0 * correction  # NaN if it is not finite
-    var = subtracted(square / values, squared(correction, unit)) / unit**2
+    var = subtracted(square / values, correction, unit) / unit**2
     return correction + undefined, var + undefined.real
 
 

@@ -78,7 +78,7 @@ def _merged_over_devices(
     within = square / spread(values) * spread(unit / UNIT) ** 2
     between = weight * squared(deviation, spread(unit))
     correction, squares = total(weight * deviation), total(within + between)
-    return whole, correction, subtracted(squares, squared(correction, unit)) / unit**2
+    return whole, correction, subtracted(squares, correction, unit) / unit**2
 
 
 def _merge(state: State, axes: tuple[int, ...]) -> State:
