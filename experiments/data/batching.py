@@ -1,7 +1,7 @@
 """Which examples form a batch: shuffled for training, in source order for evaluation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +26,12 @@ class BatchIndices(NamedTuple):
 
     Attributes:
         indices: integers of shape (..., examples).
-        mask: False where an index is padding, in the same shape.
+        mask: False where an index is padding, in the same shape; None if no batch of an epoch has
+            padding, so that a run has one program.
     """
 
     indices: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray | None
 
     def gather(self, split: Split) -> Batch:
         """Return the examples of a split at these indices."""
@@ -39,11 +40,14 @@ class BatchIndices(NamedTuple):
 
     def at(self, which: int | slice) -> "BatchIndices":
         """Return one batch, or some of the batches."""
-        return BatchIndices(*(array[..., which, :] for array in self))
+        return self._each(lambda array: array[..., which, :])
 
     def shard(self, examples: slice) -> "BatchIndices":
         """Return a slice of the examples of every batch."""
-        return BatchIndices(*(array[..., examples] for array in self))
+        return self._each(lambda array: array[..., examples])
+
+    def _each(self, select: Callable[[np.ndarray], np.ndarray]) -> "BatchIndices":
+        return BatchIndices(select(self.indices), None if self.mask is None else select(self.mask))
 
 
 class Batches:
@@ -169,11 +173,13 @@ def evaluation_indices(
 def _padded(order: np.ndarray, batch_size: int, multiple: int) -> BatchIndices:
     """Cut the order into batches of `batch_size` and pad each to a multiple of `multiple`.
 
-    The last batch is padded to the same size. The padding repeats the last example.
+    The last batch is padded to the same size. The padding repeats the last example. If all batches
+    are whole, there is no mask.
     """
     steps = -(-len(order) // batch_size)
     places = np.arange(steps * batch_size).reshape(steps, batch_size)
     padding = ((0, 0), (0, -batch_size % multiple))
     places = np.pad(places, padding, constant_values=len(order))
     mask = places < len(order)
-    return BatchIndices(order[np.minimum(places, len(order) - 1)], mask)
+    indices = order[np.minimum(places, len(order) - 1)]
+    return BatchIndices(indices, None if mask.all() else mask)
