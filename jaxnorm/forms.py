@@ -18,6 +18,9 @@ variance by (2 + 3 / f) s u: at an eighth by 3 and 26 times s u, at a fifteenth 
 difference of squares that rounding explains is 0, so that a constant has variance 0; where squares
 overflow, the variance is infinite.
 
+**About zero**, where that is near: the mean is the correction, and the same bound is not proved but
+looked at (`near.py`).
+
 **Merged.** The count, the mean and the sum of squares about it of two sets give those of their
 union (Chan, Golub and LeVeque 1983, equation 2.1), with the mean as a pair. As the operation of one
 reduction it cancels nothing, and reads the values once (`merged.py`).
@@ -27,7 +30,7 @@ Which form is taken depends on what is compiled for (`docs/accelerators.md` has 
 | device | measured over the minor axes (rows) | other axes (columns) | with a mask |
 | --- | --- | --- | --- |
 | GPU | all values; merged if a gradient is wanted | a part | rows merged, columns all values |
-| TPU | merged | merged | merged |
+| TPU | about zero, or merged | about zero, or merged | about zero, or merged |
 | CPU | a part | a part | all values |
 
 A part is taken only where that moves no row between devices, otherwise all values. Rows on several
@@ -44,6 +47,7 @@ from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import explicit_spec, masked
 from jaxnorm.kernels.target import target
 from jaxnorm.merged import merged_mean_and_var, merges_rows
+from jaxnorm.near import near_zero_or
 from jaxnorm.scope import Scope, count_of, divisor, is_rows
 from jaxnorm.squares import UNIT, squared, subtracted, unit_about
 
@@ -68,14 +72,16 @@ def mean_and_var(
     """
     values = divisor(count_of(scope, x, mask) if count is None else count)
     scope, x, mask = _joined(scope, x, mask)
-    wide = masked(x.astype(_dtypes.statistics_dtype(x.dtype)), mask)
+    wide = _widened(x, mask)
     if scope.about_zero:
         square = scope.sum(squared(wide, UNIT)) / values
         return jnp.zeros_like(square, wide.dtype), None, square / UNIT**2
     in_registers = for_value and _stays_in_registers(scope, x.ndim)
     on_tpu = target().platform == "tpu" and jnp.isrealobj(x) and scope.reduced != ()
-    if not in_registers and (on_tpu or merges_rows(scope, x)):
-        center, correction, var = merged_mean_and_var(scope, wide, values, mask)
+    if on_tpu:
+        center, correction, var = _near_zero(scope, x, values, mask)
+    elif not in_registers and merges_rows(scope, x):
+        center, correction, var = merged_mean_and_var(scope, wide, mask)
     else:
         sampled = mask is None and not in_registers
         part = _part(scope, x).astype(wide.dtype) if sampled else wide
@@ -88,6 +94,26 @@ def mean_and_var(
         # else the deviations may be written out, as the derivative needs them too
         center, correction, var = jax.lax.optimization_barrier((center, correction, var))
     return center, correction, var
+
+
+def _widened(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The values in the statistics' dtype, 0 where they do not count."""
+    return masked(x.astype(_dtypes.statistics_dtype(x.dtype)), mask)
+
+
+def _near_zero(
+    scope: Scope, x: jax.Array, values: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments about zero, or about the mean of all values."""
+    wide = _widened(x, mask)
+    mean = _center(scope, wide, values, mask)
+    square = scope.sum(squared(wide, UNIT)) / values
+
+    def measured_far(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        unit = unit_about(mean, UNIT)
+        return mean, *_about(scope, _widened(x, mask), mean, unit, values, mask)
+
+    return near_zero_or(measured_far, x, mean, square)
 
 
 def _of_rounded_mean(

@@ -4,81 +4,33 @@ The count, the mean and the sum of squares about it of two sets give those of th
 Golub and LeVeque 1983, equation 2.1). As the operation of one reduction that reads the values once,
 the merge cancels nothing, whatever the values are. The mean is a pair, center + correction. What
 rounds is the sum of squares, by a unit in the last place for each value that a reduction merges
-one after another: a TPU and a GPU merge many at a time, a CPU one (1e-5 after 100,000).
+one after another: a GPU merges many at a time, a CPU one (1e-5 after 100,000).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.arrays import broadcast_mask, explicit_spec, split_groups
+from jaxnorm.arrays import broadcast_mask, explicit_spec
 from jaxnorm.kernels.target import target
 from jaxnorm.scope import Scope, divisor, is_rows
-from jaxnorm.squares import UNIT, squared, subtracted, unit_about
-
-SET = 128  # values at least that one reduction merges, before another merges such sets
+from jaxnorm.squares import UNIT
 
 State = Sequence[jax.Array]  # count, center, correction, and the sum of squares about their sum
 
 
 def merged_mean_and_var(
-    scope: Scope, x: jax.Array, values: jax.Array, mask: jax.Array | None
+    scope: Scope, x: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments by reductions whose operation is the merge of two sets."""
+    """The moments of rows by a reduction whose operation is the merge of two sets."""
     counted = jnp.ones_like(x) if mask is None else broadcast_mask(mask, x).astype(x.dtype)
-    state: State = (counted, x, jnp.zeros_like(x), jnp.zeros_like(x))
-    first, *rest = scope.reduced
-    if target().devices > 1 and not is_rows(scope, x.ndim):
-        return _merged_over_devices(scope, state, values)
-    sizes = [x.shape[axis] for axis in rest]
-    if rest and all(isinstance(size, int) for size in sizes) and math.prod(sizes) >= SET:
-        state = _merge(_merge(state, tuple(rest)), (first,))
-    else:
-        state = _merge(state, scope.reduced)
-    if scope.group_size != 1:
-        axis, size = scope.kept_channel, scope.group_size
-        state = _merge([split_groups(array, axis, size) for array in state], (axis + 1,))
-    count, center, correction, square = state
+    state = (counted, x, jnp.zeros_like(x), jnp.zeros_like(x))
+    count, center, correction, square = _merge(state, scope.reduced)
     var = square / divisor(count) / UNIT**2
     return center, correction, var + 0 * (center + correction)  # NaN if the mean is
-
-
-def _merged_over_devices(
-    scope: Scope, state: State, values: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments of sets of values by one reduction, and their merge by sums.
-
-    The axis of the sets may be split over devices: two collectives sum over it, as few as sum over
-    all values, where another reduction would need one for each array of its state.
-    """
-    first, *rest = scope.reduced
-    size = state[0].shape[first]
-    if not rest and size % (SET * target().devices) == 0:
-        shape = state[0].shape
-        shape = (*shape[:first], size // SET, SET, *shape[first + 1 :])
-        state, rest = [array.reshape(shape) for array in state], [first + 1]
-    if rest:
-        state = _merge(state, tuple(rest))
-    count, center, correction, square = state
-
-    def total(of_sets: jax.Array) -> jax.Array:
-        return scope.sum_groups(jnp.sum(of_sets, first))
-
-    def spread(statistic: jax.Array) -> jax.Array:
-        return jnp.expand_dims(scope.per_channel(statistic), first)
-
-    weight = count / spread(values)
-    whole = total(weight * center)
-    unit = unit_about(whole, UNIT)
-    deviation = (center - spread(whole)) + correction
-    within = square / spread(values) * spread(unit / UNIT) ** 2
-    between = weight * squared(deviation, spread(unit))
-    correction, squares = total(weight * deviation), total(within + between)
-    return whole, correction, subtracted(squares, correction, unit) / unit**2
 
 
 def _merge(state: State, axes: tuple[int, ...]) -> State:

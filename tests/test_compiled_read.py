@@ -77,6 +77,37 @@ def test_the_body_of_a_loop_counts_once_and_a_slice_of_an_array_by_its_size():
     assert found.collectives == {"all-gather": [4 * 128 * 8]}
 
 
+CONDITIONAL = """\
+%part (p: f32[64,8]) -> f32[64,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  ROOT %sine = f32[64,8]{1,0} sine(%p)
+}
+
+%far (x: f32[64,8]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %once = f32[64,8]{1,0} fusion(%x), kind=kLoop, calls=%part
+  ROOT %twice = f32[64,8]{1,0} fusion(%once), kind=kLoop, calls=%part
+}
+
+%near (x: f32[64,8]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  ROOT %once = f32[64,8]{1,0} fusion(%x), kind=kLoop, calls=%part
+}
+
+ENTRY %main (which: s32[], x: f32[64,8]) -> f32[64,8] {
+  %which = s32[] parameter(0)
+  %x = f32[64,8]{1,0} parameter(1)
+  %y = f32[64,8]{1,0} conditional(%which, %x, %x), branch_computations={%far, %near}
+  ROOT %z = f32[64,8]{1,0} fusion(%x), kind=kLoop, calls=%part
+}
+"""
+
+
+def test_of_a_conditional_the_branch_of_the_true_condition_counts():
+    found = counted(CONDITIONAL, 64 * 8)
+    assert (found.kernels, found.streams) == (2, 4.0)
+
+
 def test_what_a_gpu_moves_is_what_xla_says_is_accessed():
     """Of layers, as XLA says nothing of what it calls in libraries.
 

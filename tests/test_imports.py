@@ -20,6 +20,7 @@ ORDER = [
     "scope",
     "squares",
     "merged",
+    "near",
     "forms",
     "statistics",
     "distributed",

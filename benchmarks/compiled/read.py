@@ -14,7 +14,8 @@ class Counts(NamedTuple):
         streams: the bytes of all arrays of about the input's size that kernels read from or write
             to the device's memory, over the input's bytes.
         moved: the bytes of all arrays that kernels read from or write to the device's memory.
-        kernels: those that run one after another; a loop's body counts once.
+        kernels: those that run one after another; a loop's body counts once, and of a conditional
+            the branch that is taken if its condition is true.
         cycles: those that the compiler for a TPU estimates, of all kernels.
         collectives: the bytes that the device has of each collective's result, by kind.
     """
@@ -135,8 +136,9 @@ def _executed(
     """The instructions of a computation and of those that it calls, with what is around them."""
     for instruction in computations[name].values():
         if instruction.operation in _RUNS_OTHERS:
-            for called in instruction.calls():
-                yield from _executed(computations, called)
+            called = instruction.calls()
+            for taken in called[-1:] if instruction.operation == "conditional" else called:
+                yield from _executed(computations, taken)
         else:
             yield instruction, computations[name]
 
