@@ -24,6 +24,7 @@ ORDER = [
     "statistics",
     "distributed",
     "operands",
+    "sums",
     "projection",
     "standardize",
     "running",

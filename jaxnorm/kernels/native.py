@@ -132,11 +132,17 @@ def _native(*operands: jax.Array, operation: Operation) -> list[jax.Array]:
         for result in operation.results
     ]
     assert operation.view is not None
-    *extents, by_row = operation.view
-    view = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
     call = jax.ffi.ffi_call(operation.handler, types)
-    results = call(*arguments, **view, by_row=by_row, **dict(operation.attributes))
+    results = call(*arguments, **_attributes(operation.view), **dict(operation.attributes))
     return [one for one, wanted in zip(results, operation.results, strict=True) if wanted]
+
+
+def _attributes(view: View) -> dict[str, Any]:
+    """The view as attributes of a handler."""
+    *extents, by_row, mask = view
+    sizes = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
+    along = "" if mask is None else mask.along
+    return sizes | {"by_row": by_row} | {f"mask_{name.lower()}": name in along for name in "RGT"}
 
 
 def _statistics_dtype(dtype: Any) -> Any:
