@@ -122,8 +122,8 @@ struct Case {
 
   void count_all() {
     const bool by_g = view.by_row;
-    mask = {nullptr, 1, !by_g, by_g, !by_g && view.T > 1};
-    int64_t size = view.A * (mask.by_r ? view.R : 1) * (by_g ? view.G : 1);
+    mask = {nullptr, 1, by_g ? 1 : view.R, by_g, !by_g && view.T > 1};
+    int64_t size = view.A * mask.rows * (by_g ? view.G : 1);
     if (mask.by_t) size *= view.T;
     bytes.assign(static_cast<size_t>(size), 1);
     bytes.shrink_to_fit();

@@ -131,10 +131,12 @@ def test_masks_that_do_not_fit():
 
 MASKED_VIEWS = [
     # the input, reduced, features, the mask: the view, and what the mask is broadcast to
-    (((8, 5, 4), (0, 1), (2,), (8, 1, 1)), View(R=40, G=4, mask=MaskView((8, 5, 1), "R"))),
+    (((8, 5, 4), (0, 1), (2,), (8, 1, 1)), View(R=40, G=4, mask=MaskView((8, 1, 1), "R", 8))),
+    (((8, 5, 4), (0, 1), (2,), (1, 5, 1)), View(R=40, G=4, mask=MaskView((8, 5, 1), "R", 40))),
+    (((8, 5, 4), (2,), (2,), (8, 1, 1)), View(A=40, S=4, mask=MaskView((8, 1, 1), "A"))),
     (((8, 5, 4), (0, 1), (2,), (1, 1, 1)), View(R=40, G=4, mask=MaskView((1, 1, 1), ""))),
-    (((8, 4, 5), (0, 2), (1,), (8, 1, 1)), View(R=8, G=4, T=5, mask=MaskView((8, 1, 1), "R"))),
-    (((8, 4, 5), (0, 2), (1,), (8, 1, 5)), View(R=8, G=4, T=5, mask=MaskView((8, 1, 5), "RT"))),
+    (((8, 4, 5), (0, 2), (1,), (8, 1, 1)), View(R=8, G=4, T=5, mask=MaskView((8, 1, 1), "R", 8))),
+    (((8, 4, 5), (0, 2), (1,), (8, 1, 5)), View(R=8, G=4, T=5, mask=MaskView((8, 1, 5), "RT", 8))),
     (((8, 5, 4), (2,), (2,), (8, 5, 1)), View(A=40, S=4, mask=MaskView((8, 5, 1), "A"))),
     (((8, 5, 4), (1, 2), (), (8, 5, 1)), View(A=8, T=20, mask=MaskView((8, 5, 4), "AT"))),
     (

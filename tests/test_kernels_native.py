@@ -51,7 +51,8 @@ def call(name, results, *operands, view, along="", **attributes):
     """Call a handler; `along` are the axes of the view that the mask varies along."""
     *extents, by_row, _ = View(*view)
     attributes |= dict(zip("ARGST", map(np.int64, extents), strict=True)) | {"by_row": by_row}
-    attributes |= {f"mask_{axis.lower()}": axis in along for axis in "RGT"}
+    attributes |= {"mask_rows": np.int64(view[1] if "R" in along else 1)}
+    attributes |= {f"mask_{axis.lower()}": axis in along for axis in "GT"}
     return jax.ffi.ffi_call(f"jaxnorm_{name}", results)(*operands, **attributes)
 
 

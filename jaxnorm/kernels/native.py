@@ -26,7 +26,7 @@ from jaxnorm.kernels.library import library
 from jaxnorm.kernels.standard import only_standard
 from jaxnorm.kernels.target import PLATFORMS, Target, compiling_for, pretended, target_of
 from jaxnorm.kernels.varying import match_varying
-from jaxnorm.kernels.view import View
+from jaxnorm.kernels.view import MaskView, View
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)
 
@@ -141,8 +141,10 @@ def _attributes(view: View) -> dict[str, Any]:
     """The view as attributes of a handler."""
     *extents, by_row, mask = view
     sizes = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
-    along = "" if mask is None else mask.along
-    return sizes | {"by_row": by_row} | {f"mask_{name.lower()}": name in along for name in "RGT"}
+    of_mask = MaskView((), "") if mask is None else mask
+    sizes["mask_rows"] = np.int64(of_mask.rows)
+    varies = {f"mask_{name.lower()}": name in of_mask.along for name in "GT"}
+    return sizes | varies | {"by_row": by_row}
 
 
 def _statistics_dtype(dtype: Any) -> Any:

@@ -23,6 +23,7 @@ statistics out, along A and G, where no channel is in G.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,13 +32,15 @@ class MaskView(NamedTuple):
     """The mask of an input with a view.
 
     Attributes:
-        shape: what the mask is broadcast to: the size of the input, or 1 along whole axes of the
-            view.
+        shape: what the mask is broadcast to: the size of the input in every axis of the view that
+            it varies along, or 1 behind the last axis of the input that it varies along in A or R.
         along: the axes of the view that it varies along, of "ARGT".
+        rows: its extent along R.
     """
 
     shape: tuple[int, ...]
     along: str
+    rows: int = 1
 
 
 class View(NamedTuple):
@@ -130,9 +133,15 @@ def _with_mask(
     whole_statistics = view.S == view.T == 1 and no_channel_in_g and not along & {"R", "T"}
     if "S" in along or ("G" in along and not whole_statistics) or (view.by_row and "R" in along):
         return None
-    varying = {axis for axis, name, _ in places if name in along}
+    varying = set()
+    for name in along:
+        axes = [axis for axis, place, _ in places if place == name]
+        while name in "AR" and mask[axes[-1]] == 1:  # consecutive a, or r, have the same
+            axes.pop()
+        varying.update(axes)
     full = tuple(size if axis in varying else 1 for axis, size in enumerate(shape))
-    return view._replace(mask=MaskView(full, "".join(sorted(along))))
+    rows = math.prod(full[axis] for axis, name, _ in places if name == "R")
+    return view._replace(mask=MaskView(full, "".join(sorted(along)), rows))
 
 
 def _axes(

@@ -25,12 +25,13 @@ struct Rows {
   int64_t width, share;
 };
 
-// Which values count: a byte each, not 0 where they do, along the axes of the view that it varies
-// along; `share` consecutive a have the same. No data: every value counts.
+// Which values count: a byte, not 0 where they do, for each of `rows` equal runs of consecutive r,
+// and for each value along the axes of the view that it varies along; `share` consecutive a have
+// the same. No data: every value counts.
 struct Mask {
   const uint8_t* data;
-  int64_t share;
-  bool by_r, by_g, by_t;
+  int64_t share, rows;
+  bool by_g, by_t;
 };
 
 // How the work is cut into tasks: by the shape alone, never by the number of threads, so that the

@@ -1,17 +1,18 @@
 // The handlers that XLA calls.
 //
-// Each takes the view of x as the attributes A, R, G, S, T and by_row, and as mask_r, mask_g and
-// mask_t whether the mask varies along R, G and T. Of an operand or a result only the dtype and the
-// number of values are looked at; what is optional has none where it is not given.
+// Each takes the view of x as the attributes A, R, G, S, T and by_row; mask_rows is the
+// extent of the mask along R, and mask_g and mask_t whether it varies along G and T. Of an operand
+// or a result only the dtype and the number of values are looked at; what is optional has none
+// where it is not given.
 //
 //   D          float32, bfloat16, float16 or float64: x, g, y, dx
 //   F          float32, float64 where D is float64: statistics and parameters
 //   rows       F[A, G], or F[1, G], the same for every a
 //   parameters F[P, G, S], where P divides A: A / P consecutive a have the same; by row F[P, R],
 //              where S = T = 1, and without a shift
-//   mask       bool[P, R, G, T] without those axes that it does not vary along, where P divides A;
-//              along G only where S = T = 1, without R and without a shift. mask.h says what it
-//              does
+//   mask       bool[P, mask_rows, G, T] without G or T where it does not vary along them; P divides
+//              A, and mask_rows R: consecutive a, and consecutive r, have the same; along G only
+//              where S = T = 1, without R and without a shift. mask.h says what it does
 //
 //   jaxnorm_measure         x, mask?; about_zero -> center, correction?, var, count?
 //   jaxnorm_apply           x, center, correction?, gain, shift?, scale?, bias?, mask? -> y
@@ -112,7 +113,7 @@ void check(const Call& call) {
   if (crossed && (v.S != 1 || v.T != 1 || call.shift.data != nullptr)) {
     throw Invalid("by row and with a mask along G there are neither S and T nor a shift");
   }
-  if (crossed && (call.mask.by_r || call.mask.by_t)) {
+  if (crossed && (call.mask.rows > 1 || call.mask.by_t)) {
     throw Invalid("by row and with a mask along G no mask varies along R or T");
   }
   if (call.mask.by_g && !v.by_row && (call.scale.data != nullptr || call.bias.data != nullptr)) {
@@ -137,7 +138,7 @@ ffi::Future run(Operation operation, const Attributes& attributes, const ffi::Th
     for (ffi::Result<ffi::AnyBuffer> result : results) fill_zero(*result);
     return ready();
   }
-  call.mask = operands.mask_or_none(mask, attribute<bool>(attributes, "mask_r"),
+  call.mask = operands.mask_or_none(mask, attribute<int64_t>(attributes, "mask_rows"),
                                     attribute<bool>(attributes, "mask_g"),
                                     attribute<bool>(attributes, "mask_t"));
   describe(operands, call);

@@ -333,7 +333,7 @@ struct Operations {
 template <class T>
 inline bool rows_are_aligned(const Call& call) {
   const Partition& p = call.partition;
-  const bool wide = p.layout == Layout::columns && !call.mask.by_r;
+  const bool wide = p.layout == Layout::columns && call.mask.rows == 1;
   const int64_t copies = wide ? p.copies : 1;
   const int64_t row = copies * call.view.G * p.length, strip = p.strip * p.length;
   constexpr int64_t vector = kWidth<Real<T>>;

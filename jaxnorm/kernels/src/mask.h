@@ -16,18 +16,15 @@ inline namespace JAXNORM_ISA {
 
 // Bytes for one a.
 static inline int64_t mask_width(const View& v, const Mask& mask) {
-  return (mask.by_r ? v.R : 1) * (mask.by_g ? v.G : 1) * (mask.by_t ? v.T : 1);
+  return mask.rows * (mask.by_g ? v.G : 1) * (mask.by_t ? v.T : 1);
 }
 
 static inline const uint8_t* mask_of(const Call& call, int64_t a) {
   return call.mask.data + a / call.mask.share * mask_width(call.view, call.mask);
 }
 
-// Bytes from one r to the next.
-static inline int64_t mask_stride(const Call& call) {
-  if (!call.mask.by_r) return 0;
-  return call.mask.by_t ? call.view.T : 1;
-}
+// Consecutive r that share a byte.
+static inline int64_t rows_alike(const Call& call) { return call.view.R / call.mask.rows; }
 
 static inline int64_t bytes_that_count(const uint8_t* bytes, int64_t n) {
   constexpr int64_t block = 128;  // a byte holds their number
@@ -62,7 +59,8 @@ struct Counted {
 
 static inline Counted counted_of(const Call& call, int64_t a, int64_t r) {
   if (call.mask.data == nullptr) return {true, nullptr};
-  const uint8_t* bytes = mask_of(call, a) + r * mask_stride(call);
+  const uint8_t* bytes =
+      mask_of(call, a) + r / rows_alike(call) * (call.mask.by_t ? call.view.T : 1);
   if (call.mask.by_g || call.mask.by_t) return {false, bytes};
   return {*bytes != 0, nullptr};
 }
@@ -72,11 +70,13 @@ static inline Counted counted_of(const Call& call, int64_t a, int64_t r) {
 template <class Each>
 inline void for_each_alike(const Call& call, const Box& box, Each each) {
   if (call.mask.by_g) return each(box.r0, box.r1, true);
-  if (!call.mask.by_r) return each(box.r0, box.r1, counted_of(call, box.a, 0).all);
+  if (call.mask.data == nullptr) return each(box.r0, box.r1, true);
   const uint8_t* bytes = mask_of(call, box.a);
+  const int64_t alike = rows_alike(call), last = ceil_div(box.r1, alike);
   for (int64_t r = box.r0; r < box.r1;) {
-    const int64_t end = end_of_alike(bytes, r, box.r1);
-    each(r, end, bytes[r] != 0);
+    const int64_t at = r / alike;
+    const int64_t end = smaller(box.r1, alike * end_of_alike(bytes, at, last));
+    each(r, end, bytes[at] != 0);
     r = end;
   }
 }
