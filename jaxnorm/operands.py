@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
     def view(self, x: jax.Array, mask: jax.Array | None) -> View | None:
         """The view in which the kernels take the input, None if they do not."""
-        return self.scope.view(x, self.features) if mask is None else None
+        return self.scope.view(x, mask, self.features)
 
     def statistic(self, x: jax.Array) -> Result:
         """The shape and dtype of a statistic."""

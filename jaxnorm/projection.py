@@ -22,17 +22,13 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import axes as _axes
-from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import masked
-from jaxnorm.distributed import sum_over
-from jaxnorm.forms import sums_of
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
 from jaxnorm.kernels.target import target
-from jaxnorm.merged import merged_products, merges_rows
 from jaxnorm.operands import Form, Standardization, Statistics
-from jaxnorm.scope import Scope, count_of, divisor, is_rows
+from jaxnorm.scope import count_of, is_rows, mask_operand
+from jaxnorm.sums import Averages, Sums, Vector, averages_of, plain_sums, sums_here
 
 
 class Tangents(NamedTuple):
@@ -44,53 +40,6 @@ class Tangents(NamedTuple):
     epsilon: Any
     scale: Any
     bias: Any
-
-
-class Vector(NamedTuple):
-    """The array that is projected: v = scale * g at the positions `where`, 0 elsewhere.
-
-    Attributes:
-        g: the tangent of x (without a scale), or the cotangent of y.
-        scale: a parameter; None means 1.
-        where: None means everywhere.
-    """
-
-    g: jax.Array
-    scale: jax.Array | None = None
-    where: jax.Array | None = None
-
-    def v(self, s: Standardization) -> jax.Array:
-        """The array v, in the dtype of the statistics."""
-        v = self.g.astype(s.center.dtype)
-        return masked(v if self.scale is None else v * s.expand(self.scale), self.where)
-
-
-class Sums(NamedTuple):
-    """The sums that the derivative needs, or which of them are wanted.
-
-    Attributes:
-        products: Re sum(conj(x - mean) * v), a statistic.
-        v: sum(v), a statistic.
-        dscale: sum(conj(y) * g), a parameter, with y = (x - mean) * gain + shift.
-        dbias: sum(g), a parameter.
-    """
-
-    products: Any = None
-    v: Any = None
-    dscale: Any = None
-    dbias: Any = None
-
-
-class Averages(NamedTuple):
-    """What the projection removes; None if it does not.
-
-    Attributes:
-        covariance: Re E[conj(x - mean) * v]. For v = dx this is half the tangent of the variance.
-        mean: E[v]. For v = dx this is the tangent of the mean.
-    """
-
-    covariance: jax.Array | None = None
-    mean: jax.Array | None = None
 
 
 def value_tangent(
@@ -116,8 +65,10 @@ def _push_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
     if form.given:
         averages = Averages((dvar + depsilon) / 2, dmean)
     else:
-        sums = _sums(s._replace(form=form._replace(features=())), Vector(dx, None, mask), _PROJECT)
-        covariance, dmean = _averages(form.scope, sums, statistics.count)
+        of_counted = Vector(masked(dx, mask))
+        want = Sums(products=True, v=True, dscale=False, dbias=False)
+        sums = sums_here(s._replace(form=form._replace(features=())), of_counted, want)
+        covariance, dmean = averages_of(form.scope, sums, statistics.count)
         averages = Averages(covariance + depsilon / 2, dmean)
     defined = s.defined()
     dy = _projected(s, Vector(dx, None, defined), statistics.rstd(form), averages, defined)
@@ -145,7 +96,7 @@ def _pull_back(
         if fused is not None:
             return list(fused)
     s = statistics.standardization(form, x, mask)
-    found = _cotangents(s, Vector(g, scale, s.defined()), statistics, want)
+    found = _cotangents(s, Vector(g, scale), statistics, want)
     return [None if cotangent is None else jnp.conj(cotangent) for cotangent in found]
 
 
@@ -155,10 +106,10 @@ def _cotangents(
     """The cotangents of the operands; of a complex input their conjugates."""
     through_moments, of_var = want.x and not s.form.given, want.var or want.epsilon
     need = Sums(of_var or through_moments, want.mean or through_moments, want.scale, want.bias)
-    sums = _sums(statistics.of_value(s.form, s.x, s.mask), vector, need)
+    sums = sums_here(statistics.of_value(s.form, s.x, s.mask), vector, need)
     averages = Averages()
     if through_moments:
-        averages = _averages(s.form.scope, sums, statistics.count)
+        averages = averages_of(s.form.scope, sums, statistics.count)
     rstd = statistics.rstd(s.form)
     dvar = -s.gain.real * (rstd * (rstd * (sums.products / 2))) if of_var else None
     return Tangents(
@@ -198,11 +149,12 @@ def _projected(
 def _backward(s: Standardization, vector: Vector, rstd: jax.Array, averages: Averages) -> jax.Array:
     """The projection in reverse mode, in the dtype of x: as one operation if there is a view."""
     view = s.form.view(s.x, s.mask)
+    statistics = (s.center, s.correction, s.gain, rstd, *averages)
+    operands = (s.x, vector.g, *statistics, vector.scale, mask_operand(view, s.mask))
     if view is None:
-        return _projected(s, vector, rstd, averages, s.mask).astype(s.x.dtype)
+        return _plain_backward(s.form, *operands)[0]
     results = ((s.x.shape, s.x.dtype),)
     operation = Operation("jaxnorm_backward", _plain_backward, s.form, view, results)
-    operands = (s.x, vector.g, s.center, s.correction, s.gain, rstd, *averages, vector.scale)
     return cast(jax.Array, run(operation, *operands)[0])
 
 
@@ -214,129 +166,15 @@ def _plain_backward(
     correction: jax.Array | None,
     gain: jax.Array,
     rstd: jax.Array,
-    *averages_and_scale: jax.Array | None,
+    covariance: jax.Array | None,
+    mean: jax.Array | None,
+    scale: jax.Array | None,
+    mask: jax.Array | None,
 ) -> list[jax.Array]:
     """The plain form of `jaxnorm_backward`."""
-    *averages, scale = averages_and_scale
-    s = Standardization(form, x, center, correction, gain)
-    return [_projected(s, Vector(g, scale), rstd, Averages(*averages)).astype(x.dtype)]
-
-
-# Its sums and averages
-
-_PROJECT = Sums(products=True, v=True, dscale=False, dbias=False)
-
-
-def _sums(s: Standardization, vector: Vector, want: Sums) -> Sums:
-    """The sums on this device that are wanted, in one pass."""
-    form = s.form
-    want = want._replace(v=want.v and not form.scope.about_zero)
-    if not any(want):
-        return Sums()
-    view = form.view(s.x, s.mask) if vector.g.dtype == s.x.dtype else None
-    statistic, parameter = form.statistic(s.x), form.parameter(s.x)
-    products = (statistic[0], _dtypes.real_dtype(statistic[1]))
-    every = Sums(products, statistic, parameter, parameter)
-    results = tuple(one if wanted else None for one, wanted in zip(every, want, strict=True))
-    operation = Operation("jaxnorm_sums", _plain_sums, (form, want), view, results)
-    operands = (s.x, vector.g, s.center, s.correction, s.gain, s.shift, vector.scale)
-    masks = (s.mask, vector.where) if view is None else ()
-    return Sums(*run(operation, *operands, *masks))
-
-
-def _plain_sums(
-    form_and_want: tuple[Form, Sums],
-    x: jax.Array,
-    g: jax.Array,
-    center: jax.Array,
-    correction: jax.Array | None,
-    gain: jax.Array,
-    shift: jax.Array | None,
-    scale: jax.Array | None,
-    mask: jax.Array | None = None,
-    where: jax.Array | None = None,
-) -> Sums:
-    """The plain form of `jaxnorm_sums`."""
-    form, want = form_and_want
-    s = Standardization(form, x, center, correction, gain, shift, mask)
-    summed = _summed_by_row if set(form.features) & set(form.scope.reduced) else _summed_by_channel
-    found = summed(s, Vector(g, scale, where))
-    return Sums(*(one if wanted else None for one, wanted in zip(found, want, strict=True)))
-
-
-def _summed_by_channel(s: Standardization, vector: Vector) -> Sums:
-    """The sums where the scale does not vary along `scope.reduced`: from two sums by channel.
-
-    The products are summed about the center alone, as (x - center) * g is one operation.
-    """
-    scope = s.form.scope
-    g_everywhere = vector.g.astype(s.center.dtype)
-    g = masked(g_everywhere, vector.where)
-    products = jnp.conj(s._replace(correction=None).deviation()) * g
-    g, products = sums_of(scope, g, masked(products, vector.where))
-    if s.correction is not None:
-        products = products - jnp.conj(scope.per_channel(s.correction)) * g
-    kept = [_axes.kept_axis(axis, scope.reduced) for axis in s.form.features]
-    others = _axes.other_axes(g.ndim, kept)
-    scale: Any = 1 if vector.scale is None else jnp.expand_dims(vector.scale, others)
-    y_g = products * scope.per_channel(s.gain)
-    if s.shift is not None:
-        y_g = y_g + g * jnp.conj(scope.per_channel(s.shift))
-    if vector.where is not None:
-        g_everywhere = jnp.sum(g_everywhere, scope.reduced)
-    return Sums(
-        products=scope.sum_groups((scale * products).real),
-        v=scope.sum_groups(scale * g),
-        dscale=jnp.sum(y_g, others),
-        dbias=jnp.sum(g if vector.where is None else g_everywhere, others),
-    )
-
-
-def _summed_by_row(s: Standardization, vector: Vector) -> Sums:
-    """The sums where the scale varies along `scope.reduced`."""
-    scope = s.form.scope
-    g_everywhere = vector.g.astype(s.center.dtype)
-    g = masked(g_everywhere, vector.where)
-    v = vector.v(s)
-    about_own_mean = not (scope.about_zero or scope.axis_name or s.form.given)
-    if vector.where is None and about_own_mean and merges_rows(scope, s.x):
-        products, total = merged_products(scope, s.x.astype(v.dtype), v)
-    else:
-        products, total = _products_of_rows(s, vector, v)
-    y = s.deviation() * s.broadcast(s.gain)
-    if s.shift is not None:
-        y = y + s.broadcast(s.shift)
-    others = _axes.other_axes(s.x.ndim, s.form.features)
-    return Sums(
-        products=products,
-        v=total,
-        dscale=jnp.sum(masked(jnp.conj(y) * g, vector.where), others),
-        dbias=jnp.sum(g_everywhere, others),
-    )
-
-
-def _products_of_rows(
-    s: Standardization, vector: Vector, v: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Re sum(conj(x - mean) * v) and sum(v)."""
-    scope = s.form.scope
-    products = (jnp.conj(s._replace(correction=None).deviation()) * v).real
-    total, products = scope.sum(v), scope.sum(masked(products, vector.where))
-    if s.correction is None:
-        return products, total
-    return products - (jnp.conj(s.correction) * total).real, total
-
-
-def _averages(scope: Scope, sums: Sums, count: jax.Array) -> Averages:
-    """The averages over all devices, from their sums, in one collective."""
-    values = divisor(count)
-    terms = [sums.products]
-    if sums.v is not None:
-        terms = [sums.products.astype(sums.v.dtype), sums.v]
-    if scope.axis_name is not None:
-        terms = list(sum_over(terms, scope.axis_name, scope.axis_index_groups))
-    covariance, *v = terms
-    return Averages(covariance.real / values, *(one / values.astype(one.dtype) for one in v))
+    s = Standardization(form, x, center, correction, gain, mask=mask)
+    vector = Vector(g, scale, s.defined())
+    return [_projected(s, vector, rstd, Averages(covariance, mean), mask).astype(x.dtype)]
 
 
 # The whole backward pass in one operation
@@ -372,7 +210,8 @@ def _fused(
         scalar=True,
     )
     _, *measured, epsilon, _, _ = statistics
-    dx, dscale, dbias = run(operation, x, vector.g, *measured, vector.scale, epsilon)
+    operands = (x, vector.g, *measured, vector.scale, mask_operand(view, mask), epsilon)
+    dx, dscale, dbias = run(operation, *operands)
     return Tangents(dx if want.x else None, None, None, None, dscale, dbias)
 
 
@@ -384,17 +223,18 @@ def _plain_fused(
     correction: jax.Array | None,
     var: jax.Array,
     scale: jax.Array | None,
+    mask: jax.Array | None,
     epsilon: jax.Array,
 ) -> list[jax.Array | None]:
     """The plain form of `jaxnorm_backward_fused`."""
     form, need = form_and_need
-    statistics = Statistics(count_of(form.scope, x), center, correction, var, epsilon)
-    gain = statistics.of_value(form, x).gain
-    sums = _plain_sums((form, need), x, g, center, correction, gain, None, scale)
-    averages = _averages(form.scope, sums, statistics.count)
+    statistics = Statistics(count_of(form.scope, x, mask), center, correction, var, epsilon)
+    gain = statistics.of_value(form, x, mask).gain
+    sums = plain_sums((form, need), x, g, center, correction, gain, None, scale, mask)
+    averages = averages_of(form.scope, sums, statistics.count)
     if target().platform == "tpu" and is_rows(form.scope, x.ndim) and x.dtype == jnp.float32:
         # the pass that sums then writes y too, which costs less than beside dx
         statistics, averages = jax.lax.optimization_barrier((statistics, averages))
-    s = statistics.standardization(form, x)
-    dx = _projected(s, Vector(g, scale), statistics.rstd(form), averages)
+    s = statistics.standardization(form, x, mask)
+    dx = _projected(s, Vector(g, scale, s.defined()), statistics.rstd(form), averages, mask)
     return [dx.astype(x.dtype), sums.dscale, sums.dbias]

@@ -6,6 +6,7 @@ A *statistic* is an array with one entry for each set of values that is measured
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jaxnorm import dtypes as _dtypes
 from jaxnorm.arrays import (
     broadcast_mask,
     broadcast_over,
+    explicit_spec,
     full_without,
     masked,
     repeat_groups,
@@ -73,9 +75,12 @@ class Scope(NamedTuple):
         """Sum the values of this device that count."""
         return self.sum_groups(jnp.sum(masked(x, mask), self.reduced))
 
-    def view(self, x: jax.Array, features: tuple[int, ...] = ()) -> View | None:
+    def view(
+        self, x: jax.Array, mask: jax.Array | None, features: tuple[int, ...] = ()
+    ) -> View | None:
         """The view in which the kernels take the input, None if they do not."""
-        view = view_of(x.shape, self.reduced, features, self.channel, self.group_size)
+        axes = (self.reduced, features, self.channel, self.group_size)
+        view = view_of(x.shape, *axes, None if mask is None else mask.shape)
         return view if has_native(x, view) else None
 
     def statistic_shape(self, x: jax.Array) -> tuple[int, ...]:
@@ -103,7 +108,24 @@ def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.A
     if mask is None:
         number = _axes.values_per_channel(x.shape, scope.reduced)
         return scope.sum_groups(full_without(x, scope.reduced, number, dtype))
-    return scope.sum_groups(jnp.sum(broadcast_mask(mask, x), scope.reduced, dtype=dtype))
+    if any(explicit_spec(x)) or not all(isinstance(size, int) for size in x.shape):
+        return scope.sum_groups(jnp.sum(broadcast_mask(mask, x), scope.reduced, dtype=dtype))
+    return _count_by_axes(scope, x, mask, dtype)
+
+
+def _count_by_axes(scope: Scope, x: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+    """The count from the mask in its own shape: as an integer, which is exact."""
+    number = jnp.sum(mask, scope.reduced, dtype=jnp.int32).astype(dtype)
+    number *= math.prod(x.shape[axis] for axis in scope.reduced if mask.shape[axis] == 1)
+    kept = _axes.other_axes(x.ndim, scope.reduced)
+    return scope.sum_groups(jnp.broadcast_to(number, [x.shape[axis] for axis in kept]))
+
+
+def mask_operand(view: View | None, mask: jax.Array | None) -> jax.Array | None:
+    """The mask as the kernels take it, if there is a view, and the plain form too."""
+    if mask is None or view is None or view.mask is None:
+        return mask
+    return jnp.broadcast_to(mask, view.mask.shape)
 
 
 def divisor(count: jax.Array) -> jax.Array:

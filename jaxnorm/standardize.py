@@ -21,7 +21,7 @@ from jaxnorm.kernels.native import Operation, run
 from jaxnorm.kernels.view import View
 from jaxnorm.operands import Form, Standardization, Statistics
 from jaxnorm.projection import Tangents, value_tangent
-from jaxnorm.scope import Scope, count_of
+from jaxnorm.scope import Scope, count_of, mask_operand
 from jaxnorm.statistics import Centered, measure_centered, moments_tangents
 
 Renorm = tuple[jax.Array, jax.Array]
@@ -50,8 +50,8 @@ def normalize(
         y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, mask=mask)
         return y, m
     epsilon = jnp.asarray(epsilon, _dtypes.statistics_dtype(x.dtype))
-    y, center, correction, var = _normalized(x, scale, bias, epsilon, form, view)
-    return y, Centered(count_of(scope, x), center, correction, var)
+    y, count, center, correction, var = _normalized(x, scale, bias, mask, epsilon, form, view)
+    return y, Centered(jax.lax.stop_gradient(count), center, correction, var)
 
 
 def standardize(
@@ -120,32 +120,42 @@ def _standardized(
     if view is None:
         return _scaled(s, scale, bias)
     operation = Operation("jaxnorm_apply", _plain_apply, form, view, results=((x.shape, x.dtype),))
-    operands = (x, s.center, s.correction, s.gain, s.shift, scale, bias)
+    statistics_of_value = (s.center, s.correction, s.gain, s.shift)
+    operands = (x, *statistics_of_value, scale, bias, mask_operand(view, mask))
     return cast(jax.Array, run(operation, *operands)[0])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _normalized(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
+    mask: jax.Array | None,
     epsilon: jax.Array,
     form: Form,
     view: View,
-) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
-    """The value, center, correction and variance: measured and standardized in one operation."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    """The value, and count, center, correction and variance, in one operation."""
     about_zero, statistic = form.scope.about_zero, form.statistic(x)
     operation = Operation(
         "jaxnorm_normalize",
         _plain_normalize,
         form,
         view,
-        results=((x.shape, x.dtype), statistic, None if about_zero else statistic, statistic),
+        results=(
+            (x.shape, x.dtype),
+            statistic,
+            None if about_zero else statistic,
+            statistic,
+            None if mask is None else statistic,
+        ),
         attributes=(("about_zero", about_zero),),
         scalar=True,
     )
-    y, center, correction, var = run(operation, x, scale, bias, epsilon)
-    return cast(jax.Array, y), cast(jax.Array, center), correction, cast(jax.Array, var)
+    operands = (x, scale, bias, mask_operand(view, mask), epsilon)
+    y, center, correction, var, counted = run(operation, *operands)
+    every = (y, count_of(form.scope, x) if counted is None else counted, center, correction, var)
+    return cast(tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array], every)
 
 
 def _scaled(s: Standardization, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
@@ -174,9 +184,10 @@ def _plain_apply(
     shift: jax.Array | None,
     scale: jax.Array | None,
     bias: jax.Array | None,
+    mask: jax.Array | None,
 ) -> list[jax.Array]:
     """The plain form of `jaxnorm_apply`."""
-    return [_scaled(Standardization(form, x, center, correction, gain, shift), scale, bias)]
+    return [_scaled(Standardization(form, x, center, correction, gain, shift, mask), scale, bias)]
 
 
 def _plain_normalize(
@@ -184,12 +195,15 @@ def _plain_normalize(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
+    mask: jax.Array | None,
     epsilon: jax.Array,
 ) -> list[jax.Array | None]:
     """The plain form of `jaxnorm_normalize`."""
-    measured = mean_and_var(form.scope, x, for_value=True)
-    statistics = Statistics(count_of(form.scope, x), *measured, epsilon)
-    return [_scaled(statistics.of_value(form, x), scale, bias), *measured]
+    count = count_of(form.scope, x, mask)
+    measured = mean_and_var(form.scope, x, count, mask, for_value=mask is None)
+    statistics = Statistics(count, *measured, epsilon)
+    y = _scaled(statistics.of_value(form, x, mask), scale, bias)
+    return [y, *measured, None if mask is None else count]
 
 
 @_standardized.defjvp
@@ -206,11 +220,12 @@ def _standardized_jvp(form: Form, primals: tuple[Any, ...], tangents: tuple[Any,
 def _normalized_jvp(
     form: Form, view: View, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> Any:
-    x, scale, _, epsilon = primals
-    dx, dscale, dbias, depsilon = tangents
+    x, scale, _, mask, epsilon = primals
+    dx, dscale, dbias, _, depsilon = tangents
     differentiated = form._replace(scope=form.scope._replace(differentiated=True))
-    y, center, correction, var = _normalized(*primals, differentiated, view)
-    m = Centered(count_of(form.scope, x), center, correction, var)
+    y, count, center, correction, var = _normalized(*primals, differentiated, view)
+    m = Centered(count, center, correction, var)
     of_operands = Tangents(dx, None, None, depsilon, dscale, dbias)
-    dy = value_tangent(form, y, x, scale, None, Statistics(*m, epsilon), of_operands)
-    return (y, *m[1:]), (dy, *moments_tangents(form.scope, x, None, m, dx))
+    dy = value_tangent(form, y, x, scale, mask, Statistics(*m, epsilon), of_operands)
+    dm = (jnp.zeros_like(m.count), *moments_tangents(form.scope, x, mask, m, dx))
+    return (y, *m), (dy, *dm)

@@ -22,7 +22,7 @@ from jaxnorm.arrays import masked
 from jaxnorm.forms import mean_and_var
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
-from jaxnorm.scope import Scope, count_of, divisor
+from jaxnorm.scope import Scope, count_of, divisor, mask_operand
 from jaxnorm.squares import squared, subtracted, unit_about
 
 __all__ = ["Moments", "merge_moments", "merge_moments_axis", "moments"]
@@ -106,8 +106,8 @@ def measure(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Moment
 
 def measure_centered(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Centered:
     """As `measure`, with the mean as a pair."""
-    count = count_of(scope, x, mask)
-    return Centered(count, *_mean_and_var(x, count, mask, scope))
+    m = Centered(*_measured(x, mask, scope))
+    return m._replace(count=jax.lax.stop_gradient(m.count))
 
 
 def without_correction(m: Moments) -> Centered:
@@ -115,37 +115,47 @@ def without_correction(m: Moments) -> Centered:
     return Centered(m.count, m.mean, None, m.var)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _mean_and_var(
-    x: jax.Array, count: jax.Array, mask: jax.Array | None, scope: Scope
-) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """Center, correction (None about zero) and variance."""
-    view = scope.view(x) if mask is None else None
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _measured(
+    x: jax.Array, mask: jax.Array | None, scope: Scope
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    """Count, center, correction (None about zero) and variance."""
+    view = scope.view(x, mask)
     shape, dtype = scope.statistic_shape(x), _dtypes.statistics_dtype(x.dtype)
+    counts = view is not None and mask is not None
     operation = Operation(
         "jaxnorm_measure",
-        mean_and_var,
+        _plain_measure,
         scope,
         view,
         results=(
             (shape, dtype),
             None if scope.about_zero else (shape, dtype),
             (shape, _dtypes.real_dtype(dtype)),
+            (shape, dtype) if counts else None,
         ),
         attributes=(("about_zero", scope.about_zero),),
     )
-    operands = (x, count, mask) if view is None else (x,)
-    center, correction, var = run(operation, *operands)
-    return cast(jax.Array, center), correction, cast(jax.Array, var)
+    count = None if counts else count_of(scope, x, mask)
+    operands = (x, mask, count) if view is None else (x, mask_operand(view, mask))
+    center, correction, var, counted = run(operation, *operands)
+    every = (counted if count is None else count, center, correction, var)
+    return cast(tuple[jax.Array, jax.Array, jax.Array | None, jax.Array], every)
 
 
-@_mean_and_var.defjvp
-def _mean_and_var_jvp(
-    scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    x, count, mask = primals
-    m = Centered(count, *_mean_and_var(x, count, mask, scope._replace(differentiated=True)))
-    return tuple(m[1:]), moments_tangents(scope, x, mask, m, tangents[0])
+def _plain_measure(
+    scope: Scope, x: jax.Array, mask: jax.Array | None, count: jax.Array | None = None
+) -> list[jax.Array | None]:
+    """The plain form of `jaxnorm_measure`."""
+    counted = count_of(scope, x, mask) if mask is not None and count is None else None
+    return [*mean_and_var(scope, x, counted if count is None else count, mask), counted]
+
+
+@_measured.defjvp
+def _measured_jvp(scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    x, mask = primals
+    m = Centered(*_measured(x, mask, scope._replace(differentiated=True)))
+    return tuple(m), (jnp.zeros_like(m.count), *moments_tangents(scope, x, mask, m, tangents[0]))
 
 
 def moments_tangents(

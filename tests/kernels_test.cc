@@ -116,8 +116,23 @@ struct Case {
     return {m, v, out, dx, ds, db};
   }
 
+  // A mask along the axes that it may vary along, in which every value counts.
+  std::vector<uint8_t> bytes;
+  Mask mask = {};
+
+  void count_all() {
+    const bool by_g = view.by_row;
+    mask = {nullptr, 1, by_g ? 1 : view.R, by_g, !by_g && view.T > 1};
+    int64_t size = view.A * mask.rows * (by_g ? view.G : 1);
+    if (mask.by_t) size *= view.T;
+    bytes.assign(static_cast<size_t>(size), 1);
+    bytes.shrink_to_fit();
+    mask.data = bytes.data();
+  }
+
   Call call(Operation operation) {
     Call c = {};
+    c.mask = mask;
     c.operation = operation;
     c.dtype = kDtype<T>;
     c.view = view;
@@ -141,10 +156,12 @@ struct Case {
 void run(Plan (*planner)(Call&), Call call, bool backwards) {
   const Plan plan = planner(call);
   Values<double> moments(plan.moments, 0), sums(plan.sums, 0), parameters(plan.parameters, 0);
-  Values<double> prepared(plan.prepared, 0), along(plan.means, 0), total(plan.means, 0);
+  Values<double> counts(plan.counts, 0), prepared(plan.prepared, 0), along(plan.means, 0),
+      total(plan.means, 0);
   call.moments = moments.data();
   call.sums = sums.data();
   call.parameters = parameters.data();
+  call.counts = counts.data();
   call.prepared = prepared.data();
   call.scratch_along = along.data();
   call.scratch_total = total.data();
@@ -172,8 +189,10 @@ void check(const std::string& what, Values<T>& actual, const std::vector<double>
 }
 
 template <class T>
-void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool about_zero) {
+void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool about_zero,
+                bool masked = false) {
   Case<T> c(v, P, about_zero);
+  if (masked) c.count_all();
   const Expected expected = c.expected();
   const double exact = sizeof(T) == 8 ? 1e-12 : 1e-5;
   const double rounded = sizeof(T) == 2 ? (kDtype<T> == Dtype::float16 ? 2e-3 : 1e-2) : exact;
@@ -181,6 +200,7 @@ void check_case(const char* set, Plan (*planner)(Call&), View v, int64_t P, bool
     std::string text = std::string(set) + " " + std::to_string(static_cast<int>(kDtype<T>)) + " ";
     for (const int64_t extent : {v.A, v.R, v.G, v.S, v.T, P}) text += std::to_string(extent) + " ";
     if (v.by_row) text += "by row ";
+    if (masked) text += "masked ";
     return text + of;
   };
 
@@ -278,8 +298,11 @@ void check_set(const char* set, Plan (*planner)(Call&)) {
   for (const View& view : views) {
     for (const bool about_zero : {false, true}) {
       check_case<float>(set, planner, view, 1, about_zero);
+      check_case<float>(set, planner, view, 1, about_zero, true);
       check_case<double>(set, planner, view, view.A, about_zero);
+      check_case<double>(set, planner, view, view.A, about_zero, true);
       check_case<bfloat16>(set, planner, view, 1, about_zero);
+      check_case<bfloat16>(set, planner, view, 1, about_zero, true);
       check_case<float16>(set, planner, view, view.A % 2 == 0 ? view.A / 2 : view.A, about_zero);
     }
   }

@@ -25,6 +25,7 @@ ORDER = [
     "statistics",
     "distributed",
     "operands",
+    "sums",
     "projection",
     "standardize",
     "running",

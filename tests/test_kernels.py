@@ -264,7 +264,7 @@ def test_evaluation_runs_the_native_form():
 
 
 PLAIN = {
-    "a mask": lambda x: jn.layer_norm(x, where=chances(8, 6, 1)),
+    "a mask along the channels": lambda x: jn.group_norm(x, num_groups=2, where=chances(8, 6, 4)),
     "complex input": lambda x: jn.layer_norm(jax.lax.complex(x, x)),
     "unusual axes": lambda x: (
         jn.layer_norm(x, SCALE, reduction_axes=1, feature_axes=2)[..., 0]

@@ -44,9 +44,15 @@ VIEWS = {
 TOLERANCES = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 1e-3}
 
 
-def call(name, results, *operands, view, **attributes):
-    *extents, by_row = View(*view)
+NO_RESULT = jax.ShapeDtypeStruct((0,), jnp.float32)
+
+
+def call(name, results, *operands, view, along="", **attributes):
+    """Call a handler; `along` are the axes of the view that the mask varies along."""
+    *extents, by_row, _ = View(*view)
     attributes |= dict(zip("ARGST", map(np.int64, extents), strict=True)) | {"by_row": by_row}
+    attributes |= {"mask_rows": np.int64(view[1] if "R" in along else 1)}
+    attributes |= {f"mask_{axis.lower()}": axis in along for axis in "GT"}
     return jax.ffi.ffi_call(f"jaxnorm_{name}", results)(*operands, **attributes)
 
 
@@ -74,21 +80,27 @@ def none():
     return jnp.zeros(0, jnp.float32)
 
 
-def normalize(x, view, scale=None, bias=None, *, epsilon=EPSILON, about_zero=False):
-    scale, bias = (none() if part is None else part for part in (scale, bias))
-    results = (like(x), rows(view), rows(view), rows(view))
-    epsilon = jnp.float32(epsilon)
-    return call("normalize", results, x, scale, bias, epsilon, view=view, about_zero=about_zero)
+def normalize(
+    x, view, scale=None, bias=None, mask=None, *, epsilon=EPSILON, about_zero=False, along=""
+):
+    operands = (x, *(none() if part is None else part for part in (scale, bias, mask)))
+    results = (like(x), *(rows(view),) * 3, NO_RESULT)
+    options = {"view": view, "about_zero": about_zero, "along": along}
+    return call("normalize", results, *operands, jnp.float32(epsilon), **options)[:-1]
 
 
-def measure(x, view, about_zero=False):
-    return call("measure", (rows(view),) * 3, x, view=view, about_zero=about_zero)
+def measure(x, view, mask=None, *, about_zero=False, along=""):
+    mask = none() if mask is None else mask
+    options = {"view": view, "about_zero": about_zero, "along": along}
+    return call("measure", (*(rows(view),) * 3, NO_RESULT), x, mask, **options)[:-1]
 
 
-def backward_fused(x, g, view, measured, scale, *, about_zero=False, owners=1):
+def backward_fused(x, g, view, measured, scale, mask=None, *, about_zero=False, owners=1, along=""):
     results = (like(x), parameters(view, owners), parameters(view, owners))
-    operands = (x, g, *measured, scale, jnp.float32(EPSILON))
-    return call("backward_fused", results, *operands, view=view, about_zero=about_zero)
+    mask = none() if mask is None else mask
+    operands = (x, g, *measured, scale, mask, jnp.float32(EPSILON))
+    options = {"view": view, "about_zero": about_zero, "along": along}
+    return call("backward_fused", results, *operands, **options)
 
 
 class Reference:
@@ -177,12 +189,14 @@ def test_the_same_in_steps(name, center_is):
         center, correction = moved, correction + (center - moved)
     mean = center, correction
     rstd = 1 / jnp.sqrt(var + EPSILON)
-    y = call("apply", like(x), x, *mean, rstd, none(), scale, bias, view=view)
+    y = call("apply", like(x), x, *mean, rstd, none(), scale, bias, none(), view=view)
     close(y, expected.y, 2e-6)
     results = (rows(view), rows(view), parameters(view), parameters(view))
-    along, total, dscale, _ = call("sums", results, x, g, *mean, rstd, none(), scale, view=view)
+    along, total, dscale, _ = call(
+        "sums", results, x, g, *mean, rstd, none(), scale, none(), view=view
+    )
     n = view[1] * view[3] * view[4]
-    operands = (x, g, *mean, rstd, rstd, along / n, total / n, scale)
+    operands = (x, g, *mean, rstd, rstd, along / n, total / n, scale, none())
     dx = call("backward", like(x), *operands, view=view)
     np.testing.assert_allclose(
         dx, expected.dx.ravel(), rtol=0, atol=2e-6 * max(1, abs(expected.dx).max())
@@ -197,13 +211,13 @@ def test_renormalization():
     x, g, scale, bias = drawn(view, jnp.float32)
     gain, shift = (jnp.linspace(low, high, 64)[None] for low, high in ((0.5, 2), (-1, 1)))
     mean, correction, _ = measure(x, view)
-    y = call("apply", like(x), x, mean, correction, gain, shift, scale, bias, view=view)
+    y = call("apply", like(x), x, mean, correction, gain, shift, scale, bias, none(), view=view)
     of_x = (np.asarray(x).reshape(view)[0, :, :, 0, 0] - mean) * gain + shift
     np.testing.assert_allclose(
         y.reshape(of_x.shape), of_x * scale.ravel() + bias.ravel(), atol=1e-5
     )
     results = (rows(view), rows(view), parameters(view), parameters(view))
-    operands = (x, g, mean, correction, gain, shift, scale)
+    operands = (x, g, mean, correction, gain, shift, scale, none())
     _, _, dscale, _ = call("sums", results, *operands, view=view)
     expected = np.sum(g.reshape(of_x.shape) * of_x, 0)
     np.testing.assert_allclose(dscale.ravel(), expected, atol=1e-4)
@@ -214,11 +228,12 @@ def test_running_statistics():
     view = (4, 50, 16, 1, 1)
     x, g, scale, bias = drawn(view, jnp.float32)
     mean, gain = (jnp.linspace(low, high, 16)[None] for low, high in ((1, 3), (0.2, 0.9)))
-    y = call("apply", like(x), x, mean, none(), gain, none(), scale, bias, view=view)
+    y = call("apply", like(x), x, mean, none(), gain, none(), scale, bias, none(), view=view)
     expected = (np.asarray(x).reshape(-1, 16) - mean) * gain * scale.ravel() + bias.ravel()
     np.testing.assert_allclose(y.reshape(-1, 16), expected, atol=1e-5)
     absent = (none(), none(), none())
-    dx = call("backward", like(x), x, g, mean, none(), gain, *absent, scale, view=view)
+    operands = (x, g, mean, none(), gain, *absent, scale, none())
+    dx = call("backward", like(x), *operands, view=view)
     expected = np.asarray(g).reshape(-1, 16) * gain * scale.ravel()
     np.testing.assert_allclose(dx.reshape(-1, 16), expected, rtol=1e-6, atol=1e-6)
 
@@ -255,7 +270,7 @@ def test_without_parameters():
     y, *measured = normalize(x, view)
     close(y, expected.y, 2e-6)
     results = (like(x), jax.ShapeDtypeStruct((0,), jnp.float32))
-    operands = (x, g, *measured, none(), jnp.float32(EPSILON))
+    operands = (x, g, *measured, none(), none(), jnp.float32(EPSILON))
     dx, *_ = call("backward_fused", (*results, results[1]), *operands, view=view, about_zero=False)
     close(dx, expected.dx, 2e-6)
 
@@ -353,7 +368,7 @@ def test_every_half_is_read_and_rounded_right():
         scale = jnp.float32(1.0625)
         view = (1, 1, 1, 1, x.size)
         zero, one = jnp.zeros((1, 1)), jnp.ones((1, 1))
-        operands = (x, zero, none(), one, none(), scale[None], none())
+        operands = (x, zero, none(), one, none(), scale[None], none(), none())
         y = call("apply", like(x), *operands, view=view)
         with np.errstate(over="ignore", invalid="ignore"):
             expected = (exact * np.float32(scale)).astype(dtype)
@@ -379,13 +394,16 @@ def test_empty_views():
         ((1, 10, 7, 1, 1), "x has 64 values where the view has 70"),
         ((1 << 40, 1 << 40, 1, 1, 1), "overflow"),
         ((-1, 64, 1, 1, 1), "negative"),
-        ((1, 16, 1, 4, 1, True), "by row there are neither S and T nor a shift"),
+        (
+            (1, 16, 1, 4, 1, True),
+            "by row and with a mask along G there are neither S and T nor a shift",
+        ),
     ],
 )
 def test_views_that_do_not_fit(view, message):
     x, row = jnp.zeros(64, jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.float32)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        jax.block_until_ready(call("measure", (row,) * 3, x, view=view, about_zero=False))
+        jax.block_until_ready(call("measure", (row,) * 4, x, none(), view=view, about_zero=False))
 
 
 def test_operands_that_do_not_fit():
@@ -404,7 +422,7 @@ def test_operands_that_do_not_fit():
     with pytest.raises(jax.errors.JaxRuntimeError, match="no rows of 700"):
         jax.block_until_ready(normalize(x, by_row, scale))
     center, correction, var = measured
-    shifted = (center, correction, var, center, none(), none())
+    shifted = (center, correction, var, center, none(), none(), none())
     with pytest.raises(jax.errors.JaxRuntimeError, match="nor a shift"):
         jax.block_until_ready(call("apply", like(x), x, *shifted, view=by_row))
 

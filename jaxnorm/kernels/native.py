@@ -26,7 +26,7 @@ from jaxnorm.kernels.library import library
 from jaxnorm.kernels.standard import only_standard
 from jaxnorm.kernels.target import PLATFORMS, Target, compiling_for, pretended, target_of
 from jaxnorm.kernels.varying import match_varying
-from jaxnorm.kernels.view import View
+from jaxnorm.kernels.view import MaskView, View
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)
 
@@ -132,11 +132,19 @@ def _native(*operands: jax.Array, operation: Operation) -> list[jax.Array]:
         for result in operation.results
     ]
     assert operation.view is not None
-    *extents, by_row = operation.view
-    view = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
     call = jax.ffi.ffi_call(operation.handler, types)
-    results = call(*arguments, **view, by_row=by_row, **dict(operation.attributes))
+    results = call(*arguments, **_attributes(operation.view), **dict(operation.attributes))
     return [one for one, wanted in zip(results, operation.results, strict=True) if wanted]
+
+
+def _attributes(view: View) -> dict[str, Any]:
+    """The view as attributes of a handler."""
+    *extents, by_row, mask = view
+    sizes = {name: np.int64(size) for name, size in zip("ARGST", extents, strict=True)}
+    of_mask = MaskView((), "") if mask is None else mask
+    sizes["mask_rows"] = np.int64(of_mask.rows)
+    varies = {f"mask_{name.lower()}": name in of_mask.along for name in "GT"}
+    return sizes | varies | {"by_row": by_row}
 
 
 def _statistics_dtype(dtype: Any) -> Any:

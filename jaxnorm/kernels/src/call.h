@@ -25,6 +25,15 @@ struct Rows {
   int64_t width, share;
 };
 
+// Which values count: a byte, not 0 where they do, for each of `rows` equal runs of consecutive r,
+// and for each value along the axes of the view that it varies along; `share` consecutive a have
+// the same. No data: every value counts.
+struct Mask {
+  const uint8_t* data;
+  int64_t share, rows;
+  bool by_g, by_t;
+};
+
 // How the work is cut into tasks: by the shape alone, never by the number of threads, so that the
 // order of every sum is fixed. See partition.h.
 enum class Layout { columns, crossed, elementwise, runs };
@@ -47,6 +56,7 @@ struct Call {
   Dtype dtype;
   View view;
   int64_t share;  // consecutive a that sum into one row of parameters
+  Mask mask;
   Partition partition;
   bool about_zero;
   double epsilon;
@@ -56,10 +66,11 @@ struct Call {
 
   void* y;        // or dx
   bool streamed;  // written around the cache
-  void *out_center, *out_correction, *out_var, *out_along, *out_total, *out_scale,
+  void *out_center, *out_correction, *out_var, *out_count, *out_along, *out_total, *out_scale,
       *out_bias;  // null: not wanted
 
   double *moments, *sums, *parameters;  // partial results of the tasks, in scratch memory
+  double* counts;                       // with a mask: how many values count, see mask.h
   void* prepared;                       // scratch memory of `prepare`
   void *scratch_along, *scratch_total;  // the means of a backward pass in several phases
 };
@@ -74,7 +85,7 @@ struct Plan {
   Phase phases[3];
   int count;
   int64_t bytes;  // read and written, roughly: whether threads are worth their start
-  int64_t moments, sums, parameters, prepared, means;  // doubles of scratch memory
+  int64_t moments, sums, parameters, counts, prepared, means;  // doubles of scratch memory
   void (*prepare)(Call&);
 };
 

@@ -1,5 +1,5 @@
 // Columns with a parameter for each row: down the rows for the statistics, along each row for the
-// derivatives of its scale and bias.
+// derivatives of its scale and bias. A mask is alike along the rows.
 #ifndef JAXNORM_CROSSED_H_
 #define JAXNORM_CROSSED_H_
 
@@ -28,19 +28,33 @@ struct Crossed : Columns<T> {
     }
   }
 
+  static Counted counted_in(const Call& call, const Box& box) {
+    Counted counted = counted_of(call, box.a, 0);
+    if (counted.bytes != nullptr) counted.bytes += box.g0;
+    return counted;
+  }
+
   static void apply(const Call& call, const Box& box, const Strip<R>& strip) {
     const R* gain = strip.gain;
     R center[kStrip], correction[kStrip];
     fill_mean(strip, box.groups(), center, correction);
     const int64_t ahead = rows_ahead(call.view.G);
+    const Counted counted = counted_in(call, box);
     for_each_row(call, box, [&](int64_t offset, int64_t r) {
       const T* x = static_cast<const T*>(call.x) + offset;
       T* y = static_cast<T*>(call.y) + offset;
       const R scale = value_or(strip.scale, r, R{1}), bias = value_or(strip.bias, r, R{0});
+      if (counted.all) {
+        return put_values<R>(y, box.groups(), call.streamed, [&](auto at) {
+          at.template fetch<1, 2>(x + ahead);
+          const auto deviation = minus_mean<T>(at(x), at(center), at(correction));
+          at.put(y, deviation * (at(gain) * scale) + bias);
+        });
+      }
       put_values<R>(y, box.groups(), call.streamed, [&](auto at) {
-        at.template fetch<1, 2>(x + ahead);
         const auto deviation = minus_mean<T>(at(x), at(center), at(correction));
-        at.put(y, deviation * (at(gain) * scale) + bias);
+        const auto defined = counting(at, counted.bytes) | finite(deviation * at(gain));
+        at.put(y, kept(defined, deviation * (at(gain) * scale)) + bias);
       });
     });
   }
@@ -53,22 +67,33 @@ struct Crossed : Columns<T> {
     fill_mean(strip, box.groups(), center, correction);
     clear(along, box.groups());
     clear(total, box.groups());
+    const Counted counted = counted_in(call, box);
     for_each_row(call, box, [&](int64_t offset, int64_t r) {
       const T *x = static_cast<const T*>(call.x) + offset,
               *g = static_cast<const T*>(call.g) + offset;
       const R scale = value_or(strip.scale, r, R{1});
       TwoSums row;
-      sum_values<R>(box.groups(), row, [&](auto at, auto& of_scale, auto& of_bias) {
-        at.template fetch<1, 2>(x + ahead);
-        at.template fetch<1, 2>(g + ahead);
-        const auto cotangent = at(g);
-        const auto deviation = minus_mean<T>(at(x), at(center), at(correction));
+      const auto add = [&](auto at, const auto& cotangent, const auto& deviation, auto& of_scale) {
         const auto scaled = cotangent * scale;
         at.put(along, at(along) + scaled * deviation);
         at.put(total, at(total) + scaled);
         of_scale += cotangent * (deviation * at(gain));
-        of_bias += cotangent;
-      });
+      };
+      if (counted.all) {
+        sum_values<R>(box.groups(), row, [&](auto at, auto& of_scale, auto& of_bias) {
+          at.template fetch<1, 2>(x + ahead);
+          at.template fetch<1, 2>(g + ahead);
+          add(at, at(g), minus_mean<T>(at(x), at(center), at(correction)), of_scale);
+          of_bias += at(g);
+        });
+      } else {
+        sum_values<R>(box.groups(), row, [&](auto at, auto& of_scale, auto& of_bias) {
+          const auto deviation = minus_mean<T>(at(x), at(center), at(correction));
+          const auto defined = counting(at, counted.bytes) | finite(deviation * at(gain));
+          add(at, kept(defined, at(g)), kept(defined, deviation), of_scale);
+          of_bias += at(g);
+        });
+      }
       if (sums.scale != nullptr) sums.scale[r] += row.first;
       if (sums.bias != nullptr) sums.bias[r] += row.second;
       if ((r + 1 - box.r0) % kRunRows == 0 || r + 1 == box.r1) {
@@ -86,13 +111,22 @@ struct Crossed : Columns<T> {
       slope[group] = of.slope;
       level[group] = of.level;
     }
+    const Counted counted = counted_in(call, box);
     for_each_row(call, box, [&](int64_t offset, int64_t r) {
       const T *x = static_cast<const T*>(call.x) + offset,
               *g = static_cast<const T*>(call.g) + offset;
       T* dx = static_cast<T*>(call.y) + offset;
       const R scale = value_or(strip.scale, r, R{1});
+      if (counted.all) {
+        return put_values<R>(dx, box.groups(), call.streamed, [&](auto at) {
+          at.put(dx, at(gain) * scale * at(g) - (at(x) - at(center)) * at(slope) - at(level));
+        });
+      }
       put_values<R>(dx, box.groups(), call.streamed, [&](auto at) {
-        at.put(dx, at(gain) * scale * at(g) - (at(x) - at(center)) * at(slope) - at(level));
+        const auto deviation = at(x) - at(center);
+        const auto counts = counting(at, counted.bytes);
+        const auto scaled = kept(counts | finite(deviation * at(gain)), at(g));
+        at.put(dx, at(gain) * scale * scaled - kept(counts, deviation * at(slope) + at(level)));
       });
     });
   }

@@ -1,24 +1,28 @@
 // The handlers that XLA calls.
 //
-// Each takes the view of x as the attributes A, R, G, S, T and by_row. Of an operand or a result
-// only the dtype and the number of values are looked at; what is optional has none where it is not
-// given.
+// Each takes the view of x as the attributes A, R, G, S, T and by_row; mask_rows is the
+// extent of the mask along R, and mask_g and mask_t whether it varies along G and T. Of an operand
+// or a result only the dtype and the number of values are looked at; what is optional has none
+// where it is not given.
 //
 //   D          float32, bfloat16, float16 or float64: x, g, y, dx
 //   F          float32, float64 where D is float64: statistics and parameters
 //   rows       F[A, G], or F[1, G], the same for every a
 //   parameters F[P, G, S], where P divides A: A / P consecutive a have the same; by row F[P, R],
 //              where S = T = 1, and without a shift
+//   mask       bool[P, mask_rows, G, T] without G or T where it does not vary along them; P divides
+//              A, and mask_rows R: consecutive a, and consecutive r, have the same; along G only
+//              where S = T = 1, without R and without a shift. mask.h says what it does
 //
-//   jaxnorm_measure         x; about_zero -> center, correction?, var
-//   jaxnorm_apply           x, center, correction?, gain, shift?, scale?, bias? -> y
-//   jaxnorm_normalize       x, scale?, bias?, epsilon; about_zero -> y, center, correction?, var
-//   jaxnorm_sums            x, g, center, correction?, gain, shift?, scale?
+//   jaxnorm_measure         x, mask?; about_zero -> center, correction?, var, count?
+//   jaxnorm_apply           x, center, correction?, gain, shift?, scale?, bias?, mask? -> y
+//   jaxnorm_normalize       x, scale?, bias?, mask?, epsilon; about_zero
+//                             -> y, center, correction?, var, count?
+//   jaxnorm_sums            x, g, center, correction?, gain, shift?, scale?, mask?
 //                             -> along?, total?, dscale?, dbias?
 //   jaxnorm_backward        x, g, center, correction?, gain, rstd?, along_mean?, total_mean?,
-//   scale?
-//                             -> dx
-//   jaxnorm_backward_fused  x, g, center, correction?, var, scale?, epsilon; about_zero
+//                           scale?, mask? -> dx
+//   jaxnorm_backward_fused  x, g, center, correction?, var, scale?, mask?, epsilon; about_zero
 //                             -> dx, dscale?, dbias?
 //
 //   mean   = center + correction, which is more precise than F
@@ -87,11 +91,42 @@ ffi::Future ready() {
   return future;
 }
 
+using Attributes = ffi::Dictionary;
+
+template <class Value>
+Value attribute(const Attributes& attributes, const char* name) {
+  const ffi::ErrorOr<Value> value = attributes.get<Value>(name);
+  if (!value.has_value()) throw Invalid(std::string("the attribute ") + name + " is missing");
+  return value.value();
+}
+
+View view_of(const Attributes& attributes) {
+  const auto extent = [&](const char* name) { return attribute<int64_t>(attributes, name); };
+  return {extent("A"), extent("R"), extent("G"),
+          extent("S"), extent("T"), attribute<bool>(attributes, "by_row")};
+}
+
+// What the layouts that a view or a mask asks for cannot do.
+void check(const Call& call) {
+  const View& v = call.view;
+  const bool crossed = v.by_row || call.mask.by_g;
+  if (crossed && (v.S != 1 || v.T != 1 || call.shift.data != nullptr)) {
+    throw Invalid("by row and with a mask along G there are neither S and T nor a shift");
+  }
+  if (crossed && (call.mask.rows > 1 || call.mask.by_t)) {
+    throw Invalid("by row and with a mask along G no mask varies along R or T");
+  }
+  if (call.mask.by_g && !v.by_row && (call.scale.data != nullptr || call.bias.data != nullptr)) {
+    throw Invalid("with a mask along G scale and bias are by row");
+  }
+}
+
 // Reads a call with `describe`, and runs it. A view without values has results of 0.
 template <class Describe>
-ffi::Future run(Operation operation, const View& view, const ffi::ThreadPool& pool,
-                const ffi::AnyBuffer& x, std::initializer_list<ffi::Result<ffi::AnyBuffer>> results,
-                Describe describe) try {
+ffi::Future run(Operation operation, const Attributes& attributes, const ffi::ThreadPool& pool,
+                const ffi::AnyBuffer& x, const ffi::AnyBuffer& mask,
+                std::initializer_list<ffi::Result<ffi::AnyBuffer>> results, Describe describe) try {
+  const View view = view_of(attributes);
   const Operands operands(view, x);
   Call call = {};
   call.operation = operation;
@@ -103,10 +138,11 @@ ffi::Future run(Operation operation, const View& view, const ffi::ThreadPool& po
     for (ffi::Result<ffi::AnyBuffer> result : results) fill_zero(*result);
     return ready();
   }
+  call.mask = operands.mask_or_none(mask, attribute<int64_t>(attributes, "mask_rows"),
+                                    attribute<bool>(attributes, "mask_g"),
+                                    attribute<bool>(attributes, "mask_t"));
   describe(operands, call);
-  if (view.by_row && (view.S != 1 || view.T != 1 || call.shift.data != nullptr)) {
-    throw Invalid("by row there are neither S and T nor a shift");
-  }
+  check(call);
   const Plan plan = instruction_set().plan(call);
   return std::make_shared<Job>(call, plan)->run(pool);
 } catch (const Invalid& invalid) {
@@ -118,21 +154,22 @@ ffi::Future run(Operation operation, const View& view, const ffi::ThreadPool& po
 using Buffer = ffi::AnyBuffer;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
-ffi::Future measure(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                    bool by_row, bool about_zero, Buffer x, Out center, Out correction, Out var) {
-  return run(Operation::measure, {A, R, G, S, T, by_row}, pool, x, {center, correction, var},
+ffi::Future measure(ffi::ThreadPool pool, Attributes attributes, Buffer x, Buffer mask, Out center,
+                    Out correction, Out var, Out count) {
+  return run(Operation::measure, attributes, pool, x, mask, {center, correction, var, count},
              [&](const Operands& operands, Call& call) {
-               call.about_zero = about_zero;
+               call.about_zero = attribute<bool>(attributes, "about_zero");
                call.out_center = operands.result("center", *center);
                call.out_correction = operands.result_or_none("correction", *correction);
                call.out_var = operands.result("var", *var);
+               call.out_count = operands.result_or_none("count", *count);
              });
 }
 
-ffi::Future apply(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                  bool by_row, Buffer x, Buffer center, Buffer correction, Buffer gain,
-                  Buffer shift, Buffer scale, Buffer bias, Out y) {
-  return run(Operation::apply, {A, R, G, S, T, by_row}, pool, x, {y},
+ffi::Future apply(ffi::ThreadPool pool, Attributes attributes, Buffer x, Buffer center,
+                  Buffer correction, Buffer gain, Buffer shift, Buffer scale, Buffer bias,
+                  Buffer mask, Out y) {
+  return run(Operation::apply, attributes, pool, x, mask, {y},
              [&](const Operands& operands, Call& call) {
                call.center = operands.statistics("center", center);
                call.correction = operands.statistics_or_none("correction", correction);
@@ -144,12 +181,12 @@ ffi::Future apply(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t
              });
 }
 
-ffi::Future normalize(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                      bool by_row, bool about_zero, Buffer x, Buffer scale, Buffer bias,
-                      Buffer epsilon, Out y, Out center, Out correction, Out var) {
-  return run(Operation::normalize, {A, R, G, S, T, by_row}, pool, x, {y, center, correction, var},
+ffi::Future normalize(ffi::ThreadPool pool, Attributes attributes, Buffer x, Buffer scale,
+                      Buffer bias, Buffer mask, Buffer epsilon, Out y, Out center, Out correction,
+                      Out var, Out count) {
+  return run(Operation::normalize, attributes, pool, x, mask, {y, center, correction, var, count},
              [&](const Operands& operands, Call& call) {
-               call.about_zero = about_zero;
+               call.about_zero = attribute<bool>(attributes, "about_zero");
                call.scale = operands.parameters_or_none("scale", scale);
                call.bias = operands.parameters_or_none("bias", bias);
                call.epsilon = operands.scalar("epsilon", epsilon);
@@ -157,6 +194,7 @@ ffi::Future normalize(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int
                call.out_center = operands.result("center", *center);
                call.out_correction = operands.result_or_none("correction", *correction);
                call.out_var = operands.result("var", *var);
+               call.out_count = operands.result_or_none("count", *count);
              });
 }
 
@@ -173,10 +211,10 @@ void describe_parameters(const Operands& operands, Call& call, const Buffer& dsc
   if (scale.data || bias.data) call.share = scale.data ? scale.share : bias.share;
 }
 
-ffi::Future sums(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                 bool by_row, Buffer x, Buffer g, Buffer center, Buffer correction, Buffer gain,
-                 Buffer shift, Buffer scale, Out along, Out total, Out dscale, Out dbias) {
-  return run(Operation::sums, {A, R, G, S, T, by_row}, pool, x, {along, total, dscale, dbias},
+ffi::Future sums(ffi::ThreadPool pool, Attributes attributes, Buffer x, Buffer g, Buffer center,
+                 Buffer correction, Buffer gain, Buffer shift, Buffer scale, Buffer mask, Out along,
+                 Out total, Out dscale, Out dbias) {
+  return run(Operation::sums, attributes, pool, x, mask, {along, total, dscale, dbias},
              [&](const Operands& operands, Call& call) {
                call.g = operands.values("g", g);
                call.center = operands.statistics("center", center);
@@ -190,10 +228,10 @@ ffi::Future sums(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t 
              });
 }
 
-ffi::Future backward(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S, int64_t T,
-                     bool by_row, Buffer x, Buffer g, Buffer center, Buffer correction, Buffer gain,
-                     Buffer rstd, Buffer along_mean, Buffer total_mean, Buffer scale, Out dx) {
-  return run(Operation::backward, {A, R, G, S, T, by_row}, pool, x, {dx},
+ffi::Future backward(ffi::ThreadPool pool, Attributes attributes, Buffer x, Buffer g, Buffer center,
+                     Buffer correction, Buffer gain, Buffer rstd, Buffer along_mean,
+                     Buffer total_mean, Buffer scale, Buffer mask, Out dx) {
+  return run(Operation::backward, attributes, pool, x, mask, {dx},
              [&](const Operands& operands, Call& call) {
                call.g = operands.values("g", g);
                call.center = operands.statistics("center", center);
@@ -207,13 +245,12 @@ ffi::Future backward(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int6
              });
 }
 
-ffi::Future backward_fused(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G, int64_t S,
-                           int64_t T, bool by_row, bool about_zero, Buffer x, Buffer g,
-                           Buffer center, Buffer correction, Buffer var, Buffer scale,
+ffi::Future backward_fused(ffi::ThreadPool pool, Attributes attributes, Buffer x, Buffer g,
+                           Buffer center, Buffer correction, Buffer var, Buffer scale, Buffer mask,
                            Buffer epsilon, Out dx, Out dscale, Out dbias) {
-  return run(Operation::backward_fused, {A, R, G, S, T, by_row}, pool, x, {dx, dscale, dbias},
+  return run(Operation::backward_fused, attributes, pool, x, mask, {dx, dscale, dbias},
              [&](const Operands& operands, Call& call) {
-               call.about_zero = about_zero;
+               call.about_zero = attribute<bool>(attributes, "about_zero");
                call.g = operands.values("g", g);
                call.center = operands.statistics("center", center);
                call.correction = operands.statistics_or_none("correction", correction);
@@ -225,16 +262,7 @@ ffi::Future backward_fused(ffi::ThreadPool pool, int64_t A, int64_t R, int64_t G
              });
 }
 
-auto of_view() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Attr<int64_t>("A")
-      .Attr<int64_t>("R")
-      .Attr<int64_t>("G")
-      .Attr<int64_t>("S")
-      .Attr<int64_t>("T")
-      .Attr<bool>("by_row");
-}
+auto with_attributes() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs(); }
 
 }  // namespace
 }  // namespace jaxnorm
@@ -244,15 +272,17 @@ using jaxnorm::Buffer;
 #pragma GCC visibility push(default)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_measure, jaxnorm::measure,
-                              jaxnorm::of_view()
-                                  .Attr<bool>("about_zero")
+                              jaxnorm::with_attributes()
                                   .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
                                   .Ret<Buffer>()
                                   .Ret<Buffer>()
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_apply, jaxnorm::apply,
-                              jaxnorm::of_view()
+                              jaxnorm::with_attributes()
+                                  .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
@@ -263,19 +293,21 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_apply, jaxnorm::apply,
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_normalize, jaxnorm::normalize,
-                              jaxnorm::of_view()
-                                  .Attr<bool>("about_zero")
+                              jaxnorm::with_attributes()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
                                   .Ret<Buffer>()
                                   .Ret<Buffer>()
                                   .Ret<Buffer>()
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_sums, jaxnorm::sums,
-                              jaxnorm::of_view()
+                              jaxnorm::with_attributes()
+                                  .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
@@ -289,7 +321,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_sums, jaxnorm::sums,
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_backward, jaxnorm::backward,
-                              jaxnorm::of_view()
+                              jaxnorm::with_attributes()
+                                  .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
@@ -302,8 +335,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_backward, jaxnorm::backward,
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_backward_fused, jaxnorm::backward_fused,
-                              jaxnorm::of_view()
-                                  .Attr<bool>("about_zero")
+                              jaxnorm::with_attributes()
+                                  .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()

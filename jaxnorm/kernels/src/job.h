@@ -27,13 +27,14 @@ class Job : public std::enable_shared_from_this<Job> {
  public:
   Job(const Call& call, const Plan& plan) : call_(call), plan_(plan) {
     const int64_t doubles =
-        plan.moments + plan.sums + plan.parameters + plan.prepared + 2 * plan.means;
+        plan.moments + plan.sums + plan.parameters + plan.counts + plan.prepared + 2 * plan.means;
     scratch_.reset(new double[static_cast<size_t>(doubles)]);
     double* next = scratch_.get();
     const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
     call_.moments = take(plan.moments);
     call_.sums = take(plan.sums);
     call_.parameters = take(plan.parameters);
+    call_.counts = take(plan.counts);
     call_.prepared = take(plan.prepared);
     call_.scratch_along = take(plan.means);
     call_.scratch_total = take(plan.means);

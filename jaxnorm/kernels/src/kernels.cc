@@ -6,11 +6,13 @@
 #include "call.h"
 #include "columns.h"
 #include "crossed.h"
+#include "elementwise.h"
+#include "mask.h"
 #include "moments.h"
 #include "parameters.h"
 #include "partition.h"
 #include "prepare.h"
-#include "rows.h"
+#include "runs.h"
 #include "strip.h"
 #include "tasks.h"
 
@@ -21,9 +23,7 @@ namespace {
 constexpr int64_t kBatch = 4;           // a whose parameters are summed together
 constexpr int64_t kStreamed = 1 << 23;  // bytes of an output that no cache would hold
 
-inline double group_count(const Call& call) {
-  return static_cast<double>(call.view.R * call.partition.length);
-}
+inline double at_least_one(double count) { return count < 1 ? 1 : count; }
 
 template <class T, class Layout>
 struct Operations {
@@ -53,12 +53,18 @@ struct Operations {
     R *centers = static_cast<R*>(call.out_center) + at, *vars = static_cast<R*>(call.out_var) + at;
     R* corrections = static_cast<R*>(call.out_correction);
     for (int64_t group = 0; group < box.groups(); ++group) {
-      centers[group] = static_cast<R>(mean[group]);
-      vars[group] = variance<R>(m2[group], group_count(call));
+      const double count = group_count(call, box.a, box.g0 + group);
+      centers[group] = count == 0 ? R{0} : static_cast<R>(mean[group]);
+      vars[group] = count == 0 ? R{0} : variance<R>(m2[group], count);
+    }
+    R* counts = static_cast<R*>(call.out_count);
+    for (int64_t group = 0; counts != nullptr && group < box.groups(); ++group) {
+      counts[at + group] = static_cast<R>(group_count(call, box.a, box.g0 + group));
     }
     if (corrections == nullptr) return;
     for (int64_t group = 0; group < box.groups(); ++group) {
-      corrections[at + group] = static_cast<R>(mean[group] - centers[group]);
+      const bool none = group_count(call, box.a, box.g0 + group) == 0;
+      corrections[at + group] = none ? R{0} : static_cast<R>(mean[group] - centers[group]);
     }
   }
 
@@ -67,9 +73,10 @@ struct Operations {
     double count = 0;
     for (int64_t chunk = 0; chunk < chunks_of(call.partition); ++chunk) {
       const Box box = chunk_box(call.view, call.partition, a, strip, chunk);
+      const double more = box_count(call, box);
       Layout::measure(call, box, more_mean, more_m2);
-      merge(box.groups(), count, mean, m2, box.count(), more_mean, more_m2);
-      count += box.count();
+      merge(box.groups(), count, mean, m2, more, more_mean, more_m2);
+      count += more;
     }
     write_moments(call, strip_box(call.view, call.partition, a, strip), mean, m2);
   }
@@ -96,22 +103,22 @@ struct Operations {
     double mean[kStrip], m2[kStrip], count = 0;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const Box box = chunk_box(call.view, call.partition, a, strip, chunk);
-      const double* more = chunk_moments(call, a * chunks + chunk, box);
-      merge(box.groups(), count, mean, m2, box.count(), more, more + call.view.G);
-      count += box.count();
+      const double *moments = chunk_moments(call, a * chunks + chunk, box),
+                   more = box_count(call, box);
+      merge(box.groups(), count, mean, m2, more, moments, moments + call.view.G);
+      count += more;
     }
     write_moments(call, strip_box(call.view, call.partition, a, strip), mean, m2);
   }
 
   // Standardizing.
 
-  // gain = 1 / sqrt(var + epsilon) of a strip whose moments are known.
-  static void fill_gain(const Call& call, const Strip<R>& moments, const R* var, int64_t groups,
-                        R* gain, Strip<R>& strip) {
-    for (int64_t group = 0; group < groups; ++group) {
-      gain[group] = reciprocal_deviation(var[group], call.epsilon);
+  // gain = 1 / sqrt(var + epsilon) of a strip whose moments are known; 0 where nothing counts.
+  static void fill_gain(const Call& call, const Box& box, const R* var, R* gain, Strip<R>& strip) {
+    for (int64_t group = 0; group < box.groups(); ++group) {
+      const bool none = group_count(call, box.a, box.g0 + group) == 0;
+      gain[group] = none ? R{0} : reciprocal_deviation(var[group], call.epsilon);
     }
-    strip = moments;
     strip.gain = strip.rstd = gain;
   }
 
@@ -122,7 +129,7 @@ struct Operations {
       const int64_t at = box.a * call.view.G + box.g0;
       strip.center = static_cast<const R*>(call.out_center) + at;
       if (call.out_correction) strip.correction = static_cast<const R*>(call.out_correction) + at;
-      fill_gain(call, strip, static_cast<const R*>(call.out_var) + at, box.groups(), gain, strip);
+      fill_gain(call, box, static_cast<const R*>(call.out_var) + at, gain, strip);
     }
     Layout::apply(call, box, strip);
   }
@@ -157,10 +164,10 @@ struct Operations {
                          const double* total) {
     const int64_t at = box.a * call.view.G + box.g0;
     const bool means = is_fused_operation(call);
-    const double by = means ? 1 / group_count(call) : 1;
     R* out_along = static_cast<R*>(means ? call.scratch_along : call.out_along);
     R* out_total = static_cast<R*>(means ? call.scratch_total : call.out_total);
     for (int64_t group = 0; group < box.groups(); ++group) {
+      const double by = means ? 1 / at_least_one(group_count(call, box.a, box.g0 + group)) : 1;
       if (out_along != nullptr) out_along[at + group] = static_cast<R>(along[group] * by);
       if (out_total != nullptr) out_total[at + group] = static_cast<R>(total[group] * by);
     }
@@ -170,7 +177,7 @@ struct Operations {
   static Strip<R> statistics_of(const Call& call, const Box& box, R* gain) {
     Strip<R> strip = strip_of(call, box);
     if (is_fused_operation(call)) {
-      fill_gain(call, strip, row_of<R>(call.var, box.a, box.g0), box.groups(), gain, strip);
+      fill_gain(call, box, row_of<R>(call.var, box.a, box.g0), gain, strip);
     }
     return strip;
   }
@@ -321,11 +328,13 @@ struct Operations {
     return plan;
   }
 };
+
 // Whether every row that is put begins aligned: some streamed and some not are the slowest.
 template <class T>
 inline bool rows_are_aligned(const Call& call) {
   const Partition& p = call.partition;
-  const int64_t copies = p.layout == Layout::crossed ? 1 : p.copies;
+  const bool wide = p.layout == Layout::columns && call.mask.rows == 1;
+  const int64_t copies = wide ? p.copies : 1;
   const int64_t row = copies * call.view.G * p.length, strip = p.strip * p.length;
   constexpr int64_t vector = kWidth<Real<T>>;
   return row % vector == 0 && (p.strips == 1 || strip % vector == 0);
@@ -350,6 +359,7 @@ inline Plan plan_of_dtype(Call& call) {
       break;
   }
   plan.prepared = prepared;
+  plan.counts = counts_size(call);
   plan.prepare = prepare<Real<T>>;
   const bool backward = call.g != nullptr;
   const View& v = call.view;
@@ -362,7 +372,7 @@ inline Plan plan_of_dtype(Call& call) {
 }  // namespace
 
 Plan plan(Call& call) {
-  call.partition = partition_of(call.view, call.share);
+  call.partition = partition_of(call.view, call.share, call.mask);
   switch (call.dtype) {
     case Dtype::float32:
       return plan_of_dtype<float>(call);

@@ -86,6 +86,20 @@ class Operands {
     return buffer.element_count() == 0 ? Rows{nullptr, 0, 1} : rows(name, buffer, parameters_);
   }
 
+  Mask mask_or_none(const ffi::AnyBuffer& buffer, int64_t rows, bool by_g, bool by_t) const {
+    if (buffer.element_count() == 0) return {nullptr, 1, 1, false, false};
+    if (buffer.element_type() != ffi::PRED) throw Invalid("mask must be boolean");
+    if (rows < 1 || view_.R % rows != 0) throw Invalid("mask_rows does not divide R");
+    const int64_t width = product({rows, by_g ? view_.G : 1, by_t ? view_.T : 1});
+    const auto count = static_cast<int64_t>(buffer.element_count());
+    const int64_t given = count / width;
+    if (given == 0 || count % width != 0 || view_.A % given != 0) {
+      throw Invalid("mask has " + std::to_string(count) + " values, which are no rows of " +
+                    std::to_string(width) + " for " + std::to_string(view_.A) + " slices");
+    }
+    return {static_cast<const uint8_t*>(buffer.untyped_data()), view_.A / given, rows, by_g, by_t};
+  }
+
   // A result of [A, G].
   void* result(const char* name, const ffi::AnyBuffer& buffer) const {
     check_statistics_dtype(name, buffer);

@@ -2,9 +2,11 @@
 // each strip of an a into chunks of r and, where a group is long, pieces of it.
 //
 // - columns: short groups over many r (channels last), with an accumulator for each channel
-// - crossed: the same with a parameter for each r (layer normalization of channels first)
+// - crossed: the same with a parameter for each r (layer normalization of channels first), or with
+//   a mask that varies along the groups
 // - elementwise: long groups with a parameter for each value (layer normalization)
-// - runs: long groups with a parameter for each run of T values (channels first)
+// - runs: long groups with a parameter for each run of T values (channels first), and all that have
+//   a mask that varies along T
 #ifndef JAXNORM_PARTITION_H_
 #define JAXNORM_PARTITION_H_
 
@@ -41,20 +43,26 @@ static inline int64_t copies_of(int64_t width) {
 // Values of a scale or a bias for one a.
 static inline int64_t parameter_count(const View& v) { return v.by_row ? v.R : v.G * v.S; }
 
-static inline Partition partition_of(const View& v, int64_t share) {
+static inline Layout layout_of(const View& v, const Mask& mask) {
+  if (v.by_row || mask.by_g) return Layout::crossed;
+  if (mask.by_t) return Layout::runs;
+  if (v.R > 1 && v.S * v.T <= kLongGroup) return Layout::columns;
+  return v.T < kShortRun ? Layout::elementwise : Layout::runs;
+}
+
+static inline Partition partition_of(const View& v, int64_t share, const Mask& mask) {
   Partition p = {};
   p.length = v.S * v.T;
   p.copies = p.pieces = 1;
   p.piece = p.length;
   p.share = share;
+  p.layout = layout_of(v, mask);
   int64_t strip;
-  if (v.by_row || (v.R > 1 && p.length <= kLongGroup)) {
-    p.layout = v.by_row ? Layout::crossed : Layout::columns;
+  if (p.layout == Layout::columns || p.layout == Layout::crossed) {
     p.copies = smaller(copies_of(v.G * p.length), v.R);
     strip = v.G * p.length < kWide ? v.G : larger(1, kStrip / p.length);
     p.rows = kChunkRows * p.copies;
   } else {
-    p.layout = v.T < kShortRun ? Layout::elementwise : Layout::runs;
     strip = smaller(kStrip, larger(1, kChunk / 4 / p.length));
     if (p.length > kChunk) {
       p.shared_pieces = v.T > kChunk;

@@ -1,8 +1,10 @@
-// The scale and the bias for each value, which elementwise kernels read.
+// What is made on one thread before the tasks start: the scale and the bias for each value, which
+// elementwise kernels read, and the counts of a mask.
 #ifndef JAXNORM_PREPARE_H_
 #define JAXNORM_PREPARE_H_
 
 #include "call.h"
+#include "mask.h"
 #include "partition.h"
 
 namespace jaxnorm {
@@ -38,6 +40,7 @@ inline void prepare(Call& call) {
   const int64_t scales = prepared_size(call, call.scale), biases = bias_size(call);
   if (scales > 0) prepare_rows(call, call.scale, R{1}, to);
   if (biases > 0) prepare_rows(call, call.bias, R{0}, to + scales);
+  if (counts_size(call) > 0) count_values(call);
 }
 
 }  // namespace JAXNORM_ISA
