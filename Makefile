@@ -13,8 +13,8 @@
 # make test-compiled   that the programs that compilers make for an H100 and a TPU v5e move and run what
 #              benchmarks/compiled/counts.json says; on Python 3.13, with compilers of 1.9 GB and no device
 # make bench   jaxnorm beside its peers; updates the tables and the figure of docs/
-#              (PART=speed, sweep, resnet, memory, precision, collectives, scaling or fold, FULL=1 for more
-#              sizes; PART=compiled: counts of those programs, beside Flax's, FULL=1 for all of them,
+#              (PART=speed, sweep, models, memory, precision, collectives or scaling, FULL=1 for more sizes
+#              and rounds; PART=compiled: counts of those programs, beside Flax's, FULL=1 for all of them,
 #              CASES='gpu layer' for those with these words in their names)
 #              python -m benchmarks device: what a GPU at hand does, in eight minutes; needs jax, flax, numpy
 # make docs    the site, into docs/_build/html, without network

@@ -25,7 +25,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of PyTorch do not block the next candidate
 }
-BENCHMARKS = ("speed", "sweep", "resnet", "fold", "memory", "precision", "collectives", "scaling")
+BENCHMARKS = ("speed", "sweep", "models", "memory", "precision", "collectives", "scaling")
 ON_REQUEST = ("compiled",)  # has its own environment, and is the same on every machine
 MODULES = {"compiled": "benchmarks.compiled.part"}
 OWN = "device"  # what a device at hand does: it has arguments of its own and needs no peers

@@ -50,7 +50,7 @@ def draw(tables: dict[str, Table]) -> go.Figure:
         figure.add_bar(x=_norms(kept), y=values, showlegend=False, row=1, col=2, **bars)
         values = [FAILED if row[library] == "nan" else float(row[library]) for row in errors]
         figure.add_bar(x=_norms(errors), y=values, showlegend=False, row=2, col=1, **bars)
-    steps = _chosen(tables["A training step of a ResNet-20"], norm="BatchNorm")
+    steps = _chosen(tables["Temporary memory of a training step"], model="ResNet-20")
     for library, column in (("jaxnorm", "jaxnorm MB"), ("Flax Linen", "Flax MB")):
         figure.add_bar(
             x=[row["dtype"] for row in steps],
@@ -85,5 +85,5 @@ def _chosen(table: Table, **values: str) -> list[dict[str, str]]:
     """Return the rows with these values as dicts; the first for each norm and dtype."""
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     rows = [row for row in rows if all(row[key] == value for key, value in values.items())]
-    first = {(row["norm"], row.get("dtype")): row for row in reversed(rows)}
+    first = {(row.get("norm"), row.get("dtype")): row for row in reversed(rows)}
     return list(reversed(first.values()))

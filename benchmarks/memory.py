@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import torch
 
 import jaxnorm.linen as jnn
+from benchmarks import networks
+from benchmarks.models import MODELS, Model
 from benchmarks.ours import NORMS
 from benchmarks.peers import Peer, peers, torch_norm, torch_parameters
-from benchmarks.resnet import compiled, initial, model
 from benchmarks.table import SHORT, Table
 
 SHAPES = dict.fromkeys(NORMS, (16, 28, 28, 64)) | {"layer": (1024, 1024), "rms": (1024, 1024)}
@@ -50,18 +51,18 @@ def kept_in_torch(norm: str, dtype: str) -> float:
         return sum(kept.values()) / inputs[0].nbytes if y.requires_grad else 0.0
 
 
-def step_megabytes(library: Any, norm: str, dtype: str) -> float:
-    """Return the temporary memory of one compiled training step of a ResNet-20 with 32 images."""
-    images, labels = jnp.zeros((32, 32, 32, 3)), jnp.zeros(32, jnp.int32)
-    net = model(library, norm, dtype)
-    state = jax.eval_shape(partial(initial, net), images)
-    program = compiled(net, state, images, labels)
+def step_megabytes(library: Any, model: Model, dtype: str) -> float:
+    """Return the temporary memory of one compiled training step of a model."""
+    network = model.network(library, dtype, **model.sizes)
+    x = jax.ShapeDtypeStruct(model.shape, dtype)
+    state = jax.eval_shape(partial(networks.initial, network), x)
+    program = jax.jit(networks.step(network)).lower(x, state).compile()
     return program.memory_analysis().temp_size_in_bytes / 1e6
 
 
 def measure(full: bool) -> list[Table]:
     """Return the bytes kept by every library, and the memory of a step (Flax and jaxnorm)."""
-    return [_kept(), _step(("BatchNorm", "GroupNorm", "LayerNorm") if full else ("BatchNorm",))]
+    return [_kept(), _step(tuple(MODELS) if full else ("ResNet-20",))]
 
 
 def _kept() -> Table:
@@ -85,17 +86,18 @@ def _kept() -> Table:
     )
 
 
-def _step(norms: tuple[str, ...]) -> Table:
+def _step(models: tuple[str, ...]) -> Table:
     rows = []
-    for norm in norms:
+    for name in models:
         for dtype in DTYPES:
-            flax, ours = (step_megabytes(library, norm, dtype) for library in (nn, jnn))
-            rows.append((norm, SHORT[dtype], f"{flax:.1f}", f"{ours:.1f}", f"{ours / flax:.2f}"))
+            flax, ours = (step_megabytes(library, MODELS[name], dtype) for library in (nn, jnn))
+            rows.append((name, SHORT[dtype], f"{flax:.1f}", f"{ours:.1f}", f"{ours / flax:.2f}"))
     return Table(
-        title="A training step of a ResNet-20",
-        columns=("norm", "dtype", "Flax MB", "jaxnorm MB", "ratio"),
+        title="Temporary memory of a training step",
+        columns=("model", "dtype", "Flax MB", "jaxnorm MB", "ratio"),
         rows=rows,
         notes=(
-            "Temporary memory of the compiled step (asked: less than Flax's), 32 images of 32x32."
+            "Temporary memory of the compiled step (asked: less than Flax's), of a ResNet-20 with "
+            f"{MODELS['ResNet-20'].shape[0]} images of 32x32."
         ),
     )

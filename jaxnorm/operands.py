@@ -39,8 +39,12 @@ class Form(NamedTuple):
         return broadcast_over(parameter, x, _axes.other_axes(x.ndim, self.features))
 
     def view(self, x: jax.Array, mask: jax.Array | None) -> View | None:
-        """The view in which the kernels take the input, None if they do not."""
-        return self.scope.view(x, mask, self.features)
+        """The view in which the kernels take the input, None if they do not.
+
+        With given statistics, each value is multiplied once, and compilers do that in passing where
+        the input is made or used. A kernel would read and write it once more.
+        """
+        return None if self.given else self.scope.view(x, mask, self.features)
 
     def statistic(self, x: jax.Array) -> Result:
         """The shape and dtype of a statistic."""
@@ -78,6 +82,11 @@ class Standardization(NamedTuple):
     def expand(self, parameter: jax.Array) -> jax.Array:
         """Broadcast a parameter to the input."""
         return self.form.expand(parameter, self.x)
+
+    def per_statistic(self, parameter: jax.Array) -> jax.Array:
+        """Broadcast a parameter to the statistics, which are of single channels."""
+        kept = [_axes.kept_axis(axis, self.form.scope.reduced) for axis in self.form.features]
+        return broadcast_over(parameter, self.gain, _axes.other_axes(self.gain.ndim, kept))
 
     def deviation(self) -> jax.Array:
         """x - mean, where x is replaced by 0 if it does not count and is not finite."""

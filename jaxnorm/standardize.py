@@ -160,11 +160,15 @@ def _normalized(
 
 def _scaled(s: Standardization, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """((x - mean) * gain + shift) * scale + bias; gain * scale first, if both are by channel."""
-    gain = s.broadcast(s.gain)
     shift = None if s.shift is None else s.broadcast(s.shift)
     by_channel = not set(s.form.features) & set(s.form.scope.reduced)
+    if scale is None or not by_channel:
+        gain = s.broadcast(s.gain)
+    elif s.form.given:  # of few numbers, so that each value is multiplied once
+        gain = s.broadcast(s.gain * s.per_statistic(scale))
+    else:
+        gain = s.broadcast(s.gain) * s.expand(scale)
     if scale is not None and by_channel:
-        gain = gain * s.expand(scale)
         shift = None if shift is None else shift * s.expand(scale)
     y = s.deviation() * gain
     y = masked(y if shift is None else y + shift, s.defined())

@@ -1,14 +1,17 @@
 """The benchmarks: the README's marks, and that every library is asked for the same thing."""
 
+from functools import partial
 from importlib.util import find_spec
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import normals
 
-from benchmarks import fold, resnet, sweep, table
+import jaxnorm.linen as jnn
+from benchmarks import models, networks, sweep, table
 from benchmarks.__main__ import BENCHMARKS, ON_REQUEST
 from benchmarks.forms import FORMS
 from benchmarks.ours import NORMS, affine, normalization
@@ -69,8 +72,9 @@ def test_each_form_is_what_is_measured(norm):
         with form():
             compiled = programs(apply, affine(norm, 64), x, cotangent)
             functions = passes(apply, affine(norm, 64), x, cotangent)
+        native = name == "jaxnorm" and norm != "evaluation"
         for program in compiled.values():
-            assert any(f'"{h}"' in program.as_text() for h in HANDLERS) == (name == "jaxnorm")
+            assert any(f'"{h}"' in program.as_text() for h in HANDLERS) == native
         results[name] = functions["both"]()
         jax.tree.map(np.testing.assert_array_equal, functions["forward"]()[0], results[name][0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *results.values())
@@ -109,40 +113,96 @@ def test_the_native_form_is_timed_in_a_process_with_so_many_threads():
     assert all(milliseconds > 0 for milliseconds in found.values())
 
 
-@pytest.mark.long
-def test_inference_is_the_same_folded(monkeypatch):
-    def interleaved(functions, rounds):
-        assert list(functions) == ["folded", "jaxnorm", "Flax"]
-        return {"folded": 2.0, "jaxnorm": 3.0, "Flax": 5.0}
-
-    monkeypatch.setattr(fold, "interleaved", interleaved)
-    row = fold._row((2, 8, 8, 1), 1, depth=8, width=4)
-    assert row == ["2", "1.50", "2.50", "2.00", "3.00", "5.00"]
-    with pytest.raises(ValueError, match="logits of folded"):
-        fold._check_alike({"folded": jnp.ones(2) * 1.1, "Flax": jnp.ones(2)})
+SMALL = {
+    "ResNet-20": ((2, 8, 8, 3), {"blocks": (1, 1), "width": 4}),
+    "ResNet bottlenecks": ((2, 4, 4, 8), {"blocks": 1}),
+    "transformer, LayerNorm": ((2, 8, 64), {"layers": 1}),
+    "transformer, RMSNorm": ((2, 8, 64), {"layers": 1, "kind": "RMSNorm"}),
+    "U-Net blocks, GroupNorm": ((2, 4, 4, 32), {"width": 32}),
+    "ConvNeXt blocks, LayerNorm": ((2, 4, 4, 8), {"blocks": 1}),
+    "perceptron, BatchNorm": ((8, 16), {}),
+}
 
 
 @pytest.mark.long
 @with_kernels
-def test_a_step_is_flaxs_in_both_forms(monkeypatch):
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_model_is_flaxs_with_the_modules_of_every_library(monkeypatch, name):
+    timed = []
+
     def interleaved(functions, rounds):
-        for function in functions.values():
-            function()
-        return {"jaxnorm": 1.0, "plain": 2.0, "Flax": 4.0}
+        timed.append(list(functions))
+        return dict.fromkeys(functions, 1.0)
 
-    monkeypatch.setattr(resnet, "interleaved", interleaved)
-    monkeypatch.setattr("experiments.models.resnet.STAGES", 1)
-    row = resnet._row("BatchNorm", "float32", (2, 6, 6, 1), 1, depth=4, width=4)
-    assert row == ["BatchNorm", "f32", "0.25", "0.50", "1.0", "2.0", "4.0"]
+    monkeypatch.setattr(models, "interleaved", interleaved)
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    shape, sizes = SMALL[name]
+    model = models.MODELS[name]._replace(shape=shape, sizes=sizes)
+    training = models.trained(name, model, "float32", 1e-3)
+    inference = list(models.evaluated(name, model, "float32", 1e-3))
+    folded = ["folded"] * bool(model.pairs)
+    assert timed[0] == list(models.LIBRARIES)
+    assert timed[1:] == [[*models.LIBRARIES, *folded]] * (1 + model.one)
+    assert [row["shape"][0] for row in inference] == [shape[0], 1][: 1 + model.one]
+    assert training["compile"] > 0
 
 
-def test_a_step_that_differs_is_an_error():
-    state = {"params": {"kernel": jnp.ones(2)}}
-    other = {"params": {"kernel": jnp.array([1.0, 1.1])}}
-    loss = jnp.float32(1)
-    resnet._check_alike({"plain": (loss, state), "Flax": (loss, state)}, "float32")
-    with pytest.raises(ValueError, match="a step with plain differs"):
-        resnet._check_alike({"plain": (loss, other), "Flax": (loss, state)}, "float32")
+def test_models_have_the_same_variables_with_every_library():
+    x = jnp.ones((2, 8))
+
+    def variables(norms):
+        network = networks.Perceptron(norms, "float32", layers=1)
+        shapes = jax.eval_shape(partial(networks.initial, network), x)[0]
+        return jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+    assert variables(networks.NNX()) == variables(jnn) == variables(nn)
+    without = variables(networks.Nothing())
+    assert list(without) == ["params"]
+    assert list(without["params"]) == ["Dense_0", "Dense_1"]
+
+
+def test_a_model_that_differs_is_an_error():
+    right, wrong = (jnp.float32(1), {"a": jnp.ones(2)}), (jnp.float32(1), {"a": jnp.ones(2) * 1.1})
+    models.check_alike("model", "float32", {"Flax": right, "plain": right})
+    with pytest.raises(ValueError, match="model in float32 with plain differs"):
+        models.check_alike("model", "float32", {"Flax": right, "plain": wrong})
+
+
+def test_a_table_of_models_has_the_ratios_their_means_and_the_noise():
+    def row(name, ours, itself):
+        times = {"Flax": 2.0, "jaxnorm": ours, "plain": 2.0, "NNX": 2.0, "floor": 1.0}
+        return {"model": name, "dtype": "bfloat16", "shape": (2, 3), "compile": 0.5} | {
+            "times": times | {"itself": itself}
+        }
+
+    found = models._table("Title", [row("a", 1.0, 2.0), row("b", 4.0, 1.6)], 0.94, ("compile",))
+    assert found.columns[3:] == (
+        *(f"{name} / Flax" for name in (*models.RATIOS, "compile")),
+        "Flax ms",
+    )
+    assert found.rows == [
+        ["a", "2x3", "bf16", "0.50", "1.00", "1.00", "-", "0.50", "1.00", "0.50", "2.00"],
+        ["b", "2x3", "bf16", "2.00", "1.00", "1.00", "-", "0.50", "0.80", "0.50", "2.00"],
+    ]
+    assert "Geometric mean 1.00 (asked: at most 0.94), plain 1.00, floor 0.50" in found.notes
+    assert "The largest ratio is 2.00 (b, bf16;" in found.notes
+    assert "differs from itself by up to 25%" in found.notes
+
+
+@with_peers
+@pytest.mark.parametrize("name", ["perceptron, BatchNorm", "ConvNeXt blocks, LayerNorm"])
+def test_a_model_of_pytorch_has_as_many_parameters(name):
+    from benchmarks import torch_models
+
+    shape, _ = SMALL[name]
+    x = jnp.ones(shape)
+    network = models.MODELS[name].network(nn, "float32")
+    variables, _ = jax.eval_shape(partial(networks.initial, network), x)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    torch_model = torch_models.MODELS[name](shape[-1])
+    assert sum(each.numel() for each in torch_model.parameters()) == count
+    for train in (True, False):
+        torch_models.call(name, shape, "bfloat16", train)()
 
 
 @with_peers

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,12 +22,24 @@ from hypothesis import strategies as st
 import jaxnorm as jn
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
-from benchmarks.resnet import Modules
 from experiments.models.resnet import ResNet
 
 pytestmark = pytest.mark.numerical
 
 IMAGES = normals(2, 6, 6, 4)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Creates the normalizations of a network of the experiments from a module and its options."""
+
+    module: Any
+    options: Any
+    adds_bias: bool = True
+
+    def __call__(self, *, name, **options):
+        layer = self.module(**dict(self.options), **options, name=name)
+        return lambda x, mask, *, train: layer(x)
 
 
 def error(call):

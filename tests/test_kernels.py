@@ -1,6 +1,7 @@
 """The native form is the plain one: same values, same derivatives, wherever it runs."""
 
 import functools
+import re
 import os
 import subprocess
 import sys
@@ -258,9 +259,20 @@ def test_channels_first_over_a_mapped_axis_run_the_native_form_in_steps(name):
         near(actual, alone, 1e-5)
 
 
-def test_evaluation_runs_the_native_form():
+@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "frozen"])
+def test_given_statistics_run_the_plain_form_with_one_multiplication(train):
     stats = fresh("batch", 4)
-    assert calls(lambda x: jn.batch_norm(x, stats, train=False)[0], X) == {"jaxnorm_apply"}
+    stats = jn.freeze_stats(stats) if train else stats
+
+    def evaluated(x, scale):
+        return jn.batch_norm(x, stats, scale, scale, train=train)[0]
+
+    text = jax.jit(evaluated).lower(X, SCALE).as_text()
+    assert "custom_call" not in text
+    products = re.findall(r"stablehlo.multiply .*tensor<8x6x4xf32>", text)
+    assert len(products) == 1
+    gradient = jax.grad(lambda x, scale: (evaluated(x, scale) ** 3).sum(), (0, 1))
+    assert not calls(gradient, X, SCALE)
 
 
 PLAIN = {
