@@ -123,6 +123,24 @@ def test_each_platform_has_its_form():
     assert {name for name in PLAIN if "stablehlo.slice" in programs[name]} == {"cpu", "gpu"}
 
 
+@in_every_form
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mean", [2.75, 2.9])  # zero is near a mean of up to 2.83 deviations
+def test_the_farthest_mean_that_is_near_zero_is_exact(name, form, mean):
+    operands, tangents, cotangent = drawn(SHAPES[name], mean=mean)
+    y, _, _ = compiled(name, form)(None, operands, tangents, cotangent)
+    assert error_of(y, Exact(name, operands[0]).y(*operands[1:])) <= 1e-5
+
+
+def test_a_program_for_a_tpu_runs_one_branch_also_under_vmap():
+    x = normals(2, 3, 6, 96)
+    x[1, 2] += 1e6
+    layers = jax.jit(jax.vmap(jax.vmap(jn.layer_norm)))
+    with as_on("tpu"):
+        assert "stablehlo.case" in layers.lower(x).as_text()
+        near(layers(x), Exact("layer", x.reshape(36, 1, 96)).y(1, 0).reshape(x.shape), 1e-5)
+
+
 @pytest.mark.parametrize("platform", PLAIN)
 def test_gradients_over_devices_are_those_of_all_rows(platform):
     x, g = normals(2, 6, 48), normals(2, 6, 48, seed=1)
