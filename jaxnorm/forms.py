@@ -155,7 +155,7 @@ def _about(
     correction, square = map(scope.sum_groups, sums_of(scope, deviation, squares))
     correction = correction / values.astype(x.dtype)
     undefined = 0 * correction  # NaN if it is not finite
-    var = subtracted(square / values, correction, unit) / unit**2
+    var = subtracted(square / values, squared(correction, unit)) / unit**2
     return correction + undefined, var + undefined.real
 
 
@@ -188,14 +188,13 @@ def _stays_in_registers(scope: Scope, ndim: int) -> bool:
 def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The mean of a part, or of all values that count.
 
-    The factor is inside the sum: no sum overflows, and no compiler rounds a product behind it in
-    one place and not in another.
+    A factor is inside the sum, so that none overflows. What is behind it is a division: a compiler
+    may round a product in one place and not in another. The sum does not wait for the count, so
+    that one collective sums both over devices.
     """
-    if mask is None:
-        number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
-        return scope.sum_groups(sums_of(scope, part * (1 / number))[0])
-    factor = scope.broadcast((1 / values).astype(part.dtype), part)
-    return scope.sum_groups(sums_of(scope, part * factor)[0])
+    number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
+    total = scope.sum_groups(sums_of(scope, part * (1 / number))[0])
+    return total if mask is None else total / (values * (1 / number)).astype(part.dtype)
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 About zero the sums wait for no center: a TPU's compiler makes them part of the convolution or the
 product of matrices that yields the values, so that they cost nothing. Afterwards is known whether
-zero was a center near enough: with mean^2 <= 8 var the mean square is at most 9 var, which is the
+zero was a center near enough: with mean^2 < 8 var the mean square is at most 9 var, which is the
 bound of a center from an eighth of the values (`forms.py`). Where one mean is farther, all are
 measured again; a program for a TPU runs only the branch that it takes.
 """
@@ -33,7 +33,8 @@ def near_zero_or(
         return jnp.zeros_like(mean), mean, scaled_var() / UNIT**2
 
     var = scaled_var()
-    near = (squared(mean, UNIT) <= FARTHEST * var) & (var < jnp.inf)  # not where one is NaN
+    near = (squared(mean, UNIT) < FARTHEST * var) & (var < jnp.inf)  # not where one is NaN
+    near |= (mean == 0) & (square == 0)
     measured: Measured = jax.lax.cond(_everywhere(jnp.all(near)), measured_near, measured_far, x)
     return measured
 

@@ -114,8 +114,8 @@ def count_of(scope: Scope, x: jax.Array, mask: jax.Array | None = None) -> jax.A
 
 
 def _count_by_axes(scope: Scope, x: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
-    """The count from the mask in its own shape: as an integer, which is exact."""
-    number = jnp.sum(mask, scope.reduced, dtype=jnp.int32).astype(dtype)
+    """The count from the mask in its own shape."""
+    number = jnp.sum(mask, scope.reduced, dtype=dtype)
     number *= math.prod(x.shape[axis] for axis in scope.reduced if mask.shape[axis] == 1)
     kept = _axes.other_axes(x.ndim, scope.reduced)
     return scope.sum_groups(jnp.broadcast_to(number, [x.shape[axis] for axis in kept]))

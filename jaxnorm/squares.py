@@ -30,14 +30,9 @@ def squared(x: jax.Array, unit: ArrayLike) -> jax.Array:
     return (x.real * unit) ** 2 + (x.imag * unit) ** 2
 
 
-def subtracted(square: jax.Array, correction: jax.Array, unit: ArrayLike) -> jax.Array:
-    """square - |correction * unit|^2: 0 if rounding explains it, infinite if squares overflow.
-
-    Written as a product, as the square of a small correction would underflow.
-    """
-    nothing = square == 0
-    root, part = jnp.sqrt(jnp.where(nothing, 1, square)), jnp.abs(correction) * unit
-    difference = (root - part) * (root + part)
-    nothing |= difference <= 8 * float(jnp.finfo(square.dtype).eps) * square
-    difference = jax.lax.select(nothing, jnp.zeros_like(difference), difference)
+def subtracted(square: jax.Array, correction: jax.Array) -> jax.Array:
+    """square - correction: 0 if they differ by rounding only, infinite if squares overflow."""
+    difference = square - correction
+    rounding = 8 * float(jnp.finfo(square.dtype).eps) * square
+    difference = jax.lax.select(difference <= rounding, jnp.zeros_like(difference), difference)
     return jax.lax.select(square == jnp.inf, square, difference)

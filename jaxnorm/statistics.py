@@ -255,7 +255,7 @@ def merge_by(sums: Callable[..., Sequence[jax.Array]], m: Moments) -> Moments:
     correction, within, between = sums(
         mean_weight * deviation, weight * (var * unit**2), weight * squared(deviation, unit)
     )
-    between = subtracted(between, correction, unit)
+    between = subtracted(between, squared(correction, unit))
     return Moments(count, center + correction, (within + between) / unit**2)
 
 
