@@ -1,8 +1,8 @@
 """The native form is the plain one: same values, same derivatives, wherever it runs."""
 
 import functools
-import re
 import os
+import re
 import subprocess
 import sys
 
