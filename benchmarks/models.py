@@ -76,7 +76,7 @@ LIBRARIES: dict[str, tuple[Any, Callable[[], AbstractContextManager[Any]]]] = {
 }
 RATIOS = ("jaxnorm", "plain", "NNX", "PyTorch", "floor", "itself")
 TRAINING, INFERENCE = 0.94, 0.96  # the largest geometric means of jaxnorm / Flax
-SECONDS, ROUNDS = 8, (7, 201)  # of all rounds of a case; the least and the most of them
+SECONDS, ROUNDS = 5, (7, 201)  # of all rounds of a case; the least and the most of them
 LEAST_SECONDS = 0.005  # of one timing, which is of several calls of a small model
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # of the largest value
 

@@ -496,7 +496,7 @@ def test_status_says_what_is_used():
 
 @pytest.mark.long
 def test_eight_devices_at_once_never_wait_for_each_other():
-    view = (1, 4000, 32, 1, 1)  # three phases, on several threads
+    view = (1, 10000, 32, 1, 1)  # three phases, on several threads
     x, g, scale, bias = drawn(view, jnp.float32)
 
     @jax.jit

@@ -20,8 +20,10 @@ namespace jaxnorm {
 
 namespace ffi = xla::ffi;
 
-constexpr int64_t kSerialBytes = 1 << 18;  // less is done before a thread could start
-constexpr int kPatience = 200;             // looks for the next phase
+// Less is done sooner by one thread. What a helper costs is about what two threads save on 1e5 to
+// 3e5 float32 values read and written once.
+constexpr int64_t kSerialBytes = 1 << 21;
+constexpr int kPatience = 200;  // looks for the next phase
 
 class Job : public std::enable_shared_from_this<Job> {
  public:
