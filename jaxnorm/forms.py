@@ -30,7 +30,7 @@ Which form is taken depends on what is compiled for (`docs/accelerators.md` has 
 | device | measured over the minor axes (rows) | other axes (columns) | with a mask |
 | --- | --- | --- | --- |
 | GPU | all values; merged if a gradient is wanted | a part | rows merged, columns all values |
-| TPU | about zero, or merged | about zero, or merged | about zero, or merged |
+| TPU | about zero, or all values | about zero, or all values | about zero, or all values |
 | CPU | a part | a part | all values |
 
 A part is taken only where that moves no row between devices, otherwise all values. Rows on several
@@ -79,7 +79,7 @@ def mean_and_var(
     in_registers = for_value and _stays_in_registers(scope, x.ndim)
     on_tpu = target().platform == "tpu" and jnp.isrealobj(x) and scope.reduced != ()
     if on_tpu:
-        center, correction, var = _near_zero(scope, x, values, mask)
+        center, correction, var = _near_zero(scope, x, wide, values, mask)
     elif not in_registers and merges_rows(scope, x):
         center, correction, var = merged_mean_and_var(scope, wide, mask)
     else:
@@ -102,10 +102,12 @@ def _widened(x: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _near_zero(
-    scope: Scope, x: jax.Array, values: jax.Array, mask: jax.Array | None
+    scope: Scope, x: jax.Array, wide: jax.Array, values: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments about zero, or about the mean of all values."""
-    wide = _widened(x, mask)
+    """The moments about zero, or about the mean of all values.
+
+    The branch that measures again widens `x` itself, else the wide values would be written out.
+    """
     mean = _center(scope, wide, values, mask)
     square = scope.sum(squared(wide, UNIT)) / values
 

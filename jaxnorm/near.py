@@ -24,7 +24,10 @@ Measured = tuple[jax.Array, jax.Array, jax.Array]
 def near_zero_or(
     measured_far: Callable[[jax.Array], Measured], x: jax.Array, mean: jax.Array, square: jax.Array
 ) -> Measured:
-    """Center, correction and variance, given E[x] and E[(x * UNIT)^2], or `measured_far(x)`."""
+    """Center, correction and variance, given E[x] and E[(x * UNIT)^2], or `measured_far(x)`.
+
+    The branch near zero computes the variance itself, which saves a kernel.
+    """
 
     def scaled_var() -> jax.Array:
         return square - squared(mean, UNIT)

@@ -39,12 +39,21 @@ class Form(NamedTuple):
         return broadcast_over(parameter, x, _axes.other_axes(x.ndim, self.features))
 
     def view(self, x: jax.Array, mask: jax.Array | None) -> View | None:
-        """The view in which the kernels take the input, None if they do not.
+        """The view in which the kernels can take the input, None if they cannot."""
+        return self.scope.view(x, mask, self.features)
 
-        With given statistics, each value is multiplied once, and compilers do that in passing where
-        the input is made or used. A kernel would read and write it once more.
+    def native(self, view: View | None) -> View | None:
+        """The view, or None for given statistics, with which the plain form always runs.
+
+        Each value is multiplied once then, and compilers do that in passing where the input is made
+        or used. A kernel would read and write it once more.
         """
-        return None if self.given else self.scope.view(x, mask, self.features)
+        return None if self.given else view
+
+    def without_parameter(self, ndim: int) -> tuple[int, ...]:
+        """The axes of a sum by channel, of `ndim` axes, that a parameter by channel lacks."""
+        kept = [_axes.kept_axis(axis, self.scope.reduced) for axis in self.features]
+        return _axes.other_axes(ndim, kept)
 
     def statistic(self, x: jax.Array) -> Result:
         """The shape and dtype of a statistic."""
@@ -85,8 +94,7 @@ class Standardization(NamedTuple):
 
     def per_statistic(self, parameter: jax.Array) -> jax.Array:
         """Broadcast a parameter to the statistics, which are of single channels."""
-        kept = [_axes.kept_axis(axis, self.form.scope.reduced) for axis in self.form.features]
-        return broadcast_over(parameter, self.gain, _axes.other_axes(self.gain.ndim, kept))
+        return broadcast_over(parameter, self.gain, self.form.without_parameter(self.gain.ndim))
 
     def deviation(self) -> jax.Array:
         """x - mean, where x is replaced by 0 if it does not count and is not finite."""

@@ -154,7 +154,7 @@ def _backward(s: Standardization, vector: Vector, rstd: jax.Array, averages: Ave
     if view is None:
         return _plain_backward(s.form, *operands)[0]
     results = ((s.x.shape, s.x.dtype),)
-    operation = Operation("jaxnorm_backward", _plain_backward, s.form, view, results)
+    operation = Operation("jaxnorm_backward", _plain_backward, s.form, s.form.native(view), results)
     return cast(jax.Array, run(operation, *operands)[0])
 
 

@@ -119,7 +119,8 @@ def _standardized(
     view = form.view(x, mask)
     if view is None:
         return _scaled(s, scale, bias)
-    operation = Operation("jaxnorm_apply", _plain_apply, form, view, results=((x.shape, x.dtype),))
+    results = ((x.shape, x.dtype),)
+    operation = Operation("jaxnorm_apply", _plain_apply, form, form.native(view), results)
     statistics_of_value = (s.center, s.correction, s.gain, s.shift)
     operands = (x, *statistics_of_value, scale, bias, mask_operand(view, mask))
     return cast(jax.Array, run(operation, *operands)[0])

@@ -122,7 +122,7 @@ def _measured(
     """Count, center, correction (None about zero) and variance."""
     view = scope.view(x, mask)
     shape, dtype = scope.statistic_shape(x), _dtypes.statistics_dtype(x.dtype)
-    counts = view is not None and mask is not None
+    real = shape, _dtypes.real_dtype(dtype)
     operation = Operation(
         "jaxnorm_measure",
         _plain_measure,
@@ -131,24 +131,20 @@ def _measured(
         results=(
             (shape, dtype),
             None if scope.about_zero else (shape, dtype),
-            (shape, _dtypes.real_dtype(dtype)),
-            (shape, dtype) if counts else None,
+            real,
+            None if mask is None else real,
         ),
         attributes=(("about_zero", scope.about_zero),),
     )
-    count = None if counts else count_of(scope, x, mask)
-    operands = (x, mask, count) if view is None else (x, mask_operand(view, mask))
-    center, correction, var, counted = run(operation, *operands)
-    every = (counted if count is None else count, center, correction, var)
+    center, correction, var, counted = run(operation, x, mask_operand(view, mask))
+    every = (count_of(scope, x) if counted is None else counted, center, correction, var)
     return cast(tuple[jax.Array, jax.Array, jax.Array | None, jax.Array], every)
 
 
-def _plain_measure(
-    scope: Scope, x: jax.Array, mask: jax.Array | None, count: jax.Array | None = None
-) -> list[jax.Array | None]:
+def _plain_measure(scope: Scope, x: jax.Array, mask: jax.Array | None) -> list[jax.Array | None]:
     """The plain form of `jaxnorm_measure`."""
-    counted = count_of(scope, x, mask) if mask is not None and count is None else None
-    return [*mean_and_var(scope, x, counted if count is None else count, mask), counted]
+    count = None if mask is None else count_of(scope, x, mask)
+    return [*mean_and_var(scope, x, count, mask), count]
 
 
 @_measured.defjvp

@@ -76,7 +76,7 @@ def sums_here(s: Standardization, vector: Vector, want: Sums) -> Sums:
     products = (statistic[0], _dtypes.real_dtype(statistic[1]))
     every = Sums(products, statistic, parameter, parameter)
     results = tuple(one if wanted else None for one, wanted in zip(every, want, strict=True))
-    operation = Operation("jaxnorm_sums", plain_sums, (form, want), view, results)
+    operation = Operation("jaxnorm_sums", plain_sums, (form, want), form.native(view), results)
     statistics = (s.center, s.correction, s.gain, s.shift)
     operands = (s.x, vector.g, *statistics, vector.scale, mask_operand(view, s.mask))
     return Sums(*run(operation, *operands))
@@ -113,8 +113,7 @@ def _summed_by_channel(s: Standardization, vector: Vector) -> Sums:
     g, products = sums_of(scope, g, masked(products, vector.where))
     if s.correction is not None:
         products = products - jnp.conj(scope.per_channel(s.correction)) * g
-    kept = [_axes.kept_axis(axis, scope.reduced) for axis in s.form.features]
-    others = _axes.other_axes(g.ndim, kept)
+    others = s.form.without_parameter(g.ndim)
     scale: Any = 1 if vector.scale is None else jnp.expand_dims(vector.scale, others)
     y_g = products * scope.per_channel(s.gain)
     if s.shift is not None:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import reference
 from environment import SEED, generator
 
@@ -60,12 +59,6 @@ every_norm = list(NORMS)
 MODULES = {norm.module: norm for norm in NORMS.values()}
 STATEFUL_MODULES = {NORMS[name].module: NORMS[name].module_options for name in STATEFUL}
 KEY = jax.random.key(SEED, impl="rbg")  # whose draws XLA compiles sooner than threefry's
-
-
-def skip_many_that_merge(form, rows=False):
-    """Skip what merges 100,000 values one after another, which a CPU does and no other device."""
-    if form == "tpu" or (form == "gpu" and rows):
-        pytest.skip("a TPU and a GPU merge many values at a time; a CPU's rounding is larger")
 
 
 def fresh(name, channels, **options):

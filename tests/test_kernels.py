@@ -267,6 +267,7 @@ def test_given_statistics_run_the_plain_form_with_one_multiplication(train):
     def evaluated(x, scale):
         return jn.batch_norm(x, stats, scale, scale, train=train)[0]
 
+    assert "jaxnorm_native" in str(jax.make_jaxpr(evaluated)(X, SCALE)), "one step outside jit"
     text = jax.jit(evaluated).lower(X, SCALE).as_text()
     assert "custom_call" not in text
     products = re.findall(r"stablehlo.multiply .*tensor<8x6x4xf32>", text)

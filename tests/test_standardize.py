@@ -19,7 +19,6 @@ from cases import (
     promised,
     relative,
     seen,
-    skip_many_that_merge,
     ulp,
     within,
 )
@@ -62,8 +61,8 @@ def precise(name, x, **options):
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("name", every_norm)
 def test_float32_is_precise_at_any_mean(in_every_form, name, size, ratio, masked):
-    if size == "many":
-        skip_many_that_merge(in_every_form, rows=masked and name == "layer")
+    if (in_every_form, size, masked, name) == ("gpu", "many", True, "layer"):
+        pytest.skip("a GPU merges many values at a time; a CPU merges 100,000 one after another")
     shape = SHAPES[size][name]
     options = {"where": chances(*shape) if masked else None}
     if name in STATEFUL:

@@ -4,8 +4,8 @@ The *plain form* of an operation is a function of jax.numpy, and its definition.
 calls a handler of the library (`library.py`) on the same operands. It runs where the platform is a
 CPU, the input has a view (`view.py`), and one device holds the whole input, or its shard under
 `pmap` and `shard_map`. The plain form runs on other platforms, in exported programs, and where
-`jit` partitions the operation over devices. It runs for given statistics too (`Form.view`): a value
-is then one multiplication, which is fused with the operations around it. Where the input is
+`jit` partitions the operation over devices. It runs for given statistics too (`Form.native`): a
+value is then one multiplication, which is fused with the operations around it. Where the input is
 measured, measuring, applying and the derivative are all native: in the models of the benchmarks
 that took no more time than a native measurement beside a plain value and derivative, as far as the
 noise let it be seen.
