@@ -141,8 +141,11 @@ def _projected(
     if averages.mean is not None:
         v = v - masked(s.broadcast(averages.mean) + jnp.zeros_like(v), where)
     if averages.covariance is not None:
-        slope = s.broadcast((rstd * (rstd * averages.covariance)).astype(s.center.dtype))
-        v = v - masked(s.deviation() * slope, where)
+        slope = rstd * (rstd * averages.covariance)
+        if s.mask is not None:  # of what does not count it may be infinite where nothing varies
+            largest = jnp.finfo(slope.dtype).max
+            slope = jnp.clip(slope, -largest, largest)
+        v = v - masked(s.deviation() * s.broadcast(slope.astype(s.center.dtype)), where)
     return s.broadcast(s.gain) * v
 
 

@@ -211,3 +211,17 @@ def test_forward_mode_and_a_second_derivative_are_the_plain_forms():
     native_form, plain = both_forms(derivatives, X)
     for actual, right in zip(native_form, plain, strict=True):
         near(actual, right, 1e-4)
+
+
+def test_a_gradient_is_finite_where_only_what_does_not_count_varies_and_is_huge():
+    x = np.where(X > 2, 1e30, -3e30).astype(np.float32)
+    x[:, 0] = 1.0
+    where = np.zeros((6, 5, 1), bool)
+    where[:, 0] = True
+
+    def gradient(x):
+        return jax.vjp(lambda x: jn.instance_norm(x, where=where), x)[1](G)[0]
+
+    right = (G[:, 0] - G.sum(1, dtype=np.float64)) * 1000  # 1 / sqrt(epsilon)
+    for form in both_forms(gradient, x):
+        np.testing.assert_allclose(form[:, 0], right, rtol=1e-5, atol=1e-2)

@@ -3,6 +3,9 @@
 #ifndef JAXNORM_STRIP_H_
 #define JAXNORM_STRIP_H_
 
+#include <algorithm>
+#include <limits>
+
 #include "call.h"
 #include "dtype.h"
 #include "partition.h"
@@ -79,7 +82,10 @@ inline Projection<Real> projection_of(const Strip<Real>& strip, int64_t group) {
   const double gain = strip.gain[group], rstd = value_or(strip.rstd, group, Real{0});
   const double along = value_or(strip.along_mean, group, Real{0});
   const double total = value_or(strip.total_mean, group, Real{0});
-  const Real slope = static_cast<Real>(gain * (rstd * (rstd * along)));
+  // Finite where nothing that counts varies, for there it is multiplied by 0.
+  constexpr double largest = std::numeric_limits<Real>::max();
+  const Real slope =
+      static_cast<Real>(std::clamp(gain * (rstd * (rstd * along)), -largest, largest));
   const double level = gain * total - double{slope} * correction_of(strip, group);
   return {strip.center[group], strip.gain[group], slope, static_cast<Real>(level)};
 }
