@@ -74,14 +74,14 @@ def _kept() -> Table:
                 for peer in peers(norm, SHAPES[norm], jnp.dtype(dtype))
             }
             kept["PyTorch"] = kept_in_torch(norm, dtype)
-            rows.append((norm, SHORT[dtype], "1.05", *(f"{ratio:.2f}" for ratio in kept.values())))
+            rows.append((norm, SHORT[dtype], *(f"{ratio:.2f}" for ratio in kept.values())))
     return Table(
         title="Kept for the backward pass",
-        columns=("norm", "dtype", "asked", *kept),
+        columns=("norm", "dtype", *kept),
         rows=rows,
         notes=(
-            "Bytes over the input's bytes (asked of jaxnorm: at most), everything counted; input "
-            f"{SHAPES['batch']}, layer and RMS {SHAPES['layer']}."
+            "All bytes kept, over the input's bytes. The input has the shape "
+            f"{SHAPES['batch']}, for layer and RMS {SHAPES['layer']}."
         ),
     )
 
@@ -97,7 +97,7 @@ def _step(models: tuple[str, ...]) -> Table:
         columns=("model", "dtype", "Flax MB", "jaxnorm MB", "ratio"),
         rows=rows,
         notes=(
-            "Temporary memory of the compiled step (asked: less than Flax's), of a ResNet-20 with "
+            "Temporary memory of the compiled step of a ResNet-20 with "
             f"{MODELS['ResNet-20'].shape[0]} images of 32x32."
         ),
     )

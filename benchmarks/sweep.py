@@ -25,7 +25,6 @@ SIZES = tuple(round(10 ** (half / 2)) for half in range(4, 17))  # 1e2 to 1e8 va
 CHANNELS, POSITIONS, WIDTH = 64, 1024, 1024
 VALUES = 5e7  # approximate number in all rounds of a size
 ROUNDS = (3, 101)  # smallest and largest number
-ASKED = 1.1  # the largest allowed ratio to the plain form
 
 Ratios = dict[tuple[str, int, str], float]  # or milliseconds, by norm, size and pass
 
@@ -73,9 +72,8 @@ def tables(norms: Sequence[str], sizes: Sequence[int]) -> list[Table]:
             "The native form's time over the plain one's",
             plain,
             f"Native over plain, float32, medians of interleaved runs. At worst {plain[worst]:.2f} "
-            f"({norm}, {which}, {values:,} values; asked: at most {ASKED:.2f}). Layer and RMS of "
-            f"rows of up to {WIDTH} values, the others of {CHANNELS} channels and up to "
-            f"{POSITIONS} positions.",
+            f"({norm}, {which}, {values:,} values). Layer and RMS of rows of up to {WIDTH} values, "
+            f"the others of {CHANNELS} channels and up to {POSITIONS} positions.",
         ),
         _table(
             "The native form's time with one thread over that with all",

@@ -100,7 +100,7 @@ def test_the_sweep_shows_ratios_and_says_the_worst(monkeypatch):
     forms, threads = sweep.tables(["layer"], [100, 1000])
     assert forms.columns == threads.columns == ("values", "layer forward", "layer both")
     assert forms.rows == [["100", "0.25", "0.25"], ["1,000", "0.25", "2.50"]]
-    assert "At worst 2.50 (layer, both, 1,000 values; asked: at most 1.10)" in forms.notes
+    assert "At worst 2.50 (layer, both, 1,000 values)" in forms.notes
     assert threads.rows == [["100", "4.00", "4.00"], ["1,000", "4.00", "4.00"]]
 
 
@@ -175,7 +175,7 @@ def test_a_table_of_models_has_the_ratios_their_means_and_the_noise():
             "times": times | {"itself": itself}
         }
 
-    found = models._table("Title", [row("a", 1.0, 2.0), row("b", 4.0, 1.6)], 0.94, ("compile",))
+    found = models._table("Title", [row("a", 1.0, 2.0), row("b", 4.0, 1.6)], ("compile",))
     assert found.columns[3:] == (
         *(f"{name} / Flax" for name in (*models.RATIOS, "compile")),
         "Flax ms",
@@ -184,8 +184,8 @@ def test_a_table_of_models_has_the_ratios_their_means_and_the_noise():
         ["a", "2x3", "bf16", "0.50", "1.00", "1.00", "-", "0.50", "1.00", "0.50", "2.00"],
         ["b", "2x3", "bf16", "2.00", "1.00", "1.00", "-", "0.50", "0.80", "0.50", "2.00"],
     ]
-    assert "Geometric mean 1.00 (asked: at most 0.94), plain 1.00, floor 0.50" in found.notes
-    assert "The largest ratio is 2.00 (b, bf16;" in found.notes
+    assert "Geometric mean 1.00, plain 1.00, floor 0.50" in found.notes
+    assert "The largest ratio is 2.00 (b, bf16);" in found.notes
     assert "differs from itself by up to 25%" in found.notes
 
 
@@ -237,15 +237,13 @@ def test_every_candidate_has_the_same_gradients(norm, dtype):
 @with_peers
 @with_kernels
 @pytest.mark.filterwarnings("default")  # the peers' own
-def test_speed_gives_ratios_of_what_it_shows_and_what_is_asked():
+def test_speed_gives_ratios_of_what_it_shows():
     from benchmarks import speed
 
     with jax.numpy_dtype_promotion("standard"):
         rows = speed.measured("layer", (8, 64), "float32", 1)
     assert [row[:4] for row in rows] == [["layer", "8x64", "f32", which] for which in PASSES]
-    assert [row[4][-6:] for row in rows] == ["(0.70)", "(0.30)"]
-    assert rows[0][5].replace(".", "").isdigit()
-    assert rows[1][5].endswith("(0.80)")
+    assert all(float(cell) > 0 for row in rows for cell in row[4:])
     assert all(len(row) == 7 + len(speed.COLUMNS) for row in rows)
 
 
@@ -254,12 +252,7 @@ def test_a_cell_is_a_ratio_and_its_limit():
     from benchmarks import speed
 
     own = dict.fromkeys(speed.COLUMNS, 8.0) | {"jaxnorm": 2.0, "Flax Linen": 4.0, "floor": 1.0}
-    limits = speed.asked("group", "float32")
-    forward, both = (speed._cells(own, limits, which)[:4] for which in PASSES)
-    assert forward == ["0.50 (0.15)", "0.25", "2.00", "2.00"]
-    assert both == ["0.50 (0.30)", "0.25 (0.90)", "2.00", "2.00"]
-    assert speed.asked("group", "bfloat16") == (0.9, 0.5, 1.0)
-    assert speed.asked("evaluation", "bfloat16") == (1.0, 1.0, 1.0)
+    assert speed._cells(own)[:4] == ["0.50", "0.25", "2.00", "2.00"]
 
 
 @with_peers
