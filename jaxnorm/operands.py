@@ -137,6 +137,16 @@ class Statistics(NamedTuple):
         empty = (self.count == 0) | (variance == 0)
         return jnp.where(empty, 0, jax.lax.rsqrt(jnp.where(empty, 1, variance)))
 
+    def rstd_of_varying(self, form: Form, mask: jax.Array | None) -> jax.Array:
+        """rstd, but 0 where nothing that counts varies, which is then not multiplied by infinity.
+
+        What does not count may be huge there, and its sums infinite.
+        """
+        rstd = self.rstd(form)
+        if form.given or mask is None:
+            return rstd
+        return jnp.where(self.var == 0, 0, rstd)
+
     def gain(self, form: Form) -> jax.Array:
         """The factor of x - mean: rstd, times r in batch renormalization."""
         rstd = self.rstd(form).astype(self.center.dtype)

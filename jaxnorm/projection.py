@@ -71,7 +71,8 @@ def _push_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
         covariance, dmean = averages_of(form.scope, sums, statistics.count)
         averages = Averages(covariance + depsilon / 2, dmean)
     defined = s.defined()
-    dy = _projected(s, Vector(dx, None, defined), statistics.rstd(form), averages, defined)
+    rstd = statistics.rstd_of_varying(form, mask)
+    dy = _projected(s, Vector(dx, None, defined), rstd, averages, defined)
     if scale is not None:
         dy = dy * s.expand(scale)
     if dscale is not None:
@@ -110,10 +111,10 @@ def _cotangents(
     averages = Averages()
     if through_moments:
         averages = averages_of(s.form.scope, sums, statistics.count)
-    rstd = statistics.rstd(s.form)
+    rstd, varying = statistics.rstd(s.form), statistics.rstd_of_varying(s.form, s.mask)
     dvar = -s.gain.real * (rstd * (rstd * (sums.products / 2))) if of_var else None
     return Tangents(
-        x=_backward(s, vector, rstd, averages) if want.x else None,
+        x=_backward(s, vector, varying, averages) if want.x else None,
         mean=-s.gain * sums.v if want.mean else None,
         var=dvar if want.var else None,
         epsilon=jnp.sum(dvar) if dvar is not None and want.epsilon else None,
@@ -141,11 +142,8 @@ def _projected(
     if averages.mean is not None:
         v = v - masked(s.broadcast(averages.mean) + jnp.zeros_like(v), where)
     if averages.covariance is not None:
-        slope = rstd * (rstd * averages.covariance)
-        if s.mask is not None:  # of what does not count it may be infinite where nothing varies
-            largest = jnp.finfo(slope.dtype).max
-            slope = jnp.clip(slope, -largest, largest)
-        v = v - masked(s.deviation() * s.broadcast(slope.astype(s.center.dtype)), where)
+        slope = s.broadcast((rstd * (rstd * averages.covariance)).astype(s.center.dtype))
+        v = v - masked(s.deviation() * slope, where)
     return s.broadcast(s.gain) * v
 
 
@@ -239,5 +237,6 @@ def _plain_fused(
         # the pass that sums then writes y too, which costs less than beside dx
         statistics, averages = jax.lax.optimization_barrier((statistics, averages))
     s = statistics.standardization(form, x, mask)
-    dx = _projected(s, Vector(g, scale, s.defined()), statistics.rstd(form), averages, mask)
+    rstd = statistics.rstd_of_varying(form, mask)
+    dx = _projected(s, Vector(g, scale, s.defined()), rstd, averages, mask)
     return [dx.astype(x.dtype), sums.dscale, sums.dbias]
