@@ -25,6 +25,7 @@ from rich.console import Console
 from experiments.config import Config, StudyConfig, register_schemas
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR, composed, explain, fallback
+from experiments.reports.answer import best_runs
 from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric, report_metric
@@ -99,7 +100,9 @@ def write_report(
     name, claimed = entry.name, family()
     another = bool(changed) and name in claimed
     path = output / f"{name}{'-changed' if another else ''}.html"
-    write_study_page(path, study, points, measured, comparison, made_by)
+    axes = choose_axes(points, study)
+    answered = None if entry.claims or another else best_runs(points, measured, axes.x)
+    write_study_page(path, study, points, measured, comparison, made_by, answered)
     if another:
         entry = replace(entry, open_because=f"{' '.join(changed)} {MAKES_ANOTHER}")
         fill(path, entry, None)
@@ -107,14 +110,16 @@ def write_report(
         write_entry(output, entry)
     judged = refresh(output, claimed).get(name)
 
-    axes = choose_axes(points, study)
     named = [key for key in (axes.x, *axes.series) if key]
     table = to_rich(study_table(points, measured, named), f"{name}: {measured.label}")
     print_full_width(table, console)
-    said = verdict_text(entry, None if another else judged)
-    lines = [*shortfalls(points), f"verdict: {said}"]
+    lines = shortfalls(points)
     if any(point.missing or point.stale for point in points):
-        lines.insert(-1, f"train what is missing with: {made_by}")
+        lines.append(f"train what is missing with: {made_by}")
+    if answered is None:
+        lines.append(f"verdict: {verdict_text(entry, None if another else judged)}")
+    else:
+        lines += [f"question: {study.question}", f"answer: {answered}"]
     for line in [*lines, f"report: {path.resolve()}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -9,7 +9,14 @@ from experiments.config import Contrast
 from experiments.errors import ConfigError
 from experiments.launch.contrast import DIRECTIONS
 from experiments.reports import arms, comparison
-from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, compare, verdict
+from experiments.reports.comparison import (
+    CANNOT_TELL,
+    DOES_NOT_HOLD,
+    HOLDS,
+    OPEN,
+    compare,
+    verdict,
+)
 from experiments.reports.metrics import metric, report_metric
 from experiments.reports.results import collect
 from experiments.reports.verdicts import Entry, Verdict, judge, verdict_text
@@ -58,6 +65,9 @@ def test_the_differences_are_paired_by_seed(tmp_path):
     np.testing.assert_allclose(result.interval95, test.confidence_interval(0.95))
     np.testing.assert_allclose(result.interval90, test.confidence_interval(0.90))
     np.testing.assert_allclose(result.p, stats.ttest_1samp(2 + NOISE, 0.5).pvalue)
+    of_a, of_b = result.levels[""]
+    np.testing.assert_allclose(of_b, 90 + np.arange(8.0) / 2)
+    np.testing.assert_allclose(np.subtract(of_a, of_b), result.d)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +76,9 @@ def test_the_differences_are_paired_by_seed(tmp_path):
         (2.0, 1, HOLDS, ""),
         (0.7, 1, CANNOT_TELL, ""),  # above delta, but not surely
         (0.0, 1, DOES_NOT_HOLD, "no difference"),
+        (0.25, 0.5, DOES_NOT_HOLD, "real, but smaller than delta"),
+        (-0.25, 0.5, DOES_NOT_HOLD, "reversed"),
+        (0.2, 1, DOES_NOT_HOLD, ""),  # the 90 % interval lies above zero
         (-2.0, 1, DOES_NOT_HOLD, "reversed"),
         (1.0, 10, CANNOT_TELL, ""),
     ],
@@ -73,7 +86,7 @@ def test_the_differences_are_paired_by_seed(tmp_path):
 def test_the_words_of_a_claim_of_more(tmp_path, gain, spread, word, note):
     result = compared(tmp_path, gain, spread * NOISE)
     assert verdict(result, result.p) == word
-    assert comparison.note(result) == note
+    assert comparison.note(result, word) == note
 
 
 @pytest.mark.parametrize(
@@ -83,6 +96,7 @@ def test_the_words_of_a_claim_of_more(tmp_path, gain, spread, word, note):
 def test_the_words_of_a_claim_of_equality(tmp_path, gain, spread, word):
     result = compared(tmp_path, gain, spread * NOISE, direction="equal")
     assert verdict(result, result.p) == word
+    assert comparison.note(result, word) == ""
 
 
 def test_equality_is_two_one_sided_tests():
@@ -130,12 +144,12 @@ def test_a_study_that_is_no_longer_there_corrects_nothing(tmp_path):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_an_open_comparison_gets_no_verdict_but_its_numbers(tmp_path, direction):
     result = compared(tmp_path, 2.0, direction=direction)
-    entry = reported("one", result, "open, as a seed is missing")
+    entry = reported("one", result, "a seed is missing")
     judged = judge([entry, reported("two", result)], ["one", "two"])
-    assert judged["one"] == (CANNOT_TELL, None, 2)
+    assert judged["one"] == (OPEN, None, 2)
     assert judged["two"].p == pytest.approx(min(1, 2 * result.p))  # the open one counts with 1
     text = verdict_text(entry, judged["one"])
-    assert text.startswith("cannot tell here: open, as a seed is missing; so far mean +2.00 points")
+    assert text.startswith("open: a seed is missing; so far mean +2.00 points")
 
 
 def test_the_correction_is_holms():
@@ -149,7 +163,7 @@ def test_a_study_without_enough_seeds_is_open(tmp_path):
     reason = compare(contrast(), collect(configs))
     assert reason == "1 seeds of both arms are finished, and a comparison needs two"
     entries = [reported("waiting", None, reason), reported("plain", None)]
-    assert judge(entries, ["waiting"]) == {"waiting": (CANNOT_TELL, None, 1)}
+    assert judge(entries, ["waiting"]) == {"waiting": (OPEN, None, 1)}
 
 
 def test_each_arm_is_tuned_on_validation_data(tmp_path):
@@ -168,18 +182,20 @@ def test_each_arm_is_tuned_on_validation_data(tmp_path):
     result = compare(fixed, collect(configs))
     np.testing.assert_allclose(result.mean, 30.0)
     assert result.open_because == (
-        "open, as the arms have unequal numbers of trials, 1 and 2 (give both arms as many)"
+        "the arms have unequal numbers of trials, 1 and 2 (give both arms as many)"
     )
 
 
-def test_a_choice_at_the_end_of_a_grid_is_told(tmp_path):
+@pytest.mark.parametrize("rates", [(0.1, 0.3, 1.0), (0.3, 1.0)])
+def test_a_choice_at_the_end_of_a_grid_is_told(tmp_path, rates):
     seeds = np.ones(8)
     configs = [
         arm(tmp_path, norm, accuracy * seeds + NOISE, rate)
         for norm, accuracies in (("batch", (80, 90, 85)), ("none", (70, 75, 80)))
         for rate, accuracy in zip((0.1, 0.3, 1.0), accuracies, strict=True)
+        if rate in rates
     ]
-    [remark] = compare(contrast(), collect(configs)).remarks
+    *_, remark = compare(contrast(), collect(configs)).remarks
     assert remark == "norm=none: the learning rate chosen, 1, is the largest of its grid."
 
 
@@ -226,7 +242,7 @@ def test_only_the_seeds_that_both_have_are_compared(tmp_path):
     assert result.seeds == [0, 1]
     assert result.d == pytest.approx([10, 9])
     assert result.open_because == (
-        "open, as 2 of 8 seeds of both arms are there; norm=batch: 0 of 1 trials are finished; "
+        "2 of 8 seeds of both arms are there; norm=batch: 0 of 1 trials are finished; "
         "norm=none: 0 of 1 trials are finished "
         "(train with: python -m experiments.train --multirun study=made_up seeds=8)"
     )
@@ -244,7 +260,7 @@ def test_fewer_than_eight_seeds_are_open_though_no_more_were_asked_for(tmp_path)
     for config, accuracy in zip(configs, (0.9, 0.8), strict=True):
         run_files.write_run(config, accuracy + NOISE[:5] / 100)
     result = compare(contrast(), collect(configs))
-    assert result.open_because.startswith("open, as 5 of 8 seeds of both arms are there (train")
+    assert result.open_because.startswith("5 of 8 seeds of both arms are there (train")
     assert result.mean == pytest.approx(10)
 
 
@@ -257,7 +273,7 @@ def test_an_unfinished_trial_leaves_the_verdict_open(tmp_path):
     ]
     (run_directory(configs[3]) / "seed-4" / "result.json").unlink()
     result = compare(contrast(), collect(configs))
-    assert result.open_because.startswith("open, as norm=none: 1 of 2 trials are finished (train")
+    assert result.open_because.startswith("norm=none: 1 of 2 trials are finished (train")
 
 
 def test_a_stale_trial_leaves_the_verdict_open(tmp_path):
@@ -288,7 +304,7 @@ def test_a_target_that_no_seed_reached_tells_nothing(tmp_path, direction):
     result = compare(asked, collect(configs))
     assert (result.p, result.open_because) == (1.0, comparison.UNINFORMATIVE)
     entry = reported("one", result, result.open_because)
-    text = verdict_text(entry, Verdict(CANNOT_TELL, None, 1))
+    text = verdict_text(entry, Verdict(OPEN, None, 1))
     assert "no difference" not in text
 
 

@@ -195,7 +195,11 @@ def test_the_table_and_the_page_hold_the_numbers(finished, overrides, tmp_path):
     for shown in (text, html):
         for number in ("91.0 ± 2.5", "10.0 ± 0.0", "92.0 ± 2.5", "96.0 ± 2.5", "3 diverged"):
             assert number in shown
-    assert text.splitlines()[-1] == f"report: {tmp_path / 'norms.html'}"
+    question, answer, last = text.splitlines()[-3:]
+    assert question.startswith("question: How well does the same small network learn")
+    assert answer.startswith("answer: At batch size 16, batch has the highest mean test accuracy")
+    assert answer.removeprefix("answer: ") in html
+    assert last == f"report: {tmp_path / 'norms.html'}"
     for told in ("How well does the same small network", "jax", "9.9.9", "python -m experiments"):
         assert told in html
     assert all(run_directory(config).name in html for config in finished)
@@ -209,7 +213,7 @@ def test_the_index_links_every_study(finished, overrides, tmp_path):
     html = (tmp_path / "index.html").read_text()
     assert 'href="norms.html"' in html
     assert "12 of 12 seeds of 4 runs" in html
-    assert "none, as the study claims nothing" in html
+    assert "verdict: " not in html
 
 
 @pytest.mark.long

@@ -24,7 +24,7 @@ from experiments.verdicts import BEGIN, END, ROOT, STUDIES, keep, published
 NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2, 0.25, -0.25])  # points, of mean 0
 STEPS = np.array([100, 120, 90, 140, 105, 99, 101, 120])
 NAMES = ("faster", "alike", "worse", "waiting", "unrun")
-OPEN = "open, as 5 of 8 seeds of both arms are there"
+OPEN = "5 of 8 seeds of both arms are there"
 
 
 def test_readme_and_docs_say_what_is_committed(tmp_path):
@@ -163,18 +163,18 @@ def test_a_row_says_claim_effect_and_verdict(written, entries):
     )
     low, high = stats.ttest_1samp(NOISE - 2, 0).confidence_interval()
     assert table["worse"][3] == f"**-2.00 points** ({low:+.2f} to {high:+.2f}); delta 0.5 points"
-    assert table["worse"][2] == f"**does not hold**, reversed; adjusted p = {p['worse']:.2g}"
+    assert table["worse"][2] == f"**does not hold**, reversed †; adjusted p = {p['worse']:.2g}"
     assert table["alike"][3].startswith("**+0.10 points**")
     assert table["alike"][3].endswith("equal within 0.5 points")
-    assert table["alike"][2] == f"**holds**, no difference; adjusted p = {p['alike']:.2g}"
+    assert table["alike"][2] == f"**holds** †; adjusted p = {p['alike']:.2g}"
     assert table["faster"][4] == "`norm=none` against `norm=batch`; steps to the target"
     assert table["faster"][3] == "**4x** (4x to 4x); delta 1.5x"
     assert table["faster"][2] == "**holds**; adjusted p = 0"
     assert table["waiting"][3].startswith("**+2.00 points**")
-    assert table["waiting"][2] == "**cannot tell here**"
+    assert table["waiting"][2] == "**open**"
     assert table["unrun"][2:] == ["**not run**", "", "", ""]
     text = (written / "README.md").read_text()
-    assert "Verdicts of 5 claims: 2 holds, 1 does not hold, 1 cannot tell here, 1 not run." in text
+    assert "Verdicts of 5 claims: 2 holds, 1 does not hold, 1 open, 1 not run." in text
 
 
 def test_the_widths_of_a_deep_model_fit_in_a_row(root, entries):
@@ -213,7 +213,7 @@ def test_a_section_says_all_that_a_verdict_rests_on(written, entries):
         "(studies/worse.svg)",
     ):
         assert said in section
-    assert f"**cannot tell here**: {OPEN}; so far mean +2.00 points" in text
+    assert f"**open**: {OPEN}; so far mean +2.00 points" in text
     assert "- verdict: not run\n- made by: `make study STUDY=unrun`" in text
     assert all(f"\n{paragraph}\n" in text for paragraph in RULE)
 

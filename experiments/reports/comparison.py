@@ -10,7 +10,7 @@ requires eight seeds of both arms and equal tuning of the arms. Until then the v
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,9 +37,9 @@ from experiments.reports.results import (
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell here"
+OPEN = "open"
 SIGNIFICANCE = 0.05
 SEEDS = 8  # the smallest number of seeds for a verdict
-MIN_GRID = 3  # the smallest number of values for a remark about the ends
 UNINFORMATIVE = (
     "every seed of both arms diverged or missed its target, so there is nothing to compare"
 )
@@ -52,6 +52,7 @@ class Comparison:
     Attributes:
         open_because: the reason why the rule gives no verdict; None if there is none.
         places: the number of places at which the arms are tuned and compared.
+        levels: for each place by name, the metric of every seed of a and of b.
     """
 
     a: Arm
@@ -69,6 +70,7 @@ class Comparison:
     remarks: list[str]
     open_because: str | None
     places: int = 1
+    levels: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def tuned(self) -> bool:
@@ -134,6 +136,10 @@ def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -
         remarks=[remark for place in places for remark in _remarks(measured, place, seeds)],
         open_because=_open_because(places, seeds) if informative else UNINFORMATIVE,
         places=len(places),
+        levels={
+            place.name: [[arm.values[seed] for seed in seeds] for arm in place.arms]
+            for place in places
+        },
     )
 
 
@@ -246,12 +252,18 @@ def verdict(compared: Comparison, adjusted_p: float) -> str:
     return CANNOT_TELL
 
 
-def note(compared: Comparison) -> str:
-    """Return the note from the 90 % interval: "no difference", "reversed" or ""."""
+def note(compared: Comparison, word: str) -> str:
+    """Return the note beside "does not hold" of a claim of more; "" otherwise."""
+    if word != DOES_NOT_HOLD or compared.direction != "greater":
+        return ""
+    low, high = compared.interval95
+    if high < 0:
+        return "reversed"
+    if low > 0:
+        return "real, but smaller than delta"
     low, high = compared.interval90
-    if -compared.delta <= low and high <= compared.delta:
-        return "no difference"
-    return "reversed" if compared.direction == "greater" and high < 0 else ""
+    within = -compared.delta <= low <= 0 <= high <= compared.delta
+    return "no difference" if within else ""
 
 
 def _informative(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
@@ -273,7 +285,7 @@ def _open_because(places: Sequence[_Place], seeds: Sequence[int]) -> str | None:
         if a != b:
             lacking.append(f"the arms have unequal numbers of trials, {a} and {b}")
             cures.append("give both arms as many")
-    return f"open, as {'; '.join(lacking)} ({', and '.join(cures)})" if lacking else None
+    return f"{'; '.join(lacking)} ({', and '.join(cures)})" if lacking else None
 
 
 def _lacking(tuned: Tuned) -> Iterator[str]:
@@ -328,7 +340,7 @@ def _at_an_end(tuned: Tuned, best: Point, overrides: str) -> Iterator[str]:
     for key in swept_keys(points):
         values = [value for (value,) in distinct(points, [key])]
         chosen = best.values[key]
-        if len(values) >= MIN_GRID and is_numeric(values) and chosen in (values[0], values[-1]):
+        if is_numeric(values) and chosen in (values[0], values[-1]):
             end = "smallest" if chosen == values[0] else "largest"
             yield (
                 f"{overrides}: the {key_label(key)} chosen, {value_label(chosen)}, is the {end} of "

@@ -4,7 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.reports.arms import Arm, trials_text
-from experiments.reports.comparison import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, Comparison, note
+from experiments.reports.comparison import (
+    CANNOT_TELL,
+    DOES_NOT_HOLD,
+    HOLDS,
+    OPEN,
+    Comparison,
+    note,
+)
 from experiments.reports.verdicts import (
     KEPT,
     NOT_RUN,
@@ -23,7 +30,7 @@ HEAD = (
     "a against b",
     "figure",
 )
-WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, NOT_RUN)
+WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, OPEN, NOT_RUN)
 FIGURE_WIDTH = 260
 COUNTED = "†"
 LEGEND = (
@@ -90,7 +97,7 @@ def _verdict(entry: Entry, judged: Verdict) -> str:
     word = f"**{_word(entry, judged)}**"
     if judged.p is None:
         return word
-    beside = note(entry.compared)
+    beside = note(entry.compared, judged.word)
     mark = f" {COUNTED}" if entry.compared.remarks else ""
     return f"{word}{f', {beside}' if beside else ''}{mark}; adjusted p = {judged.p:.2g}"
 

@@ -25,12 +25,14 @@ def write_study_page(
     measured: Metric,
     compared: Comparison | None,
     command: str,
+    answered: str | None,
 ) -> None:
-    """Write the page of a study. `verdicts.refresh` adds its verdict."""
+    """Write the page of a study. It begins with its answer; `verdicts.refresh` adds a verdict."""
     there = [point for point in points if point.seeds]
     body = [
         f'<p class="quiet"><a href="index.html">all studies</a> / {escape(str(study.name))}</p>',
         f"<h1>{escape(study.question or str(study.name))}</h1>",
+        *([] if answered is None else [f"<p>{escape(answered)}</p>"]),
         "<!--verdict--><!--/verdict-->",
         *(f'<p class="missing">{escape(text)}</p>' for text in shortfalls(points)),
         *_results(study, points, measured),

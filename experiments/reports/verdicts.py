@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments.reports.arms import trials_text
 from experiments.reports.comparison import (
-    CANNOT_TELL,
+    OPEN,
     Comparison,
     adjusted,
     note,
@@ -46,10 +46,12 @@ RULE = (
     "completely outside of these bounds gives “does not hold”. The p-values are adjusted by "
     "Holm's correction over the primary contrasts of all studies; a contrast that is not run "
     "counts with p = 1.",
-    "The note “no difference” means that the 90 % interval lies between -delta and delta, so that"
-    " there is no difference that would matter. The note “reversed” means that a was claimed to "
-    "be greater and that interval lies below zero. All other comparisons are secondary and get no"
-    " verdict.",
+    "A verdict is “open” while anything that the rule requires is missing. An open contrast counts "
+    "with p = 1.",
+    "Beside “does not hold”, the note “real, but smaller than delta” means that the 95 % interval "
+    "lies above zero, “reversed” that it lies below zero, and “no difference” that the 90 % "
+    "interval lies between -delta and delta and holds zero. All other comparisons are secondary "
+    "and get no verdict.",
 )
 PLACE = re.compile(r"<!--verdict-->.*?<!--/verdict-->", re.DOTALL)
 
@@ -127,7 +129,7 @@ def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]
     closed = [name for name, entry in by_name.items() if entry.open_because is None]
     p_values = [by_name[name].compared.p for name in closed]
     corrected = adjusted([*p_values, *[1.0] * (len(family) - len(closed))])
-    verdicts = {name: Verdict(CANNOT_TELL, None, len(family)) for name in by_name}
+    verdicts = {name: Verdict(OPEN, None, len(family)) for name in by_name}
     for name, p in zip(closed, corrected, strict=False):
         verdicts[name] = Verdict(verdict(by_name[name].compared, p), p, len(family))
     return verdicts
@@ -158,7 +160,8 @@ def verdict_text(entry: Entry, judged: Verdict | None) -> str:
         so_far = f"; so far {numbers(entry.compared)}" if entry.compared else ""
         return f"{judged.word}: {entry.open_because}{so_far}"
     compared = entry.compared
-    beside = f", {note(compared)}" if note(compared) else ""
+    said = note(compared, judged.word)
+    beside = f", {said}" if said else ""
     return (
         f"{judged.word}{beside}: {numbers(compared)}, adjusted p = {judged.p:.2g} "
         f"(Holm, {judged.family} contrast{'s' * (judged.family != 1)})"
@@ -166,8 +169,6 @@ def verdict_text(entry: Entry, judged: Verdict | None) -> str:
 
 
 def _no_verdict(entry: Entry) -> str:
-    if not entry.claims:
-        return "none, as the study claims nothing"
     beside = f"; {numbers(entry.compared)}" if entry.compared else ""
     return f"no verdict: {entry.open_because or NOT_IN_CONFIGS}{beside}"
 
@@ -189,7 +190,9 @@ def _wanted(compared: Comparison) -> str:
 
 
 def verdict_box(entry: Entry, judged: Verdict | None) -> str:
-    """Return the claim and the verdict as HTML."""
+    """Return the claim and the verdict as HTML; nothing of a study that claims nothing."""
+    if not entry.claims:
+        return ""
     claim = terms(
         [("claim", entry.claim), ("source", entry.source), ("expected", entry.expectation)]
     )
@@ -222,7 +225,8 @@ def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Ver
         link = f'<a href="{escape(entry.name)}.html">{escape(entry.name)}</a>'
         sections.append(
             f'<section class="verdict {_kind(judged)}"><h3>{link}</h3>'
-            f"<p>{escape(entry.question or '')}</p>{_sentence(entry, judged)}"
+            f"<p>{escape(entry.question or '')}</p>"
+            f"{_sentence(entry, judged) if entry.claims else ''}"
             f'{_strip(entry)}<p class="caption">{escape(entry.done)}</p></section>'
         )
     sections += ["<h2>The rule</h2>", rule()]
