@@ -10,10 +10,18 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+import jaxnorm as jn
 from experiments.errors import ConfigError
 from experiments.list import run_argument
 from experiments.reports import activations, page
-from experiments.reports.network import SEED, Place, ScaledInputs, places, scaled_inputs
+from experiments.reports.network import (
+    SEED,
+    Place,
+    ScaledInputs,
+    diagnosis,
+    places,
+    scaled_inputs,
+)
 from experiments.reports.overview import read_run
 from experiments.runs import records
 
@@ -24,6 +32,10 @@ SCALING_NAMES = {
 }
 SIDES = ("input", "output")
 NO_RUNNING = "This normalization keeps no running statistics."
+STATISTICS = (
+    "What jaxnorm.diagnose says, for which these validation examples in evaluation are the present "
+    "data."
+)
 HOW_TO_READ = (
     "The input and the output of each normalization on validation data: their distributions in "
     "evaluation, scaled to their peaks; their quantiles 5, 15, 50, 85 and 95 % over training, in "
@@ -60,14 +72,17 @@ def inspect(directory: Path) -> Path:
     body.append(
         page.figures(figure for place in found for figure in _place_figures(place, history))
     )
-    running = any(place.running is not None for place in found)
-    if not running:
-        body.append(page.caption(NO_RUNNING))
+    report = diagnosis(config, found, history[-1]["step"] if history else 0)
+    body += ["<h2>Running statistics</h2>", _report(report) if report else page.caption(NO_RUNNING)]
     path = directory / "inspect.html"
     title = f"jaxnorm: inside {directory.name}"
-    column = page.NARROW if running else page.WIDE  # three figures for each layer, or two
+    column = page.NARROW if report else page.WIDE  # three figures for each layer, or two
     page.write_page(path, title, "\n".join(body), root="..", column=column)
     return path
+
+
+def _report(report: jn.Diagnosis) -> str:
+    return page.caption(STATISTICS) + f"<pre>{escape(str(report))}</pre>"
 
 
 def _input_figures(scaled: Sequence[ScaledInputs]) -> Iterator[go.Figure]:

@@ -5,7 +5,10 @@ The Flax modules live in `jaxnorm.linen` and `jaxnorm.nnx`; importing `jaxnorm` 
 
 from jaxnorm import interop as interop
 from jaxnorm.batch import *
+from jaxnorm.diagnose import *
+from jaxnorm.diagnosis import *
 from jaxnorm.distributed import *
+from jaxnorm.findings import *
 from jaxnorm.fold import *
 from jaxnorm.input_stats import *
 from jaxnorm.inputs import *

@@ -64,7 +64,7 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
         [1. 1.] [0.]
     """
 
-    _check_not_nnx("freeze_stats", batch_stats)
+    check_not_nnx("freeze_stats", batch_stats)
 
     def marked(stats: Mapping[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in stats.items() if key != "frozen"}
@@ -118,7 +118,7 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
         >>> print(stats["mean"], stats["var"])
         [6.5] [7.]
     """
-    _check_not_nnx("start_recomputing", batch_stats)
+    check_not_nnx("start_recomputing", batch_stats)
     what = "mean and var of a batch normalization (fits and online statistics are not recomputed)"
     return map_dicts(
         batch_stats, parts or ("*",), STATS, _running.start_recomputing, _OF_BATCHES, what
@@ -186,7 +186,7 @@ def _finished(
     function: str, batch_stats: Any, parts: Sequence[str], change: Callable[[Any], dict[str, Any]]
 ) -> Any:
     """Apply `change` to the statistics that are recomputed, and warn where the count is 0."""
-    _check_not_nnx(function, batch_stats)
+    check_not_nnx(function, batch_stats)
     keys, parts = {*STATS, "recomputed"}, parts or ("*",)
     new = map_dicts(batch_stats, parts, keys, change, what=RECOMPUTED)
     warn_of_nothing_seen(
@@ -220,7 +220,7 @@ def warn_of_nothing_seen(paths: Iterable[Sequence[Any]]) -> None:
         )
 
 
-def _check_not_nnx(function: str, tree: Any) -> None:
+def check_not_nnx(function: str, tree: Any) -> None:
     """Check that a tree is not a state of NNX, whose model would ignore the mark."""
     if type(tree).__module__.startswith("flax.nnx"):
         raise TypeError(

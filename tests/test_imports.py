@@ -42,6 +42,10 @@ ORDER = [
     "parameters",
     "trees",
     "replicas",
+    "evidence",
+    "findings",
+    "diagnosis",
+    "diagnose",
     "flax_layers",
     "shells",
     "linen",
@@ -95,13 +99,14 @@ def test_the_kernels_import_nothing_of_the_library_and_numpy_for_the_attributes_
         assert packages <= allowed, path.name
 
 
-def test_the_library_imports_jax_and_flax_only():
+def test_the_library_imports_jax_and_flax_only_and_numpy_for_values_on_the_host():
     allowed = {"jax", "jaxnorm", "__future__"} | set(sys.stdlib_module_names)
-    of_flax = {"flax_layers", "shells", "linen", "nnx"}
+    others = dict.fromkeys(("flax_layers", "shells", "linen", "nnx"), "flax")
+    others |= dict.fromkeys(("evidence", "findings", "diagnose"), "numpy")  # of values on the host
     for module in set(ORDER) - {"kernels"}:
         for path in files_of(module):
             packages = {name.split(".")[0] for name in imported(path)}
-            assert packages <= allowed | ({"flax"} if module in of_flax else set()), path
+            assert packages <= allowed | {others.get(module)}, path
 
 
 def test_interop_imports_numpy_only_and_nothing_of_the_library_imports_it():

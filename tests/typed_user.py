@@ -129,8 +129,21 @@ def use_modules(x: jax.Array) -> jax.Array:
     return model(x).sum() + mean.sum() + (kernel + bias).sum() + jnp.sum(logits)
 
 
+def use_diagnosis(x: jax.Array) -> None:
+    stats = jn.start_recomputing({"norm": jn.init_batch_stats(4)})
+    _, stats["norm"] = jn.batch_norm(x, stats["norm"], train=True)
+    report = jn.diagnose(stats, {"norm": jn.moments(x, 0)}, momentum=0.99, steps=0, batch_values=4)
+    assert_type(report, jn.Diagnosis)
+    worst: jn.Finding = report.rows[0]
+    assert worst.name == "norm"
+    assert worst.finding in str(report)
+    model = jnnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    assert jnnx.diagnose(model, nnx.clone(model), steps=10).rows
+
+
 def main() -> None:
     x = jnp.linspace(-1.0, 1.0, 16).reshape(4, 4)
+    use_diagnosis(x)
     results = use_statistics(x), use_functions(x, x > -2), use_inputs(x), use_modules(x)
     assert all(bool(jnp.all(jnp.isfinite(result))) for result in results)
 

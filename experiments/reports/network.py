@@ -1,12 +1,14 @@
 """The activations, statistics and inputs of a trained network as arrays."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config import Config
+import jaxnorm as jn
+from experiments.config import Config, RecomputedInference
 from experiments.data.scaling import SCALINGS, measure, scaling
 from experiments.data.splits import Split
 from experiments.errors import ConfigError
@@ -29,6 +31,8 @@ class Place(NamedTuple):
         after: its output for these.
         running: the running mean and variance of each channel; None if there are none.
         batch: mean and variance of one batch.
+        stats: the running statistics with all their entries; None if there are none.
+        measured: the moments of the input for all these examples; None if there are none.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Place(NamedTuple):
     after: np.ndarray
     running: tuple[np.ndarray, np.ndarray] | None
     batch: tuple[np.ndarray, np.ndarray] | None
+    stats: dict[str, Any] | None
+    measured: jn.Moments | None
 
 
 def places(config: Config, directory: Path) -> list[Place]:
@@ -52,15 +58,39 @@ def places(config: Config, directory: Path) -> list[Place]:
     split = setup.source.load(SEED).validation
     seen = _captured(config, setup, variables, split, EXAMPLES)
     of_batch = _captured(config, setup, variables, split, config.batch_size)
+    batch_stats = variables.get("batch_stats") or {}
     return [
         Place(
             name,
             _within(sown["input"], sown.get("mask")),
             _within(sown["output"], sown.get("mask")),
-            *_statistics(variables.get("batch_stats") or {}, name, of_batch[name]),
+            *_statistics(batch_stats, name, of_batch[name]),
+            stats := _stats_at(batch_stats, name),
+            _moments(sown, stats) if stats else None,
         )
         for name, sown in seen.items()
     ]
+
+
+def diagnosis(config: Config, found: Sequence[Place], steps: int) -> jn.Diagnosis | None:
+    """Return what is wrong with the running statistics of a network, if it has any.
+
+    The validation examples, in evaluation, are the present data. Of statistics that were recomputed
+    or frozen before the end it is not known how many steps they had.
+    """
+    stats = {place.name: place.stats for place in found if place.stats}
+    if not stats:
+        return None
+    recomputed = isinstance(config.inference, RecomputedInference)
+    ended_early = recomputed or config.norm.get("frozen_from") is not None
+    momentum = None if ended_early else config.norm["momentum"]
+    return jn.diagnose(
+        stats,
+        {place.name: place.measured for place in found if place.stats},
+        momentum=momentum,
+        steps=None if momentum is None else steps,
+        epsilon=config.norm["epsilon"],
+    )
 
 
 def _captured(
@@ -94,15 +124,29 @@ def _statistics(
 
     Those of a time step that no example has are NaN.
     """
-    stats = batch_stats
-    for key in name.split("/"):
-        stats = stats.get(key, {})
-    if "mean" not in stats:
+    stats = _stats_at(batch_stats, name)
+    if stats is None:
         return None, None
     running = tuple(np.asarray(stats[key], np.float32) for key in ("mean", "var"))
     values = _masked(sown["input"], sown.get("mask"))
     axes = tuple(range(running[0].ndim - 1, values.ndim - 1))
     return running, (values.mean(axes).filled(np.nan), values.var(axes).filled(np.nan))
+
+
+def _stats_at(batch_stats: Any, name: str) -> dict[str, Any] | None:
+    """Return the running statistics of a place, or None if it has none."""
+    for key in name.split("/"):
+        batch_stats = batch_stats.get(key, {})
+    return batch_stats if "mean" in batch_stats else None
+
+
+def _moments(sown: dict[str, np.ndarray], stats: dict[str, Any]) -> jn.Moments:
+    """Return the moments of the unmasked inputs, separately for each time step."""
+    values, mask = sown["input"], sown.get("mask")
+    if mask is not None:
+        mask = mask.reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
+    axes = tuple(range(np.ndim(stats["mean"]) - 1, values.ndim - 1))
+    return jn.moments(values, axes, where=mask)
 
 
 def _masked(values: np.ndarray, mask: np.ndarray | None) -> np.ma.MaskedArray:

@@ -19,6 +19,9 @@ def gradient_norms(grads: Any) -> dict[str, jax.Array]:
 def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str, Any]:
     """Return the distance of the batch of a step from the running statistics, by normalization.
 
+    It shows how much batches scatter in training. `jaxnorm.diagnose` says whether the running
+    statistics are right in the end.
+
     It follows from the change in the step: batch - old = (new - old) / share. The share of the
     batch is 1 - momentum, or that of its count if all batches are merged. (Then the difference
     between batch means is not part of the variance.) `mean` is the average over channels of

@@ -1,4 +1,4 @@
-"""Freezing and recomputing the running statistics of models."""
+"""Freezing, recomputing and diagnosing the running statistics of models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from jaxnorm import paths as _paths
 from jaxnorm import running as _running
 from jaxnorm import shells as _shells
 from jaxnorm import trees as _trees
+from jaxnorm.diagnose import diagnosed, statistics_by_path
+from jaxnorm.diagnosis import Diagnosis
 from jaxnorm.nnx.batch import BatchNorm
 from jaxnorm.nnx.inputs import InputScaling
-from jaxnorm.nnx.online import OnlineNorm
+from jaxnorm.nnx.online import ControlState, OnlineNorm
 from jaxnorm.nnx.variables import Stateful, assign, values_of, variables_of
 
-__all__ = ["finish_accumulating", "finish_recomputing", "freeze_stats", "start_recomputing"]
+__all__ = [
+    "diagnose",
+    "finish_accumulating",
+    "finish_recomputing",
+    "freeze_stats",
+    "start_recomputing",
+]
 
 _REPLACE = "which jaxnorm.nnx.BatchNorm replaces with the same arguments and variables"
 
@@ -143,6 +151,85 @@ def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | No
     """
     _checks.check_momentum(momentum)
     _finish(model, parts, partial(_running.accumulate, momentum=momentum))
+
+
+def diagnose(
+    model: nnx.Module,
+    measured: Any = None,
+    *,
+    steps: ArrayLike | None = None,
+    batch_values: ArrayLike | None = None,
+) -> Diagnosis:
+    """Say what is wrong with running statistics: why a model is good in training and bad in use.
+
+    This function is `jaxnorm.diagnose` for models. It looks at every module that has a `mean` and a
+    `var` in `nnx.BatchStat`, Flax's own `BatchNorm` too, with the momentum and the epsilon of each.
+
+    Args:
+        model: as it is after training.
+        measured: a copy of the model with statistics of the present data at the present weights;
+            best after `start_recomputing` and a pass over some hundred examples or more. Or the
+            statistics of a model, as an `nnx.State` or as nested dicts.
+        steps, batch_values: as for `jaxnorm.diagnose`.
+
+    Raises:
+        TypeError: statistics that are traced.
+        ValueError: a model without statistics, measured statistics of another model.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxnorm.nnx import BatchNorm, diagnose, start_recomputing
+        >>> model = nnx.Dict(norm=BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0)))
+        >>> for _ in range(100):
+        ...     y = model.norm(jnp.linspace(0.0, 1.0, 64)[:, None])
+        >>> start_recomputing(measured := nnx.clone(model))
+        >>> y = measured.norm(jnp.linspace(2.0, 3.0, 64)[:, None])
+        >>> report = diagnose(model, measured, steps=100)
+        >>> [(row.name, row.finding, round(row.figure, 1)) for row in report.rows]
+        [('norm', 'mean_off', 6.8)]
+    """
+    modules, others = _with_statistics(model)
+    if isinstance(measured, nnx.Module):
+        among: Any = {path: _marked(one) for path, one in _with_statistics(measured)[0].items()}
+    elif measured is not None:
+        tree = nnx.to_pure_dict(measured) if isinstance(measured, nnx.State) else measured
+        among = statistics_by_path(tree)[0]
+    else:
+        among = None
+    return diagnosed(
+        {path: _marked(module) for path, module in modules.items()},
+        {path: _options(module) for path, module in modules.items()},
+        among,
+        others,
+        steps=steps,
+        batch_values=batch_values,
+    )
+
+
+def _with_statistics(model: nnx.Module) -> tuple[dict[Any, Any], dict[Any, str]]:
+    """The modules with a mean and a variance, and descriptions of others, by path."""
+    modules: dict[Any, Any] = {}
+    others: dict[Any, str] = {}
+    module: Any
+    for path, module in nnx.iter_modules(model):
+        if path[-1:] != ("recomputed",) and _keeps_statistics(module):
+            if variables_of(module).keys() >= _trees.STATS:
+                modules[path] = module
+            else:
+                others[path] = _described(module)
+    return modules, others
+
+
+def _marked(module: Any) -> dict[str, Any]:
+    """The statistics of a module, with the mark of frozen ones, as a tree has them."""
+    stats = values_of(variables_of(module, (nnx.BatchStat, ControlState)))
+    return {**stats, **({"frozen": None} if getattr(module, "frozen", False) else {})}
+
+
+def _options(module: Any) -> dict[str, Any]:
+    """The options of a module that its statistics depend on; fits to inputs have none."""
+    return {"momentum": getattr(module, "momentum", None), "epsilon": getattr(module, "epsilon", 0)}
 
 
 def _finish(model: nnx.Module, parts: Sequence[str], change: Callable[[Any], Any]) -> None:

@@ -1,0 +1,227 @@
+"""What is wrong with running statistics, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxnorm import checks as _checks
+from jaxnorm.diagnosis import SEVERITIES, Diagnosis, some
+from jaxnorm.evidence import Evidence, Sample, evidence, sample
+from jaxnorm.findings import findings
+from jaxnorm.paths import check_found, joined
+from jaxnorm.statistics import Moments
+from jaxnorm.trees import STATS, check_not_nnx
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    batch_stats: Any,
+    measured: Any = None,
+    *,
+    momentum: ArrayLike | None = None,
+    steps: ArrayLike | None = None,
+    epsilon: ArrayLike = 1e-5,
+    batch_values: ArrayLike | None = None,
+) -> Diagnosis:
+    """Say what is wrong with running statistics: why a model is good in training and bad in use.
+
+    For each normalization, an effect is by how many deviations evaluation moves an input that lies
+    one deviation from the mean; from 0.2 on it is a finding, a warning, and from 0.8 an error.
+
+    - "never_updated": the statistics are the zeros and ones of the start.
+    - "not_converged": the first mean 0 and variance 1 still have the weight w = momentum ** steps.
+      The effect is w, or what it is on these statistics, if that is more.
+    - "mean_off", "variance_off": |mean - mean_m| / sqrt(var_m + epsilon) and half of
+      |log((var + epsilon) / (var_m + epsilon))|, for mean_m and var_m of `measured`, and without
+      the weight w; if that is more than the sampling errors of both, 1 / sqrt(n) and
+      1 / sqrt(2 (n - 1)) deviations for n normal values.
+    - "not_finite", "large": values that are NaN, infinite, or beyond float16.
+    - "small_batch": the means of batches of n values scatter by 1 / sqrt(n), the effect.
+    - "half_precision": bfloat16 or float16 loses updates below half a unit in the last place.
+    - "constant", "epsilon": channels with no variance, or with little beside epsilon; notes.
+    - "unfinished", "few_measured", "frozen": statistics in the middle of recomputing, measured on
+      fewer than 25 values, or marked by `freeze_stats`.
+
+    The statistics are copied to the host; nothing is compiled. For NNX models use
+    `jaxnorm.nnx.diagnose`.
+
+    Args:
+        batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
+            `variables["batch_stats"]`: of `batch_norm`, `ghost_batch_norm`, `batch_renorm`,
+            `online_norm`, of Flax's own, and fits to inputs.
+        measured: statistics of the present data at the present weights, in the same structure;
+            best a tree of `start_recomputing` after a pass over some hundred examples or more,
+            which knows their counts, before `finish_recomputing`. `Moments` may take the place of
+            a dict, and paths may be missing. None takes what is being recomputed in `batch_stats`.
+        momentum: of the normalizations, those of cumulative statistics excepted.
+        steps: the number of training steps since the statistics were zeros and ones; batch
+            renormalization knows its own.
+        epsilon: of the normalizations.
+        batch_values: the number of values of a channel in a batch of training (or in a ghost):
+            examples, times positions where there are any.
+
+    Returns:
+        A `Diagnosis`: `rows`, a tuple of `Finding`, and what was looked at. `str()` is a table.
+
+    Raises:
+        TypeError: statistics that are no dicts, or traced.
+        ValueError: a tree without statistics, measured statistics of other paths or shapes, steps
+            without a momentum.
+
+    References:
+        Cohen, "Statistical power analysis for the behavioral sciences", 1988, section 2.2, for what
+        is a small and a large effect.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> stats = {"norm": jn.init_batch_stats(2)}
+        >>> for _ in range(50):
+        ...     x = jnp.array([[4.0, 0.0], [6.0, 2.0]])
+        ...     _, stats["norm"] = jn.batch_norm(x, stats["norm"], train=True)
+        >>> report = jn.diagnose(stats, momentum=0.99, steps=50)
+        >>> [(row.name, row.finding, round(row.figure, 2)) for row in report.rows]
+        [('norm', 'not_converged', 0.61)]
+    """
+    if not isinstance(batch_stats, Mapping):
+        raise TypeError(
+            f"diagnose takes nested dicts of statistics, got a {type(batch_stats).__name__}; give "
+            "variables['batch_stats'] of Linen, or an NNX model to jaxnorm.nnx.diagnose"
+        )
+    check_not_nnx("diagnose", batch_stats)
+    _checks.check_momentum(momentum)
+    _checks.check_epsilon(epsilon)
+    if steps is not None and momentum is None:
+        raise ValueError(
+            f"steps={steps!r} needs a momentum: momentum ** steps is the weight that the first "
+            "values still have; give momentum too"
+        )
+    stats, others = statistics_by_path(batch_stats)
+    return diagnosed(
+        stats,
+        {path: {"momentum": momentum, "epsilon": epsilon} for path in stats},
+        None if measured is None else statistics_by_path(measured)[0],
+        others,
+        steps=steps,
+        batch_values=batch_values,
+    )
+
+
+def statistics_by_path(tree: Any) -> tuple[dict[Any, Any], dict[Any, str]]:
+    """The statistics in a tree, dicts or `Moments`, and descriptions of other entries, by path."""
+    if isinstance(tree, Moments) or (isinstance(tree, Mapping) and tree.keys() >= STATS):
+        return {(): tree}, {}
+    stats: dict[Any, Any] = {}
+    others: dict[Any, str] = {}
+    if not isinstance(tree, Mapping):
+        return stats, {(): f"a {type(tree).__name__}"}
+    for key, value in tree.items():
+        found = statistics_by_path(value)
+        for among, new in zip((stats, others), found, strict=True):
+            among |= {(key, *path): one for path, one in new.items()}
+    return stats, others
+
+
+def diagnosed(
+    stats: Mapping[Any, Any],
+    options: Mapping[Any, Mapping[str, Any]],
+    measured: Mapping[Any, Any] | None,
+    others: Mapping[Any, str],
+    *,
+    steps: ArrayLike | None,
+    batch_values: ArrayLike | None,
+) -> Diagnosis:
+    """The diagnosis of statistics by path.
+
+    Args:
+        options: momentum and epsilon of each normalization.
+        measured: statistics or moments by path.
+        others: descriptions of what is not understood, by path.
+    """
+    check_found(("*",), list(stats), "mean and var", others)
+    if steps is not None:
+        _checks.check_number("steps", steps, 0)
+    if batch_values is not None:
+        _checks.check_number("batch_values", batch_values, 2)
+    stats, measured = _on_host(stats), None if measured is None else _on_host(measured)
+    samples = _samples(stats, measured)
+    cases = [
+        evidence(
+            joined(path),
+            one,
+            samples.get(joined(path)),
+            **options[path],
+            steps=steps,
+            batch_values=batch_values,
+        )
+        for path, one in stats.items()
+    ]
+    rows = [row for case in cases for row in findings(case)]
+    return Diagnosis(
+        rows=tuple(sorted(rows, key=lambda row: SEVERITIES.index(row.severity))),
+        names=tuple(case.name for case in cases),
+        looked_at=tuple(_looked_at(cases)),
+        not_looked_at=tuple(_not_looked_at(cases, others)),
+    )
+
+
+def _on_host(by_path: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The arrays in NumPy, in the same order."""
+    if any(map(_checks.is_traced, jax.tree.leaves(list(by_path.values())))):
+        raise TypeError("diagnose needs values, and these are traced; call it outside of jit")
+    return dict(zip(by_path, jax.device_get(list(by_path.values())), strict=True))
+
+
+def _samples(stats: Mapping[Any, Any], measured: Mapping[Any, Any] | None) -> dict[str, Sample]:
+    """The measured statistics by name, checked to be those of the same normalizations."""
+    if measured is None:
+        return {}
+    samples = {joined(path): sample(one) for path, one in measured.items()}
+    names = {joined(path): one for path, one in stats.items()}
+    if not samples.keys() & names.keys():
+        raise ValueError(
+            f"measured has statistics at {list(samples)}, and batch_stats at {list(names)}; give "
+            "trees of the same structure"
+        )
+    for name in samples.keys() & names.keys():
+        shapes = samples[name].var.shape, sample(names[name]).var.shape
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the measured variance at {name!r} has shape {shapes[0]}, and that of batch_stats "
+                f"{shapes[1]}; give statistics of the same model"
+            )
+    return samples
+
+
+def _looked_at(cases: Sequence[Evidence]) -> Iterator[str]:
+    """What the findings come from."""
+    yield "values, dtypes and marks"
+    counts = [case.measured.count.min(initial=np.inf) for case in cases if case.measured]
+    if counts:
+        least = f"{min(counts):.7g} values or more" if min(counts) < np.inf else "unknown counts"
+        yield f"distance from measured statistics ({least})"
+    for momentum, steps in sorted({case.decay for case in cases if case.decay is not None}):
+        yield f"convergence (momentum {momentum:g}, {steps:.7g} steps)"
+    if cases[0].batch_values is not None:
+        yield f"batches of {cases[0].batch_values:g} values"
+
+
+def _not_looked_at(cases: Sequence[Evidence], others: Iterable[Any]) -> Iterator[str]:
+    """What the findings cannot come from, and why."""
+    unmeasured = [case.name for case in cases if case.measured is None]
+    unknown = [case.name for case in cases if case.decays and case.decay is None]
+    for names, what, cure in (
+        (unmeasured, "distance from statistics of the present data", "give measured"),
+        (unknown, "convergence", "give momentum and steps"),
+    ):
+        if names:
+            yield f"{what} ({cure}){'' if len(names) == len(cases) else f' of {some(names)}'}"
+    if cases[0].batch_values is None:
+        yield "size of batches (give batch_values)"
+    if names := [joined(path) for path in others]:
+        yield f"entries that are not of a mean and a variance: {some(names)}"
