@@ -41,6 +41,7 @@ ORDER = [
     "paths",
     "parameters",
     "trees",
+    "tree_parts",
     "replicas",
     "flax_layers",
     "shells",

@@ -23,6 +23,9 @@ def use_statistics(x: jax.Array) -> jax.Array:
     stats: Any = jax.vmap(lambda stats: jn.sync_batch_stats(stats, "i"), axis_name="i")(
         {"mean": x, "var": jnp.abs(x)}
     )
+    stats = jn.merge_batch_stats([stats, stats])
+    stats = jn.merge_batch_stats([stats, stats], weights=[1, 2.5])
+    stats = jn.merge_batch_stats((stats, stats), jnp.ones(2))
     mean: jax.Array = stats["mean"][0]
     return whole.mean + merged.var + mean + merged.count
 
