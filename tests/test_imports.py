@@ -32,6 +32,7 @@ ORDER = [
     "batch_arguments",
     "batch",
     "sample",
+    "weight_standardization",
     "online",
     "input_stats",
     "inputs",

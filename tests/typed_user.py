@@ -123,6 +123,8 @@ def use_modules(x: jax.Array) -> jax.Array:
     grads = nnx.grad(lambda model: model(x).sum(), argnums=wanted)(model)
     assert jnnx.overwrite_control(model, grads)
     mean: jax.Array = model.batch.mean[...]
+    kernel = jn.standardize_kernel(jnp.eye(4), gain=jnp.ones(4), epsilon=1e-10, kernel_axis=0)
+    assert_type(kernel, jax.Array)
     kernel, bias = jn.fold_batch_norm(jnp.eye(4), None, jn.init_batch_stats(4), None, None)
     assert_type(bias, jax.Array)
     stats = jn.init_batch_stats(4)
