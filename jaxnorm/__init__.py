@@ -21,6 +21,7 @@ from jaxnorm.running import *
 from jaxnorm.sample import *
 from jaxnorm.statistics import *
 from jaxnorm.trees import *
+from jaxnorm.weight_standardization import *
 
 __version__ = "0.2.0"
 __all__ = _public_names(globals())

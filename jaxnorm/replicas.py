@@ -1,25 +1,23 @@
-"""Merging the trees of running statistics of replicas."""
+"""Merging the trees of running statistics of replicas, clients and checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
-from jaxnorm import running as _running
-from jaxnorm import states as _states
 from jaxnorm.distributed import sync_extremes, sync_moments
-from jaxnorm.input_stats import exact_constants
-from jaxnorm.paths import map_dicts
-from jaxnorm.statistics import Moments
-from jaxnorm.trees import STATS
+from jaxnorm.statistics import Moments, merge_moments_axis
+from jaxnorm.tree_parts import Parts, as_alike, parts_of, with_parts
 
-__all__ = ["sync_batch_stats"]
+__all__ = ["merge_batch_stats", "sync_batch_stats"]
 
 
 def sync_batch_stats(
@@ -57,83 +55,147 @@ def sync_batch_stats(
         >>> print(merged["norm"]["mean"][0], merged["norm"]["var"][0])
         [1.] [2.]
     """
-    layers: list[dict[str, Any]] = []
+    parts = parts_of(batch_stats)
+    m, rebuilt = _raveled(parts.moments)
+    merged = Parts(
+        rebuilt(sync_moments(m, axis_name, axis_index_groups)),
+        jax.lax.pmax(parts.steps, axis_name, axis_index_groups=axis_index_groups),
+        [sync_extremes(*pair, axis_name, axis_index_groups) for pair in parts.extremes],
+    )
+    return with_parts(batch_stats, merged)
 
-    def found(stats: Mapping[str, Any]) -> dict[str, Any]:
-        _states.check_at_least_float32(stats, "the running statistics")
-        layers.append(dict(stats))
-        if "recomputed" in stats:
-            found(stats["recomputed"])
-        return dict(stats)
 
-    map_dicts(batch_stats, ("*",), STATS, found)
+def merge_batch_stats(
+    trees: Iterable[Any], weights: ArrayLike | Sequence[ArrayLike] | None = None
+) -> Any:
+    """Merge trees of running statistics: of federated clients, of replicas, of checkpoints.
+
+    With the weights w_i divided by their sum, mean = sum(w_i mean_i) and
+    var = sum(w_i (var_i + |mean_i - mean|^2)): the moments of the mixture. The variance within the
+    trees and the variance between their means are both part of it; an average of the variances
+    would lose the second. `sync_batch_stats` is the same for the devices of a mapped axis.
+
+    Args:
+        trees: trees of one structure, each the statistics of one normalization or nested dicts of
+            them, as Linen's `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
+        weights: a finite number for each tree, 0 or more, not all 0; they need not sum to 1. None
+            weighs cumulative statistics (`momentum=None`, recomputed ones, fits to inputs) by
+            their `count`, and other statistics equally.
+
+    Returns:
+        A tree of the structure, the shapes and the dtypes of the first tree. A `count` is the sum
+        of the counts, and `steps` is their maximum; `min` and `max` are those of all trees. Other
+        entries (marks, the control processes of `online_norm`) are those of the first tree.
+
+    Trees of weight 0, and statistics of count 0 whatever their weight, add nothing to what is
+    merged, even if they hold NaN. A channel to which nothing adds has mean 0 and variance 1.
+
+    Raises:
+        TypeError: a single tree in place of several; a weight that is not a real number.
+        ValueError: no trees, trees that differ in structure, shapes or dtypes (the message has the
+            path), trees without statistics, statistics narrower than float32; another number of
+            weights than of trees, a weight that is negative or not finite, weights that are all 0
+            (traced weights are not checked).
+
+    References:
+        Chan, Golub and LeVeque 1983, equations 2.1, with weights in place of counts.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> clients = [{"norm": {"mean": jnp.array([m]), "var": jnp.ones(1)}} for m in (0.0, 4.0)]
+        >>> merged = jn.merge_batch_stats(clients, weights=[300, 100])
+        >>> print(merged["norm"]["mean"], merged["norm"]["var"])
+        [1.] [4.]
+    """
+    trees = as_alike(trees)
+    shares = None if weights is None else _as_weights(weights, len(trees))
+    parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(parts_of, trees))
+    return with_parts(trees[0], _merged(parts, shares))
+
+
+def _raveled(moments: Sequence[Moments]) -> tuple[Moments, Callable[[Moments], list[Moments]]]:
+    """Moments in one vector, and a function from such a vector back to the list."""
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves([stats["mean"] for stats in layers]))
-    means, rebuilt_means = _raveled([stats["mean"] for stats in layers], dtype)
-    variances, rebuilt_variances = _raveled(
-        [stats["var"] for stats in layers], _dtypes.real_dtype(dtype)
-    )
-    counts, rebuilt_counts = _raveled(
-        [_counts(stats, _dtypes.real_dtype(dtype)) for stats in layers], _dtypes.real_dtype(dtype)
-    )
-    m = sync_moments(Moments(counts, means, variances), axis_name, axis_index_groups)
-    rebuilt = rebuilt_counts(m.count), rebuilt_means(m.mean), rebuilt_variances(m.var)
-    merged = zip(*rebuilt, strict=True)
+        dtype = jnp.result_type(*[m.mean for m in moments])
+    real = _dtypes.real_dtype(dtype)
+    pairs = [
+        _raveled_arrays(arrays, kind)
+        for arrays, kind in zip(zip(*moments, strict=True), (real, dtype, real), strict=True)
+    ]
 
-    def synced(stats: Mapping[str, Any]) -> dict[str, Any]:
-        count, mean, var = next(merged)
-        # A new state has a variance of 1.
-        var = jax.tree.map(lambda count, var: jnp.where(count > 0, var, 1), count, var)
-        new = {**stats, "mean": mean, "var": var}
-        if "count" in stats:
-            new["count"] = jax.tree.map(_running.cast_like, stats["count"], count)
-        if "steps" in stats:
-            new["steps"] = jax.lax.pmax(
-                stats["steps"], axis_name, axis_index_groups=axis_index_groups
-            )
-        if {"min", "max"} <= stats.keys():
-            new |= _synced_fit(new, axis_name, axis_index_groups)
-        if "recomputed" in stats:
-            new["recomputed"] = synced(stats["recomputed"])
-        return new
+    def back(flat: Moments) -> list[Moments]:
+        lists = [unravel(part) for part, (_, unravel) in zip(flat, pairs, strict=True)]
+        return [Moments(*one) for one in zip(*lists, strict=True)]
 
-    return map_dicts(batch_stats, ("*",), STATS, synced)
+    return Moments(*(flat for flat, _ in pairs)), back
 
 
-def _raveled(tree: Sequence[Any], dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """The leaves of a tree in one vector, and a function from such a vector back to the tree."""
-    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), tree))
+def _raveled_arrays(
+    arrays: Sequence[jax.Array], dtype: Any
+) -> tuple[jax.Array, Callable[[jax.Array], list[jax.Array]]]:
+    """Arrays in one vector of a dtype, and a function back to their shapes and dtypes."""
+    flat, unravel = ravel_pytree([array.astype(dtype) for array in arrays])
 
-    def back(flat: jax.Array) -> Any:
-        def restored(new: jax.Array, old: jax.Array) -> jax.Array:
-            return (new if jnp.iscomplexobj(old) else new.real).astype(old.dtype)
-
-        return jax.tree.map(restored, unravel(flat), tree)
+    def back(flat: jax.Array) -> list[jax.Array]:
+        return [
+            (new if jnp.iscomplexobj(old) else new.real).astype(old.dtype)
+            for new, old in zip(unravel(flat), arrays, strict=True)
+        ]
 
     return flat, back
 
 
-def _counts(stats: Mapping[str, Any], dtype: Any) -> Any:
-    """The weight of each channel's statistics, in the shape of the statistics."""
-    ones = jax.tree.map(lambda var: jnp.ones(var.shape, dtype), stats["var"])
-    if "count" not in stats:
-        return ones
+def _merged(parts: Parts, weights: jax.Array | None) -> Parts:
+    """The merge of stacked parts, which have one tree at each index of axis 0."""
 
-    def broadcast(ones: jax.Array, count: jax.Array) -> jax.Array:
-        return _running.broadcast_count(count, ones).astype(dtype)
+    def takes(stacked: jax.Array) -> Any:
+        return True if weights is None else _along(weights > 0, stacked)
 
-    return jax.tree.map(broadcast, ones, stats["count"])
+    return Parts(
+        [_merged_moments(m, weights) for m in parts.moments],
+        [jnp.max(steps, 0, where=takes(steps), initial=0) for steps in parts.steps],
+        [
+            (
+                jnp.min(minimum, 0, where=takes(minimum), initial=jnp.inf),
+                jnp.max(maximum, 0, where=takes(maximum), initial=-jnp.inf),
+            )
+            for minimum, maximum in parts.extremes
+        ],
+    )
 
 
-def _synced_fit(
-    fit: Mapping[str, Any],
-    axis_name: _axes.AxisName,
-    axis_index_groups: _axes.AxisIndexGroups,
-) -> dict[str, Any]:
-    """The entries of a merged fit to inputs, whose constant features are exact."""
-    boxed = {key: fit[key] for key in ("mean", "var", "min", "max")}
-    mean, var, minimum, maximum = (jax.tree.leaves(box)[0] for box in boxed.values())
-    minimum, maximum = sync_extremes(minimum, maximum, axis_name, axis_index_groups)
-    mean, var = exact_constants(mean, var, minimum, maximum)
-    new = dict(zip(boxed, (mean, var, minimum, maximum), strict=True))
-    return {key: jax.tree.unflatten(jax.tree.structure(boxed[key]), [new[key]]) for key in boxed}
+def _merged_moments(m: Moments, weights: jax.Array | None) -> Moments:
+    """The merge along axis 0 by weights, or by the counts; the count is the sum of the counts."""
+    if weights is None:
+        return merge_moments_axis(m, 0)
+    weights = _along(weights.astype(m.count.dtype), m.count)
+    count = _as_counts(jnp.where(m.count > 0, weights, 0))
+    merged = merge_moments_axis(m._replace(count=count), 0)
+    return merged._replace(count=jnp.sum(jnp.where(weights > 0, m.count, 0), 0))
+
+
+def _as_counts(weights: jax.Array) -> jax.Array:
+    """Weights of trees, scaled so that each channel counts as many values as there are trees."""
+    total = jnp.sum(weights, 0)
+    return weights * len(weights) / jnp.where(total > 0, total, 1)
+
+
+def _along(weights: jax.Array, stacked: jax.Array) -> jax.Array:
+    """The weights along axis 0 of what is stacked."""
+    return weights.reshape(-1, *(1,) * (stacked.ndim - 1))
+
+
+def _as_weights(weights: Any, number: int) -> jax.Array:
+    """The weights of so many trees in one vector."""
+    known = hasattr(weights, "tolist") and not _checks.is_traced(weights)
+    try:
+        values = list(weights.tolist() if known else weights)
+    except TypeError:
+        raise TypeError(f"weights must be a sequence of numbers, got {weights!r}") from None
+    if len(values) != number:
+        raise ValueError(f"there are {number} trees and {len(values)} weights; give each tree one")
+    for place, value in enumerate(values):
+        _checks.check_number(f"weights[{place}]", value, 0.0)
+    if all(not _checks.is_traced(value) and float(value) == 0 for value in values):
+        raise ValueError(f"the weights {values} are all 0; give a tree a weight above 0")
+    return jnp.stack([jnp.asarray(value, float) for value in values])

@@ -23,6 +23,9 @@ def use_statistics(x: jax.Array) -> jax.Array:
     stats: Any = jax.vmap(lambda stats: jn.sync_batch_stats(stats, "i"), axis_name="i")(
         {"mean": x, "var": jnp.abs(x)}
     )
+    stats = jn.merge_batch_stats([stats, stats])
+    stats = jn.merge_batch_stats([stats, stats], weights=[1, 2.5])
+    stats = jn.merge_batch_stats((stats, stats), jnp.ones(2))
     mean: jax.Array = stats["mean"][0]
     return whole.mean + merged.var + mean + merged.count
 
@@ -120,6 +123,8 @@ def use_modules(x: jax.Array) -> jax.Array:
     grads = nnx.grad(lambda model: model(x).sum(), argnums=wanted)(model)
     assert jnnx.overwrite_control(model, grads)
     mean: jax.Array = model.batch.mean[...]
+    kernel = jn.standardize_kernel(jnp.eye(4), gain=jnp.ones(4), epsilon=1e-10, kernel_axis=0)
+    assert_type(kernel, jax.Array)
     kernel, bias = jn.fold_batch_norm(jnp.eye(4), None, jn.init_batch_stats(4), None, None)
     assert_type(bias, jax.Array)
     stats = jn.init_batch_stats(4)

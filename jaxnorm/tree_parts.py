@@ -1,0 +1,141 @@
+"""What is merged of a tree of running statistics.
+
+Replicas, clients and checkpoints have trees of one structure. Their parts are taken out, merged,
+and put back into the structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import dtypes as _dtypes
+from jaxnorm import running as _running
+from jaxnorm import states as _states
+from jaxnorm.input_stats import exact_constants
+from jaxnorm.paths import map_dicts
+from jaxnorm.statistics import Moments
+from jaxnorm.trees import STATS
+
+
+class Parts(NamedTuple):
+    """What is merged of a tree, in the order of the tree.
+
+    Attributes:
+        moments: of each normalization, and after it those that are being recomputed.
+        steps: of each batch renormalization.
+        extremes: the minimum and the maximum of each fit to inputs.
+    """
+
+    moments: list[Moments]
+    steps: list[jax.Array]
+    extremes: list[tuple[jax.Array, jax.Array]]
+
+
+def parts_of(batch_stats: Any) -> Parts:
+    """What is merged of a tree."""
+    parts = Parts([], [], [])
+
+    def take(stats: Mapping[str, Any]) -> None:
+        parts.moments.append(_moments(stats))
+        if "steps" in stats:
+            parts.steps.append(stats["steps"])
+        if {"min", "max"} <= stats.keys():
+            parts.extremes.append((stats["min"], stats["max"]))
+        if "recomputed" in stats:
+            take(stats["recomputed"])
+
+    def found(stats: Mapping[str, Any]) -> dict[str, Any]:
+        _states.check_at_least_float32(stats, "the running statistics")
+        take(_unboxed(stats))
+        return dict(stats)
+
+    map_dicts(batch_stats, ("*",), STATS, found)
+    return parts
+
+
+def with_parts(batch_stats: Any, parts: Parts) -> Any:
+    """A tree with the merged parts in place of its own."""
+    moments, steps, extremes = iter(parts.moments), iter(parts.steps), iter(parts.extremes)
+
+    def merged(stats: Mapping[str, Any]) -> dict[str, Any]:
+        m = next(moments)
+        # A new state has a variance of 1.
+        var = jnp.where(m.count > 0, m.var, 1).astype(stats["var"].dtype)
+        new = {**stats, "mean": m.mean, "var": var}
+        if "count" in stats:
+            new["count"] = _running.cast_like(stats["count"], m.count)
+        if "steps" in stats:
+            new["steps"] = next(steps)
+        if {"min", "max"} <= stats.keys():
+            minimum, maximum = next(extremes)
+            mean, var = exact_constants(new["mean"], new["var"], minimum, maximum)
+            new |= {"mean": mean, "var": var, "min": minimum, "max": maximum}
+        if "recomputed" in stats:
+            new["recomputed"] = merged(stats["recomputed"])
+        return new
+
+    new = map_dicts(batch_stats, ("*",), STATS, lambda stats: merged(_unboxed(stats)))
+    return jax.tree.unflatten(jax.tree.structure(batch_stats), jax.tree.leaves(new))
+
+
+def _unboxed(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """The statistics as nested dicts of arrays, without the variables of NNX around them."""
+    return {
+        key: _unboxed(value) if isinstance(value, Mapping) else _array_in(value)
+        for key, value in stats.items()
+    }
+
+
+def _array_in(box: Any) -> jax.Array | None:
+    """The array in a variable of NNX, or the array itself; None for the mark "frozen"."""
+    leaves = jax.tree.leaves(box)
+    return jnp.asarray(leaves[0]) if leaves else None
+
+
+def _moments(stats: Mapping[str, Any]) -> Moments:
+    """The statistics as moments, with a count of 1 where they have none."""
+    real = _dtypes.real_dtype(stats["mean"].dtype)
+    var = stats["var"].astype(real)
+    if "count" not in stats:
+        return Moments(jnp.ones(var.shape, real), stats["mean"], var)
+    count = _running.broadcast_count(stats["count"], var)
+    return Moments(count.astype(real), stats["mean"], var)
+
+
+def as_alike(trees: Iterable[Any]) -> list[Any]:
+    """The trees, checked to be alike, all in the structure of the first one."""
+    if isinstance(trees, Mapping):
+        raise TypeError(
+            f"trees must be a sequence of trees, got one {type(trees).__name__} with the keys "
+            f"{sorted(map(str, trees))}; give [tree, other_tree, ...]"
+        )
+    trees = list(trees)
+    if not trees:
+        raise ValueError("there are no trees to merge; give one at least")
+    first = _described(trees[0])
+    for place, tree in enumerate(trees):
+        other = _described(tree)
+        for path in first | other:
+            ours, theirs = (one.get(path, "nothing") for one in (first, other))
+            if ours != theirs:
+                raise ValueError(
+                    f"the trees differ at {path!r}: trees[0] has {ours}, trees[{place}] has "
+                    f"{theirs}; give statistics of one model, with the same marks and dtypes"
+                )
+    structure = jax.tree.structure(trees[0])
+    return [jax.tree.unflatten(structure, jax.tree.leaves(tree)) for tree in trees]
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """The dtype and the shape of every leaf, by path; marks without a value are leaves here."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            "a mark" if leaf is None else f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        )
+        for path, leaf in leaves
+    }
