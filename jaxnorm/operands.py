@@ -1,7 +1,7 @@
 """What the standardized value and its derivative are both computed from.
 
 A *statistic* has one entry for each set of values that is measured together (`Scope`), a
-*parameter* (a scale or a bias) one for each feature.
+*parameter* (a scale or a bias) one for each feature, or one for each feature of each example.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ class Form(NamedTuple):
     Attributes:
         scope: what its moments were taken over.
         features: the axes of the scale and the bias; empty if there is neither.
+        leading: those of them that come before the feature axes: parameters by example.
         given: whether the moments do not depend on the input: running statistics.
         positive: whether var + epsilon is known to be above zero.
     """
 
     scope: Scope
     features: tuple[int, ...]
+    leading: tuple[int, ...] = ()
     given: bool = False
     positive: bool = False
 
@@ -40,7 +42,8 @@ class Form(NamedTuple):
 
     def view(self, x: jax.Array, mask: jax.Array | None) -> View | None:
         """The view in which the kernels can take the input, None if they cannot."""
-        return self.scope.view(x, mask, self.features)
+        features = tuple(axis for axis in self.features if axis not in self.leading)
+        return self.scope.view(x, mask, features, self.leading)
 
     def native(self, view: View | None) -> View | None:
         """The view, or None for given statistics, with which the plain form always runs.
@@ -49,6 +52,15 @@ class Form(NamedTuple):
         or used. A kernel would read and write it once more.
         """
         return None if self.given else view
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether no parameter varies along the axes that are measured over."""
+        return not set(self.features) & set(self.scope.reduced)
+
+    def by_value(self, x: jax.Array) -> bool:
+        """Whether a parameter has an entry for each value of the input."""
+        return len(self.features) == x.ndim
 
     def without_parameter(self, ndim: int) -> tuple[int, ...]:
         """The axes of a sum by channel, of `ndim` axes, that a parameter by channel lacks."""

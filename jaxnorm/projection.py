@@ -88,6 +88,15 @@ def _pull_back(
     x, scale, mask, *rest = residuals
     (g,) = cotangents
     statistics, want = Statistics(*rest), Tangents(*wanted)
+    if (want.scale or want.bias) and form.by_value(x):
+        g = g.astype(statistics.center.dtype)
+        others = _pull_back(form, residuals, cotangents, want._replace(scale=False, bias=False))
+        return list(
+            Tangents(*others)._replace(
+                scale=statistics.of_value(form, x, mask).value() * g if want.scale else None,
+                bias=g if want.bias else None,
+            )
+        )
     if jnp.iscomplexobj(x):  # the projection of the conjugate is the transpose
         g, scale = jnp.conj(g), scale if scale is None else jnp.conj(scale)
     local = not form.given and form.scope.axis_name is None

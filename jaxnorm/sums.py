@@ -96,7 +96,7 @@ def plain_sums(
     """The plain form of `jaxnorm_sums`."""
     form, want = form_and_want
     s = Standardization(form, x, center, correction, gain, shift, mask)
-    summed = _summed_by_row if set(form.features) & set(form.scope.reduced) else _summed_by_channel
+    summed = _summed_by_channel if form.by_channel else _summed_by_row
     found = summed(s, Vector(g, scale, s.defined()))
     return Sums(*(one if wanted else None for one, wanted in zip(found, want, strict=True)))
 
