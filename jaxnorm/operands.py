@@ -6,7 +6,7 @@ A *statistic* has one entry for each set of values that is measured together (`S
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,29 @@ class Form(NamedTuple):
         """
         return None if self.given else view
 
+    def apart(self) -> Form:
+        """The form in which statistics are repeated for all that has parameters of its own.
+
+        It is this form if they need not be, or if nothing would be left to measure over.
+        """
+        reduced = tuple(axis for axis in self.scope.reduced if axis not in self.leading)
+        return self._replace(scope=self.scope._replace(reduced=reduced)) if reduced else self
+
+    def repeat(self, statistic: jax.Array | None, x: jax.Array) -> Any:
+        """Repeat a statistic as the form `apart` has them."""
+        scope = self.apart().scope
+        if statistic is None or scope == self.scope:
+            return statistic
+        repeated = jnp.expand_dims(statistic, self.repeated)
+        return jnp.broadcast_to(repeated, scope.statistic_shape(x))
+
+    @property
+    def repeated(self) -> tuple[int, ...]:
+        """The axes along which `repeat` repeats."""
+        reduced = self.apart().scope.reduced
+        more = set(self.scope.reduced).difference(reduced)
+        return tuple(_axes.kept_axis(axis, reduced) for axis in sorted(more))
+
     @property
     def by_channel(self) -> bool:
         """Whether no parameter varies along the axes that are measured over."""
@@ -95,6 +118,13 @@ class Standardization(NamedTuple):
     gain: jax.Array
     shift: jax.Array | None = None
     mask: jax.Array | None = None
+
+    def apart(self) -> Standardization:
+        """The same in the form `Form.apart`."""
+        statistics = (self.center, self.correction, self.gain, self.shift)
+        center, correction, gain, shift = (self.form.repeat(one, self.x) for one in statistics)
+        form = self.form.apart()
+        return Standardization(form, self.x, center, correction, gain, shift, self.mask)
 
     def broadcast(self, statistic: jax.Array) -> jax.Array:
         """Broadcast a statistic to the input."""

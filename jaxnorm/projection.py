@@ -157,8 +157,10 @@ def _projected(
 
 def _backward(s: Standardization, vector: Vector, rstd: jax.Array, averages: Averages) -> jax.Array:
     """The projection in reverse mode, in the dtype of x: as one operation if there is a view."""
+    rstd, *means = [s.form.repeat(statistic, s.x) for statistic in (rstd, *averages)]
+    s = s.apart()
     view = s.form.view(s.x, s.mask)
-    statistics = (s.center, s.correction, s.gain, rstd, *averages)
+    statistics = (s.center, s.correction, s.gain, rstd, *means)
     operands = (s.x, vector.g, *statistics, vector.scale, mask_operand(view, s.mask))
     if view is None:
         return _plain_backward(s.form, *operands)[0]

@@ -118,7 +118,8 @@ def _standardized(
     form: Form,
 ) -> jax.Array:
     """The value, given the statistics."""
-    s = statistics.of_value(form, x, mask)
+    s = statistics.of_value(form, x, mask).apart()
+    form = s.form
     view = form.view(x, mask)
     if view is None:
         return _scaled(s, scale, bias)
