@@ -106,7 +106,7 @@ def online_norm(
             and not updated, whatever `train` is; in training the gradient of their control entries
             is then their old value. With `train=False` these entries are not needed, and their
             gradient is zero.
-        scale, bias: [C], or None for 1 and 0.
+        scale, bias: [C], by example [N, C] and the like (`batch_norm`), or None for 1 and 0.
         train: a Python bool: update `stats` after each example, or use `stats` for all examples.
         forward_decay, backward_decay: weights of the old value, in [0, 1].
         epsilon: added to the variance. Like the decays, a number or an array that holds one.
