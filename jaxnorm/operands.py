@@ -54,20 +54,24 @@ class Form(NamedTuple):
         return None if self.given else view
 
     def apart(self) -> Form:
-        """The form in which statistics are repeated for all that has parameters of its own.
+        """The form in which each example that has its own parameters has its own statistics.
 
-        It is this form if they need not be, or if nothing would be left to measure over.
+        It is this form if they have these already, if nothing would be left to measure over, or if
+        its sums are not by channel.
         """
         reduced = tuple(axis for axis in self.scope.reduced if axis not in self.leading)
-        return self._replace(scope=self.scope._replace(reduced=reduced)) if reduced else self
+        if reduced in ((), self.scope.reduced):
+            return self
+        apart = self._replace(scope=self.scope._replace(reduced=reduced))
+        return apart if apart.by_channel else self
 
     def repeat(self, statistic: jax.Array | None, x: jax.Array) -> Any:
-        """Repeat a statistic as the form `apart` has them."""
-        scope = self.apart().scope
-        if statistic is None or scope == self.scope:
+        """Repeat a statistic of this form as the form `apart` has it."""
+        apart = self.apart()
+        if statistic is None or apart is self:
             return statistic
         repeated = jnp.expand_dims(statistic, self.repeated)
-        return jnp.broadcast_to(repeated, scope.statistic_shape(x))
+        return jnp.broadcast_to(repeated, apart.scope.statistic_shape(x))
 
     @property
     def repeated(self) -> tuple[int, ...]:

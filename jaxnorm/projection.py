@@ -67,7 +67,7 @@ def _push_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
     else:
         of_counted = Vector(masked(dx, mask))
         want = Sums(products=True, v=True, dscale=False, dbias=False)
-        sums = sums_here(s._replace(form=form._replace(features=())), of_counted, want)
+        sums = sums_here(s._replace(form=form._replace(features=(), leading=())), of_counted, want)
         covariance, dmean = averages_of(form.scope, sums, statistics.count)
         averages = Averages(covariance + depsilon / 2, dmean)
     defined = s.defined()

@@ -1,5 +1,6 @@
 """Scale and bias by example: with the first axes of the input in front of the feature axes."""
 
+import contextlib
 import functools
 
 import jax
@@ -39,6 +40,7 @@ import jaxnorm as jn
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
 from jaxnorm.kernels.library import library as native_library
+from jaxnorm.kernels.target import as_on
 
 pytestmark = pytest.mark.numerical
 
@@ -110,6 +112,22 @@ def test_every_form_is_exact(name, form):
         within_largest(dx, exact.projected(full[0] * G), 5e-6)
         within_largest(dscale, summed_to(shapes[0], G * exact.unscaled), 5e-6)
         within_largest(dbias, summed_to(shapes[1], np.float64(G)), 5e-6)
+
+
+@pytest.mark.long
+@in_every_form
+def test_a_scale_for_each_position_where_positions_are_measured_together(form):
+    x, g, (scale, bias) = X[:, 0], G[:, 0], drawn((4, 5, 6), (6,))
+    norm = functools.partial(jn.layer_norm, reduction_axes=(1, 2))
+
+    def cotangents(x, scale, bias):
+        return jax.vjp(norm, x, scale, bias)[1](g)
+
+    with contextlib.nullcontext() if form == "native" else as_on(form):
+        dx, dscale, dbias = jax.jit(cotangents)(x, scale, bias)
+    within_largest(dx, jax.vjp(norm, x)[1](scale * g)[0], 5e-6)
+    within_largest(dscale, oracle("layer", x, reduction_axes=(1, 2))[0] * g, 5e-6)
+    within_largest(dbias, g.sum((0, 1), dtype=np.float64), 5e-6)
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -1,9 +1,10 @@
 """The view x[A, R, G, S, T] in which the kernels take the input of every normalization.
 
 The view is a reshape, which moves no data. There is one mean and one variance for each (a, g),
-measured over (R, S, T). The scale and the bias have the shape [G, S], or [R] if they are *by row*.
+measured over (R, S, T). The scale and the bias have the shape [G, S], or [R] if they are *by row*;
+by example they have an axis more in front, and equally many consecutive a share each entry of it.
 
-- A (apart): what is measured apart and shares the scale, such as the examples of a group norm.
+- A (apart): what is measured apart but is no channel, such as the examples of a group norm.
 - R (rows): what is measured together and lies before the channels, such as positions.
 - G (groups): the groups, or the channels that are measured apart.
 - S (size): the channels of a group, which are measured together.
