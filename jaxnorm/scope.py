@@ -76,11 +76,15 @@ class Scope(NamedTuple):
         return self.sum_groups(jnp.sum(masked(x, mask), self.reduced))
 
     def view(
-        self, x: jax.Array, mask: jax.Array | None, features: tuple[int, ...] = ()
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        features: tuple[int, ...] = (),
+        leading: tuple[int, ...] = (),
     ) -> View | None:
         """The view in which the kernels take the input, None if they do not."""
         axes = (self.reduced, features, self.channel, self.group_size)
-        view = view_of(x.shape, *axes, None if mask is None else mask.shape)
+        view = view_of(x.shape, *axes, None if mask is None else mask.shape, leading)
         return view if has_native(x, view) else None
 
     def statistic_shape(self, x: jax.Array) -> tuple[int, ...]:

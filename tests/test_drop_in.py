@@ -64,6 +64,7 @@ def check_call(ours, flaxs, name):
     mine, theirs = arguments(ours.__call__), arguments(flaxs.__call__)
     assert mine[: len(theirs)] == theirs
     added = ["update_stats"] if name == "BatchNorm" else []
+    added += ["scale"] if name == "RMSNorm" else ["scale", "bias"]
     assert [key for key, *_ in mine[len(theirs) :]] == added
 
 

@@ -24,6 +24,7 @@ ORDER = [
     "forms",
     "statistics",
     "distributed",
+    "affine",
     "operands",
     "sums",
     "projection",

@@ -34,6 +34,10 @@ class LayerNorm(nn.Module):
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
             1e-3).
 
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016.
 
@@ -61,8 +65,15 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, scale=scale, bias=bias)
 
 
 class RMSNorm(nn.Module):
@@ -78,6 +89,10 @@ class RMSNorm(nn.Module):
         epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nn.initializers.zeros`.
+
+    In the call:
+        scale: in the place of the parameter, which the module then must not have
+            (`use_scale=False`): as for the function, also by example ([N, C]).
 
     References:
         Zhang and Sennrich, "Root mean square layer normalization", 2019.
@@ -106,8 +121,14 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, scale=scale)
 
 
 class GroupNorm(nn.Module):
@@ -122,6 +143,10 @@ class GroupNorm(nn.Module):
         group_size: the number of channels of a group; exclusive with `num_groups`.
         reduction_axes: the axes to measure over, including the last; by default all except axis 0.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
+
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Wu and He, "Group normalization", 2018.
@@ -152,8 +177,15 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, _LAST_CHANNELS, x, mask, -1)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, _LAST_CHANNELS, x, mask, -1, scale=scale, bias=bias)
 
 
 class InstanceNorm(nn.Module):
@@ -166,6 +198,10 @@ class InstanceNorm(nn.Module):
     Attributes:
         feature_axes: the axis or axes of the channels.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
+
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
@@ -195,5 +231,12 @@ class InstanceNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, scale=scale, bias=bias)

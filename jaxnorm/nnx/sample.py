@@ -37,6 +37,10 @@ class LayerNorm(nnx.Module):
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
             1e-3).
 
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016.
 
@@ -85,8 +89,15 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, scale=scale, bias=bias)
 
 
 class RMSNorm(nnx.Module):
@@ -102,6 +113,10 @@ class RMSNorm(nnx.Module):
         epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nnx.initializers.zeros`.
+
+    In the call:
+        scale: in the place of the parameter, which the module then must not have
+            (`use_scale=False`): as for the function, also by example ([N, C]).
 
     References:
         Zhang and Sennrich, "Root mean square layer normalization", 2019.
@@ -148,8 +163,14 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(self, use_scale, scale_init, rngs, scale_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        scale: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, scale=scale)
 
 
 class GroupNorm(nnx.Module):
@@ -164,6 +185,10 @@ class GroupNorm(nnx.Module):
         group_size: the number of channels of a group; exclusive with `num_groups`.
         reduction_axes: the axes to measure over, including the last; by default all except axis 0.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
+
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Wu and He, "Group normalization", 2018.
@@ -217,8 +242,15 @@ class GroupNorm(nnx.Module):
         self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, _BY_NUM_GROUPS, x, mask, -1)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, _BY_NUM_GROUPS, x, mask, -1, scale=scale, bias=bias)
 
 
 class InstanceNorm(nnx.Module):
@@ -231,6 +263,10 @@ class InstanceNorm(nnx.Module):
     Args:
         feature_axes: the axis or axes of the channels.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
+
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
@@ -280,5 +316,12 @@ class InstanceNorm(nnx.Module):
         self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> jax.Array:
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, scale=scale, bias=bias)
