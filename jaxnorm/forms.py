@@ -49,6 +49,7 @@ from jaxnorm.kernels.target import target
 from jaxnorm.merged import merged_mean_and_var, merges_rows
 from jaxnorm.near import near_zero_or
 from jaxnorm.scope import Scope, count_of, divisor, is_rows
+from jaxnorm.segments import Segments
 from jaxnorm.squares import UNIT, squared, subtracted, unit_about
 
 SHARE = 8  # of which a part is one
@@ -78,7 +79,10 @@ def mean_and_var(
         return jnp.zeros_like(square, wide.dtype), None, square / UNIT**2
     in_registers = for_value and _stays_in_registers(scope, x.ndim)
     on_tpu = target().platform == "tpu" and jnp.isrealobj(x) and scope.reduced != ()
-    if on_tpu:
+    if scope.segments is not None:
+        center = _center_by_segment(scope, scope.segments, wide, values, mask)
+        correction, var = _about(scope, wide, center, unit_about(center, UNIT), values, mask)
+    elif on_tpu:
         center, correction, var = _near_zero(scope, x, wide, values, mask)
     elif not in_registers and merges_rows(scope, x):
         center, correction, var = merged_mean_and_var(scope, wide, mask)
@@ -168,11 +172,12 @@ def sums_of(scope: Scope, *arrays: jax.Array) -> list[jax.Array]:
     the imaginary part of one complex number; so one array is made both.
     """
     real = all(jnp.isrealobj(array) for array in arrays)
-    if target().platform == "gpu" and real and not is_rows(scope, arrays[0].ndim):
+    columns = scope.segments is None and not is_rows(scope, arrays[0].ndim)
+    if target().platform == "gpu" and real and columns:
         first, second = arrays[0], arrays[-1]
         summed = jnp.sum(jax.lax.complex(first, second), scope.reduced)
         return [summed.real, summed.imag]
-    return [jnp.sum(array, scope.reduced) for array in arrays]
+    return [scope.sum_channels(array) for array in arrays]
 
 
 def _stays_in_registers(scope: Scope, ndim: int) -> bool:
@@ -197,6 +202,37 @@ def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | 
     number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
     total = scope.sum_groups(sums_of(scope, part * (1 / number))[0])
     return total if mask is None else total / (values * (1 / number)).astype(part.dtype)
+
+
+def _center_by_segment(
+    scope: Scope,
+    segments: Segments,
+    x: jax.Array,
+    values: jax.Array,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """The mean of the values that count, summed as the differences from one row of the segment.
+
+    Sums of many rows one after another drift if these are far from zero and close together. The
+    halves are summed, as differences of two values may overflow.
+    """
+    half, row = x * 0.5, scope._replace(segments=None)
+    counted = count_of(row, x, mask)
+    mean_of_row = _center(row, half, divisor(counted), mask)
+    start = _largest(segments, mean_of_row, counted)
+    number = max(_axes.values_per_channel(x.shape, (0, *scope.reduced)) * scope.group_size, 1)
+    difference = masked(half - scope.broadcast(start, x), mask)
+    total = scope.sum(difference * (1 / number))
+    return 2 * (start + total / (values * (1 / number)).astype(x.dtype))
+
+
+def _largest(segments: Segments, means: jax.Array, counted: jax.Array) -> jax.Array:
+    """The largest mean of a row of each segment in which something counts, 0 without one."""
+    if jnp.iscomplexobj(means):
+        parts = (_largest(segments, part, counted) for part in (means.real, means.imag))
+        return jax.lax.complex(*parts)
+    largest = segments.max(jnp.where(counted > 0, means, -jnp.inf))
+    return jnp.where(largest == -jnp.inf, 0, largest)
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
-from jaxnorm.scope import Scope
+from jaxnorm import segments as _segments
+from jaxnorm.scope import Scope, by_segment
 from jaxnorm.standardize import normalize
 
 __all__ = ["group_norm", "instance_norm", "layer_norm", "rms_norm"]
@@ -41,6 +42,8 @@ def layer_norm(
     feature_axes: _axes.Axes = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -92,6 +95,7 @@ def layer_norm(
         Scope(reduced),
         features=features,
         epsilon=epsilon,
+        segments=_segments.as_segments(segment_ids, num_segments, x, features),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -107,6 +111,8 @@ def rms_norm(
     epsilon: ArrayLike = 1e-6,
     scale_offset: ArrayLike = 0.0,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -144,6 +150,7 @@ def rms_norm(
         Scope(reduced, about_zero=True),
         features=features,
         epsilon=epsilon,
+        segments=_segments.as_segments(segment_ids, num_segments, x, features),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -161,6 +168,8 @@ def group_norm(
     reduction_axes: _axes.Axes | None = None,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -210,6 +219,7 @@ def group_norm(
         scope,
         features=(channel,),
         epsilon=epsilon,
+        segments=_segments.as_segments(segment_ids, num_segments, x, (channel,)),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -224,6 +234,8 @@ def instance_norm(
     channel_axis: _axes.Axes = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -253,14 +265,17 @@ def instance_norm(
     """
     x = _checks.as_input(x)
     channels = _axes.nonempty_axes(x.ndim, channel_axis, "channel_axis")
+    segments = _segments.as_segments(segment_ids, num_segments, x, channels)
+    measured = _axes.sample_axes if segments is None else _axes.positions
     return _normalize(
         x,
         _checks.as_parameter("scale", scale, x, channels),
         _checks.as_parameter("bias", bias, x, channels),
         _checks.as_mask(where, x.shape),
-        Scope(_axes.sample_axes(x.ndim, channels)),
+        Scope(measured(x.ndim, channels)),
         features=channels,
         epsilon=epsilon,
+        segments=segments,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -275,14 +290,17 @@ def _normalize(
     *,
     features: tuple[int, ...],
     epsilon: ArrayLike,
+    segments: _segments.Segments | None,
     axis_name: _axes.AxisName | None,
     axis_index_groups: _axes.AxisIndexGroups,
 ) -> jax.Array:
     """`x` standardized by its own moments over `scope` and the mapped axes."""
     _checks.check_epsilon(epsilon)
     axis_size = _axes.mapped_size(axis_name, axis_index_groups)
+    scope, mask = by_segment(scope, segments, mask, x.ndim)
     if not (scope.about_zero or _one_value_passes.get()):
-        values = scope.group_size * _axes.values_per_channel(x.shape, scope.reduced)
+        rows = 1 if segments is None else x.shape[0]
+        values = rows * scope.group_size * _axes.values_per_channel(x.shape, scope.reduced)
         _checks.check_values_per_group(x.shape, axis_size * values)
     groups = _axes.hashable_groups(axis_index_groups)
     scope = scope._replace(axis_name=axis_name, axis_index_groups=groups)

@@ -61,8 +61,16 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, **segments)
 
 
 class RMSNorm(nn.Module):
@@ -106,8 +114,16 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, **segments)
 
 
 class GroupNorm(nn.Module):
@@ -152,8 +168,16 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, _LAST_CHANNELS, x, mask, -1)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, _LAST_CHANNELS, x, mask, -1, **segments)
 
 
 class InstanceNorm(nn.Module):
@@ -195,5 +219,13 @@ class InstanceNorm(nn.Module):
 
     @nn.compact
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, **segments)

@@ -103,6 +103,7 @@ def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     feature_axes: _axes.Axes,
+    **segments: Any,
 ) -> jax.Array:
     """A stateless normalization; `init` takes inputs of any size and merges over no mapped axis."""
     features = _shells.feature_shape(x, feature_axes)
@@ -117,4 +118,5 @@ def normalize(
             dtype=_shells.result_dtype(module.dtype, x, *parameters),
             mask=mask,
             synced=not initializing,
+            **segments,
         )

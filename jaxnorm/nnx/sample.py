@@ -85,8 +85,16 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, **segments)
 
 
 class RMSNorm(nnx.Module):
@@ -148,8 +156,16 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(self, use_scale, scale_init, rngs, scale_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, **segments)
 
 
 class GroupNorm(nnx.Module):
@@ -217,8 +233,16 @@ class GroupNorm(nnx.Module):
         self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, _BY_NUM_GROUPS, x, mask, -1)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, _BY_NUM_GROUPS, x, mask, -1, **segments)
 
 
 class InstanceNorm(nnx.Module):
@@ -280,5 +304,13 @@ class InstanceNorm(nnx.Module):
         self.bias = parameter(self, use_bias, bias_init, rngs, bias_metadata)
 
     @_checks.mask_is_called("mask")
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
+    ) -> jax.Array:
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, **segments)

@@ -146,8 +146,9 @@ def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     feature_axes: _axes.Axes,
+    **segments: Any,
 ) -> jax.Array:
     """A stateless normalization."""
     features = _shells.feature_shape(x, feature_axes)
     x, parameters, _, dtype = promoted(module, x, parameters_of(module, features), {})
-    return _shells.normalize(module, function, x, *parameters, dtype=dtype, mask=mask)
+    return _shells.normalize(module, function, x, *parameters, dtype=dtype, mask=mask, **segments)
