@@ -33,6 +33,10 @@ Which form is taken depends on what is compiled for (`docs/accelerators.md` has 
 | TPU | about zero, or all values | about zero, or all values | about zero, or all values |
 | CPU | a part | a part | all values |
 
+By segment (`segments.py`), on every device: about the mean of all values, which is summed as the
+differences from one row of the segment. A scatter sums rows in turn: far from zero such a sum is
+off by many deviations, and a difference of squares about a center that is would lose them.
+
 A part is taken only where that moves no row between devices, otherwise all values. Rows on several
 GPUs that `jit` might split are measured about the mean of all values.
 """
@@ -78,11 +82,8 @@ def mean_and_var(
         square = scope.sum(squared(wide, UNIT)) / values
         return jnp.zeros_like(square, wide.dtype), None, square / UNIT**2
     in_registers = for_value and _stays_in_registers(scope, x.ndim)
-    on_tpu = target().platform == "tpu" and jnp.isrealobj(x) and scope.reduced != ()
-    if scope.segments is not None:
-        center = _center_by_segment(scope, scope.segments, wide, values, mask)
-        correction, var = _about(scope, wide, center, unit_about(center, UNIT), values, mask)
-    elif on_tpu:
+    by_axis = scope.reduced != () and scope.segments is None
+    if by_axis and target().platform == "tpu" and jnp.isrealobj(x):
         center, correction, var = _near_zero(scope, x, wide, values, mask)
     elif not in_registers and merges_rows(scope, x):
         center, correction, var = merged_mean_and_var(scope, wide, mask)
@@ -199,6 +200,8 @@ def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | 
     may round a product in one place and not in another. The sum does not wait for the count, so
     that one collective sums both over devices.
     """
+    if scope.segments is not None:
+        return _center_by_segment(scope, scope.segments, part, values, mask)
     number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
     total = scope.sum_groups(sums_of(scope, part * (1 / number))[0])
     return total if mask is None else total / (values * (1 / number)).astype(part.dtype)
@@ -213,17 +216,14 @@ def _center_by_segment(
 ) -> jax.Array:
     """The mean of the values that count, summed as the differences from one row of the segment.
 
-    Sums of many rows one after another drift if these are far from zero and close together. The
-    halves are summed, as differences of two values may overflow.
+    Sums of many rows one after another drift if these are far from zero and close together.
     """
-    half, row = x * 0.5, scope._replace(segments=None)
+    row = scope._replace(segments=None)
     counted = count_of(row, x, mask)
-    mean_of_row = _center(row, half, divisor(counted), mask)
-    start = _largest(segments, mean_of_row, counted)
+    start = _largest(segments, _center(row, x, divisor(counted), mask), counted)
     number = max(_axes.values_per_channel(x.shape, (0, *scope.reduced)) * scope.group_size, 1)
-    difference = masked(half - scope.broadcast(start, x), mask)
-    total = scope.sum(difference * (1 / number))
-    return 2 * (start + total / (values * (1 / number)).astype(x.dtype))
+    total = scope.sum(masked(x - scope.broadcast(start, x), mask) * (1 / number))
+    return start + total / (values * (1 / number)).astype(x.dtype)
 
 
 def _largest(segments: Segments, means: jax.Array, counted: jax.Array) -> jax.Array:
@@ -231,8 +231,9 @@ def _largest(segments: Segments, means: jax.Array, counted: jax.Array) -> jax.Ar
     if jnp.iscomplexobj(means):
         parts = (_largest(segments, part, counted) for part in (means.real, means.imag))
         return jax.lax.complex(*parts)
-    largest = segments.max(jnp.where(counted > 0, means, -jnp.inf))
-    return jnp.where(largest == -jnp.inf, 0, largest)
+    least = jnp.finfo(means.dtype).min
+    largest = segments.max(jnp.where(counted > 0, means, least))
+    return jnp.where(largest == least, 0, largest)
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:

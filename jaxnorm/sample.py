@@ -59,6 +59,11 @@ def layer_norm(
         feature_axes: the axis or axes that the scale and the bias have.
         epsilon: added to the variance; a number, or an array that holds one, traced or not.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
+        segment_ids: int [N], the segment of each of the N rows of `x` (its entries along axis 0),
+            in any order. Each segment is in the place of each example: its rows are measured
+            together, over `reduction_axes` (which may name axis 0 or not). A row with an id outside
+            [0, num_segments) counts nowhere, and its result is the bias.
+        num_segments: the number of segments, a Python int; some may have no rows.
         axis_name: mapped axis or axes over which the features are split.
         axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
 
@@ -69,11 +74,13 @@ def layer_norm(
         TypeError: an integer input.
         ValueError: an axis out of range or given twice, one value to measure over, a scale of the
             wrong shape, a mask that does not broadcast, an axis name that is not mapped, a negative
-            epsilon.
+            epsilon; one of `segment_ids` and `num_segments` without the other, ids of another shape
+            than [N], features along axis 0 with them.
 
     Conventions:
         One value to measure over is an error: its variance is zero, and the output would be only
-        the bias, as it is in Flax. A mask may leave one value; the result is then the bias.
+        the bias, as it is in Flax. A mask or a segment may leave one value; the result is then the
+        bias.
         Epsilon is 1e-6, as in Flax (PyTorch, Haiku and Equinox: 1e-5; Keras: 1e-3).
 
     References:
@@ -83,6 +90,9 @@ def layer_norm(
         >>> import jax.numpy as jnp, jaxnorm as jn
         >>> print(jn.layer_norm(jnp.array([1.0, 3.0])).round(3))
         [-1.  1.]
+        >>> x, graph = jnp.array([[1.0], [10.0], [3.0], [30.0]]), jnp.array([0, 1, 0, 1])
+        >>> print(jn.layer_norm(x, segment_ids=graph, num_segments=2)[:, 0].round(3))
+        [-1. -1.  1.  1.]
     """
     x = _checks.as_input(x)
     reduced = _axes.nonempty_axes(x.ndim, reduction_axes, "reduction_axes")
@@ -189,7 +199,8 @@ def group_norm(
             axis 0.
 
     The other arguments, the result and the errors are those of `layer_norm`; groups that do not
-    divide the channels are a `ValueError` too.
+    divide the channels are a `ValueError` too. With `segment_ids` a group is measured over the
+    rows and positions of its segment.
 
     Conventions:
         32 groups and epsilon 1e-6, as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
@@ -246,7 +257,8 @@ def instance_norm(
 
     Args:
         x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch, with at
-            least one axis of positions.
+            least one axis of positions (or none with `segment_ids`: a channel is measured over the
+            rows and positions of its segment).
         scale, bias: [C], or None for 1 and 0.
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
 

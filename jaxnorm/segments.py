@@ -39,12 +39,14 @@ class Segments(NamedTuple):
         ids, number = self.ids, self.number * parts
         if parts > 1:
             ids = ids * parts + jax.lax.iota(ids.dtype, ids.size) // size
-        sums = jax.ops.segment_sum(rows, ids, number, out_sharding=_of_segments(rows))
+        zeros = jnp.zeros((number, *rows.shape[1:]), rows.dtype)
+        sums = _scattered("add", zeros, ids, rows)
         return sums if parts == 1 else jnp.sum(sums.reshape(-1, parts, *rows.shape[1:]), 1)
 
     def max(self, rows: jax.Array) -> jax.Array:
-        """The largest of the rows of each segment; -inf without one."""
-        return jax.ops.segment_max(rows, self.ids, self.number, out_sharding=_of_segments(rows))
+        """The largest of the rows of each segment; the least finite number without one."""
+        least = jnp.full((self.number, *rows.shape[1:]), jnp.finfo(rows.dtype).min, rows.dtype)
+        return _scattered("max", least, self.ids, rows)
 
     def of_rows(self, statistic: jax.Array) -> jax.Array:
         """The entries of a statistic by segment for each row; 0 for a row of no segment."""
@@ -65,9 +67,18 @@ class Segments(NamedTuple):
         return parts, -(-rows // parts)
 
 
-def _of_segments(rows: jax.Array) -> Any:
-    """The sharding of a statistic by segment, of rows that are explicitly sharded."""
-    return explicit_sharding(rows, (None, *explicit_spec(rows)[1:]))
+def _scattered(operation: str, start: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
+    """Combine the rows with the entries of `start` at their ids; explicit axes stay as they are."""
+
+    def scatter(start: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
+        result: jax.Array = getattr(start.at[ids], operation)(rows, mode="drop")
+        return result
+
+    sharding = explicit_sharding(rows, (None, *explicit_spec(rows)[1:]))
+    if sharding is not None:
+        axes = sharding.mesh.explicit_axes
+        scatter = jax.sharding.auto_axes(scatter, axes=axes, out_sharding=sharding)
+    return scatter(start, ids, rows)
 
 
 def as_segments(
@@ -91,6 +102,15 @@ def as_segments(
         )
     number = _axes.check_positive_int("num_segments", num_segments)
     ids = jnp.asarray(segment_ids)
+    _check_ids(ids, x, features)
+    ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # so that it holds `number`
+    ids = jnp.where((ids >= 0) & (ids < number), ids, number).astype(jnp.int32)
+    sharding = explicit_sharding(x, explicit_spec(x)[:1])
+    return Segments(ids if sharding is None else jax.sharding.reshard(ids, sharding), number)
+
+
+def _check_ids(ids: jax.Array, x: jax.Array, features: tuple[int, ...]) -> None:
+    """Check for one integer for each row, and that rows are no features."""
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(
             f"segment_ids has dtype {ids.dtype}; give integers, the segment of each row of the "
@@ -107,7 +127,3 @@ def as_segments(
             f"channel axis, of which the input of shape {x.shape} has {features}; choose other "
             "feature axes, or add an axis in front"
         )
-    ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # so that it holds `number`
-    ids = jnp.where((ids >= 0) & (ids < number), ids, number).astype(jnp.int32)
-    sharding = explicit_sharding(x, explicit_spec(x)[:1])
-    return Segments(ids if sharding is None else jax.sharding.reshard(ids, sharding), number)

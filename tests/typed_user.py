@@ -47,7 +47,7 @@ def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
     y = jn.group_norm(y, num_groups=None, group_size=2)
     with jn.standard_primitives():
         y = jn.rms_norm(y)
-    y = jn.layer_norm(y, scale, segment_ids=[0, 1, 1, 0], num_segments=2)
+    y = jn.layer_norm(y, scale, segment_ids=jnp.array([0, 1, 1, 0]), num_segments=2)
     y = jn.instance_norm(jnp.stack([y, -y], 1), scale, channel_axis=(2,))
     assert_type(y, jax.Array)
     return y

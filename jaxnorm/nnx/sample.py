@@ -1,4 +1,7 @@
-"""Layer, root mean square, group and instance normalization."""
+"""Layer, root mean square, group and instance normalization.
+
+The calls take `segment_ids` and `num_segments` as the functions do.
+"""
 
 from __future__ import annotations
 
