@@ -52,6 +52,11 @@ def other_axes(ndim: int, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in axes)
 
 
+def leading_axes(ndim: int, features: Sequence[int], number: int) -> tuple[int, ...]:
+    """The first `number` axes of an input that are not in `features`, fewer if it has fewer."""
+    return other_axes(ndim, features)[:number]
+
+
 def kept_axis(axis: int, reduced: Sequence[int]) -> int:
     """The position of `axis` after the axes `reduced` are removed."""
     return axis - sum(other < axis for other in reduced)

@@ -55,7 +55,8 @@ def batch_norm(
         stats: running statistics as from `init_batch_stats(C)`. Statistics with the mark of
             `freeze_stats` are used and not updated, whatever `train` is; with the mark of
             `start_recomputing`, new statistics beside them merge all batches.
-        scale, bias: [C], or None for 1 and 0.
+        scale, bias: [C], or None for 1 and 0. By example they have the first of the other axes of
+            `x` in front, each in its size or 1: [N, C] for `x` [N, ..., C].
         train: a Python bool: measure this batch and update `stats`, or use `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
             merges all batches exactly, for `init_batch_stats(C, momentum=None)`.

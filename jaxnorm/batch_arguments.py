@@ -95,8 +95,15 @@ class Arguments(NamedTuple):
             whole = jnp.broadcast_to(array, (batch, *array.shape[1:]))
             return whole.reshape(number, size, *array.shape[1:])
 
+        def split_parameter(parameter: jax.Array | None) -> jax.Array | None:
+            if parameter is None or parameter.ndim == len(self.channels):
+                return parameter
+            return split(parameter)
+
         return self._replace(
             x=split(self.x),
+            scale=split_parameter(self.scale),
+            bias=split_parameter(self.bias),
             mask=None if self.mask is None else split(self.mask),
             channels=tuple(axis + 1 for axis in self.channels),
             reduced=tuple(axis + 1 for axis in self.reduced),

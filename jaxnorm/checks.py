@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -185,19 +186,35 @@ def check_momentum(momentum: ArrayLike | None) -> None:
 def as_parameter(
     name: str, value: ArrayLike | None, x: jax.Array, features: Sequence[int]
 ) -> jax.Array | None:
-    """Return a scale or bias, of the shape of `features` of `x`, in the statistics' dtype."""
+    """Return a scale or bias, of a shape as `_is_parameter` says, in the statistics' dtype."""
     if value is None:
         return None
     value = jnp.asarray(value)
-    shape = tuple(x.shape[axis] for axis in features)
-    if value.shape != shape:
+    if not _is_parameter(value.shape, x.shape, features):
+        shape = tuple(x.shape[axis] for axis in features)
+        others = tuple(x.shape[axis] for axis in _axes.other_axes(x.ndim, features))
         raise ValueError(
             f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the input "
-            f"have shape {shape}; give {name} this shape, or None to leave it out"
+            f"have shape {shape}; give {name} this shape, or by example with the first of the "
+            f"other axes in front, up to {others + shape}, each in its size or 1; or None to leave "
+            "it out"
         )
     if jnp.iscomplexobj(value) and jnp.isrealobj(x):
         raise TypeError(f"{name} is {value.dtype}, but the input is real; give a real {name}")
     return value.astype(_dtypes.statistics_dtype(x.dtype))
+
+
+def _is_parameter(
+    shape: tuple[int, ...], of_input: tuple[int, ...], features: Sequence[int]
+) -> bool:
+    """Whether it is the shape of the feature axes, behind the first of the other axes, if any.
+
+    An axis in front of those of the features may be 1 too.
+    """
+    number = len(shape) - len(features)
+    leading = _axes.leading_axes(len(of_input), features, max(number, 0))
+    allowed = [(of_input[axis], 1) for axis in leading] + [(of_input[axis],) for axis in features]
+    return len(shape) == len(allowed) and all(map(operator.contains, allowed, shape))
 
 
 def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:

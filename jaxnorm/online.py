@@ -25,6 +25,7 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
+from jaxnorm.affine import affine_of
 from jaxnorm.arrays import masked
 from jaxnorm.running import init_batch_stats, running_moments
 from jaxnorm.scope import Scope, count_of, divisor
@@ -105,7 +106,7 @@ def online_norm(
             and not updated, whatever `train` is; in training the gradient of their control entries
             is then their old value. With `train=False` these entries are not needed, and their
             gradient is zero.
-        scale, bias: [C], or None for 1 and 0.
+        scale, bias: [C], by example [N, C] and the like (`batch_norm`), or None for 1 and 0.
         train: a Python bool: update `stats` after each example, or use `stats` for all examples.
         forward_decay, backward_decay: weights of the old value, in [0, 1].
         epsilon: added to the variance. Like the decays, a number or an array that holds one.
@@ -173,9 +174,10 @@ def online_norm(
     promoted = x.astype(_dtypes.statistics_dtype(x.dtype))
     before, new = _stream(stats, measure(promoted, scope, mask), forward_decay)
     y = _controlled(scope, promoted, before, _control(stats), backward_decay, **options)
-    for parameter, combined in ((scale, jnp.multiply), (bias, jnp.add)):
+    affine = affine_of(x, scale, bias, channels)
+    for parameter, combined in ((affine.scale, jnp.multiply), (affine.bias, jnp.add)):
         if parameter is not None:
-            y = combined(y, jnp.expand_dims(parameter, (0, *scope.reduced)))
+            y = combined(y, jnp.expand_dims(parameter, _axes.other_axes(x.ndim, affine.axes)))
     return y.astype(x.dtype), new
 
 

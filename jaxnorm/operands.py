@@ -1,12 +1,12 @@
 """What the standardized value and its derivative are both computed from.
 
 A *statistic* has one entry for each set of values that is measured together (`Scope`), a
-*parameter* (a scale or a bias) one for each feature.
+*parameter* (a scale or a bias) one for each feature, or one for each feature of each example.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,14 @@ class Form(NamedTuple):
     Attributes:
         scope: what its moments were taken over.
         features: the axes of the scale and the bias; empty if there is neither.
+        leading: those of them that come before the feature axes: parameters by example.
         given: whether the moments do not depend on the input: running statistics.
         positive: whether var + epsilon is known to be above zero.
     """
 
     scope: Scope
     features: tuple[int, ...]
+    leading: tuple[int, ...] = ()
     given: bool = False
     positive: bool = False
 
@@ -40,7 +42,8 @@ class Form(NamedTuple):
 
     def view(self, x: jax.Array, mask: jax.Array | None) -> View | None:
         """The view in which the kernels can take the input, None if they cannot."""
-        return self.scope.view(x, mask, self.features)
+        features = tuple(axis for axis in self.features if axis not in self.leading)
+        return self.scope.view(x, mask, features, self.leading)
 
     def native(self, view: View | None) -> View | None:
         """The view, or None for given statistics, with which the plain form always runs.
@@ -49,6 +52,43 @@ class Form(NamedTuple):
         or used. A kernel would read and write it once more.
         """
         return None if self.given else view
+
+    def apart(self) -> Form:
+        """The form in which each example that has its own parameters has its own statistics.
+
+        It is this form if they have these already, if nothing would be left to measure over, or if
+        its sums are not by channel.
+        """
+        reduced = tuple(axis for axis in self.scope.reduced if axis not in self.leading)
+        if reduced in ((), self.scope.reduced):
+            return self
+        apart = self._replace(scope=self.scope._replace(reduced=reduced))
+        return apart if apart.by_channel else self
+
+    def repeat(self, statistic: jax.Array | None, x: jax.Array) -> Any:
+        """Repeat a statistic of this form as the form `apart` has it."""
+        apart = self.apart()
+        if statistic is None or apart is self:
+            return statistic
+        repeated = jnp.expand_dims(statistic, self.repeated)
+        return jnp.broadcast_to(repeated, apart.scope.statistic_shape(x))
+
+    @property
+    def repeated(self) -> tuple[int, ...]:
+        """The axes along which `repeat` repeats."""
+        reduced = self.apart().scope.reduced
+        more = set(self.scope.reduced).difference(reduced)
+        return tuple(_axes.kept_axis(axis, reduced) for axis in sorted(more))
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether no parameter varies along the axes that are measured over."""
+        rows = () if self.scope.segments is None else (0,)
+        return not set(self.features) & {*rows, *self.scope.reduced}
+
+    def by_value(self, x: jax.Array) -> bool:
+        """Whether a parameter has an entry for each value of the input."""
+        return len(self.features) == x.ndim
 
     def without_parameter(self, ndim: int) -> tuple[int, ...]:
         """The axes of a sum by channel, of `ndim` axes, that a parameter by channel lacks."""
@@ -83,6 +123,13 @@ class Standardization(NamedTuple):
     gain: jax.Array
     shift: jax.Array | None = None
     mask: jax.Array | None = None
+
+    def apart(self) -> Standardization:
+        """The same in the form `Form.apart`."""
+        statistics = (self.center, self.correction, self.gain, self.shift)
+        center, correction, gain, shift = (self.form.repeat(one, self.x) for one in statistics)
+        form = self.form.apart()
+        return Standardization(form, self.x, center, correction, gain, shift, self.mask)
 
     def broadcast(self, statistic: jax.Array) -> jax.Array:
         """Broadcast a statistic to the input."""

@@ -67,7 +67,7 @@ def _push_forward(form: Form, residuals: Any, tangents: Any) -> list[jax.Array]:
     else:
         of_counted = Vector(masked(dx, mask))
         want = Sums(products=True, v=True, dscale=False, dbias=False)
-        sums = sums_here(s._replace(form=form._replace(features=())), of_counted, want)
+        sums = sums_here(s._replace(form=form._replace(features=(), leading=())), of_counted, want)
         covariance, dmean = averages_of(form.scope, sums, statistics.count)
         averages = Averages(covariance + depsilon / 2, dmean)
     defined = s.defined()
@@ -88,6 +88,15 @@ def _pull_back(
     x, scale, mask, *rest = residuals
     (g,) = cotangents
     statistics, want = Statistics(*rest), Tangents(*wanted)
+    if (want.scale or want.bias) and form.by_value(x):
+        g = g.astype(statistics.center.dtype)
+        others = _pull_back(form, residuals, cotangents, want._replace(scale=False, bias=False))
+        return list(
+            Tangents(*others)._replace(
+                scale=statistics.of_value(form, x, mask).value() * g if want.scale else None,
+                bias=g if want.bias else None,
+            )
+        )
     if jnp.iscomplexobj(x):  # the projection of the conjugate is the transpose
         g, scale = jnp.conj(g), scale if scale is None else jnp.conj(scale)
     local = not form.given and form.scope.axis_name is None
@@ -148,8 +157,10 @@ def _projected(
 
 def _backward(s: Standardization, vector: Vector, rstd: jax.Array, averages: Averages) -> jax.Array:
     """The projection in reverse mode, in the dtype of x: as one operation if there is a view."""
+    rstd, *means = [s.form.repeat(statistic, s.x) for statistic in (rstd, *averages)]
+    s = s.apart()
     view = s.form.view(s.x, s.mask)
-    statistics = (s.center, s.correction, s.gain, rstd, *averages)
+    statistics = (s.center, s.correction, s.gain, rstd, *means)
     operands = (s.x, vector.g, *statistics, vector.scale, mask_operand(view, s.mask))
     if view is None:
         return _plain_backward(s.form, *operands)[0]

@@ -55,6 +55,8 @@ def layer_norm(
     Args:
         x: floating or complex, any shape.
         scale, bias: of the shape of `feature_axes` of `x` in ascending order, or None for 1 and 0.
+            By example they have the first of the other axes of `x` in front, each in its size or 1:
+            for `x` [N, T, C] beside [C] also [N, C], [N, 1, C] or [N, T, C].
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes that the scale and the bias have.
         epsilon: added to the variance; a number, or an array that holds one, traced or not.
@@ -191,7 +193,7 @@ def group_norm(
     Args:
         x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch; or [C],
             one example.
-        scale, bias: [C], or None for 1 and 0.
+        scale, bias: [C], by example [N, C] and the like (`layer_norm`), or None for 1 and 0.
         num_groups: the number of groups of channels; None if `group_size` is given.
         group_size: the number of channels of a group; exclusive with `num_groups`.
         channel_axis: the axis of the channels.
@@ -259,7 +261,7 @@ def instance_norm(
         x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch, with at
             least one axis of positions (or none with `segment_ids`: a channel is measured over the
             rows and positions of its segment).
-        scale, bias: [C], or None for 1 and 0.
+        scale, bias: [C], by example [N, C] and the like (`layer_norm`), or None for 1 and 0.
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
 
     The other arguments, the result and the errors are those of `layer_norm`.

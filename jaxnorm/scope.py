@@ -87,13 +87,17 @@ class Scope(NamedTuple):
         return self.sum_groups(self.sum_channels(masked(x, mask)))
 
     def view(
-        self, x: jax.Array, mask: jax.Array | None, features: tuple[int, ...] = ()
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        features: tuple[int, ...] = (),
+        leading: tuple[int, ...] = (),
     ) -> View | None:
         """The view in which the kernels take the input, None if they do not."""
         if self.segments is not None:
             return None
         axes = (self.reduced, features, self.channel, self.group_size)
-        view = view_of(x.shape, *axes, None if mask is None else mask.shape)
+        view = view_of(x.shape, *axes, None if mask is None else mask.shape, leading)
         return view if has_native(x, view) else None
 
     def statistic_shape(self, x: jax.Array) -> tuple[int, ...]:

@@ -50,6 +50,16 @@ def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") ->
     return tuple(x.shape[axis] for axis in channels)
 
 
+def own_or_given(module: Any, name: str, own: Any, given: Any) -> Any:
+    """A parameter of the module, or what the call gives in its place; None if there is neither."""
+    if own is not None and given is not None:
+        raise ValueError(
+            f"this {type(module).__name__} has a {name} of its own, and the call gives another "
+            f"one; build the module with use_{name}=False, or leave {name} out of the call"
+        )
+    return given if own is None else own
+
+
 def result_dtype(dtype: Any, *arrays: Any) -> Any:
     """`dtype`, or the dtype that the arrays promote to if it is None."""
     with jax.numpy_dtype_promotion("standard"):

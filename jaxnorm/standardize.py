@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
+from jaxnorm.affine import Affine, affine_of
 from jaxnorm.arrays import masked
 from jaxnorm.distributed import sync_centered
 from jaxnorm.forms import mean_and_var
@@ -43,7 +44,8 @@ def normalize(
     The moments are merged over the mapped axes of the scope. The arguments are those of
     `standardize`.
     """
-    form = _form(x, scope, scale, bias, features, epsilon, mask)
+    affine = affine_of(x, scale, bias, features)
+    form = _form(x, scope, affine, epsilon, mask)
     view = form.view(x, mask)
     if view is None or scope.axis_name is not None:
         m = measure_centered(x, scope, mask)
@@ -51,7 +53,8 @@ def normalize(
         y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, mask=mask)
         return y, m
     epsilon = jnp.asarray(epsilon, _dtypes.statistics_dtype(x.dtype))
-    y, count, center, correction, var = _normalized(x, scale, bias, mask, epsilon, form, view)
+    operands = (x, affine.scale, affine.bias, mask, epsilon)
+    y, count, center, correction, var = _normalized(*operands, form, view)
     return y, Centered(jax.lax.stop_gradient(count), center, correction, var)
 
 
@@ -74,8 +77,8 @@ def standardize(
         x: the input.
         m: its moments over `scope`.
         scope: what they were taken over; the derivative is that of `x` measured there.
-        scale, bias: of the shape of the axes `features` of `x`, in the statistics' dtype, or None.
-        features: canonical axes.
+        scale, bias: as `checks.as_parameter` returns them.
+        features: the feature axes, canonical.
         epsilon: added to the variance.
         mask: boolean, broadcasts to `x`. A position that does not count and is not finite
             yields the bias.
@@ -83,7 +86,8 @@ def standardize(
             the standardized value y becomes y * r + d.
         given: whether the moments do not depend on `x`: running statistics.
     """
-    form = _form(x, scope, scale, bias, features, epsilon, mask)._replace(given=given)
+    scale, bias, *_ = affine = affine_of(x, scale, bias, features)
+    form = _form(x, scope, affine, epsilon, mask)._replace(given=given)
     statistics = Statistics(*m, jnp.asarray(epsilon, m.var.dtype), *(renorm or ()))
     y: jax.Array = _standardized(x, statistics, scale, bias, mask, *split_arrays(form))
     return y
@@ -92,16 +96,15 @@ def standardize(
 def _form(
     x: jax.Array,
     scope: Scope,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    features: tuple[int, ...],
+    affine: Affine,
     epsilon: ArrayLike,
     mask: jax.Array | None,
 ) -> Form:
     smallest = float(jnp.finfo(_dtypes.statistics_dtype(x.dtype)).tiny)
     return Form(
         scope,
-        () if scale is None and bias is None else features,
+        affine.axes,
+        affine.leading,
         positive=mask is None and _checks.is_at_least(epsilon, smallest),
     )
 
@@ -117,8 +120,8 @@ def _standardized(
     held: list[jax.Array],
 ) -> jax.Array:
     """The value, given the statistics; the form is split."""
-    form: Form = static.joined(held)
-    s = statistics.of_value(form, x, mask)
+    s = statistics.of_value(static.joined(held), x, mask).apart()
+    form = s.form
     view = form.view(x, mask)
     if view is None:
         return _scaled(s, scale, bias)
@@ -165,18 +168,17 @@ def _normalized(
 def _scaled(s: Standardization, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """((x - mean) * gain + shift) * scale + bias; gain * scale first, if both are by channel."""
     shift = None if s.shift is None else s.broadcast(s.shift)
-    by_channel = not set(s.form.features) & set(s.form.scope.reduced)
-    if scale is None or not by_channel:
+    if scale is None or not s.form.by_channel:
         gain = s.broadcast(s.gain)
     elif s.form.given:  # of few numbers, so that each value is multiplied once
         gain = s.broadcast(s.gain * s.per_statistic(scale))
     else:
         gain = s.broadcast(s.gain) * s.expand(scale)
-    if scale is not None and by_channel:
+    if scale is not None and s.form.by_channel:
         shift = None if shift is None else shift * s.expand(scale)
     y = s.deviation() * gain
     y = masked(y if shift is None else y + shift, s.defined())
-    if scale is not None and not by_channel:
+    if scale is not None and not s.form.by_channel:
         y = y * s.expand(scale)
     if bias is not None:
         y = y + s.expand(bias)

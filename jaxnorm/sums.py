@@ -67,10 +67,19 @@ class Averages(NamedTuple):
 
 def sums_here(s: Standardization, vector: Vector, want: Sums) -> Sums:
     """The sums on this device that are wanted, in one pass."""
-    form = s.form
-    want = want._replace(v=want.v and not form.scope.about_zero)
+    want = want._replace(v=want.v and not s.form.scope.about_zero)
     if not any(want):
         return Sums()
+    found = _sums_apart(s.apart(), vector, want)
+    if s.form.repeated:
+        products, v = (one if one is None else jnp.sum(one, s.form.repeated) for one in found[:2])
+        return found._replace(products=products, v=v)
+    return found
+
+
+def _sums_apart(s: Standardization, vector: Vector, want: Sums) -> Sums:
+    """The sums that are wanted, those that are statistics of the form `apart`."""
+    form = s.form
     view = form.view(s.x, s.mask) if vector.g.dtype == s.x.dtype else None
     statistic, parameter = form.statistic(s.x), form.parameter(s.x)
     products = (statistic[0], _dtypes.real_dtype(statistic[1]))
@@ -96,7 +105,7 @@ def plain_sums(
     """The plain form of `jaxnorm_sums`."""
     form, want = form_and_want
     s = Standardization(form, x, center, correction, gain, shift, mask)
-    summed = _summed_by_row if set(form.features) & set(form.scope.reduced) else _summed_by_channel
+    summed = _summed_by_channel if form.by_channel else _summed_by_row
     found = summed(s, Vector(g, scale, s.defined()))
     return Sums(*(one if wanted else None for one, wanted in zip(found, want, strict=True)))
 

@@ -165,9 +165,15 @@ def instance_labels(shape, *, channel_axis=-1, **_):
 
 
 def along(parameter, shape, axes):
-    """Lay a scale or bias along the axes, so that it broadcasts to the shape."""
-    axes = sorted(axes_of(axes, len(shape)))
-    return np.reshape(widen(parameter), [n if a in axes else 1 for a, n in enumerate(shape)])
+    """Lay a scale or bias along the axes, so that it broadcasts to the shape.
+
+    Axes that it has in front of these are the first of the others.
+    """
+    axes, parameter = sorted(axes_of(axes, len(shape))), widen(parameter)
+    others = all_but(axes, len(shape))
+    own = [*others[: parameter.ndim - len(axes)], *axes]
+    rest = [a for a in range(len(shape)) if a not in own]
+    return np.expand_dims(np.transpose(parameter, np.argsort(own)), rest)
 
 
 def standardize(x, labels, *, where=None, epsilon, centered=True):
@@ -331,11 +337,9 @@ def ghost_batch_norm(
     size = ghost_size or max(len(x) // num_ghosts, 1)
     where = np.broadcast_to(counted(x, options.pop("where", None)), np.shape(x))
     slices = [slice(start, start + size) for start in range(0, len(x), size)]
-    ghosts = [
-        batch_norm(x[s], stats, scale, bias, train=True, where=where[s], **options)[0]
-        for s in slices
-    ]
-    return np.concatenate([whole[:0], *ghosts]), new_stats
+    ghosts = [batch_norm(x[s], stats, train=True, where=where[s], **options)[0] for s in slices]
+    y = np.concatenate([whole[:0], *ghosts])
+    return affine(y, scale, bias, options.get("channel_axis", -1)), new_stats
 
 
 def paper_r_max(step):

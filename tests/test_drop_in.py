@@ -63,7 +63,9 @@ def check_call(ours, flaxs, name):
     """Hold two call signatures together, but for what is ours."""
     mine, theirs = arguments(ours.__call__), arguments(flaxs.__call__)
     assert mine[: len(theirs)] == theirs
-    added = ["update_stats"] if name == "BatchNorm" else ["segment_ids", "num_segments"]
+    added = ["update_stats"] if name == "BatchNorm" else []
+    added += ["scale"] if name == "RMSNorm" else ["scale", "bias"]
+    added += [] if name == "BatchNorm" else ["segment_ids", "num_segments"]
     assert [key for key, *_ in mine[len(theirs) :]] == added
 
 

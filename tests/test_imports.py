@@ -25,6 +25,7 @@ ORDER = [
     "forms",
     "statistics",
     "distributed",
+    "affine",
     "operands",
     "sums",
     "projection",

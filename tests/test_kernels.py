@@ -19,7 +19,6 @@ from cases import (
     near,
     normals,
     oracle,
-    parameters,
     promised,
     ulp,
 )
@@ -85,6 +84,12 @@ VIEWS = [
     (((8, 5, 2, 6), (1, 3), (1, 3)), None),
     (((8, 5, 6), (1,), (1, 2)), None),
     (((8, 5, 6), (0,), (2,)), None),
+    (((8, 5, 4), (2,), (2,), 0, 1, None, (0,)), View(A=40, S=4)),
+    (((8, 5, 4), (2,), (2,), 0, 1, None, (0, 1)), View(A=40, S=4)),
+    (((8, 5, 4), (2,), (2,), 0, 1, None, (1,)), None),
+    (((8, 4, 5, 6), (2, 3), (1,), 1, 2, None, (0,)), View(A=8, G=2, S=2, T=30)),
+    (((8, 5, 6), (1,), (1,), 0, 1, None, (0,)), View(A=8, R=5, G=6, by_row=True)),
+    (((8, 5, 4), (0, 1), (2,), 0, 1, None, (0,)), None),
     (((8, 0, 4), (0, 1), (2,)), View(R=0, G=4)),
     (((1, 4), (0,), (1,)), View(G=4)),
     ((export.symbolic_shape("b, 4"), (1,), (1,)), None),
@@ -130,16 +135,20 @@ def drawn_calls(draw):
     dtype = draw(st.sampled_from(DTYPES))
     mean = draw(st.sampled_from([0.0, 3.0] if dtype != np.float32 else [0.0, 1e3, 1e6]))
     given = draw(st.sampled_from([(True, True), (True, False), (False, True), (False, False)]))
-    return name, shape, channel, options, dtype, mean, given
+    leading = draw(st.sampled_from([0, 0, 1, 2]))  # axes in front of the scale's
+    return name, shape, channel, options, dtype, mean, given, leading
 
 
 @pytest.mark.long
 @given(drawn_calls())
 def test_both_forms_give_the_same(call):
-    name, shape, channel, options, dtype, mean, given = call
+    name, shape, channel, options, dtype, mean, given, leading = call
     x = normals(*shape, mean=mean).astype(dtype)
     g = normals(*shape, seed=5).astype(dtype)
-    drawn = [p if has else None for p, has in zip(parameters(shape[channel]), given, strict=True)]
+    others = tuple(n for axis, n in enumerate(shape) if axis != channel)
+    of_scale = (*others[:leading], shape[channel])
+    both = normals(*of_scale, mean=1.5, std=0.3), normals(*of_scale, seed=1)
+    drawn = [p if has else None for p, has in zip(both, given, strict=True)]
     feature = {"feature_axes": channel} if name in ("layer", "rms") else {}
 
     def everything(x, g, *drawn):

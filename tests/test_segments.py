@@ -256,6 +256,28 @@ def test_derivatives_are_right_to_second_order_in_both_modes():
         check_grads(jax.jit(call), operands, order=2, modes=("fwd", "rev"))
 
 
+@pytest.mark.parametrize("case", ["layer over positions", "group"])
+def test_each_row_can_have_its_own_scale_and_bias(case):
+    (name, options), x, g = CASES[case], normals(*SHAPE, mean=1.0), normals(*SHAPE, seed=4)
+    own = normals(40, 8, mean=1.5), normals(40, 8, seed=1)
+
+    def normalized(x, scale=None, bias=None):
+        segments = {"segment_ids": IDS, "num_segments": NUMBER}
+        return NORMS[name].function(x, scale, bias, **options, **segments)
+
+    def afterwards(x, scale, bias):
+        return normalized(x) * scale[:, None] + bias[:, None]
+
+    @jax.jit
+    def both(*operands):
+        pairs = (jax.vjp(function, *operands) for function in (normalized, afterwards))
+        return [(y, backward(g)) for y, backward in pairs]
+
+    first, second = both(x, *own)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        near(one, other, 4e-6)
+
+
 # Moments
 
 

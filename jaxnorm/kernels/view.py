@@ -1,9 +1,10 @@
 """The view x[A, R, G, S, T] in which the kernels take the input of every normalization.
 
 The view is a reshape, which moves no data. There is one mean and one variance for each (a, g),
-measured over (R, S, T). The scale and the bias have the shape [G, S], or [R] if they are *by row*.
+measured over (R, S, T). The scale and the bias have the shape [G, S], or [R] if they are *by row*;
+by example they have an axis more in front, and equally many consecutive a share each entry of it.
 
-- A (apart): what is measured apart and shares the scale, such as the examples of a group norm.
+- A (apart): what is measured apart but is no channel, such as the examples of a group norm.
 - R (rows): what is measured together and lies before the channels, such as positions.
 - G (groups): the groups, or the channels that are measured apart.
 - S (size): the channels of a group, which are measured together.
@@ -62,6 +63,7 @@ def view_of(
     channel: int = 0,
     group_size: int = 1,
     mask: Sequence[int] | None = None,
+    leading: Sequence[int] = (),
 ) -> View | None:
     """The view of an input, or None if no reshape yields it.
 
@@ -72,17 +74,18 @@ def view_of(
         channel, group_size: if `group_size` is above 1, the axis `channel` is measured over too, in
             groups of this many channels.
         mask: the shape of the mask, with as many axes.
+        leading: further axes of the scale and the bias, before those in `features` (by example).
     """
     if not all(isinstance(size, int) for size in shape):
         return None
-    places = _places(shape, reduced, features, channel, group_size)
+    places = _places(shape, reduced, features, channel, group_size, leading)
     by_row = False
     if places is None:
         longer_than_one = {axis for axis, size in enumerate(shape) if size > 1}
         if longer_than_one.intersection(features) != longer_than_one.intersection(reduced):
             return None
-        places, by_row = _places(shape, reduced, (), channel, group_size), True
-    if places is None:
+        places, by_row = _places(shape, reduced, (), channel, group_size, leading), True
+    if places is None or not _come_first(leading, places):
         return None
     sizes = View()._asdict()
     for _, name, size in places:
@@ -99,16 +102,23 @@ def view_of(
 _Place = tuple[int, str, int]
 
 
+def _come_first(leading: Sequence[int], places: Sequence[_Place]) -> bool:
+    """Whether consecutive a have the same scale and bias."""
+    apart = [axis for axis, name, _ in places if name == "A"]
+    return apart[: len(leading)] == list(leading)
+
+
 def _places(
     shape: Sequence[int],
     reduced: Sequence[int],
     features: Sequence[int],
     channel: int,
     group_size: int,
+    leading: Sequence[int],
 ) -> list[_Place] | None:
     """Where each axis of the input goes: the axis, its axis of the view, and its size there."""
     places, remaining = [], "ARGST"
-    for axis, choices, size in _axes(shape, reduced, features, channel, group_size):
+    for axis, choices, size in _axes(shape, reduced, features, channel, group_size, leading):
         if size == 1:
             continue
         possible = [name for name in choices if name in remaining]
@@ -150,12 +160,12 @@ def _axes(
     features: Sequence[int],
     channel: int,
     group_size: int,
+    leading: Sequence[int],
 ) -> Iterator[tuple[int, str, int]]:
     """Each axis of the input, the axes of the view that it may go to, and its size.
 
     The first axis of the view that keeps the order of the axes is taken.
     """
-    no_parameters = not features
     for axis, size in enumerate(shape):
         if group_size > 1 and axis == channel:
             yield axis, "G", size // group_size
@@ -163,4 +173,5 @@ def _axes(
         elif axis in reduced:
             yield axis, ("S" if axis in features else "RT"), size
         else:
-            yield axis, ("G" if axis in features else "AG" if no_parameters else "A"), size
+            choices = "G" if axis in features else "A" if features or axis in leading else "AG"
+            yield axis, choices, size

@@ -57,6 +57,8 @@ class BatchNorm(nn.Module):
     In the call:
         update_stats: False to measure the batch without updating the statistics, whose collection
             then need not be mutable.
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Ioffe and Szegedy, "Batch normalization", 2015.
@@ -108,6 +110,8 @@ class BatchNorm(nn.Module):
         *,
         mask: jax.Array | None = None,
         update_stats: bool = True,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
     ) -> jax.Array:
         evaluating = evaluates(self, use_running_average)
         _checks.check_choice("update_stats", update_stats)
@@ -119,7 +123,7 @@ class BatchNorm(nn.Module):
             partial(self._fresh_stats, x, features),
             required=evaluating and not initializing,
         )
-        parameters = parameters_of(self, features)
+        parameters = parameters_of(self, features, scale=scale, bias=bias)
         one_value_in_init = initializing and x.size == math.prod(features)  # then init evaluates
         y, new = _shells.normalize_with_stats(
             self,

@@ -50,6 +50,10 @@ class OnlineNorm(nn.Module):
         stats_dtype: of the statistics, which no update changes; by default float32, or wider if
             `param_dtype` is wider.
 
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+
     References:
         Chiley et al., "Online normalization for training neural networks", 2019.
 
@@ -87,6 +91,8 @@ class OnlineNorm(nn.Module):
         use_running_average: bool | None = None,
         *,
         mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
     ) -> jax.Array:
         evaluating = asked_to_evaluate(self, use_running_average)
         initializing = self.is_initializing()
@@ -101,7 +107,7 @@ class OnlineNorm(nn.Module):
             required=not initializing,
         )
         frozen = {"frozen": None} if is_frozen(self) else {}
-        parameters = parameters_of(self, features)
+        parameters = parameters_of(self, features, scale=scale, bias=bias)
         y, new = _shells.normalize_with_stats(
             self,
             jn.online_norm,

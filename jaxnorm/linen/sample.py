@@ -37,6 +37,10 @@ class LayerNorm(nn.Module):
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
             1e-3).
 
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016.
 
@@ -69,11 +73,14 @@ class LayerNorm(nn.Module):
         x: jax.Array,
         *,
         mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
         segment_ids: jax.Array | None = None,
         num_segments: int | None = None,
     ) -> jax.Array:
+        given = {"scale": scale, "bias": bias}
         segments = {"segment_ids": segment_ids, "num_segments": num_segments}
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, **segments)
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, given, **segments)
 
 
 class RMSNorm(nn.Module):
@@ -89,6 +96,10 @@ class RMSNorm(nn.Module):
         epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nn.initializers.zeros`.
+
+    In the call:
+        scale: in the place of the parameter, which the module then must not have
+            (`use_scale=False`): as for the function, also by example ([N, C]).
 
     References:
         Zhang and Sennrich, "Root mean square layer normalization", 2019.
@@ -122,11 +133,13 @@ class RMSNorm(nn.Module):
         x: jax.Array,
         *,
         mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
         segment_ids: jax.Array | None = None,
         num_segments: int | None = None,
     ) -> jax.Array:
+        given = {"scale": scale}
         segments = {"segment_ids": segment_ids, "num_segments": num_segments}
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, **segments)
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, given, **segments)
 
 
 class GroupNorm(nn.Module):
@@ -141,6 +154,10 @@ class GroupNorm(nn.Module):
         group_size: the number of channels of a group; exclusive with `num_groups`.
         reduction_axes: the axes to measure over, including the last; by default all except axis 0.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
+
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Wu and He, "Group normalization", 2018.
@@ -176,11 +193,14 @@ class GroupNorm(nn.Module):
         x: jax.Array,
         *,
         mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
         segment_ids: jax.Array | None = None,
         num_segments: int | None = None,
     ) -> jax.Array:
+        given = {"scale": scale, "bias": bias}
         segments = {"segment_ids": segment_ids, "num_segments": num_segments}
-        return normalize(self, _LAST_CHANNELS, x, mask, -1, **segments)
+        return normalize(self, _LAST_CHANNELS, x, mask, -1, given, **segments)
 
 
 class InstanceNorm(nn.Module):
@@ -193,6 +213,10 @@ class InstanceNorm(nn.Module):
     Attributes:
         feature_axes: the axis or axes of the channels.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
+
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
@@ -227,8 +251,11 @@ class InstanceNorm(nn.Module):
         x: jax.Array,
         *,
         mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
         segment_ids: jax.Array | None = None,
         num_segments: int | None = None,
     ) -> jax.Array:
+        given = {"scale": scale, "bias": bias}
         segments = {"segment_ids": segment_ids, "num_segments": num_segments}
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, **segments)
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, given, **segments)

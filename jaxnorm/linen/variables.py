@@ -33,14 +33,17 @@ def is_frozen(module: nn.Module) -> bool:
     return module.has_variable("batch_stats", "frozen")
 
 
-def parameters_of(module: Any, features: tuple[int, ...]) -> tuple[Any, ...]:
-    """The values of the module's scale and bias, None for one that it does not use."""
+def parameters_of(module: Any, features: tuple[int, ...], **given: Any) -> tuple[Any, ...]:
+    """The module's scale and bias, or what the call gives in their place."""
+
+    def own(name: str) -> Any:
+        if not getattr(module, f"use_{name}"):
+            return None
+        init = getattr(module, f"{name}_init")
+        return module.param(name, init, features, module.param_dtype)
+
     return tuple(
-        module.param(name, getattr(module, f"{name}_init"), features, module.param_dtype)
-        if getattr(module, f"use_{name}")
-        else None
-        for name in ("scale", "bias")
-        if hasattr(module, f"use_{name}")
+        _shells.own_or_given(module, name, own(name), value) for name, value in given.items()
     )
 
 
@@ -103,11 +106,16 @@ def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     feature_axes: _axes.Axes,
+    given: Mapping[str, Any],
     **segments: Any,
 ) -> jax.Array:
-    """A stateless normalization; `init` takes inputs of any size and merges over no mapped axis."""
+    """A stateless normalization; `init` takes inputs of any size and merges over no mapped axis.
+
+    Args:
+        given: the scale and the bias that the call gives, which may be None.
+    """
     features = _shells.feature_shape(x, feature_axes)
-    parameters = parameters_of(module, features)
+    parameters = parameters_of(module, features, **given)
     initializing = module.is_initializing()
     with one_value_passes() if initializing else nullcontext():
         return _shells.normalize(

@@ -62,6 +62,8 @@ class BatchNorm(Stateful):
 
     In the call:
         update_stats: False to measure the batch without updating the statistics.
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
 
     References:
         Ioffe and Szegedy, "Batch normalization", 2015.
@@ -153,6 +155,8 @@ class BatchNorm(Stateful):
         *,
         mask: jax.Array | None = None,
         update_stats: bool = True,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
     ) -> jax.Array:
         evaluating = evaluates(self, use_running_average)
         _checks.check_choice("update_stats", update_stats)
@@ -162,7 +166,7 @@ class BatchNorm(Stateful):
         x, parameters, stats, dtype = promoted(
             self,
             x,
-            parameters_of(self, features),
+            parameters_of(self, features, scale=scale, bias=bias),
             values_of(variables, features),
             evaluating=evaluating,
         )

@@ -60,6 +60,10 @@ class OnlineNorm(Stateful):
         stats_dtype: of the statistics, which no update changes; by default float32, or wider if
             `param_dtype` is wider.
 
+    In the call:
+        scale, bias: in the place of the parameters, which the module then must not have
+            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+
     References:
         Chiley et al., "Online normalization for training neural networks", 2019.
 
@@ -124,6 +128,8 @@ class OnlineNorm(Stateful):
         use_running_average: bool | None = None,
         *,
         mask: jax.Array | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
     ) -> jax.Array:
         evaluating = asked_to_evaluate(self, use_running_average)
         features = _shells.feature_shape(x, self.axis, "axis")
@@ -132,7 +138,7 @@ class OnlineNorm(Stateful):
         x, parameters, stats, dtype = promoted(
             self,
             x,
-            parameters_of(self, features),
+            parameters_of(self, features, scale=scale, bias=bias),
             values_of(variables, features) | frozen,
             evaluating=evaluating or self.frozen,
         )

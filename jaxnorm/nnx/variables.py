@@ -62,12 +62,11 @@ def parameter(
     return nnx.Param(init(rngs.params(), (module.num_features,), module.param_dtype), **metadata)
 
 
-def parameters_of(module: Any, features: tuple[int, ...]) -> tuple[Any, ...]:
-    """The values of the module's scale and bias, None for one that it does not use."""
+def parameters_of(module: Any, features: tuple[int, ...], **given: Any) -> tuple[Any, ...]:
+    """The values of the module's scale and bias, or what the call gives in their place."""
     return tuple(
-        _value_of(getattr(module, name), features)
-        for name in ("scale", "bias")
-        if hasattr(module, f"use_{name}")
+        _shells.own_or_given(module, name, _value_of(getattr(module, name), features), value)
+        for name, value in given.items()
     )
 
 
@@ -146,9 +145,14 @@ def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     feature_axes: _axes.Axes,
+    given: Mapping[str, Any],
     **segments: Any,
 ) -> jax.Array:
-    """A stateless normalization."""
+    """A stateless normalization.
+
+    Args:
+        given: the scale and the bias that the call gives, which may be None.
+    """
     features = _shells.feature_shape(x, feature_axes)
-    x, parameters, _, dtype = promoted(module, x, parameters_of(module, features), {})
+    x, parameters, _, dtype = promoted(module, x, parameters_of(module, features, **given), {})
     return _shells.normalize(module, function, x, *parameters, dtype=dtype, mask=mask, **segments)
