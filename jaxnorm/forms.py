@@ -34,8 +34,8 @@ Which form is taken depends on what is compiled for (`docs/accelerators.md` has 
 | CPU | a part | a part | all values |
 
 By segment (`segments.py`), on every device: about the mean of all values, which is summed as the
-differences from one row of the segment. A scatter sums rows in turn: far from zero such a sum is
-off by many deviations, and a difference of squares about a center that is would lose them.
+differences from one row of the segment. A scatter sums rows in turn: the mean of such a sum of
+values far from zero is off by many deviations, and a difference of squares about it loses digits.
 
 A part is taken only where that moves no row between devices, otherwise all values. Rows on several
 GPUs that `jit` might split are measured about the mean of all values.

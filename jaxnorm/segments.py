@@ -33,7 +33,7 @@ class Segments(NamedTuple):
     def sum(self, rows: jax.Array) -> jax.Array:
         """Sum the rows of each segment: of consecutive parts of the rows, then of the parts.
 
-        What is summed in turn may be wrong by as many units in the last place as there are rows.
+        A sum in turn of n numbers may be wrong by n units in the last place.
         """
         parts, size = self._parts(rows.shape[0])
         ids, number = self.ids, self.number * parts

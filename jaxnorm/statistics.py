@@ -169,8 +169,8 @@ def _plain_measure(scope: Scope, x: jax.Array, mask: jax.Array | None) -> list[j
 @_measured.defjvp
 def _measured_jvp(static: Static, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
     x, mask, held = primals
-    scope: Scope = static.joined(held)._replace(differentiated=True)
-    m = Centered(*_measured(x, mask, *split_arrays(scope)))
+    scope: Scope = static.joined(held)
+    m = Centered(*_measured(x, mask, *split_arrays(scope._replace(differentiated=True))))
     return tuple(m), (jnp.zeros_like(m.count), *moments_tangents(scope, x, mask, m, tangents[0]))
 
 

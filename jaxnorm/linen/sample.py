@@ -1,7 +1,4 @@
-"""Layer, root mean square, group and instance normalization.
-
-The calls take `segment_ids` and `num_segments` as the functions do.
-"""
+"""Layer, root mean square, group and instance normalization."""
 
 from __future__ import annotations
 
@@ -30,6 +27,7 @@ class LayerNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
@@ -89,6 +87,7 @@ class RMSNorm(nn.Module):
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
@@ -148,6 +147,7 @@ class GroupNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
     x is [N, ..., C], or [C], one example. y has its shape and the dtype `dtype`, by default the
     dtype that x and the parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         num_groups: the number of groups of channels; None if `group_size` is given.
@@ -209,6 +209,7 @@ class InstanceNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
     x is [N, ..., C] (C at `feature_axes`). y has its shape and the dtype `dtype`, by default the
     dtype that x and the parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         feature_axes: the axis or axes of the channels.

@@ -1,7 +1,4 @@
-"""Layer, root mean square, group and instance normalization.
-
-The calls take `segment_ids` and `num_segments` as the functions do.
-"""
+"""Layer, root mean square, group and instance normalization."""
 
 from __future__ import annotations
 
@@ -33,6 +30,7 @@ class LayerNorm(nnx.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         reduction_axes: the axis or axes to measure over.
@@ -113,6 +111,7 @@ class RMSNorm(nnx.Module):
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         reduction_axes: the axis or axes to measure over.
@@ -190,6 +189,7 @@ class GroupNorm(nnx.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
     x is [N, ..., C], or [C], one example. y has its shape and the dtype `dtype`, by default the
     dtype that x and the variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         num_groups: the number of groups of channels; None if `group_size` is given.
@@ -274,6 +274,7 @@ class InstanceNorm(nnx.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
     x is [N, ..., C] (C at `feature_axes`). y has its shape and the dtype `dtype`, by default the
     dtype that x and the variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         feature_axes: the axis or axes of the channels.
