@@ -50,11 +50,15 @@ def sharded_without(statistic: jax.Array, x: jax.Array, reduced: Sequence[int]) 
 def _sharding_without(x: jax.Array, reduced: Sequence[int]) -> NamedSharding | None:
     """The sharding of `x` without the axes `reduced`; None if `x` is not explicitly sharded."""
     spec = explicit_spec(x)
-    if not any(spec):
+    return explicit_sharding(x, [spec[axis] for axis in other_axes(x.ndim, reduced)])
+
+
+def explicit_sharding(x: jax.Array, spec: Sequence[Any]) -> NamedSharding | None:
+    """A sharding over the mesh of `x`; None if `x` is not explicitly sharded."""
+    if not any(explicit_spec(x)):
         return None
     array: Any = jax.typeof(x) if isinstance(x, jax.core.Tracer) else x
-    kept = other_axes(x.ndim, reduced)
-    return NamedSharding(array.sharding.mesh, PartitionSpec(*(spec[axis] for axis in kept)))
+    return NamedSharding(array.sharding.mesh, PartitionSpec(*spec))
 
 
 def explicit_spec(x: jax.Array) -> tuple[Any, ...]:

@@ -33,6 +33,10 @@ Which form is taken depends on what is compiled for (`docs/accelerators.md` has 
 | TPU | about zero, or all values | about zero, or all values | about zero, or all values |
 | CPU | a part | a part | all values |
 
+By segment (`segments.py`), on every device: about the mean of all values, which is summed as the
+differences from one row of the segment. A scatter sums rows in turn: the mean of such a sum of
+values far from zero is off by many deviations, and a difference of squares about it loses digits.
+
 A part is taken only where that moves no row between devices, otherwise all values. Rows on several
 GPUs that `jit` might split are measured about the mean of all values.
 """
@@ -49,6 +53,7 @@ from jaxnorm.kernels.target import target
 from jaxnorm.merged import merged_mean_and_var, merges_rows
 from jaxnorm.near import near_zero_or
 from jaxnorm.scope import Scope, count_of, divisor, is_rows
+from jaxnorm.segments import Segments
 from jaxnorm.squares import UNIT, squared, subtracted, unit_about
 
 SHARE = 8  # of which a part is one
@@ -77,8 +82,8 @@ def mean_and_var(
         square = scope.sum(squared(wide, UNIT)) / values
         return jnp.zeros_like(square, wide.dtype), None, square / UNIT**2
     in_registers = for_value and _stays_in_registers(scope, x.ndim)
-    on_tpu = target().platform == "tpu" and jnp.isrealobj(x) and scope.reduced != ()
-    if on_tpu:
+    by_axis = scope.reduced != () and scope.segments is None
+    if by_axis and target().platform == "tpu" and jnp.isrealobj(x):
         center, correction, var = _near_zero(scope, x, wide, values, mask)
     elif not in_registers and merges_rows(scope, x):
         center, correction, var = merged_mean_and_var(scope, wide, mask)
@@ -168,11 +173,12 @@ def sums_of(scope: Scope, *arrays: jax.Array) -> list[jax.Array]:
     the imaginary part of one complex number; so one array is made both.
     """
     real = all(jnp.isrealobj(array) for array in arrays)
-    if target().platform == "gpu" and real and not is_rows(scope, arrays[0].ndim):
+    columns = scope.segments is None and not is_rows(scope, arrays[0].ndim)
+    if target().platform == "gpu" and real and columns:
         first, second = arrays[0], arrays[-1]
         summed = jnp.sum(jax.lax.complex(first, second), scope.reduced)
         return [summed.real, summed.imag]
-    return [jnp.sum(array, scope.reduced) for array in arrays]
+    return [scope.sum_channels(array) for array in arrays]
 
 
 def _stays_in_registers(scope: Scope, ndim: int) -> bool:
@@ -194,9 +200,40 @@ def _center(scope: Scope, part: jax.Array, values: jax.Array, mask: jax.Array | 
     may round a product in one place and not in another. The sum does not wait for the count, so
     that one collective sums both over devices.
     """
+    if scope.segments is not None:
+        return _center_by_segment(scope, scope.segments, part, values, mask)
     number = max(_axes.values_per_channel(part.shape, scope.reduced) * scope.group_size, 1)
     total = scope.sum_groups(sums_of(scope, part * (1 / number))[0])
     return total if mask is None else total / (values * (1 / number)).astype(part.dtype)
+
+
+def _center_by_segment(
+    scope: Scope,
+    segments: Segments,
+    x: jax.Array,
+    values: jax.Array,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """The mean of the values that count, summed as the differences from one row of the segment.
+
+    Sums of many rows one after another drift if these are far from zero and close together.
+    """
+    row = scope._replace(segments=None)
+    counted = count_of(row, x, mask)
+    start = _largest(segments, _center(row, x, divisor(counted), mask), counted)
+    number = max(_axes.values_per_channel(x.shape, (0, *scope.reduced)) * scope.group_size, 1)
+    total = scope.sum(masked(x - scope.broadcast(start, x), mask) * (1 / number))
+    return start + total / (values * (1 / number)).astype(x.dtype)
+
+
+def _largest(segments: Segments, means: jax.Array, counted: jax.Array) -> jax.Array:
+    """The largest mean of a row of each segment in which something counts, 0 without one."""
+    if jnp.iscomplexobj(means):
+        parts = (_largest(segments, part, counted) for part in (means.real, means.imag))
+        return jax.lax.complex(*parts)
+    least = jnp.finfo(means.dtype).min
+    largest = segments.max(jnp.where(counted > 0, means, least))
+    return jnp.where(largest == least, 0, largest)
 
 
 def _part(scope: Scope, x: jax.Array) -> jax.Array:

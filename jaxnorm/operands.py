@@ -83,7 +83,8 @@ class Form(NamedTuple):
     @property
     def by_channel(self) -> bool:
         """Whether no parameter varies along the axes that are measured over."""
-        return not set(self.features) & set(self.scope.reduced)
+        rows = () if self.scope.segments is None else (0,)
+        return not set(self.features) & {*rows, *self.scope.reduced}
 
     def by_value(self, x: jax.Array) -> bool:
         """Whether a parameter has an entry for each value of the input."""

@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
-from jaxnorm.scope import Scope
+from jaxnorm import segments as _segments
+from jaxnorm.scope import Scope, by_segment
 from jaxnorm.standardize import normalize
 
 __all__ = ["group_norm", "instance_norm", "layer_norm", "rms_norm"]
@@ -41,6 +42,8 @@ def layer_norm(
     feature_axes: _axes.Axes = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -58,6 +61,11 @@ def layer_norm(
         feature_axes: the axis or axes that the scale and the bias have.
         epsilon: added to the variance; a number, or an array that holds one, traced or not.
         where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
+        segment_ids: int [N], the segment of each of the N rows of `x` (its entries along axis 0),
+            in any order. Each segment is in the place of each example: its rows are measured
+            together, over `reduction_axes` (which may name axis 0 or not). A row with an id outside
+            [0, num_segments) counts nowhere, and its result is the bias.
+        num_segments: the number of segments, a Python int; some may have no rows.
         axis_name: mapped axis or axes over which the features are split.
         axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
 
@@ -68,11 +76,13 @@ def layer_norm(
         TypeError: an integer input.
         ValueError: an axis out of range or given twice, one value to measure over, a scale of the
             wrong shape, a mask that does not broadcast, an axis name that is not mapped, a negative
-            epsilon.
+            epsilon; one of `segment_ids` and `num_segments` without the other, ids of another shape
+            than [N], features along axis 0 with them.
 
     Conventions:
         One value to measure over is an error: its variance is zero, and the output would be only
-        the bias, as it is in Flax. A mask may leave one value; the result is then the bias.
+        the bias, as it is in Flax. A mask or a segment may leave one value; the result is then the
+        bias.
         Epsilon is 1e-6, as in Flax (PyTorch, Haiku and Equinox: 1e-5; Keras: 1e-3).
 
     References:
@@ -82,6 +92,9 @@ def layer_norm(
         >>> import jax.numpy as jnp, jaxnorm as jn
         >>> print(jn.layer_norm(jnp.array([1.0, 3.0])).round(3))
         [-1.  1.]
+        >>> x, graph = jnp.array([[1.0], [10.0], [3.0], [30.0]]), jnp.array([0, 1, 0, 1])
+        >>> print(jn.layer_norm(x, segment_ids=graph, num_segments=2)[:, 0].round(3))
+        [-1. -1.  1.  1.]
     """
     x = _checks.as_input(x)
     reduced = _axes.nonempty_axes(x.ndim, reduction_axes, "reduction_axes")
@@ -94,6 +107,7 @@ def layer_norm(
         Scope(reduced),
         features=features,
         epsilon=epsilon,
+        segments=_segments.as_segments(segment_ids, num_segments, x, features),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -109,6 +123,8 @@ def rms_norm(
     epsilon: ArrayLike = 1e-6,
     scale_offset: ArrayLike = 0.0,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -146,6 +162,7 @@ def rms_norm(
         Scope(reduced, about_zero=True),
         features=features,
         epsilon=epsilon,
+        segments=_segments.as_segments(segment_ids, num_segments, x, features),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -163,6 +180,8 @@ def group_norm(
     reduction_axes: _axes.Axes | None = None,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -182,7 +201,8 @@ def group_norm(
             axis 0.
 
     The other arguments, the result and the errors are those of `layer_norm`; groups that do not
-    divide the channels are a `ValueError` too.
+    divide the channels are a `ValueError` too. With `segment_ids` a group is measured over the
+    rows and positions of its segment.
 
     Conventions:
         32 groups and epsilon 1e-6, as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
@@ -212,6 +232,7 @@ def group_norm(
         scope,
         features=(channel,),
         epsilon=epsilon,
+        segments=_segments.as_segments(segment_ids, num_segments, x, (channel,)),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -226,6 +247,8 @@ def instance_norm(
     channel_axis: _axes.Axes = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
@@ -236,7 +259,8 @@ def instance_norm(
 
     Args:
         x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch, with at
-            least one axis of positions.
+            least one axis of positions (or none with `segment_ids`: a channel is measured over the
+            rows and positions of its segment).
         scale, bias: [C], by example [N, C] and the like (`layer_norm`), or None for 1 and 0.
         channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
 
@@ -255,14 +279,17 @@ def instance_norm(
     """
     x = _checks.as_input(x)
     channels = _axes.nonempty_axes(x.ndim, channel_axis, "channel_axis")
+    segments = _segments.as_segments(segment_ids, num_segments, x, channels)
+    measured = _axes.sample_axes if segments is None else _axes.positions
     return _normalize(
         x,
         _checks.as_parameter("scale", scale, x, channels),
         _checks.as_parameter("bias", bias, x, channels),
         _checks.as_mask(where, x.shape),
-        Scope(_axes.sample_axes(x.ndim, channels)),
+        Scope(measured(x.ndim, channels)),
         features=channels,
         epsilon=epsilon,
+        segments=segments,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
@@ -277,14 +304,17 @@ def _normalize(
     *,
     features: tuple[int, ...],
     epsilon: ArrayLike,
+    segments: _segments.Segments | None,
     axis_name: _axes.AxisName | None,
     axis_index_groups: _axes.AxisIndexGroups,
 ) -> jax.Array:
     """`x` standardized by its own moments over `scope` and the mapped axes."""
     _checks.check_epsilon(epsilon)
     axis_size = _axes.mapped_size(axis_name, axis_index_groups)
+    scope, mask = by_segment(scope, segments, mask, x.ndim)
     if not (scope.about_zero or _one_value_passes.get()):
-        values = scope.group_size * _axes.values_per_channel(x.shape, scope.reduced)
+        rows = 1 if segments is None else x.shape[0]
+        values = rows * scope.group_size * _axes.values_per_channel(x.shape, scope.reduced)
         _checks.check_values_per_group(x.shape, axis_size * values)
     groups = _axes.hashable_groups(axis_index_groups)
     scope = scope._replace(axis_name=axis_name, axis_index_groups=groups)

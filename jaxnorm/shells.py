@@ -25,7 +25,7 @@ Function = Callable[..., Any]
 Initializer = Callable[..., Any]
 
 _FLAX_NAMES = {"channel_axis": ("axis", "feature_axes"), "feature_axis": ("axis",)}
-_CALL_ARGUMENTS = ("train", "where", "invert")
+_CALL_ARGUMENTS = ("train", "where", "invert", "segment_ids", "num_segments")
 _MAPPED_AXIS_OPTIONS = {"axis_name", "axis_index_groups"}
 
 
@@ -103,14 +103,16 @@ def normalize(
     dtype: Any,
     mask: Any,
     synced: bool = True,
+    **segments: Any,
 ) -> jax.Array:
     """Return a stateless normalization's result, in `dtype`.
 
     Args:
         synced: merge statistics over the module's mapped axes, if it has any.
+        segments: the arguments `segment_ids` and `num_segments` of the call.
     """
     options = _options(module, function, synced)
-    y = function(_promoted(x, dtype), *parameters, where=mask, **options)
+    y = function(_promoted(x, dtype), *parameters, where=mask, **segments, **options)
     return jnp.asarray(y, dtype)
 
 

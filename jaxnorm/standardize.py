@@ -19,6 +19,7 @@ from jaxnorm.arrays import masked
 from jaxnorm.distributed import sync_centered
 from jaxnorm.forms import mean_and_var
 from jaxnorm.kernels.native import Operation, run
+from jaxnorm.kernels.static import Static, split_arrays
 from jaxnorm.kernels.view import View
 from jaxnorm.operands import Form, Standardization, Statistics
 from jaxnorm.projection import Tangents, value_tangent
@@ -88,7 +89,7 @@ def standardize(
     scale, bias, *_ = affine = affine_of(x, scale, bias, features)
     form = _form(x, scope, affine, epsilon, mask)._replace(given=given)
     statistics = Statistics(*m, jnp.asarray(epsilon, m.var.dtype), *(renorm or ()))
-    y: jax.Array = _standardized(x, statistics, scale, bias, mask, form)
+    y: jax.Array = _standardized(x, statistics, scale, bias, mask, *split_arrays(form))
     return y
 
 
@@ -115,10 +116,11 @@ def _standardized(
     scale: jax.Array | None,
     bias: jax.Array | None,
     mask: jax.Array | None,
-    form: Form,
+    static: Static,
+    held: list[jax.Array],
 ) -> jax.Array:
-    """The value, given the statistics."""
-    s = statistics.of_value(form, x, mask).apart()
+    """The value, given the statistics; the form is split."""
+    s = statistics.of_value(static.joined(held), x, mask).apart()
     form = s.form
     view = form.view(x, mask)
     if view is None:
@@ -215,10 +217,11 @@ def _plain_normalize(
 
 
 @_standardized.defjvp
-def _standardized_jvp(form: Form, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
-    x, statistics, scale, _, mask = primals
-    dx, dstatistics, dscale, dbias, _ = tangents
-    y = _standardized(*primals, form)
+def _standardized_jvp(static: Static, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    x, statistics, scale, bias, mask, held = primals
+    dx, dstatistics, dscale, dbias, *_ = tangents
+    form: Form = static.joined(held)
+    y = _standardized(x, statistics, scale, bias, mask, static, held)
     dmean, dvar = (dstatistics.center, dstatistics.var) if form.given else (None, None)
     of_operands = Tangents(dx, dmean, dvar, dstatistics.epsilon, dscale, dbias)
     return y, value_tangent(form, y, x, scale, mask, statistics, of_operands)

@@ -22,7 +22,9 @@ from jaxnorm.arrays import masked
 from jaxnorm.forms import mean_and_var
 from jaxnorm.kernels.linear import LinearMap, apply_linear
 from jaxnorm.kernels.native import Operation, run
-from jaxnorm.scope import Scope, count_of, divisor, mask_operand
+from jaxnorm.kernels.static import Static, split_arrays
+from jaxnorm.scope import Scope, by_segment, count_of, divisor, mask_operand
+from jaxnorm.segments import as_segments
 from jaxnorm.squares import squared, subtracted, unit_about
 
 __all__ = ["Moments", "merge_moments", "merge_moments_axis", "moments"]
@@ -62,7 +64,14 @@ class Centered(NamedTuple):
 
 
 @_checks.mask_is_called("where")
-def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -> Moments:
+def moments(
+    x: ArrayLike,
+    axis: _axes.Axes,
+    *,
+    where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    num_segments: int | None = None,
+) -> Moments:
     """Measure count, mean and biased variance of `x` over `axis`.
 
     mean = sum(x) / n and var = sum(|x - mean|^2) / n, from the deviations from a center near the
@@ -75,15 +84,22 @@ def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -
         axis: the axis or axes to measure over.
         where: nonzero where a value counts; broadcasts to `x`. The other values may be anything,
             NaN included.
+        segment_ids: int [N], the segment of each of the N entries of `x` along axis 0, in any
+            order. Each segment is measured apart, over all its entries (whether `axis` names axis
+            0 or not) and the other axes in `axis`. An entry with an id outside [0, num_segments)
+            does not count.
+        num_segments: the number of segments, a Python int.
 
     Returns:
         `Moments` of the shape of `x` without `axis`, in float32 at least (float64 and complex keep
         their precision; count and variance are real). The variance is infinite where the squares of
-        the deviations sum to more than 1e36 (in float32).
+        the deviations sum to more than 1e36 (in float32). With `segment_ids` the segments are along
+        the first axis, [num_segments, ...]; one without entries has count 0.
 
     Raises:
-        TypeError: an integer input.
-        ValueError: an axis out of range or given twice; a mask that does not broadcast.
+        TypeError: an integer input; ids that are no integers.
+        ValueError: an axis out of range or given twice; a mask that does not broadcast; one of
+            `segment_ids` and `num_segments` without the other, or ids of another shape than [N].
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -93,7 +109,9 @@ def moments(x: ArrayLike, axis: _axes.Axes, *, where: ArrayLike | None = None) -
     """
     x = _checks.as_input(x)
     mask = _checks.as_mask(where, x.shape)
-    return measure(x, Scope(_axes.canonical_axes(x.ndim, axis)), mask)
+    segments = as_segments(segment_ids, num_segments, x)
+    scope, mask = by_segment(Scope(_axes.canonical_axes(x.ndim, axis)), segments, mask, x.ndim)
+    return measure(x, scope, mask)
 
 
 def measure(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Moments:
@@ -106,7 +124,7 @@ def measure(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Moment
 
 def measure_centered(x: jax.Array, scope: Scope, mask: jax.Array | None = None) -> Centered:
     """As `measure`, with the mean as a pair."""
-    m = Centered(*_measured(x, mask, scope))
+    m = Centered(*_measured(x, mask, *split_arrays(scope)))
     return m._replace(count=jax.lax.stop_gradient(m.count))
 
 
@@ -117,9 +135,10 @@ def without_correction(m: Moments) -> Centered:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _measured(
-    x: jax.Array, mask: jax.Array | None, scope: Scope
+    x: jax.Array, mask: jax.Array | None, static: Static, held: list[jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
-    """Count, center, correction (None about zero) and variance."""
+    """Count, center, correction (None about zero) and variance; the scope is split."""
+    scope: Scope = static.joined(held)
     view = scope.view(x, mask)
     shape, dtype = scope.statistic_shape(x), _dtypes.statistics_dtype(x.dtype)
     real = shape, _dtypes.real_dtype(dtype)
@@ -148,9 +167,10 @@ def _plain_measure(scope: Scope, x: jax.Array, mask: jax.Array | None) -> list[j
 
 
 @_measured.defjvp
-def _measured_jvp(scope: Scope, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
-    x, mask = primals
-    m = Centered(*_measured(x, mask, scope._replace(differentiated=True)))
+def _measured_jvp(static: Static, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    x, mask, held = primals
+    scope: Scope = static.joined(held)
+    m = Centered(*_measured(x, mask, *split_arrays(scope._replace(differentiated=True))))
     return tuple(m), (jnp.zeros_like(m.count), *moments_tangents(scope, x, mask, m, tangents[0]))
 
 

@@ -55,13 +55,14 @@ def compiled(name, form, **options):
 class Exact:
     """y and its derivatives in float64, by the formulas."""
 
-    def __init__(self, name, x, where=None, epsilon=None):
-        self.labels = np.unique(
-            NORMS[name].labels(x.shape, **NORMS[name].options), return_inverse=True
-        )[1].reshape(x.shape)
+    def __init__(self, name, x, where=None, epsilon=None, labels=None):
+        if labels is None:
+            labels = NORMS[name].labels(x.shape, **NORMS[name].options)
+        self.labels = np.unique(labels, return_inverse=True)[1].reshape(x.shape)
         self.keep = reference.counted(x, where)
         epsilon = epsilon if epsilon is not None else 1e-5 if name in STATEFUL else 1e-6
-        self.deviation = x - self.mean(x)
+        self.subtracted = (lambda values: 0.0) if NORMS[name].about_zero else self.mean
+        self.deviation = x.astype(np.float64) - self.subtracted(x)
         self.rstd = 1 / np.sqrt(self.mean(self.deviation**2) + epsilon)
         self.unscaled = self.deviation * self.rstd
 
@@ -75,7 +76,7 @@ class Exact:
 
     def projected(self, v):
         """Give the derivative of the unscaled value, which is symmetric."""
-        return self.rstd * (v - self.mean(v) - self.unscaled * self.mean(self.unscaled * v))
+        return self.rstd * (v - self.subtracted(v) - self.unscaled * self.mean(self.unscaled * v))
 
     def y(self, scale, bias):
         """Give the value."""

@@ -16,6 +16,7 @@ ORDER = [
     "checks",
     "states",
     "arrays",
+    "segments",
     "kernels",
     "scope",
     "squares",

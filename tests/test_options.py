@@ -31,6 +31,8 @@ CHANGES = {
     "num_groups": [1, 4],
     "group_size": [1, 2],
     "scale_offset": [1.0],
+    "segment_ids": [np.array([0, 1, 0, 1])],
+    "num_segments": [2],
 }
 DEFAULTS = {
     "train": inspect.Parameter.empty,
@@ -45,6 +47,8 @@ DEFAULTS = {
     "feature_axes": -1,
     "group_size": None,
     "scale_offset": 0.0,
+    "segment_ids": None,
+    "num_segments": None,
 }
 OPTIONS = {
     name: [
@@ -56,14 +60,15 @@ OPTIONS = {
 }
 SHARED = {"epsilon", "where", "axis_name", "axis_index_groups"}
 MOVING = {"train", "momentum", "channel_axis", "skip_nonfinite"} | SHARED
+SEGMENTS = {"segment_ids", "num_segments"}
 OWN = {
     "batch": set(),
     "ghost": {"ghost_size", "num_ghosts"},
     "renorm": {"r_max", "d_max"},
-    "layer": {"reduction_axes", "feature_axes"},
-    "rms": {"reduction_axes", "feature_axes", "scale_offset"},
-    "group": {"num_groups", "group_size", "channel_axis", "reduction_axes"},
-    "instance": {"channel_axis"},
+    "layer": {"reduction_axes", "feature_axes"} | SEGMENTS,
+    "rms": {"reduction_axes", "feature_axes", "scale_offset"} | SEGMENTS,
+    "group": {"num_groups", "group_size", "channel_axis", "reduction_axes"} | SEGMENTS,
+    "instance": {"channel_axis"} | SEGMENTS,
 }
 
 

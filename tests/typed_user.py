@@ -27,7 +27,8 @@ def use_statistics(x: jax.Array) -> jax.Array:
     stats = jn.merge_batch_stats([stats, stats], weights=[1, 2.5])
     stats = jn.merge_batch_stats((stats, stats), jnp.ones(2))
     mean: jax.Array = stats["mean"][0]
-    return whole.mean + merged.var + mean + merged.count
+    by_segment = jn.moments(x, 0, segment_ids=jnp.arange(4), num_segments=4)
+    return whole.mean + merged.var + mean + merged.count + by_segment.count
 
 
 def relaxed(step: jax.Array) -> jax.Array:
@@ -49,6 +50,7 @@ def use_functions(x: jax.Array, mask: jax.Array) -> jax.Array:
     y = jn.group_norm(y, num_groups=None, group_size=2)
     with jn.standard_primitives():
         y = jn.rms_norm(y)
+    y = jn.layer_norm(y, scale, segment_ids=jnp.array([0, 1, 1, 0]), num_segments=2)
     y = jn.instance_norm(jnp.stack([y, -y], 1), scale, channel_axis=(2,))
     assert_type(y, jax.Array)
     return y

@@ -16,6 +16,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxnorm.kernels.checkify import register_nan_check
 from jaxnorm.kernels.standard import only_standard
+from jaxnorm.kernels.static import split_arrays
 from jaxnorm.kernels.varying import match_varying
 
 Arrays = Sequence[jax.Array | None]
@@ -30,7 +31,7 @@ class LinearMap(NamedTuple):
         transpose: called as transpose(static, residuals, cotangents, wanted), with None for an
             absent residual and for a zero cotangent; returns the cotangent of each tangent, which
             may be None if it is not wanted.
-        static: the static argument of both.
+        static: the static argument of both, which may hold arrays; `apply_linear` splits it.
         results: the type of each result, as `jax.typeof` returns it.
     """
 
@@ -55,7 +56,10 @@ class _Axis(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A map, which of its arguments are present, and the axes of `vmap` around it (hashable)."""
+    """A map, which of its arguments are present, and the axes of `vmap` around it (hashable).
+
+    The last residuals are the arrays of the map's static argument.
+    """
 
     map: LinearMap
     residuals: tuple[bool, ...]
@@ -66,11 +70,8 @@ class _Call(NamedTuple):
         residuals, tangents = self.split(operands)
 
         def forward(residuals: Arrays, tangents: Arrays) -> list[jax.Array]:
-            arguments = (
-                _with_absent(residuals, self.residuals),
-                _with_absent(tangents, self.tangents),
-            )
-            return list(self.map.forward(self.map.static, *arguments))
+            tangents = _with_absent(tangents, self.tangents)
+            return list(self.map.forward(*self._static_and_residuals(residuals), tangents))
 
         results: list[jax.Array] = self._under_vmap(forward)(residuals, tangents)
         return results
@@ -79,11 +80,17 @@ class _Call(NamedTuple):
         def transpose(residuals: Arrays, cotangents: Arrays) -> list[jax.Array | None]:
             flags = iter(wanted)
             of_tangents = [present and next(flags) for present in self.tangents]
-            arguments = _with_absent(residuals, self.residuals), cotangents, of_tangents
-            results = self.map.transpose(self.map.static, *arguments)
+            arguments = (*self._static_and_residuals(residuals), cotangents, of_tangents)
+            results = self.map.transpose(*arguments)
             return [one for one, present in zip(results, self.tangents, strict=True) if present]
 
         return self._under_vmap(transpose)(residuals, cotangents)
+
+    def _static_and_residuals(self, residuals: Arrays) -> tuple[Any, Arrays]:
+        """The static argument with its arrays, and the other residuals."""
+        every = _with_absent(residuals, self.residuals)
+        number = len(every) - self.map.static.number
+        return self.map.static.joined(every[number:]), every[:number]
 
     def split(self, operands: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The residuals and the tangents."""
@@ -103,8 +110,10 @@ def apply_linear(map: LinearMap, residuals: Arrays, tangents: Arrays) -> list[ja
     """The results of the map."""
     if only_standard():
         return list(map.forward(map.static, residuals, tangents))
+    static, held = split_arrays(map.static)
+    residuals = (*residuals, *held)
     operands = [operand for operand in (*residuals, *tangents) if operand is not None]
-    call = _Call(map, _present(residuals), _present(tangents))
+    call = _Call(map._replace(static=static), _present(residuals), _present(tangents))
     return list(_linear_p.bind(*match_varying(operands), call=call))
 
 

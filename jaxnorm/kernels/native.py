@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec
 from jaxnorm.kernels.checkify import register_nan_check
 from jaxnorm.kernels.library import library
 from jaxnorm.kernels.standard import only_standard
+from jaxnorm.kernels.static import split_arrays
 from jaxnorm.kernels.target import PLATFORMS, Target, compiling_for, pretended, target_of
 from jaxnorm.kernels.varying import match_varying
 from jaxnorm.kernels.view import MaskView, View
@@ -44,11 +45,12 @@ class Operation(NamedTuple):
         handler: the name of the handler in the library.
         plain: called as plain(static, *operands), with None for an absent operand; returns the
             results in the handler's order, None for those that are not wanted.
-        static: the static argument of `plain`.
+        static: the static argument of `plain`, which may hold arrays; `run` splits it.
         view: the view of the input; None if there is no native form.
         results: shape and dtype of each result of the handler, None for those that are not wanted.
         attributes: further attributes of the handler.
-        scalar: whether the last operand is one number, the same for the whole batch of a `vmap`.
+        scalar: whether the last operand is one number, the same for the whole batch of a `vmap`;
+            `static` holds no arrays then.
         present: for each operand of the handler, whether it is present.
         batch_axes: the number of axes that `vmap` put in front of all operands and results.
     """
@@ -74,8 +76,10 @@ def has_native(x: jax.Array, view: View | None) -> bool:
 
 def run(operation: Operation, *operands: jax.Array | None) -> list[jax.Array | None]:
     """The results of an operation, None for those that are not wanted."""
-    operation = operation._replace(present=tuple(operand is not None for operand in operands))
-    arrays = match_varying([operand for operand in operands if operand is not None])
+    static, held = split_arrays(operation.static)
+    present = tuple(operand is not None for operand in operands)
+    operation = operation._replace(static=static, present=present)
+    arrays = match_varying([*(operand for operand in operands if operand is not None), *held])
     explicit = [jax.typeof(array).sharding for array in arrays]
     if only_standard():
         results = iter(_plain(*arrays, operation=operation))
@@ -116,7 +120,8 @@ def _plain(*operands: jax.Array, operation: Operation) -> list[jax.Array]:
     def plain(*operands: jax.Array) -> list[jax.Array]:
         arrays = iter(operands)
         arguments = [next(arrays) if present else None for present in operation.present]
-        results = operation.plain(operation.static, *arguments)
+        static = operation.static.joined(list(arrays))
+        results = operation.plain(static, *arguments)
         return [result for result in results if result is not None]
 
     axes: list[int | None] = [0] * len(operands)

@@ -27,6 +27,7 @@ class LayerNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
@@ -72,8 +73,12 @@ class LayerNorm(nn.Module):
         mask: jax.Array | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, scale=scale, bias=bias)
+        given = {"scale": scale, "bias": bias}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, given, **segments)
 
 
 class RMSNorm(nn.Module):
@@ -82,6 +87,7 @@ class RMSNorm(nn.Module):
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         reduction_axes: the axis or axes to measure over.
@@ -127,8 +133,12 @@ class RMSNorm(nn.Module):
         *,
         mask: jax.Array | None = None,
         scale: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, scale=scale)
+        given = {"scale": scale}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, given, **segments)
 
 
 class GroupNorm(nn.Module):
@@ -137,6 +147,7 @@ class GroupNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
     x is [N, ..., C], or [C], one example. y has its shape and the dtype `dtype`, by default the
     dtype that x and the parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         num_groups: the number of groups of channels; None if `group_size` is given.
@@ -184,8 +195,12 @@ class GroupNorm(nn.Module):
         mask: jax.Array | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, _LAST_CHANNELS, x, mask, -1, scale=scale, bias=bias)
+        given = {"scale": scale, "bias": bias}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, _LAST_CHANNELS, x, mask, -1, given, **segments)
 
 
 class InstanceNorm(nn.Module):
@@ -194,6 +209,7 @@ class InstanceNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
     x is [N, ..., C] (C at `feature_axes`). y has its shape and the dtype `dtype`, by default the
     dtype that x and the parameters promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Attributes:
         feature_axes: the axis or axes of the channels.
@@ -238,5 +254,9 @@ class InstanceNorm(nn.Module):
         mask: jax.Array | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, scale=scale, bias=bias)
+        given = {"scale": scale, "bias": bias}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, given, **segments)

@@ -106,7 +106,8 @@ def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     feature_axes: _axes.Axes,
-    **given: Any,
+    given: Mapping[str, Any],
+    **segments: Any,
 ) -> jax.Array:
     """A stateless normalization; `init` takes inputs of any size and merges over no mapped axis.
 
@@ -125,4 +126,5 @@ def normalize(
             dtype=_shells.result_dtype(module.dtype, x, *parameters),
             mask=mask,
             synced=not initializing,
+            **segments,
         )

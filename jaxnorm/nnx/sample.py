@@ -30,6 +30,7 @@ class LayerNorm(nnx.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         reduction_axes: the axis or axes to measure over.
@@ -96,8 +97,12 @@ class LayerNorm(nnx.Module):
         mask: jax.Array | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, scale=scale, bias=bias)
+        given = {"scale": scale, "bias": bias}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.layer_norm, x, mask, self.feature_axes, given, **segments)
 
 
 class RMSNorm(nnx.Module):
@@ -106,6 +111,7 @@ class RMSNorm(nnx.Module):
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
     x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
     variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         reduction_axes: the axis or axes to measure over.
@@ -169,8 +175,12 @@ class RMSNorm(nnx.Module):
         mask: jax.Array | None = None,
         *,
         scale: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, scale=scale)
+        given = {"scale": scale}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.rms_norm, x, mask, self.feature_axes, given, **segments)
 
 
 class GroupNorm(nnx.Module):
@@ -179,6 +189,7 @@ class GroupNorm(nnx.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
     x is [N, ..., C], or [C], one example. y has its shape and the dtype `dtype`, by default the
     dtype that x and the variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         num_groups: the number of groups of channels; None if `group_size` is given.
@@ -249,8 +260,12 @@ class GroupNorm(nnx.Module):
         mask: jax.Array | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, _BY_NUM_GROUPS, x, mask, -1, scale=scale, bias=bias)
+        given = {"scale": scale, "bias": bias}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, _BY_NUM_GROUPS, x, mask, -1, given, **segments)
 
 
 class InstanceNorm(nnx.Module):
@@ -259,6 +274,7 @@ class InstanceNorm(nnx.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
     x is [N, ..., C] (C at `feature_axes`). y has its shape and the dtype `dtype`, by default the
     dtype that x and the variables promote to.
+    The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         feature_axes: the axis or axes of the channels.
@@ -323,5 +339,9 @@ class InstanceNorm(nnx.Module):
         mask: jax.Array | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        segment_ids: jax.Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
-        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, scale=scale, bias=bias)
+        given = {"scale": scale, "bias": bias}
+        segments = {"segment_ids": segment_ids, "num_segments": num_segments}
+        return normalize(self, jn.instance_norm, x, mask, self.feature_axes, given, **segments)

@@ -145,7 +145,8 @@ def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     feature_axes: _axes.Axes,
-    **given: Any,
+    given: Mapping[str, Any],
+    **segments: Any,
 ) -> jax.Array:
     """A stateless normalization.
 
@@ -154,4 +155,4 @@ def normalize(
     """
     features = _shells.feature_shape(x, feature_axes)
     x, parameters, _, dtype = promoted(module, x, parameters_of(module, features, **given), {})
-    return _shells.normalize(module, function, x, *parameters, dtype=dtype, mask=mask)
+    return _shells.normalize(module, function, x, *parameters, dtype=dtype, mask=mask, **segments)
