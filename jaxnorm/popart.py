@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxnorm import checks as _checks
 from jaxnorm import states as _states
 from jaxnorm.fold import fold_batch_norm
 from jaxnorm.inputs import power_of
@@ -67,10 +68,11 @@ def preserve_outputs(
         >>> print(before, jn.standardize_inputs(x @ kernel + bias, new, invert=True))
         [[5.5]] [[5.5]]
     """
+    _checks.check_epsilon(epsilon)
     _states.check_fit(old)
     _states.check_fit(new, jnp.shape(old["mean"]))
     deviation = jnp.sqrt(power_of(jnp.asarray(old["var"]), epsilon))
-    # y' = (y - (mean' - mean) / s) / s' * s is batch normalization in evaluation.
+    # y' = (y - (mean' - mean) / s) / s' * s has the form of batch normalization in evaluation.
     change = {
         "mean": (new["mean"] - old["mean"]) / deviation,
         "var": power_of(jnp.asarray(new["var"]), epsilon),

@@ -21,6 +21,7 @@ from jaxnorm import states as _states
 from jaxnorm.arrays import broadcast_mask
 from jaxnorm.input_stats import init_input_stats, updated
 from jaxnorm.inputs import check_standardizing, power_of, standardized
+from jaxnorm.kernels.varying import match_varying
 
 __all__ = ["init_return_stats", "scale_rewards", "update_return_stats"]
 
@@ -103,12 +104,12 @@ def update_return_stats(
 
     Conventions:
         This is the order of stable-baselines3's `VecNormalize`, which starts from a count of 1e-4
-        (with mean 0 and variance 1), where this one starts from 0: the first returns weigh more
-        there. gymnasium's `NormalizeReward` starts so too; there a termination cuts the return
-        before the reward of its step is added, and a truncation does not cut it:
-        `update_return_stats({**fit, "returns": fit["returns"] * (1 - terminated)}, reward, False,
-        discount=discount)`. In its vector form with autoreset in the next step, the step that only
-        resets is left out, as by `where`.
+        (with mean 0 and variance 1), where this one starts from 0. gymnasium's `NormalizeReward`
+        starts from 1e-4 too, and a termination cuts the return there before the reward of its step
+        is added, while a truncation does not cut it: `update_return_stats({**fit, "returns":
+        fit["returns"] * (1 - terminated)}, reward, False, discount=discount)`. Its vector form
+        with autoreset in the same step cuts at both, and after the reward too; with autoreset in
+        the next step it leaves out the step that only resets, as `where` does here.
 
     References:
         Engstrom et al., "Implementation matters in deep policy gradients: a case study on PPO and
@@ -139,6 +140,7 @@ def update_return_stats(
     step = partial(_step, discount)
     if time:
         over_time = [jnp.moveaxis(array, *time, 0) for array in _broadcast(reward, ended, mask)]
+        running, *over_time = match_varying([running, *over_time])  # as a scan needs
         running, returns = jax.lax.scan(step, running, over_time)
         returns = jnp.moveaxis(returns, 0, *time)
     else:
