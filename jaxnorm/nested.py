@@ -67,7 +67,8 @@ def by_entry(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function, assigned=(*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
     def mapped(*args: Any, **options: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | options
-        if not (given.keys() >= {*names} and _is_nested(given, fit, other)):
+        complete = len(args) <= 2 and given.keys() >= {*names}
+        if not (complete and _is_nested(given, fit, other)):
             return function(*args, **options)
         by_key = [other, *(name for name in _OPTIONS if isinstance(given.get(name), Mapping))]
         for name in by_key:

@@ -14,14 +14,7 @@ from jaxnorm import dtypes as _dtypes
 BatchStats = Mapping[str, Any]
 CONTROL = ("control_y", "control_x")  # the control processes of online normalization
 FIT = ("count", "mean", "var", "min", "max")  # the entries of a fit
-_FLOATING = (
-    "mean",
-    "var",
-    "min",
-    "max",
-    "returns",
-    *CONTROL,
-)  # entries that an integer cannot hold
+_FLOATING = ("mean", "var", "min", "max", "returns", *CONTROL)  # what an integer cannot hold
 CONVERSION = (
     "jax.tree.map(lambda leaf: leaf.astype(jnp.float32) "
     "if leaf.dtype.itemsize < 4 else leaf, stats)"

@@ -180,5 +180,7 @@ def test_what_is_no_dict_of_widths_or_of_fits_is_an_error():
             jn.merge_input_stats(*pair)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
         jn.update_input_stats(FIT)
+    with pytest.raises(TypeError, match="takes 2 positional arguments but 3 were given"):
+        jn.update_input_stats(FIT, X, -1)
     with pytest.raises(TypeError, match="exchange the two"):
         jn.update_input_stats(jnp.ones(3), FIT["camera"])
