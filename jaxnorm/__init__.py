@@ -15,8 +15,10 @@ from jaxnorm.inputs import *
 from jaxnorm.kernels.standard import *
 from jaxnorm.online import *
 from jaxnorm.parameters import *
+from jaxnorm.popart import *
 from jaxnorm.public import public_names as _public_names
 from jaxnorm.replicas import *
+from jaxnorm.returns import *
 from jaxnorm.running import *
 from jaxnorm.sample import *
 from jaxnorm.statistics import *

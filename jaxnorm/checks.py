@@ -78,9 +78,11 @@ def check_not_dict(x: Any, each: str) -> None:
     )
 
 
-def as_real_input(x: ArrayLike) -> jax.Array:
+def as_real_input(
+    x: ArrayLike, each: str = "jaxnorm.update_input_stats(fit[key], x[key])"
+) -> jax.Array:
     """Return `x` as an array of a real floating dtype, whose values have an order."""
-    x = as_input(x, "jaxnorm.update_input_stats(fit[key], x[key])")
+    x = as_input(x, each)
     if jnp.iscomplexobj(x):
         raise TypeError(
             f"the input has dtype {x.dtype}; complex values have no minimum and no maximum; give "
@@ -183,6 +185,11 @@ def check_momentum(momentum: ArrayLike | None) -> None:
         check_number("momentum", momentum, 0.0, 1.0)
 
 
+def check_decay(decay: ArrayLike) -> None:
+    """Check for a weight in [0, 1] of what a fit has seen before."""
+    check_number("decay", decay, 0.0, 1.0)
+
+
 def as_parameter(
     name: str, value: ArrayLike | None, x: jax.Array, features: Sequence[int]
 ) -> jax.Array | None:
@@ -219,19 +226,22 @@ def _is_parameter(
 
 def as_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
     """Return `where != 0` with as many axes as `shape`, to which it must broadcast."""
-    if where is None:
-        return None
-    where = jnp.asarray(where)
-    if not _broadcasts(where.shape, shape):
-        missing = len(shape) - where.ndim
-        of_first_axes = missing > 0 and _broadcasts(where.shape, shape[: where.ndim])
+    return None if where is None else as_flags("the mask `where`", where, shape)
+
+
+def as_flags(what: str, flags: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """Return `flags != 0` with as many axes as `shape`, to which it must broadcast."""
+    flags = jnp.asarray(flags)
+    if not _broadcasts(flags.shape, shape):
+        missing = len(shape) - flags.ndim
+        of_first_axes = missing > 0 and _broadcasts(flags.shape, shape[: flags.ndim])
         expanded = f"mask[..., {', '.join(['None'] * missing)}]"
         cure = f"; for a mask of the first axes give {expanded}" if of_first_axes else ""
         raise ValueError(
-            f"the mask `where` has shape {where.shape}, which does not broadcast to the input's "
+            f"{what} has shape {flags.shape}, which does not broadcast to the input's "
             f"{shape}; each axis size, from the last, must be 1 or the input's{cure}"
         )
-    return where.astype(bool).reshape((1,) * (len(shape) - where.ndim) + where.shape)
+    return flags.astype(bool).reshape((1,) * (len(shape) - flags.ndim) + flags.shape)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

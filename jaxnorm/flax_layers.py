@@ -13,6 +13,7 @@ import jaxnorm as jn
 from jaxnorm import layers as _layers
 from jaxnorm import pairs as _pairs
 from jaxnorm import states as _states
+from jaxnorm.inputs import power_of
 
 
 def folded(
@@ -27,12 +28,20 @@ def folded(
     kernel = _masked(pair.layer.module, kernel)
     try:
         options = _layer_options(pair, kernel)
-        epsilon = pair.norm.module.epsilon
+        stats, epsilon = _as_normalization(pair.norm.module, stats)
         return function(kernel, bias, stats, *parameters, epsilon=epsilon, **options)
     except ValueError as error:
         raise ValueError(
             f"{pair.norm.path!r} cannot be folded into {pair.layer.path!r}: {error}"
         ) from error
+
+
+def _as_normalization(norm: Any, stats: _states.BatchStats) -> tuple[_states.BatchStats, Any]:
+    """The statistics and the epsilon with which a module that does not center is one that does."""
+    if getattr(norm, "center", True):
+        return stats, norm.epsilon
+    power = power_of(stats["var"], norm.epsilon, center=False)
+    return {**stats, "mean": jnp.zeros_like(stats["mean"]), "var": power}, 0.0
 
 
 def _masked(layer: Any, kernel: jax.Array) -> jax.Array:

@@ -119,7 +119,8 @@ def fold_batch_norm_into_next(
     s = norm_scale / sqrt(var + epsilon) and t = norm_bias - mean * s, since a normalization in
     evaluation gives x * s + t; the sum is over all axes of the kernel except that of the output
     channels. The normalization may be `batch_norm`, `ghost_batch_norm`, `batch_renorm` or
-    `standardize_inputs` (without a `clip`). Strides and dilation of the kernel do not matter.
+    `standardize_inputs` (centered, without a `clip`). Strides and dilation of the kernel do not
+    matter.
 
     A layer that pads its input with zeros pads the normalized input. After folding, it would pad
     the input itself, and the bias would hold t for the padded positions too. So the layer must have

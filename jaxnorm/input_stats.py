@@ -4,11 +4,12 @@ Glossary:
     fit: a dict with a count, a mean, a variance, a minimum and a maximum for each feature. The fit
         is merged with that of every batch, in any order and from any process, and is what one pass
         over all examples at once would give.
+    nested: a dict of inputs, or of such dicts, has a dict of fits with the same keys (`nested.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jaxnorm import dtypes as _dtypes
 from jaxnorm import states as _states
 from jaxnorm.arrays import broadcast_mask, broadcast_over
 from jaxnorm.distributed import sync_extremes, sync_moments
+from jaxnorm.nested import Inputs, by_entry, naming_entry
 from jaxnorm.running import init_batch_stats, sharded, update
 from jaxnorm.scope import Scope
 from jaxnorm.statistics import Moments, measure
@@ -29,20 +31,22 @@ __all__ = ["init_input_stats", "merge_input_stats", "update_input_stats"]
 
 
 def init_input_stats(
-    num_features: int | Sequence[int], *, dtype: Any = jnp.float32
-) -> dict[str, jax.Array]:
+    num_features: int | Sequence[int] | Mapping[str, Any], *, dtype: Any = jnp.float32
+) -> dict[str, Any]:
     """A new fit, which has seen no example: scaling by it does not change the inputs.
 
     No update changes the shape or the dtype of any entry.
 
     Args:
-        num_features: the width F, or the shape of several feature axes in ascending order.
+        num_features: the width F, or the shape of several feature axes in ascending order; for
+            nested inputs, a nested dict of these with the keys of the inputs.
         dtype: of every entry; float32, or float64 for more than 16,777,216 (2^24) examples: above
             this number, adding one example does not change a count in float32.
 
     Returns:
         {"count": zeros, "mean": zeros, "var": ones, "min": inf, "max": -inf}, each dtype[F]. Each
-        feature has its own count, since masks and NaN may differ by feature.
+        feature has its own count, since masks and NaN may differ by feature. For nested inputs, a
+        nested dict of such fits.
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -52,7 +56,21 @@ def init_input_stats(
         >>> import jaxnorm as jn
         >>> print(*jn.init_input_stats(1).values())
         [0.] [0.] [1.] [inf] [-inf]
+        >>> fit = jn.init_input_stats({"camera": 3, "joints": {"position": 7, "velocity": 7}})
+        >>> print(fit["joints"]["velocity"]["mean"])
+        [0. 0. 0. 0. 0. 0. 0.]
     """
+    if isinstance(num_features, Mapping):
+        fits = {}
+        for key, width in num_features.items():
+            with naming_entry(key):
+                fits[key] = init_input_stats(width, dtype=dtype)
+        return fits
+    if given := getattr(num_features, "shape", ()):
+        raise TypeError(
+            f"num_features must be numbers, got an array of shape {given}; give "
+            "the width, x.shape[-1], for nested inputs jax.tree.map(lambda x: x.shape[-1], x)"
+        )
     shape = _axes.as_shape("num_features", num_features)
     _states.check_fit_dtype(dtype)
     stats = init_batch_stats(shape, momentum=None, dtype=dtype, count_per_channel=True)
@@ -60,33 +78,45 @@ def init_input_stats(
     return {key: stats[key] for key in ("count", "mean", "var")} | {"min": -maximum, "max": maximum}
 
 
+@by_entry
 @_checks.mask_is_called("where")
 def update_input_stats(
     fit: _states.BatchStats,
-    x: ArrayLike,
+    x: Inputs,
     *,
-    feature_axis: _axes.Axes = -1,
-    where: ArrayLike | None = None,
+    feature_axis: _axes.Axes | Mapping[str, Any] = -1,
+    where: Inputs | None = None,
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nan: bool = False,
+    decay: ArrayLike = 1.0,
 ) -> Any:
     """The fit to the examples that `fit` has seen and to those of `x`.
 
     The moments of `x` are merged into those of the fit as by `merge_moments`; the minimum and the
     maximum are exact. No gradient goes through a fit.
 
+    With a `decay`, the fit forgets, and so follows inputs that change: the count of the fit is
+    multiplied by the decay before the merge. A batch that is k updates old has a weight of decay^k,
+    and the count of batches of n examples tends to n / (1 - decay). The minimum and the maximum
+    stay those of all examples.
+
     Args:
         fit: as from `init_input_stats(F)`; a fit with the mark of `freeze_stats` is returned as it
             is.
-        x: floating [..., F] (F at `feature_axis`), with any number of examples, including zero.
+        x: floating [..., F] (F at `feature_axis`), with any number of examples, including zero; or
+            a nested dict of inputs, with the keys of the fit.
         feature_axis: the axis of the features; or several, and F is their shape in ascending order.
-        where: nonzero where a value counts; broadcasts to `x`. The others change nothing.
+            Of nested inputs one for all entries, or a nested dict.
+        where: nonzero where a value counts; broadcasts to `x`. The others change nothing. Of nested
+            inputs one that broadcasts to all entries, or a nested dict.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge the fit over; under
             `jit` with sharded arrays the fit is global without it.
         axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
         skip_nan: a NaN does not count. Otherwise one NaN makes the mean, variance, min and max of
             its feature NaN permanently.
+        decay: the weight of what was seen before, in [0, 1], at each update in which a value of the
+            feature counts; 1 forgets nothing.
 
     Returns:
         The new fit, with the shapes and dtypes that were given. For a constant feature the mean,
@@ -94,8 +124,9 @@ def update_input_stats(
 
     Raises:
         TypeError: an integer or complex input.
-        ValueError: a fit that has another width, is narrower than float32 or lacks an entry, a mask
-            that does not broadcast, an axis name that is not mapped.
+        ValueError: a fit that has another width, is narrower than float32 or lacks an entry, nested
+            inputs whose keys are not those of the fit, a mask that does not broadcast, an axis name
+            that is not mapped, a decay outside [0, 1].
 
     Conventions:
         NaN count unless they are skipped (scikit-learn's scalers always skip them). The variance is
@@ -112,24 +143,46 @@ def update_input_stats(
         ...     fit = jn.update_input_stats(fit, batch)
         >>> print(fit["mean"], fit["min"], fit["max"], fit["count"])
         [4.e+00 2.e+05] [3.e+00 1.e+05] [5.e+00 3.e+05] [2. 2.]
+        >>> fits = jn.init_input_stats({"position": 2, "speed": 1})
+        >>> fits = jn.update_input_stats(fits, {"position": jnp.ones((4, 2)), "speed": jnp.ones(1)})
+        >>> print(fits["position"]["count"], fits["speed"]["count"])
+        [4. 4.] [1.]
     """
     _checks.check_choice("skip_nan", skip_nan)
+    _checks.check_decay(decay)
     _axes.check_axis_index_groups(axis_name, axis_index_groups)
     checked = checked_input(x, fit, feature_axis, where)
     if "frozen" in fit:
         return fit
-    x, mask = jax.lax.stop_gradient(checked.x), checked.mask
+    x, mask = checked.x, checked.mask
     if skip_nan:
         known = ~jnp.isnan(x)
         mask = known if mask is None else mask & known
-    m = sync_moments(measure(x, Scope(checked.reduced), mask), axis_name, axis_index_groups)
+    return updated(checked.fit, x, checked.reduced, mask, decay, axis_name, axis_index_groups)
+
+
+def updated(
+    fit: _states.BatchStats,
+    x: jax.Array,
+    reduced: tuple[int, ...],
+    mask: jax.Array | None,
+    decay: ArrayLike,
+    axis_name: _axes.AxisName | None,
+    axis_index_groups: _axes.AxisIndexGroups,
+) -> Any:
+    """The fit after the values of `x` that count, which are measured over the axes `reduced`."""
+    fit, x = jax.lax.stop_gradient((fit, x))
+    m = sync_moments(measure(x, Scope(reduced), mask), axis_name, axis_index_groups)
     seen = None if mask is None else broadcast_mask(mask, x)
-    minimum = jnp.min(x, checked.reduced, where=seen, initial=jnp.inf)
-    maximum = jnp.max(x, checked.reduced, where=seen, initial=-jnp.inf)
+    minimum = jnp.min(x, reduced, where=seen, initial=jnp.inf)
+    maximum = jnp.max(x, reduced, where=seen, initial=-jnp.inf)
     minimum, maximum = sync_extremes(minimum, maximum, axis_name, axis_index_groups)
-    return _merged(jax.lax.stop_gradient(checked.fit), m, minimum, maximum)
+    kept = jnp.where(m.count > 0, jnp.asarray(decay, fit["count"].dtype), 1)
+    fit = _states.with_entries(fit, {"count": kept * fit["count"]})
+    return _merged(fit, m, minimum, maximum)
 
 
+@by_entry
 def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
     """The fit to the examples of two fits, for example of two files or processes.
 
@@ -137,7 +190,7 @@ def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
     identity. No example may belong to both fits.
 
     Args:
-        a, b: fits of the same width.
+        a, b: fits of the same width, or nested dicts of fits with the same keys.
 
     Returns:
         The merged fit, in the dtypes of `a`, and frozen if `a` is.
@@ -186,10 +239,8 @@ class CheckedInput(NamedTuple):
         return y.astype(self.dtype)
 
 
-def checked_input(
-    x: ArrayLike, fit: _states.BatchStats, feature_axis: _axes.Axes, where: ArrayLike | None
-) -> CheckedInput:
-    """Check an input and its fit."""
+def checked_input(x: Any, fit: _states.BatchStats, feature_axis: Any, where: Any) -> CheckedInput:
+    """Check an input and its fit, which are not nested."""
     x = _checks.as_real_input(x)
     features = _axes.nonempty_axes(x.ndim, feature_axis, "feature_axis")
     _states.check_fit(fit, tuple(x.shape[axis] for axis in features))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ from jaxnorm import axes as _axes
 from jaxnorm import checks as _checks
 from jaxnorm import states as _states
 from jaxnorm.input_stats import checked_input, update_input_stats
+from jaxnorm.nested import Inputs, of_inputs, of_inputs_and_fit
 
 __all__ = ["min_max_inputs", "normalize_observations", "standardize_inputs"]
 
 
+@of_inputs
 @_checks.mask_is_called("where")
 def standardize_inputs(
     x: ArrayLike,
@@ -23,9 +26,10 @@ def standardize_inputs(
     *,
     epsilon: ArrayLike = 0.0,
     clip: ArrayLike | None = None,
-    feature_axis: _axes.Axes = -1,
-    where: ArrayLike | None = None,
+    feature_axis: _axes.Axes | Mapping[str, Any] = -1,
+    where: Inputs | None = None,
     invert: bool = False,
+    center: bool = True,
 ) -> jax.Array:
     """Standardize inputs: mean 0 and variance 1 for each feature.
 
@@ -34,8 +38,13 @@ def standardize_inputs(
     divisor is 1, so the value of a constant feature becomes 0 and its inverse is exact. A new fit
     changes nothing except by epsilon.
 
+    With center=False the mean is not subtracted: y = x / sqrt(var + epsilon), with the variance
+    about the mean, and x = y * sqrt(var + epsilon). The divisor of a constant feature is 1 then,
+    whatever epsilon is.
+
     Args:
-        x: floating [..., F] (F at `feature_axis`).
+        x: floating [..., F] (F at `feature_axis`); or a nested dict of inputs, with the keys of the
+            fit.
         fit: as from `update_input_stats`.
         epsilon: added to the variance.
         clip: the bound of |y|, a positive number; None for no bound.
@@ -43,6 +52,9 @@ def standardize_inputs(
         where: nonzero where a value counts; broadcasts to `x`. The others are standardized in the
             same way, and give 0 where they are not finite.
         invert: compute x from y, up to rounding; not with `clip`, which has no inverse.
+        center: a Python bool; False divides only.
+
+    For nested inputs, `feature_axis` and `where` are as for `update_input_stats`.
 
     Returns:
         y of the shape and dtype of `x`, computed in float32, or wider where `x` or the fit is. NaN
@@ -51,11 +63,13 @@ def standardize_inputs(
     Raises:
         TypeError: an integer or complex input.
         ValueError: a fit that has another width, is narrower than float32 or lacks an entry, a
-            `clip` that is not positive, `clip` with `invert`.
+            `clip` that is not positive, `clip` with `invert`; nested inputs whose keys are not
+            those of the fit.
 
     Conventions:
         The variance is biased, and the divisor of a constant is 1, as in scikit-learn's
-        `StandardScaler`, which also treats a deviation within rounding of the mean as 0.
+        `StandardScaler` (whose `with_mean` is `center`), which also treats a deviation within
+        rounding of the mean as 0.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -66,25 +80,16 @@ def standardize_inputs(
         [[-1. -1.]
          [ 1.  1.]] [5.e+00 3.e+05]
     """
-    _checks.check_epsilon(epsilon)
-    _checks.check_choice("invert", invert)
-    if clip is not None:
-        _checks.check_positive("clip", clip)
-        _check_invertible("clip", clip, invert)
+    check_standardizing(epsilon, clip, invert)
+    _checks.check_choice("center", center)
     checked = checked_input(x, fit, feature_axis, where)
-    mean = checked.broadcast("mean")
-    values = checked.finite(0.0 if invert else mean)
-    power = checked.broadcast("var") + jnp.asarray(epsilon, values.dtype)
-    deviation = jnp.sqrt(jnp.where(power == 0, 1, power))
-    if invert:
-        return checked.result(values * deviation + mean)
-    y = (values - mean) / deviation
-    if clip is not None:
-        bound = jnp.asarray(clip, y.dtype)
-        y = jnp.clip(y, -bound, bound)
-    return checked.result(y)
+    mean = checked.broadcast("mean") if center else None
+    values = checked.finite(0.0 if mean is None or invert else mean)
+    power = power_of(checked.broadcast("var"), epsilon, center=center)
+    return checked.result(standardized(values, mean, power, clip=clip, invert=invert))
 
 
+@of_inputs
 @_checks.mask_is_called("where")
 def min_max_inputs(
     x: ArrayLike,
@@ -93,8 +98,8 @@ def min_max_inputs(
     low: ArrayLike = 0.0,
     high: ArrayLike = 1.0,
     clip: bool = False,
-    feature_axis: _axes.Axes = -1,
-    where: ArrayLike | None = None,
+    feature_axis: _axes.Axes | Mapping[str, Any] = -1,
+    where: Inputs | None = None,
     invert: bool = False,
 ) -> jax.Array:
     """Scale inputs to the range from `low` to `high` for each feature.
@@ -104,7 +109,8 @@ def min_max_inputs(
     1, so its value becomes `low` and its inverse is exact. A new fit changes nothing.
 
     Args:
-        x: floating [..., F] (F at `feature_axis`).
+        x: floating [..., F] (F at `feature_axis`); or a nested dict of inputs, with the keys of the
+            fit.
         fit: as from `update_input_stats`.
         low, high: the range, two numbers.
         clip: clip to the range the results of values beyond the minimum and maximum of the fit.
@@ -113,6 +119,8 @@ def min_max_inputs(
             way, and give `low` where they are not finite.
         invert: compute x from y, up to rounding; not with `clip`, which has no inverse.
 
+    For nested inputs, `feature_axis` and `where` are as for `update_input_stats`.
+
     Returns:
         y of the shape and dtype of `x`, computed in float32, or wider where `x` or the fit is. NaN
         stay NaN.
@@ -120,7 +128,8 @@ def min_max_inputs(
     Raises:
         TypeError: an integer or complex input.
         ValueError: a fit that has another width, is narrower than float32 or lacks an entry, a
-            `low` that is not below `high`, `clip` with `invert`.
+            `low` that is not below `high`, `clip` with `invert`; nested inputs whose keys are not
+            those of the fit.
 
     Conventions:
         The width of a constant is 1, as in scikit-learn's `MinMaxScaler`.
@@ -154,6 +163,7 @@ def min_max_inputs(
     return checked.result(jnp.clip(y, low, high) if clip else y)
 
 
+@of_inputs_and_fit
 @_checks.mask_is_called("where")
 def normalize_observations(
     x: ArrayLike,
@@ -161,10 +171,12 @@ def normalize_observations(
     *,
     clip: ArrayLike | None = 10.0,
     epsilon: ArrayLike = 1e-8,
-    feature_axis: _axes.Axes = -1,
-    where: ArrayLike | None = None,
+    feature_axis: _axes.Axes | Mapping[str, Any] = -1,
+    where: Inputs | None = None,
     axis_name: _axes.AxisName | None = None,
     update: bool = True,
+    decay: ArrayLike = 1.0,
+    center: bool = True,
 ) -> tuple[jax.Array, Any]:
     """Standardize observations of an environment by the fit to all observations so far.
 
@@ -173,10 +185,12 @@ def normalize_observations(
     of `x` and over `axis_name`, share the fit.
 
     Args:
-        x: floating [..., F] (F at `feature_axis`): observations of any number of environments.
-        fit: as from `init_input_stats(F)`.
+        x: floating [..., F] (F at `feature_axis`): observations of any number of environments; or
+            a nested dict of them, with the keys of the fit.
+        fit: as from `init_input_stats(F)`, or `init_input_stats({"key": F, ...})`.
         clip: the bound of |y|; None for no bound.
         epsilon: added to the variance.
+        center: as for `standardize_inputs`.
         update: a Python bool; False uses the fit without updating it, as in evaluation.
 
     The other arguments and the errors are those of `update_input_stats`.
@@ -201,12 +215,52 @@ def normalize_observations(
     _checks.check_choice("update", update)
     if update:
         fit = update_input_stats(
-            fit, x, feature_axis=feature_axis, where=where, axis_name=axis_name
+            fit, x, feature_axis=feature_axis, where=where, axis_name=axis_name, decay=decay
         )
     y = standardize_inputs(
-        x, fit, epsilon=epsilon, clip=clip, feature_axis=feature_axis, where=where
+        x,
+        fit,
+        epsilon=epsilon,
+        clip=clip,
+        feature_axis=feature_axis,
+        where=where,
+        center=center,
     )
     return y, fit
+
+
+def check_standardizing(epsilon: ArrayLike, clip: ArrayLike | None, invert: bool) -> None:
+    """Check the options of standardizing."""
+    _checks.check_epsilon(epsilon)
+    _checks.check_choice("invert", invert)
+    if clip is not None:
+        _checks.check_positive("clip", clip)
+        _check_invertible("clip", clip, invert)
+
+
+def power_of(var: jax.Array, epsilon: ArrayLike, *, center: bool = True) -> jax.Array:
+    """The square of the divisor: var + epsilon, or 1 for a constant."""
+    power = var + jnp.asarray(epsilon, var.dtype)
+    return jnp.where((power if center else var) == 0, 1, power)
+
+
+def standardized(
+    x: jax.Array,
+    mean: jax.Array | None,
+    power: jax.Array,
+    *,
+    clip: ArrayLike | None,
+    invert: bool,
+) -> jax.Array:
+    """(x - mean) / sqrt(power), clipped, or x * sqrt(power) + mean; without a mean, about zero."""
+    deviation = jnp.sqrt(power)
+    if invert:
+        return x * deviation if mean is None else x * deviation + mean
+    y = (x if mean is None else x - mean) / deviation
+    if clip is None:
+        return y
+    bound = jnp.asarray(clip, y.dtype)
+    return jnp.clip(y, -bound, bound)
 
 
 def _check_invertible(name: str, value: Any, invert: bool) -> None:

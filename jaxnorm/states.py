@@ -13,7 +13,8 @@ from jaxnorm import dtypes as _dtypes
 
 BatchStats = Mapping[str, Any]
 CONTROL = ("control_y", "control_x")  # the control processes of online normalization
-_FLOATING = ("mean", "var", "min", "max", *CONTROL)  # entries that an integer cannot hold
+FIT = ("count", "mean", "var", "min", "max")  # the entries of a fit
+_FLOATING = ("mean", "var", "min", "max", "returns", *CONTROL)  # what an integer cannot hold
 CONVERSION = (
     "jax.tree.map(lambda leaf: leaf.astype(jnp.float32) "
     "if leaf.dtype.itemsize < 4 else leaf, stats)"
@@ -69,12 +70,33 @@ def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
     _check_entries(
         fit,
         "the fit",
-        {key: [shape] for key in ("count", "mean", "var", "min", "max")},
+        {key: [shape] for key in FIT},
         "the features",
         f"check feature_axis, or fit these with jaxnorm.init_input_stats({_width(shape)})",
         "make it with jaxnorm.init_input_stats(number of features)",
     )
     check_at_least_float32(fit, "the fit")
+
+
+def check_return_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
+    """Check that a fit to returns has every entry, and a return for each environment.
+
+    Args:
+        shape: that of the environments; None for the shape of the fit's own returns.
+    """
+    if shape is None:
+        shape = jnp.shape(fit.get("returns", 0.0)) if isinstance(fit, Mapping) else ()
+    scalars: dict[str, list[tuple[int, ...]]] = {key: [()] for key in FIT}
+    _check_entries(
+        fit,
+        "the fit to returns",
+        {**scalars, "returns": [shape]},
+        "the rewards of a step",
+        f"give time_axis for several steps, or start with jaxnorm.init_return_stats("
+        f"{_width(shape)})",
+        "make it with jaxnorm.init_return_stats(number of environments)",
+    )
+    check_at_least_float32(fit, "the fit to returns")
 
 
 def _check_entries(

@@ -728,10 +728,15 @@ def test_a_norm_into_the_projections_of_an_attention():
 
 
 @pytest.mark.long
-def test_integers_that_an_input_normalization_made_floating():
-    model = nn.Sequential([jnn.StandardizeInputs(**NORM), nn.Dense(3)])
+@pytest.mark.parametrize("center", [True, False])
+def test_integers_that_an_input_normalization_made_floating(center):
+    scale = jnn.StandardizeInputs(epsilon=1e-3, center=center, **NORM)
+    model = nn.Sequential([scale, nn.Dense(3)])
     x = jnp.arange(8).reshape(2, 4)
     variables = started(model, x)
+    fit = variables["batch_stats"]["layers_0"]
+    fit = {**fit, "var": fit["var"].at[1].set(0)}  # a constant
+    variables = {**variables, "batch_stats": {"layers_0": fit}}
     folded = jnn.fold(model, variables, {"layers_1": "layers_0"}, x)
     alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
 
@@ -754,7 +759,7 @@ class NnxNext(nnx.Module):
         widths = (4, 8, 6, 3, 4)
         self.norms = nnx.List(
             [
-                jnnx.StandardizeInputs(4),
+                jnnx.StandardizeInputs(4, center=library is jnnx),
                 *(library.BatchNorm(width, rngs=rngs) for width in widths[1:]),
             ]
         )

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.numerical
 BRAX = Path(__file__).with_name("brax_vectors.npz")  # which brax_vectors.py recorded
 WIDTH = 3
 update = jax.jit(jn.update_input_stats, static_argnames=("skip_nan", "feature_axis"))
-standardized = jax.jit(jn.standardize_inputs, static_argnames=("invert", "feature_axis"))
+standardized = jax.jit(jn.standardize_inputs, static_argnames=("invert", "feature_axis", "center"))
 min_maxed = jax.jit(jn.min_max_inputs, static_argnames=("invert", "clip"))
 
 
@@ -184,6 +184,36 @@ def test_a_nan_that_is_not_skipped_shows_in_its_feature_for_good():
         np.testing.assert_array_equal(np.isnan(y).any(0), [False, True, False])
 
 
+def test_a_fit_that_forgets_weighs_batches_by_their_age():
+    x, where = cars(6, 10), np.ones((6, 10, WIDTH), bool)
+    where[3, :, 1] = False  # where nothing counts, nothing is forgotten
+    fit = jn.init_input_stats(WIDTH)
+    for batch, mask in zip(x, where, strict=True):
+        fit = update(fit, batch, where=mask, decay=0.7)
+    rows, kept = x.reshape(-1, WIDTH).astype(np.float64), where.reshape(-1, WIDTH)
+    for feature in range(WIDTH):
+        ages = np.cumsum(where[::-1, 0, feature])[::-1] - 1
+        column, counted = rows[:, feature], kept[:, feature]
+        weights = np.repeat(0.7**ages, 10) * counted
+        mean = np.average(column, weights=weights)
+        var = np.average((column - mean) ** 2, weights=weights)
+        relative(fit["count"][feature], weights.sum(), 1e-6)
+        near(fit["mean"][feature], mean, 4 * ulp(np.float32(np.abs(column).max())))
+        relative(fit["var"][feature], var, 1e-5)
+        near(fit["max"][feature], column[counted].max(), 0)
+
+
+def test_a_fit_that_keeps_all_or_nothing():
+    x, fit = fitted()
+    identical(update(fit, x[0], decay=1.0), update(fit, x[0]))
+    last = update(fit, x[0], decay=0.0)
+    fresh = update(jn.init_input_stats(WIDTH), x[0])
+    identical(
+        {key: last[key] for key in ("count", "mean", "var")},
+        {key: fresh[key] for key in ("count", "mean", "var")},
+    )
+
+
 def test_bfloat16_inputs_are_measured_and_scaled_in_float32():
     x = jnp.asarray(cars(50)).astype(jnp.bfloat16)
     fit = update(jn.init_input_stats(WIDTH), x)
@@ -297,6 +327,33 @@ def test_epsilon_clip_and_low_are_heeded():
     near(standardized(wide, fit, clip=2.0), np.array([[-2.0], [0.5]]), 1e-6)
     near(min_maxed(wide, fit), np.array([[-4.0], [0.75]]), 1e-6)
     near(min_maxed(wide, fit, clip=True), np.array([[0.0], [0.75]]), 1e-6)
+
+
+def test_without_centering_inputs_are_divided_by_the_deviation_about_the_mean():
+    x, fit = fitted()
+    scaler = StandardScaler(with_mean=False).fit(x.reshape(-1, WIDTH).astype(np.float64))
+    y = standardized(x[0], fit, center=False)
+    relative(y, scaler.transform(x[0].astype(np.float64)), 4e-6)
+    relative(standardized(y, fit, center=False, invert=True), x[0], 1e-6)
+    identical(standardized(x[0], jn.init_input_stats(WIDTH), center=False), jnp.asarray(x[0]))
+    bounded = standardized(x[0], fit, center=False, epsilon=3.0, clip=1.0)
+    expected = x[0] / np.sqrt(np.float64(fit["var"]) + 3)
+    near(bounded, np.clip(expected, -1, 1), 1e-6)
+    holed = np.where(np.arange(30)[:, None] == 2, np.float32(np.nan), x[0])
+    y = jn.standardize_inputs(holed, fit, center=False, where=np.arange(30)[:, None] != 2)
+    identical(y[2], np.zeros(WIDTH, np.float32))
+
+
+def test_without_centering_a_constant_stays_whatever_epsilon_is():
+    x = np.full((3, 1), 0.1, np.float32)
+    fit = update(jn.init_input_stats(1), x)
+    for epsilon in (0.0, 1e-8):
+        identical(standardized(x, fit, center=False, epsilon=epsilon), jnp.asarray(x))
+    y, _ = jn.normalize_observations(x, fit, center=False)
+    identical(y, jnp.asarray(x))
+    near(
+        jax.grad(lambda x: jn.standardize_inputs(x, fit, center=False).sum())(x), np.ones((3, 1)), 0
+    )
 
 
 def test_what_does_not_count_is_finite_and_moves_no_gradient():
@@ -578,7 +635,10 @@ def test_observations_are_clipped_and_left_alone_in_evaluation():
 
 
 OPTIONS = {
-    "StandardizeInputs": (jn.standardize_inputs, {"epsilon": 0.1, "clip": 1.5}),
+    "StandardizeInputs": (
+        jn.standardize_inputs,
+        {"epsilon": 0.1, "clip": 1.5, "center": False},
+    ),
     "MinMaxInputs": (jn.min_max_inputs, {"low": -1.0, "high": 2.0, "clip": True}),
 }
 
@@ -590,13 +650,13 @@ def test_the_two_modules_and_the_functions_are_one(name):
     x[np.broadcast_to(~where, x.shape)] = np.nan
     x[0, 0, 0], where[0, 0] = np.nan, True
     fit = jn.update_input_stats(jn.init_input_stats(WIDTH), cars(20))
-    linen = getattr(jnn, name)(skip_nan=True, **options)
-    twin = getattr(jnnx, name)(WIDTH, skip_nan=True, **options)
+    linen = getattr(jnn, name)(skip_nan=True, decay=0.5, **options)
+    twin = getattr(jnnx, name)(WIDTH, skip_nan=True, decay=0.5, **options)
     for key, value in fit.items():
         getattr(twin, key)[...] = value
     variables = {"batch_stats": fit}
 
-    new = jn.update_input_stats(fit, x, where=where, skip_nan=True)
+    new = jn.update_input_stats(fit, x, where=where, skip_nan=True, decay=0.5)
     expected = function(x, new, where=where, **options)
     y, updates = linen.apply(variables, x, False, mask=where, mutable=["batch_stats"])
     identical((y, updates["batch_stats"]), (expected, new))
@@ -689,10 +749,9 @@ def test_a_fit_survives_a_checkpoint_bit_for_bit(tmp_path):
 
 X, FIT = np.ones((4, WIDTH), np.float32), jn.init_input_stats(WIDTH)
 VIEWS = {"camera": X, "joints": X}  # a gymnasium.spaces.Dict
-EACH = ["['camera', 'joints']", "{key: jaxnorm.update_input_stats(fit[key], x[key]) for key in x}"]
+EACH = ["['camera', 'joints']", "init_input_stats({'camera': number of features, 'joints': "]
 BAD = [
     (TypeError, EACH, jn.update_input_stats, (FIT, VIEWS), {}),
-    (TypeError, EACH, jn.update_input_stats, (dict.fromkeys(VIEWS, FIT), VIEWS), {}),
     (TypeError, EACH, jn.standardize_inputs, (VIEWS, FIT), {}),
     (TypeError, EACH, jn.min_max_inputs, (VIEWS, FIT), {}),
     (TypeError, EACH, jn.normalize_observations, (VIEWS, FIT), {}),
@@ -727,6 +786,9 @@ BAD = [
     ),
     (TypeError, ["skip_nan", "1"], jn.update_input_stats, (FIT, X), {"skip_nan": 1}),
     (TypeError, ["update", "None"], jn.normalize_observations, (X, FIT), {"update": None}),
+    (ValueError, ["decay=1.5", "[0, 1]"], jn.update_input_stats, (FIT, X), {"decay": 1.5}),
+    (TypeError, ["decay", "(3,)"], jn.update_input_stats, (FIT, X), {"decay": X[0]}),
+    (TypeError, ["center", "bool"], jn.standardize_inputs, (X, FIT), {"center": 0}),
     (ValueError, ["epsilon=-1"], jn.standardize_inputs, (X, FIT), {"epsilon": -1.0}),
     (ValueError, ["clip=0", "above 0"], jn.standardize_inputs, (X, FIT), {"clip": 0}),
     (ValueError, ["clip=-2"], jn.normalize_observations, (X, FIT), {"clip": -2.0}),

@@ -63,10 +63,29 @@ def use_inputs(x: jax.Array) -> jax.Array:
     y = jn.min_max_inputs(y, fit, low=-1.0, high=1.0, invert=True)
     y, fit = jn.normalize_observations(y, fit, update=False)
     assert_type(y, jax.Array)
+    fits = jn.init_input_stats({"camera": 4, "joints": {"position": 4}})
+    views = {"camera": x, "joints": {"position": y}}
+    fits = jn.update_input_stats(fits, views, feature_axis={"camera": 1, "joints": -1}, decay=0.9)
+    scaled_views, fits = jn.normalize_observations(views, fits)
+    assert_type(scaled_views, dict[str, Any])
+    assert_type(jn.standardize_inputs(x=views, fit=fits, center=False), dict[str, Any])
     model = jnnx.StandardizeInputs(4, clip=5.0)
     variables = jnn.MinMaxInputs(False, low=-1.0).init(jax.random.key(0), x)
     scaled: Any = jnn.StandardizeInputs(use_running_average=True).apply(variables, x)
     return jnp.asarray(scaled) + jnnx.MinMaxInputs(4)(model(y))
+
+
+def use_returns(reward: jax.Array) -> jax.Array:
+    fit = jn.init_return_stats(4)
+    done = jnp.zeros_like(reward)
+    fit = jn.update_return_stats(fit, reward, done, discount=0.99, time_axis=0)
+    targets = jn.scale_rewards(reward, fit, clip=10.0)
+    assert_type(targets, jax.Array)
+    old = jn.init_input_stats(4)
+    new = jn.update_input_stats(old, targets)
+    kernel, bias = jn.preserve_outputs(jnp.eye(4), None, old, new)
+    assert_type(bias, jax.Array)
+    return kernel + bias
 
 
 class Linen(nn.Module):
@@ -151,7 +170,8 @@ def use_diagnosis(x: jax.Array) -> None:
 def main() -> None:
     x = jnp.linspace(-1.0, 1.0, 16).reshape(4, 4)
     use_diagnosis(x)
-    results = use_statistics(x), use_functions(x, x > -2), use_inputs(x), use_modules(x)
+    results = [use_statistics(x), use_functions(x, x > -2), use_inputs(x), use_modules(x)]
+    results.append(use_returns(x))
     assert all(bool(jnp.all(jnp.isfinite(result))) for result in results)
 
 

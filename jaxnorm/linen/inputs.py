@@ -81,9 +81,10 @@ class StandardizeInputs(InputScaling):
         use_running_average: True to use the fit in `batch_stats`, False to update it first; here or
             in the call.
         axis: the axis or axes of the features.
-        epsilon, clip: as for `jaxnorm.standardize_inputs`.
+        epsilon, clip, center: as for `jaxnorm.standardize_inputs`.
         skip_nan: NaN do not count in the fit; the result is NaN where x is.
         stats_dtype: of the fit: float32 or float64.
+        decay: as for `jaxnorm.update_input_stats`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -98,6 +99,8 @@ class StandardizeInputs(InputScaling):
 
     epsilon: ArrayLike = 0.0
     clip: ArrayLike | None = None
+    decay: ArrayLike = 1.0
+    center: bool = True
 
     @property
     def _function(self) -> Function:
@@ -111,6 +114,7 @@ class MinMaxInputs(InputScaling):
 
     Attributes:
         low, high, clip: as for `jaxnorm.min_max_inputs`.
+        decay: as for `jaxnorm.update_input_stats`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -124,6 +128,7 @@ class MinMaxInputs(InputScaling):
     low: ArrayLike = 0.0
     high: ArrayLike = 1.0
     clip: bool = False
+    decay: ArrayLike = 1.0
 
     @property
     def _function(self) -> Function:

@@ -39,6 +39,7 @@ class InputScaling(Stateful):
         axis_index_groups: Any = None,
         skip_nan: bool = False,
         stats_dtype: Any = jnp.float32,
+        decay: ArrayLike = 1.0,
     ):
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -48,6 +49,7 @@ class InputScaling(Stateful):
         self.axis_index_groups = axis_index_groups
         self.skip_nan = skip_nan
         self.stats_dtype = stats_dtype
+        self.decay = decay
         self.frozen = False
         for key, value in jn.init_input_stats(num_features, dtype=stats_dtype).items():
             setattr(self, key, nnx.BatchStat(value))
@@ -96,9 +98,10 @@ class StandardizeInputs(InputScaling):
         use_running_average: True to use the fit, False to update it first; here or in the call,
             which takes precedence.
         axis: the axis or axes of the features.
-        epsilon, clip: as for `jaxnorm.standardize_inputs`.
+        epsilon, clip, center: as for `jaxnorm.standardize_inputs`.
         skip_nan: NaN do not count in the fit; the result is NaN where x is.
         stats_dtype: of the fit: float32 or float64.
+        decay: as for `jaxnorm.update_input_stats`.
         options: the arguments after `axis`.
 
     Example:
@@ -119,11 +122,13 @@ class StandardizeInputs(InputScaling):
         *,
         epsilon: ArrayLike = 0.0,
         clip: ArrayLike | None = None,
+        center: bool = True,
         **options: Any,
     ):
         super().__init__(num_features, **options)
         self.epsilon = epsilon
         self.clip = clip
+        self.center = center
 
     @property
     def _function(self) -> Function:
