@@ -1,4 +1,4 @@
-"""The verdicts as Markdown: a table for the README, and a page with a section for each study."""
+"""The verdicts as Markdown: a short table for the README, and a page with all of each study."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +30,7 @@ HEAD = (
     "a against b",
     "figure",
 )
+SHORT_HEAD = ("claim", "verdict", "effect (95 % interval)", "what would matter")
 WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, OPEN, NOT_RUN)
 FIGURE_WIDTH = 260
 COUNTED = "†"
@@ -40,21 +41,31 @@ LEGEND = (
 REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
-def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict], docs: str) -> str:
-    """Return the number of each verdict, and a table with a row for each study.
+def short_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
+    """Return the number of each verdict, and a table of the claims, grouped by verdict."""
+    grouped = sorted(entries, key=lambda one: WORDS.index(_word(one, verdicts[one.name])))
+    rows = [_short_row(entry, verdicts[entry.name]) for entry in grouped]
+    return _table(_counts(entries, verdicts), SHORT_HEAD, rows)
 
-    Args:
-        docs: the path from the page to the folder of studies.md and the figures.
-    """
-    rows = [
-        HEAD,
-        ["---"] * len(HEAD),
-        *(_row(entry, verdicts[entry.name], docs) for entry in entries),
-    ]
-    lines = [_counts(entries, verdicts), "", *(f"| {' | '.join(row)} |" for row in rows)]
-    if any(COUNTED in line for line in lines):
-        lines += ["", LEGEND]
-    return "\n".join(lines)
+
+def _short_row(entry: Entry, judged: Verdict) -> list[str]:
+    claim = f"[{_cell(entry.claim or entry.name)}](docs/studies.md#{entry.name})"
+    verdict = _verdict(entry, judged).partition(";")[0]
+    if entry.compared is None:
+        return [claim, verdict, "", ""]
+    return [claim, verdict, _effect(entry.compared), _delta(entry.compared)]
+
+
+def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
+    """Return the number of each verdict, and a table with all of each study."""
+    rows = [_row(entry, verdicts[entry.name]) for entry in entries]
+    return _table(_counts(entries, verdicts), HEAD, rows)
+
+
+def _table(counts: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    marked = any(COUNTED in line for line in lines)
+    return "\n".join([counts, "", *lines, *(["", LEGEND] if marked else [])])
 
 
 def _counts(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
@@ -67,25 +78,28 @@ def _word(entry: Entry, judged: Verdict) -> str:
     return NOT_RUN if entry.open_because == NOT_RUN else judged.word
 
 
-def _row(entry: Entry, judged: Verdict, docs: str) -> list[str]:
-    study = f"[{entry.name}]({docs}studies.md#{entry.name})"
+def _row(entry: Entry, judged: Verdict) -> list[str]:
+    study = f"[{entry.name}](studies.md#{entry.name})"
     claim = _cell(f"{entry.claim or ''} ({entry.source})" if entry.source else entry.claim or "")
     compared = entry.compared
     if compared is None:
         return [study, claim, _verdict(entry, judged), "", "", ""]
-    low, high = (compared.text(bound).split()[0] for bound in compared.interval95)
     figure = (
-        f'<img src="{docs}studies/{entry.name}.svg" width="{FIGURE_WIDTH}" '
-        f'alt="{numbers(compared)}">'
+        f'<img src="studies/{entry.name}.svg" width="{FIGURE_WIDTH}" alt="{numbers(compared)}">'
     )
     return [
         study,
         claim,
         _verdict(entry, judged),
-        f"**{compared.text(compared.mean)}** ({low} to {high}); {_delta(compared)}",
+        f"{_effect(compared)}; {_delta(compared)}",
         _cell(f"{_arms(compared)}; {compared.metric}"),
         figure,
     ]
+
+
+def _effect(compared: Comparison) -> str:
+    low, high = (compared.text(bound).split()[0] for bound in compared.interval95)
+    return f"**{compared.text(compared.mean)}** ({low} to {high})"
 
 
 def _delta(compared: Comparison) -> str:
@@ -124,7 +138,7 @@ def _won(arm: Arm, compared: Comparison) -> str:
 def studies_page(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
     """Return the table, the rule and a section for each study."""
     sections = [_section(entry, verdicts[entry.name]) for entry in entries]
-    return "\n\n".join([verdict_table(entries, verdicts, ""), "## The rule", *RULE, *sections])
+    return "\n\n".join([verdict_table(entries, verdicts), "## The rule", *RULE, *sections])
 
 
 def _section(entry: Entry, judged: Verdict) -> str:
