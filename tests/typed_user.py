@@ -124,6 +124,11 @@ def use_modules(x: jax.Array) -> jax.Array:
     assert_type(bias, jax.Array)
     stats = jn.init_batch_stats(4)
     jn.fold_batch_norm_into_next(kernel, bias, stats, None, None, layer="flax.Dense")
+    model = jnnx.replace_norms(model, {"ghost": partial(jnnx.BatchRenorm, r_max=2.0)})
+    assert [row.path for row in jnnx.list_norms(model) if row.measured_over == "group"]
+    with jnn.replace_norms({jnn.LayerNorm: jnn.RMSNorm}) as norms:
+        Linen(True).init(jax.random.key(0), x)
+    assert "RMSNorm of jaxnorm.linen" in str(norms)
     mask: Any = jn.weight_decay_mask(nnx.state(model, nnx.Param))
     assert not any(jax.tree.leaves(mask))
     return model(x).sum() + mean.sum() + (kernel + bias).sum() + jnp.sum(logits)
