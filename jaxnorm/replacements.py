@@ -69,13 +69,17 @@ class Replacements(list[Replacement]):
         )
         return "\n".join(line.rstrip() for line in lines)
 
-    def warn(self, stacklevel: int) -> None:
-        """Warn of the rows with a note."""
-        noted = [f"{row.path!r} ({row.norm}): {row.note}" for row in self if row.note]
-        if noted:
-            more = f"; and {len(noted) - 5} more" if len(noted) > 5 else ""
-            message = f"replace_norms: {'; '.join(noted[:5])}{more}"
-            warnings.warn(message, stacklevel=stacklevel + 1)
+    def staying(self) -> list[str]:
+        """What a type in the rule selects but what stays, in words."""
+        return [f"{row.path!r} {row.note}" for row in self if row.note and not row.becomes]
+
+
+def warn(what: list[str], stacklevel: int) -> None:
+    """Warn of things, of which the message lists the first."""
+    if what:
+        more = f"; and {len(what) - 5} more" if len(what) > 5 else ""
+        message = f"replace_norms: {'; '.join(what[:5])}{more}"
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def check_rule(rule: Any, base: type) -> None:

@@ -38,7 +38,7 @@ def replace_norms(rule: Rule | None = None) -> Iterator[Replacements]:
             type includes the classes derived from it, except those with a `__call__` of their own,
             which stay unless they are named. A path, as names or as a string, is that of a
             normalization or of a part of the model that contains some, for example "encoder" or
-            "block_*/BatchNorm_0"; `*` stands for any characters. What takes its place is a class,
+            `"block_*/BatchNorm_0"`; `*` stands for any characters. What takes its place is a class,
             or a `functools.partial` of a class and its options, or None for no change. A function
             of the path, as a string, and the module returns one of these or an unbound module.
             Without a rule, each normalization of Flax becomes that of jaxnorm with the same name.
@@ -97,7 +97,7 @@ def replace_norms(rule: Rule | None = None) -> Iterator[Replacements]:
             "no normalization was called inside the context; JAX does not trace a function again "
             "that it compiled outside: enter the context inside the function that is jitted"
         )
-    Replacements(row for row in report if not row.becomes).warn(stacklevel=3)
+    _replacements.warn(report.staying(), stacklevel=3)
     if rule is not None:
         _replacements.check_matched(rule, seen.items(), report)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxnorm import checks as _checks
 from jaxnorm import paths as _paths
 from jaxnorm import replacements as _replacements
 from jaxnorm.nnx import batch, sample
-from jaxnorm.nnx.variables import variables_of
 from jaxnorm.replacements import Path, Replacements, Rule
 
 __all__ = ["list_norms", "replace_norms"]
@@ -44,7 +45,7 @@ def replace_norms(model: Model, rule: Rule | None = None, *, rngs: nnx.Rngs | No
             type includes the classes derived from it, except those with a `__call__` of their own,
             which stay unless they are named. A path, as keys or as a string, is that of a
             normalization or of a part of the model that contains some, for example "encoder" or
-            "blocks/*/norm"; `*` stands for any characters. What takes its place is a class, or a
+            `"blocks/*/norm"`; `*` stands for any characters. What takes its place is a class, or a
             `functools.partial` of a class and its options, or None for no change. A function of the
             path, as a string, and the module returns one of these or a module. Without a rule, each
             normalization of Flax becomes that of jaxnorm with the same name.
@@ -58,8 +59,9 @@ def replace_norms(model: Model, rule: Rule | None = None, *, rngs: nnx.Rngs | No
             recomputed.
 
     Warns:
-        UserWarning: what is lost, for example the running statistics of a `BatchNorm` that becomes
-            a `GroupNorm`; what stays because its class has its own `__call__`.
+        UserWarning: values that are lost, for example the running statistics of a trained
+            `BatchNorm` that becomes a `GroupNorm`; what stays because its class has its own
+            `__call__`.
 
     Example:
         >>> from functools import partial
@@ -83,7 +85,12 @@ def replace_norms(model: Model, rule: Rule | None = None, *, rngs: nnx.Rngs | No
     rngs = nnx.Rngs(0) if rngs is None else rngs
     built = {path: _built(path, norm, new, rngs) for path, norm, new in norms if new is not None}
     _check_not_in_tuples(model, built)
-    report.warn(stacklevel=2)
+    lost = [
+        f"{_paths.joined(path)!r} loses its {', '.join(names)}"
+        for path, norm, new in norms
+        if not (new is None or isinstance(new, nnx.Module)) and (names := _lost(norm, built[path]))
+    ]
+    _replacements.warn(report.staying() + lost, stacklevel=2)
     replaced: Model = nnx.recursive_map(lambda p, node: built.get(p, node), model, graph=True)
     return replaced
 
@@ -162,7 +169,7 @@ def _take_over(norm: Any, module: Any, *, cast: bool) -> None:
     if hasattr(norm, "recomputed"):
         raise ValueError("its statistics are being recomputed; call finish_recomputing first")
     families = {_replacements.family(type(each)) for each in (norm, module)}
-    old, new = variables_of(norm, nnx.Variable), variables_of(module, nnx.Variable)
+    old, new = _variables(norm), _variables(module)
     if unknown := old.keys() - new.keys() if "" in families else ():
         raise ValueError(
             f"{type(module).__name__} has no {sorted(unknown)}, as {type(norm).__name__} has; give "
@@ -181,6 +188,27 @@ def _take_over(norm: Any, module: Any, *, cast: bool) -> None:
         setattr(module, name, old[name])
     if hasattr(norm, "frozen") and hasattr(module, "frozen"):
         module.frozen = norm.frozen
+
+
+def _variables(norm: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(norm).items() if isinstance(value, nnx.Variable)}
+
+
+def _lost(norm: Any, module: nnx.Module) -> list[str]:
+    """The old variables that the new module does not have and that are not as in a new one."""
+    return [
+        name
+        for name, variable in _variables(norm).items()
+        if getattr(module, name, None) is not variable and not _is_initial(name, variable[...])
+    ]
+
+
+def _is_initial(name: str, value: Any) -> bool:
+    """Whether a value is known to be that of a new module."""
+    if not isinstance(value, jax.Array):  # a shape
+        return True
+    initial = 1 if name in ("scale", "var") else 0
+    return not _checks.is_traced(value) and bool((value == initial).all())
 
 
 def _leading_axes(variables: Mapping[str, Any], features: int) -> tuple[int, ...]:
