@@ -84,12 +84,13 @@ def warn(what: list[str], stacklevel: int) -> None:
 
 def check_rule(rule: Any, base: type) -> None:
     """Check the keys and the values of a rule, whose classes must be derived from `base`."""
-    if isinstance(rule, type | partial) or not (callable(rule) or isinstance(rule, Mapping)):
+    no_function = isinstance(rule, type | partial | base) or not callable(rule)
+    if no_function and not isinstance(rule, Mapping):
         raise TypeError(
             f"the rule must be a dict or a function of a path and a module, got {rule!r}; give for "
-            'example {nnx.BatchNorm: GroupNorm} or {"encoder/norm": GroupNorm}'
+            'example {BatchNorm: GroupNorm} or {"encoder/norm": GroupNorm}'
         )
-    if callable(rule):
+    if not isinstance(rule, Mapping):
         return
     for key, new in rule.items():
         if not isinstance(key, type | str | tuple):
@@ -113,8 +114,13 @@ def _check_replacement(new: Any, base: type) -> None:
 def is_norm(module: Any, rule: Rule) -> bool:
     """Whether a module is a normalization by its family, by the rule or by its name."""
     kind = type(module)
-    in_rule = isinstance(rule, Mapping) and kind in rule
-    return bool(in_rule or family(kind) or _NAMED_NORM.search(kind.__name__))
+    return bool(_NAMED_NORM.search(kind.__name__) or family(kind) or _is_derived(module, rule))
+
+
+def _is_derived(module: Any, rule: Rule) -> bool:
+    """Whether a module is of a type in the rule, or of one derived from it."""
+    keys = rule if isinstance(rule, Mapping) else ()
+    return any(isinstance(key, type) and isinstance(module, key) for key in keys)
 
 
 def family(kind: type) -> str:
@@ -187,9 +193,8 @@ def described(rule: Rule, path: Path, norm: Any, new: Any, base: type) -> Replac
 
 def _stays_by_its_call(rule: Rule, path: Path, norm: Any) -> bool:
     """Whether a type in the rule would match without the normalization's own `__call__`."""
-    keys = list(rule) if isinstance(rule, Mapping) else []
-    derived = any(isinstance(key, type) and isinstance(norm, key) for key in keys)
-    return derived and not any(_matches(key, path, norm) for key in keys)
+    keys = rule if isinstance(rule, Mapping) else ()
+    return _is_derived(norm, rule) and not any(_matches(key, path, norm) for key in keys)
 
 
 def _losses(norm: Any, kind: Any, options: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from cases import KEY, alike, close, identical, near, normals, oracle, parameter
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+import jaxnorm as jn
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnnx
 
@@ -358,6 +359,7 @@ ERRORS = {
     "a path": ({"head": jnnx.BatchNorm}, ValueError, ["'head'", "'norm'"]),
     "a function": (lambda path, norm: None, ValueError, ["replaces no", "'norm'"]),
     "a class alone": (jnnx.BatchNorm, TypeError, ["dict or a function"]),
+    "a module alone": (batch_norm(), TypeError, ["dict or a function"]),
     "a number": (3, TypeError, ["dict or a function", "3"]),
     "a key": ({3: jnnx.BatchNorm}, TypeError, ["key", "3"]),
     "of Linen": ({"norm": jnn.BatchNorm}, TypeError, ["a class of jaxnorm.nnx"]),
@@ -560,6 +562,22 @@ def test_linen_renormalization_goes_on_from_a_checkpoint_of_batch_normalization(
     close(new["batch_stats"], stats, rtol=1e-5)
 
 
+def test_linen_marks_are_heeded_and_pairs_are_folded():
+    model = nn.Sequential([nn.Dense(8), nn.BatchNorm(False, momentum=0.5)])
+    variables = model.init(KEY, X)
+    marked = variables | {"batch_stats": jn.freeze_stats(variables["batch_stats"])}
+    error(ValueError, lambda: jnn.check_marks(model, marked, X), "replace_norms")
+    with jnn.replace_norms():
+        jnn.check_marks(model, marked, X)
+        y, new = model.apply(marked, X, mutable=["batch_stats"])
+    identical(new["batch_stats"], marked["batch_stats"])
+    evaluated = nn.Sequential([nn.Dense(8), nn.BatchNorm(True)])
+    near(y, evaluated.apply(variables, X))
+    with jnn.replace_norms():
+        folded = jnn.fold(evaluated, variables, {"layers_0": "layers_1"}, X)
+    near(y, nn.Dense(8).apply({"params": folded["params"]["layers_0"]}, X))
+
+
 class LinenDoubled(nn.BatchNorm):
     """A normalization of somebody else's with a call of its own."""
 
@@ -617,6 +635,7 @@ def test_linen_errors_say_what_was_called():
     error(ValueError, lambda: called(lambda path, norm: None), "replaces no normalization")
     error(TypeError, lambda: called({"layers_0": jnnx.BatchNorm}), "a class of jaxnorm.linen")
     error(TypeError, lambda: called(jnn.BatchNorm), "dict or a function")
+    error(TypeError, lambda: called(model), "dict or a function")
     with pytest.raises(ValueError, match="num_groups=3") as raised:
         called({"layers_0": partial(jnn.GroupNorm, num_groups=3)})
     assert "'layers_0'" in raised.value.__notes__[0]

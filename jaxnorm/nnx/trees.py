@@ -22,7 +22,10 @@ from jaxnorm.nnx.variables import Stateful, assign, values_of, variables_of
 
 __all__ = ["finish_accumulating", "finish_recomputing", "freeze_stats", "start_recomputing"]
 
-_REPLACE = "which jaxnorm.nnx.BatchNorm replaces with the same arguments and variables"
+_REPLACE = (
+    "which jaxnorm.nnx.BatchNorm replaces with the same arguments and variables, by hand or by "
+    "jaxnorm.nnx.replace_norms"
+)
 
 
 def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
