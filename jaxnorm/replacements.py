@@ -87,8 +87,9 @@ def check_rule(rule: Any, base: type) -> None:
     no_function = isinstance(rule, type | partial | base) or not callable(rule)
     if no_function and not isinstance(rule, Mapping):
         raise TypeError(
-            f"the rule must be a dict or a function of a path and a module, got {rule!r}; give for "
-            'example {BatchNorm: GroupNorm} or {"encoder/norm": GroupNorm}'
+            "the rule must be a dict or a function of a path and a module, got "
+            f"{_given(rule, base)}; give for example "
+            '{BatchNorm: GroupNorm} or {"encoder/norm": GroupNorm}'
         )
     if not isinstance(rule, Mapping):
         return
@@ -105,10 +106,16 @@ def _check_replacement(new: Any, base: type) -> None:
     if not (isinstance(kind, type) and issubclass(kind, base)) or args:
         library = "jaxnorm.nnx" if "nnx" in base.__module__ else "jaxnorm.linen"
         raise TypeError(
-            f"{new!r} cannot take the place of a normalization; give a class of {library}, for "
-            "example GroupNorm, or a functools.partial of a class and options by name, for example "
-            "partial(GroupNorm, num_groups=8), or None to keep what is there"
+            f"{_given(new, base)} cannot take the place of a normalization; give a class of "
+            f"{library}, for example GroupNorm, or a functools.partial of a class and options by "
+            "name, for example partial(GroupNorm, num_groups=8), or None to keep what is there"
         )
+
+
+def _given(value: Any, base: type) -> str:
+    return (
+        f"a module of the class {type(value).__name__}" if isinstance(value, base) else repr(value)
+    )
 
 
 def is_norm(module: Any, rule: Rule) -> bool:
