@@ -40,7 +40,8 @@ def entries(init_stats: Function, **options: Any) -> tuple[str, ...]:
 def library_of(kind: type) -> str:
     """The module that users import a class from."""
     package, _, rest = kind.__module__.partition(".")
-    return f"{package}.{rest.partition('.')[0]}" if package == "jaxnorm" else kind.__module__
+    library = f"{package}.{rest.partition('.')[0]}"
+    return library if package in ("flax", "jaxnorm") else kind.__module__
 
 
 def feature_shape(x: jax.Array, axes: _axes.Axes, name: str = "feature_axes") -> tuple[int, ...]:

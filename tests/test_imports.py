@@ -55,11 +55,12 @@ ORDER = [
     "diagnose",
     "flax_layers",
     "shells",
+    "replacements",
     "linen",
     "nnx",
 ]
 PACKAGES = {"kernels", "linen", "nnx"}
-SHELLS = ["variables", "batch", "sample", "online", "inputs", "fold", "trees"]
+SHELLS = ["variables", "batch", "sample", "online", "inputs", "fold", "replace", "trees"]
 
 
 def imported(path: Path) -> set[str]:

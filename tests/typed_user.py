@@ -136,7 +136,7 @@ def use_modules(x: jax.Array) -> jax.Array:
         stats = finish(updates["batch_stats"])
     params = jn.zero_scales(variables["params"], "LayerNorm_0")
     logits: Any = Linen(False).apply({"params": params, "batch_stats": stats}, x)
-    model = Nnx(nnx.Rngs(0))
+    model = jnnx.replace_norms(Nnx(nnx.Rngs(0)), {"ghost": partial(jnnx.BatchRenorm, r_max=2.0)})
     jnnx.freeze_stats(model, "batch", frozen=True)
     jnnx.start_recomputing(model)
     jnnx.finish_recomputing(model, "batch")
@@ -150,6 +150,10 @@ def use_modules(x: jax.Array) -> jax.Array:
     assert_type(bias, jax.Array)
     stats = jn.init_batch_stats(4)
     jn.fold_batch_norm_into_next(kernel, bias, stats, None, None, layer="flax.Dense")
+    assert [row.path for row in jnnx.list_norms(model) if row.measured_over == "group"]
+    with jnn.replace_norms({jnn.LayerNorm: jnn.RMSNorm}) as norms:
+        Linen(True).init(jax.random.key(0), x)
+    assert "RMSNorm of jaxnorm.linen" in str(norms)
     mask: Any = jn.weight_decay_mask(nnx.state(model, nnx.Param))
     assert not any(jax.tree.leaves(mask))
     return model(x).sum() + mean.sum() + (kernel + bias).sum() + jnp.sum(logits)

@@ -27,6 +27,7 @@ from jaxnorm.linen.batch import *
 from jaxnorm.linen.fold import *
 from jaxnorm.linen.inputs import *
 from jaxnorm.linen.online import *
+from jaxnorm.linen.replace import *
 from jaxnorm.linen.sample import *
 from jaxnorm.linen.trees import *
 from jaxnorm.public import public_names as _public_names

@@ -57,6 +57,7 @@ def check_marks(model: nn.Module, variables: Any, *args: Any, **options: Any) ->
         ]
         raise ValueError(
             f"modules ignore the mark on their statistics: {', '.join(listed)}; replace Flax's "
-            "BatchNorm by jaxnorm.linen's, with the same arguments and variables; if others "
-            "ignore it, mark only the remaining parts of the model, by their paths"
+            "BatchNorm by jaxnorm.linen's, with the same arguments and variables, by hand or in "
+            "the context of jaxnorm.linen.replace_norms; if others ignore it, mark only the "
+            "remaining parts of the model, by their paths"
         )

@@ -32,6 +32,7 @@ from jaxnorm.nnx.batch import *
 from jaxnorm.nnx.fold import *
 from jaxnorm.nnx.inputs import *
 from jaxnorm.nnx.online import *
+from jaxnorm.nnx.replace import *
 from jaxnorm.nnx.sample import *
 from jaxnorm.nnx.trees import *
 from jaxnorm.public import public_names as _public_names

@@ -30,7 +30,10 @@ __all__ = [
     "start_recomputing",
 ]
 
-_REPLACE = "which jaxnorm.nnx.BatchNorm replaces with the same arguments and variables"
+_REPLACE = (
+    "which jaxnorm.nnx.BatchNorm replaces with the same arguments and variables, by hand or by "
+    "jaxnorm.nnx.replace_norms"
+)
 
 
 def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
