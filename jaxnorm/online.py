@@ -174,7 +174,7 @@ def online_norm(
     promoted = x.astype(_dtypes.statistics_dtype(x.dtype))
     before, new = _stream(stats, measure(promoted, scope, mask), forward_decay)
     y = _controlled(scope, promoted, before, _control(stats), backward_decay, **options)
-    affine = affine_of(x, scale, bias, channels)
+    affine = affine_of(x, scale, bias, channels, mask)
     for parameter, combined in ((affine.scale, jnp.multiply), (affine.bias, jnp.add)):
         if parameter is not None:
             y = combined(y, jnp.expand_dims(parameter, _axes.other_axes(x.ndim, affine.axes)))

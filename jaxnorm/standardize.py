@@ -44,7 +44,7 @@ def normalize(
     The moments are merged over the mapped axes of the scope. The arguments are those of
     `standardize`.
     """
-    affine = affine_of(x, scale, bias, features)
+    affine = affine_of(x, scale, bias, features, mask)
     form = _form(x, scope, affine, epsilon, mask)
     view = form.view(x, mask)
     if view is None or scope.axis_name is not None:
@@ -86,7 +86,7 @@ def standardize(
             the standardized value y becomes y * r + d.
         given: whether the moments do not depend on `x`: running statistics.
     """
-    scale, bias, *_ = affine = affine_of(x, scale, bias, features)
+    scale, bias, *_ = affine = affine_of(x, scale, bias, features, mask)
     form = _form(x, scope, affine, epsilon, mask)._replace(given=given)
     statistics = Statistics(*m, jnp.asarray(epsilon, m.var.dtype), *(renorm or ()))
     y: jax.Array = _standardized(x, statistics, scale, bias, mask, *split_arrays(form))

@@ -174,6 +174,22 @@ def test_what_a_mask_leaves_out_changes_nothing(name):
     assert (np.asarray(dx)[~np.broadcast_to(keep, X.shape)] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["batch", "layer", "instance"])
+def test_the_condition_of_an_example_that_does_not_count_may_be_anything(name):
+    keep = (np.arange(4) != 2)[:, None, None, None]
+    scale, bias = drawn((4, 6), (4, 6))
+    spoiled = [np.where(keep[:, :, 0, 0], parameter, np.nan) for parameter in (scale, bias)]
+    for x in (X, np.where(keep, X, np.nan)):
+        y, _ = library(name, x, *spoiled, where=keep)
+        right = oracle(name, X, scale, bias, where=keep)[0]
+        near(np.where(keep, y, 0), np.where(keep, right, 0))
+        assert np.isfinite(y).all()
+        found = gradients(name, x, *spoiled, np.where(keep, G, 0), where=keep)
+        clean = gradients(name, X, scale, bias, np.where(keep, G, 0), where=keep)
+        for gradient, expected in zip(found, clean, strict=True):
+            near(gradient, expected, 1e-4)
+
+
 def test_scale_offset_is_added_to_the_scale_of_each_example():
     scale, _ = drawn((4, 6), (6,))
     y = jax.jit(functools.partial(jn.rms_norm, scale_offset=1.0))(X, scale)
