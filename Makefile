@@ -60,7 +60,7 @@ test: $(VENV)/with-experiments,test
 	$(PYTEST) -m 'not slow'
 
 # What it compiles is counted, which no load of the machine changes: a new test may cost too much.
-MOST_PROGRAMS := 4000
+MOST_PROGRAMS := 5000
 
 test-fast: $(VENV)/with-experiments,test
 	$(PYTEST) tests -m 'not slow and not long' --first --most-programs $(MOST_PROGRAMS)
