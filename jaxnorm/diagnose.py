@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 from jaxnorm import checks as _checks
 from jaxnorm.diagnosis import SEVERITIES, Diagnosis, some
 from jaxnorm.evidence import Evidence, Sample, evidence, sample
-from jaxnorm.findings import FEW_VALUES, findings, plain
+from jaxnorm.finding import plain
+from jaxnorm.findings import FEW_VALUES, findings
 from jaxnorm.paths import joined
 from jaxnorm.statistics import Moments
 from jaxnorm.trees import STATS, check_not_nnx

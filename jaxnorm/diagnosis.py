@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxnorm.findings import Finding, percent, plain
+from jaxnorm.finding import Finding, percent, plain
 
 __all__ = ["Diagnosis"]
 
