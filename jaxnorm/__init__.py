@@ -8,7 +8,7 @@ from jaxnorm.batch import *
 from jaxnorm.diagnose import *
 from jaxnorm.diagnosis import *
 from jaxnorm.distributed import *
-from jaxnorm.findings import *
+from jaxnorm.finding import *
 from jaxnorm.fold import *
 from jaxnorm.input_stats import *
 from jaxnorm.inputs import *

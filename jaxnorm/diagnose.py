@@ -12,8 +12,9 @@ from jax.typing import ArrayLike
 from jaxnorm import checks as _checks
 from jaxnorm.diagnosis import SEVERITIES, Diagnosis, some
 from jaxnorm.evidence import Evidence, Sample, evidence, sample
-from jaxnorm.findings import findings
-from jaxnorm.paths import check_found, joined
+from jaxnorm.finding import plain
+from jaxnorm.findings import FEW_VALUES, findings
+from jaxnorm.paths import joined
 from jaxnorm.statistics import Moments
 from jaxnorm.trees import STATS, check_not_nnx
 
@@ -31,19 +32,21 @@ def diagnose(
 ) -> Diagnosis:
     """Say what is wrong with running statistics: why a model is good in training and bad in use.
 
-    For each normalization, an effect is by how many deviations evaluation moves an input that lies
-    one deviation from the mean; from 0.2 on it is a finding, a warning, and from 0.8 an error.
+    For each normalization, an effect is by how many standard deviations evaluation moves an input
+    that lies one standard deviation from the mean; from 0.2 on it is a finding, a warning, and from
+    0.8 an error.
 
-    - "never_updated": the statistics are the zeros and ones of the start.
+    - "never_updated": the statistics are the initial zeros and ones.
     - "not_converged": the first mean 0 and variance 1 still have the weight w = momentum ** steps.
       The effect is w, or what it is on these statistics, if that is more.
     - "mean_off", "variance_off": |mean - mean_m| / sqrt(var_m + epsilon) and half of
       |log((var + epsilon) / (var_m + epsilon))|, for mean_m and var_m of `measured`, and without
       the weight w; if that is more than the sampling errors of both, 1 / sqrt(n) and
-      1 / sqrt(2 (n - 1)) deviations for n normal values.
+      1 / sqrt(2 (n - 1)) standard deviations for n normal values.
     - "not_finite", "large": values that are NaN, infinite, or beyond float16.
     - "small_batch": the means of batches of n values scatter by 1 / sqrt(n), the effect.
-    - "half_precision": bfloat16 or float16 loses updates below half a unit in the last place.
+    - "half_precision": bfloat16 or float16 loses updates below half a unit in the last place, at
+      most the distance from `measured`. Without it this is no error; below 0.2 it is a note.
     - "constant", "epsilon": channels with no variance, or with little beside epsilon; notes.
     - "unfinished", "few_measured", "frozen": statistics in the middle of recomputing, measured on
       fewer than 25 values, or marked by `freeze_stats`.
@@ -59,12 +62,14 @@ def diagnose(
             best a tree of `start_recomputing` after a pass over some hundred examples or more,
             which knows their counts, before `finish_recomputing`. `Moments` may take the place of
             a dict, and paths may be missing. None takes what is being recomputed in `batch_stats`.
-        momentum: of the normalizations, those of cumulative statistics excepted.
-        steps: the number of training steps since the statistics were zeros and ones; batch
-            renormalization knows its own.
+        momentum: of the normalizations, those of cumulative statistics excepted: the weight of the
+            old value, as in Flax. PyTorch's momentum of 0.1 is 0.9 here.
+        steps: the number of training steps since the statistics were zeros and ones, so None for
+            loaded or recomputed ones; batch renormalization knows its own.
         epsilon: of the normalizations.
         batch_values: the number of values of a channel in a batch of training (or in a ghost):
-            examples, times positions where there are any.
+            examples, times positions where there are any. Positions of one image resemble each
+            other; where a batch has few images, give their number.
 
     Returns:
         A `Diagnosis`: `rows`, a tuple of `Finding`, and what was looked at. `str()` is a table.
@@ -102,6 +107,7 @@ def diagnose(
             "values still have; give momentum too"
         )
     stats, others = statistics_by_path(batch_stats)
+    check_any(stats, others, "tree", "give variables['batch_stats']")
     return diagnosed(
         stats,
         {path: {"momentum": momentum, "epsilon": epsilon} for path in stats},
@@ -127,6 +133,14 @@ def statistics_by_path(tree: Any) -> tuple[dict[Any, Any], dict[Any, str]]:
     return stats, others
 
 
+def check_any(stats: Any, others: Iterable[Any], where: str, cure: str) -> None:
+    """Check that there are statistics."""
+    if not stats:
+        names = [joined(path) for path in others]
+        entries = f", only {some(names)}" if names else ""
+        raise ValueError(f"no running statistics in this {where}: no mean and var{entries}; {cure}")
+
+
 def diagnosed(
     stats: Mapping[Any, Any],
     options: Mapping[Any, Mapping[str, Any]],
@@ -143,7 +157,6 @@ def diagnosed(
         measured: statistics or moments by path.
         others: descriptions of what is not understood, by path.
     """
-    check_found(("*",), list(stats), "mean and var", others)
     if steps is not None:
         _checks.check_number("steps", steps, 0)
     if batch_values is not None:
@@ -201,27 +214,47 @@ def _samples(stats: Mapping[Any, Any], measured: Mapping[Any, Any] | None) -> di
 def _looked_at(cases: Sequence[Evidence]) -> Iterator[str]:
     """What the findings come from."""
     yield "values, dtypes and marks"
-    counts = [case.measured.count.min(initial=np.inf) for case in cases if case.measured]
-    if counts:
-        least = f"{min(counts):.7g} values or more" if min(counts) < np.inf else "unknown counts"
+    if counts := [count for case in cases for count in _compared(case)]:
+        known = min(counts) < np.inf
+        least = f"{plain(min(counts), 7)} values or more" if known else "unknown counts"
         yield f"distance from measured statistics ({least})"
     for momentum, steps in sorted({case.decay for case in cases if case.decay is not None}):
-        yield f"convergence (momentum {momentum:g}, {steps:.7g} steps)"
+        yield f"convergence (momentum {momentum:g}, {plain(steps, 7)} steps)"
     if cases[0].batch_values is not None:
-        yield f"batches of {cases[0].batch_values:g} values"
+        yield f"batches of {plain(cases[0].batch_values, 7)} values"
+
+
+def _compared(case: Evidence) -> list[float]:
+    """The counts of the channels whose measured statistics are compared."""
+    if case.measured is None:
+        return []
+    return [*case.measured.count[case.measured.count >= FEW_VALUES].tolist()]
 
 
 def _not_looked_at(cases: Sequence[Evidence], others: Iterable[Any]) -> Iterator[str]:
     """What the findings cannot come from, and why."""
-    unmeasured = [case.name for case in cases if case.measured is None]
-    unknown = [case.name for case in cases if case.decays and case.decay is None]
-    for names, what, cure in (
-        (unmeasured, "distance from statistics of the present data", "give measured"),
-        (unknown, "convergence", "give momentum and steps"),
-    ):
-        if names:
-            yield f"{what} ({cure}){'' if len(names) == len(cases) else f' of {some(names)}'}"
+    for what_of in (_distance_not_looked_at, _convergence_not_looked_at):
+        missing: dict[str, list[str]] = {}
+        for case in cases:
+            if what := what_of(case):
+                missing.setdefault(what, []).append(case.name)
+        for what, names in missing.items():
+            yield what if len(names) == len(cases) else f"{what} of {some(names)}"
     if cases[0].batch_values is None:
         yield "size of batches (give batch_values)"
     if names := [joined(path) for path in others]:
         yield f"entries that are not of a mean and a variance: {some(names)}"
+
+
+def _distance_not_looked_at(case: Evidence) -> str:
+    """Why there is no distance of any channel, if there is none."""
+    what = "distance from statistics of the present data"
+    if case.measured is None:
+        return f"{what} (give measured)"
+    most = case.measured.count.max(initial=0)
+    return f"{what} ({plain(most, 7)} values measured)" if most < FEW_VALUES else ""
+
+
+def _convergence_not_looked_at(case: Evidence) -> str:
+    """What is missing to see whether the statistics converged, if anything is."""
+    return f"convergence (give {' and '.join(case.unknown)})" if case.unknown else ""

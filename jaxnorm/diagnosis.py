@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxnorm.findings import Finding, percent
+from jaxnorm.finding import Finding, percent, plain
 
 __all__ = ["Diagnosis"]
 
 SEVERITIES = ("error", "warning", "note")
-WIDTH = 80  # of the text, which long paths alone exceed
+WIDTH = 80  # of the text
 MOST_ROWS, MOST_NAMED = 10, 3  # in the text, of a cause and of a row
-FIGURES = {  # how {0}, or {1} in percent, reads in the text; other findings have none
-    "unfinished": "{0:.7g} values merged",
-    "not_converged": "{1} of the first values",
-    "mean_off": "mean off by {0:.2g} deviations",
-    "variance_off": "variance {0:.2g} x the measured",
-    "small_batch": "scatter of {0:.2g} deviations",
-    "half_precision": "up to {0:.2g} deviations lost",
-    "large": "near {0:.2g}",
-    "few_measured": "{0:.7g} values",
-    "constant": "variance {0:.2g}",
-    "epsilon": "{1} of var + epsilon",
+SHORTEST_NAME = 16  # to which the table shortens a path
+FIGURES = {  # how figures read in the text; other findings have none
+    "unfinished": "{count} values merged",
+    "not_converged": "{percent} of the initial 0 and 1",
+    "mean_off": "mean off by {number} std",
+    "variance_off": "variance {number} x the measured",
+    "small_batch": "scatter of {number} std",
+    "half_precision": "up to {number} std lost",
+    "large": "near {number}",
+    "few_measured": "{count} values",
+    "constant": "variance {number}",
+    "epsilon": "epsilon is {number} x the variance",
 }
 
 
@@ -32,7 +33,7 @@ class Diagnosis:
     """What `diagnose` found; `str()` gives a table with causes and cures.
 
     Attributes:
-        rows: the findings, those of the worst severity first.
+        rows: the findings, by severity, then in the order of the model.
         names: the paths of all normalizations.
         looked_at: what was looked at, in words.
         not_looked_at: what was not looked at and why, in words.
@@ -73,12 +74,14 @@ def _table(rows: Sequence[Finding]) -> Iterator[str]:
     """The table: for each cause its findings, then the cause and the cure."""
     head = ("severity", "normalization", "figure", "channels")
     cells = {row: _cells(row) for row in rows}
-    columns = list(zip(head, *cells.values(), strict=True))
-    widths = [max(map(len, column)) for column in columns[:-1]]
+    widths = _widths(head, cells.values())
+    room = WIDTH - len("  " * 3) - (sum(widths) - widths[1])
+    shown = _shown([name for _, name, *_ in cells.values()], room)
+    cells = {row: (one[0], shown[one[1]], *one[2:]) for row, one in cells.items()}
+    widths = _widths(head, cells.values())
 
     def line(cells: Sequence[str]) -> str:
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
-        return "  ".join([*padded, cells[-1]]).rstrip()
+        return "  ".join(map(str.ljust, cells, widths)).rstrip()
 
     yield from ("", line(head))
     for cause, cure in dict.fromkeys((row.cause, row.cure) for row in rows):
@@ -91,11 +94,26 @@ def _table(rows: Sequence[Finding]) -> Iterator[str]:
         yield from _wrapped("  cure:  ", f"{cure}.")
 
 
+def _widths(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[int]:
+    """The width of each column."""
+    return [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+
+def _shown(names: Sequence[str], room: int) -> dict[str, str]:
+    """The names in the table, shortened in the middle unless that makes two of them the same."""
+    half = (max(room, SHORTEST_NAME) - 3) // 2
+    long = 2 * half + 3
+    shown = {one: one if len(one) <= long else f"{one[:half]}...{one[-half:]}" for one in names}
+    return shown if len({*shown.values()}) == len(shown) else dict(zip(names, names, strict=True))
+
+
 def _cells(row: Finding) -> tuple[str, str, str, str]:
     """Severity, name, figure and channels of a finding in words."""
     figure = ""
     if row.figure is not None:
-        figure = FIGURES[row.finding].format(row.figure, percent(row.figure))
+        figure = FIGURES[row.finding].format(
+            number=plain(row.figure), count=plain(row.figure, 7), percent=percent(row.figure)
+        )
     channels = f"all {row.num_channels}"
     if len(row.channels) < row.num_channels:
         shown = ", ".join(map(str, row.channels[:MOST_NAMED]))

@@ -61,6 +61,17 @@ class Evidence(NamedTuple):
         return self.kind == "batch" and bool(np.all(np.isinf(self.running.count)))
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of the arguments that are needed to see whether the statistics converged."""
+        known = {"momentum": self.momentum, "steps": self.steps}
+        return tuple(name for name, one in known.items() if self.decays and one is None)
+
+    @property
+    def merged_any(self) -> bool:
+        """Whether recomputed statistics have seen any values."""
+        return self.merged is not None and bool(np.any(self.merged > 0))
+
+    @property
     def decay(self) -> tuple[float, float] | None:
         """The momentum and the number of steps, if both are known."""
         if self.momentum is None or self.steps is None:

@@ -1,28 +1,19 @@
 """What can be wrong with the running statistics of one normalization.
 
-An effect is in deviations: by how much evaluation moves an input that lies one deviation from the
-mean. So one scale says for all findings what matters.
-
-References:
-    Cohen, "Statistical power analysis for the behavioral sciences", 1988, section 2.2.
+`finding.py` has the scale of all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxnorm.evidence import Array, Evidence, Sample
+from jaxnorm.finding import SMALL_EFFECT, Finding, by_effect, found, percent, plain
 
-__all__ = ["Finding"]
-
-# Cohen's conventions for a distance between means: at 0.2 deviations two normal distributions
-# overlap by 92 %, at 0.8 by 69 %.
-SMALL_EFFECT, LARGE_EFFECT = 0.2, 0.8
-FEW_VALUES = 25  # their mean scatters by 1 / sqrt(25) deviations, the small effect
+FEW_VALUES = 25  # their mean scatters by 1 / sqrt(25) standard deviations
 # The chance of a finding where statistics differ from the measured ones by sampling alone, for many
 # normal values in each; of the fewest, whose own deviation scatters, it is some times larger.
 FALSE_ALARM = 1e-3
@@ -35,73 +26,11 @@ USUAL_MOMENTUM = 0.99  # of this library, Flax and Keras, where the momentum is 
 RECOMPUTE = "recompute: start_recomputing, one pass over the data, finish_recomputing"
 
 
-class Finding(NamedTuple):
-    """A finding in one normalization.
-
-    Attributes:
-        name: the path of the normalization; empty if it is the whole tree.
-        finding: "not_finite", "never_updated", "unfinished", "not_converged", "mean_off",
-            "variance_off", "small_batch", "half_precision", "large", "few_measured", "constant",
-            "epsilon" or "frozen".
-        severity: "error" if evaluation is wrong, "warning" if it may differ from training, "note"
-            for what evaluation and training share or what is meant.
-        figure: how much, in the worst channel; None where there is no number.
-        channels: the indices of the channels; tuples if the statistics have several axes.
-        num_channels: the number of all channels.
-        cause: the likely cause, in words.
-        cure: what to do, in words.
-    """
-
-    name: str
-    finding: str
-    severity: str
-    figure: float | None
-    channels: tuple[Any, ...]
-    num_channels: int
-    cause: str
-    cure: str
-
-
 def findings(known: Evidence) -> Iterator[Finding]:
     """What is wrong with the statistics of a normalization."""
     with np.errstate(all="ignore"):  # what is not finite is a finding, and in no other one
         for check in CHECKS:
             yield from check(known)
-
-
-def _found(
-    known: Evidence,
-    finding: str,
-    severity: str,
-    channels: Any,
-    figure: Any,
-    cause: str,
-    cure: str,
-) -> Iterator[Finding]:
-    """A finding, if it is in any channel; True stands for all of them."""
-    channels = np.broadcast_to(channels, known.running.var.shape)
-    if np.any(channels):
-        indices = [tuple(map(int, index)) for index in np.argwhere(channels)]
-        yield Finding(
-            known.name,
-            finding,
-            severity,
-            None if figure is None else float(figure),
-            tuple(index[0] if len(index) == 1 else index for index in indices),
-            channels.size,
-            cause,
-            cure,
-        )
-
-
-def _by_effect(effect: Any) -> str:
-    """The severity of an effect in deviations."""
-    return "error" if effect >= LARGE_EFFECT else "warning"
-
-
-def percent(share: Any) -> str:
-    """A share in words."""
-    return f"{100 * float(share):.2g} %"
 
 
 def _log_ratio(var: Array, other: Array, epsilon: float) -> Array:
@@ -119,11 +48,11 @@ def _not_finite(known: Evidence) -> Iterator[Finding]:
         bad = ~(np.isfinite(sample.mean) & np.isfinite(sample.var))
         cause = f"{cause}: a mean or a variance is NaN, infinite or negative."
         cure = f"find where NaN begins (jax.debug_nans), then {RECOMPUTE}; skip_nonfinite=True"
-        yield from _found(known, "not_finite", "error", bad, None, cause, cure)
+        yield from found(known, "not_finite", "error", bad, None, cause, cure)
 
 
 def _never_updated(known: Evidence) -> Iterator[Finding]:
-    if known.fresh:
+    if known.fresh and not known.merged_any:
         cause = (
             "The mean is 0 and the variance 1, as at the start: the model ran in evaluation, or "
             "its new statistics were not kept."
@@ -132,26 +61,29 @@ def _never_updated(known: Evidence) -> Iterator[Finding]:
             "train, and keep the statistics: in Linen those that apply returns with "
             "mutable=['batch_stats'], in NNX the model, in train() and under nnx.jit"
         )
-        yield from _found(known, "never_updated", "error", True, None, cause, cure)
+        yield from found(known, "never_updated", "error", True, None, cause, cure)
+    if known.fresh:
         return
     channels = known.running.count == 0
     if known.steps is not None:
         channels = channels | (known.steps == 0)
     cause = "The count or the number of steps is 0: the statistics come from elsewhere."
     cure = "none, if they were loaded or converted; otherwise train"
-    yield from _found(known, "never_updated", "note", channels, None, cause, cure)
+    yield from found(known, "never_updated", "note", channels, None, cause, cure)
 
 
 def _unfinished(known: Evidence) -> Iterator[Finding]:
     if known.merged is not None:
         most = np.max(known.merged, initial=0)
-        cause = "The statistics are being recomputed, and evaluation still uses the old ones."
+        old = "old ones, zeros and ones" if known.fresh else "old ones"
+        cause = f"The statistics are being recomputed, and evaluation still uses the {old}."
         cure = "end the pass with finish_recomputing or finish_accumulating"
-        yield from _found(known, "unfinished", "warning", True, most, cause, cure)
+        severity = "error" if known.fresh and known.merged_any else "warning"
+        yield from found(known, "unfinished", severity, True, most, cause, cure)
 
 
 def _not_converged(known: Evidence) -> Iterator[Finding]:
-    """The effect of the initial 0 and 1: w on a mean of one deviation, or more on these data."""
+    """The effect of the initial 0 and 1: w at one standard deviation, or more on these data."""
     w, seen = known.initial_weight, known.seen
     of_mean = np.abs(known.running.mean - seen.mean) / np.sqrt(seen.var + known.epsilon)
     of_var = _log_ratio(known.running.var, seen.var, known.epsilon)
@@ -161,20 +93,19 @@ def _not_converged(known: Evidence) -> Iterator[Finding]:
     if known.steps is not None and np.any(channels):
         steps = np.min(known.steps, where=channels, initial=np.inf)
         left = np.max(w, where=channels, initial=0)
-        severity = _by_effect(np.max(effect, where=channels, initial=0))
+        severity = by_effect(np.max(effect, where=channels, initial=0))
         cause = (
-            f"After {steps:.7g} steps with momentum {known.momentum:g}, "
+            f"After {plain(steps, 7)} steps with momentum {known.momentum:g}, "
             f"{percent(left)} of the first mean 0 and variance 1 are left."
         )
         cure = f"train longer, give a smaller momentum, or {RECOMPUTE}"
-        yield from _found(known, "not_converged", severity, channels, left, cause, cure)
+        yield from found(known, "not_converged", severity, channels, left, cause, cure)
 
 
 def _mean_off(known: Evidence) -> Iterator[Finding]:
     if known.measured is not None:
         measured = known.measured
-        distance = np.abs(known.seen.mean - measured.mean)
-        distance = distance / np.sqrt(measured.var + known.epsilon)
+        distance = _mean_distance(known, measured)
         error = np.sqrt(1 / known.seen.count + 1 / measured.count)
         yield from _off(known, measured, "mean_off", distance, error, distance)
 
@@ -207,18 +138,36 @@ def _off(
     channels = compared & (distance >= np.maximum(SMALL_EFFECT, errors * error))
     if not np.any(channels):
         return
-    cause = (
-        "The data or the weights are not those of the last training steps: other preprocessing, "
-        "another domain, loaded or averaged weights, large updates, or batches that are not "
-        "shuffled."
-    )
+    cause = f"Possible causes: {'; '.join(_causes_of_distance(known))}."
     cure = f"preprocess as in training; if that is so, {RECOMPUTE}"
     if known.frozen:
-        cause = "The statistics are frozen, and the data or the weights have changed since."
         cure = f"freeze_stats(..., frozen=False), then {RECOMPUTE}"
     worst = np.argmax(np.where(channels, distance, -np.inf))
-    severity = _by_effect(distance.flat[worst])
-    yield from _found(known, finding, severity, channels, figures.flat[worst], cause, cure)
+    severity = by_effect(distance.flat[worst])
+    yield from found(known, finding, severity, channels, figures.flat[worst], cause, cure)
+
+
+def _causes_of_distance(known: Evidence) -> Iterator[str]:
+    """What may move running statistics from those of the data, as far as it is not excluded."""
+    if known.frozen:
+        yield "frozen statistics, since when the data or the weights have changed"
+    yield "other data than in training (preprocessing, domain)"
+    yield "other weights (loaded, averaged, or moved by large updates)"
+    yield "batches that are not shuffled"
+    if known.unknown:
+        yield f"statistics that have not converged (give {' and '.join(known.unknown)})"
+    if known.kind == "batch" and known.batch_values is None:
+        yield "small batches, or few images in each (give batch_values)"
+    elif known.kind == "batch":
+        yield "few images in each batch, whose positions resemble each other"
+    if known.decays:
+        yield "a momentum too small for channels that are rarely active"
+
+
+def _mean_distance(known: Evidence, measured: Sample) -> Array:
+    """The distance of the means, in measured standard deviations."""
+    distance = np.abs(known.seen.mean - measured.mean)
+    return np.asarray(distance / np.sqrt(measured.var + known.epsilon))
 
 
 def _small_batch(known: Evidence) -> Iterator[Finding]:
@@ -226,28 +175,43 @@ def _small_batch(known: Evidence) -> Iterator[Finding]:
     if known.kind == "batch" and n is not None and n < FEW_VALUES:
         scatter = 1 / np.sqrt(n)
         cause = (
-            f"Training normalizes by batches of {n:g} values a channel, whose means scatter by "
-            "1 / sqrt(n) deviations and whose variances scatter by sqrt(2 / (n - 1)) = "
-            f"{percent(np.sqrt(2 / (n - 1)))}. Evaluation has no such scatter."
+            f"Training normalizes by batches of {plain(n, 7)} values a channel, or of few images. "
+            "Their means scatter by 1 / sqrt(n) standard deviations, and their variances by "
+            f"sqrt(2 / (n - 1)) = {percent(np.sqrt(2 / (n - 1)))}. Evaluation has no such scatter."
         )
         cure = "larger batches, statistics over devices (axis_name), batch_renorm, or group_norm"
-        severity = _by_effect(scatter)
-        yield from _found(known, "small_batch", severity, True, scatter, cause, cure)
+        severity = by_effect(scatter)
+        yield from found(known, "small_batch", severity, True, scatter, cause, cure)
 
 
 def _half_precision(known: Evidence) -> Iterator[Finding]:
-    """Updates (1 - momentum) * (batch - old) below half a unit in the last place are lost."""
+    """Updates (1 - momentum) * (batch - old) below half a unit in the last place are lost.
+
+    No more is lost than the measured distance; without it, training may have been in float32.
+    """
     if known.narrow is not None:
         dtype, unit = known.narrow
         momentum = USUAL_MOMENTUM if known.momentum is None else known.momentum
         size = np.abs(known.running.mean) / np.sqrt(known.running.var + known.epsilon)
         of_mean = np.max(size, where=np.isfinite(size), initial=0)
-        of_var = 0.5  # of a relative change of the variance, on the deviation
+        of_var = 0.5  # of a relative change of the variance, on the standard deviation
         lost = np.divide(unit / 2, 1 - momentum) * max(of_mean, of_var)
-        cause = f"The statistics are {dtype}: updates below half a unit in the last place are lost."
+        severity = "warning"
+        if known.measured is not None and np.all(known.measured.count >= FEW_VALUES):
+            distance = np.maximum(
+                _mean_distance(known, known.measured),
+                _log_ratio(known.seen.var, known.measured.var, known.epsilon),
+            )
+            distance = np.max(distance, where=np.isfinite(distance), initial=0)
+            lost = np.minimum(lost, distance)
+            severity = by_effect(lost)
+        cause = (
+            f"The statistics are {dtype}: training in this dtype loses updates below half a unit "
+            "in the last place."
+        )
         cure = "keep statistics in float32; inputs and results may be narrower"
-        severity = _by_effect(lost)
-        yield from _found(known, "half_precision", severity, True, lost, cause, cure)
+        severity = "note" if lost < SMALL_EFFECT else severity
+        yield from found(known, "half_precision", severity, True, lost, cause, cure)
 
 
 def _large(known: Evidence) -> Iterator[Finding]:
@@ -256,20 +220,25 @@ def _large(known: Evidence) -> Iterator[Finding]:
     figure = np.max(size, where=channels, initial=0)
     cause = f"The inputs are beyond {FLOAT16_LARGEST:.0f}, the largest number of float16."
     cure = "scale the inputs of the model, or look at the weights and the learning rate"
-    yield from _found(known, "large", "warning", channels, figure, cause, cure)
+    yield from found(known, "large", "warning", channels, figure, cause, cure)
 
 
 def _few_measured(known: Evidence) -> Iterator[Finding]:
     if known.measured is not None:
         count = known.measured.count
         cause = (
-            f"Statistics of fewer than {FEW_VALUES} values scatter too much, and are not compared. "
-            "There are none where the model ran in evaluation, where a module ignores "
-            "start_recomputing (Flax's own BatchNorm), and where statistics are frozen."
+            "Nothing was measured: the model ran in evaluation, its statistics are frozen, or the "
+            "module ignores start_recomputing, as Flax's own BatchNorm does."
         )
-        cure = "measure more data, in training mode"
-        least = np.min(count, initial=np.inf)
-        yield from _found(known, "few_measured", "note", count < FEW_VALUES, least, cause, cure)
+        cure = (
+            "run the model in training mode, train() in NNX; thaw frozen statistics by "
+            "freeze_stats(..., frozen=False); replace Flax's BatchNorm by that of jaxnorm"
+        )
+        yield from found(known, "few_measured", "note", count == 0, 0, cause, cure)
+        few = (count > 0) & (count < FEW_VALUES)
+        cause = f"Statistics of fewer than {FEW_VALUES} values scatter too much to be compared."
+        least = np.min(count, where=few, initial=np.inf)
+        yield from found(known, "few_measured", "note", few, least, cause, "measure more data")
 
 
 def _constant(known: Evidence) -> Iterator[Finding]:
@@ -277,7 +246,7 @@ def _constant(known: Evidence) -> Iterator[Finding]:
     figure = np.max(_present_var(known), where=channels, initial=0)
     cause = "The inputs of the channel do not vary, so its output is its bias."
     cure = "look at the layer before: dead units, zero weights, a constant feature"
-    yield from _found(known, "constant", "note", channels, figure, cause, cure)
+    yield from found(known, "constant", "note", channels, figure, cause, cure)
 
 
 def _present_var(known: Evidence) -> Array:
@@ -296,17 +265,17 @@ def _epsilon(known: Evidence) -> Iterator[Finding]:
     var, epsilon = _present_var(known), known.epsilon
     effect = _log_ratio(var + epsilon, var, 0)
     channels = (effect >= SMALL_EFFECT) & ~_is_constant(known)
-    share = np.max(epsilon / (var + epsilon), where=channels, initial=0)
+    ratio = np.max(epsilon / var, where=channels, initial=0)
     cause = f"The variance is small beside epsilon, {epsilon:g}, so outputs are smaller than 1."
-    cure = "a smaller epsilon, in training as in evaluation, or larger inputs"
-    yield from _found(known, "epsilon", "note", channels, share, cause, cure)
+    cure = "a smaller epsilon, in training and in evaluation, or larger inputs"
+    yield from found(known, "epsilon", "note", channels, ratio, cause, cure)
 
 
 def _frozen(known: Evidence) -> Iterator[Finding]:
     if known.frozen:
         cause = "Training uses the statistics and does not update them (freeze_stats)."
         cure = "if that is not meant, freeze_stats(..., frozen=False)"
-        yield from _found(known, "frozen", "note", True, None, cause, cure)
+        yield from found(known, "frozen", "note", True, None, cause, cure)
 
 
 CHECKS = (

@@ -79,8 +79,8 @@ def test_right_statistics_have_no_finding_and_it_says_what_was_looked_at():
     text = " ".join(str(report).split())
     assert text == (
         "Nothing found in 1 normalization. Looked at: values, dtypes and marks; distance from "
-        "measured statistics (1600 values or more); convergence (momentum 0.9, 200 steps); batches "
-        "of 32 values."
+        "measured statistics (1,600 values or more); convergence (momentum 0.9, 200 steps); "
+        "batches of 32 values."
     )
     assert repr(report) == str(report)
 
@@ -93,6 +93,13 @@ def test_it_says_what_it_could_not_look_at():
         "distance from statistics of the present data (give measured)",
         "convergence (give momentum and steps)",
         "size of batches (give batch_values)",
+    )
+    assert "convergence (give steps)" in jn.diagnose(trained(), momentum=0.9).not_looked_at
+    renorm = {"mean": np.ones(2), "var": np.full(2, 2.0), "steps": 9}
+    two = jn.diagnose({"a": renorm, "b": ONE, "c": ONE | {"count": 9.0}})
+    assert two.not_looked_at[1:3] == (
+        "convergence (give momentum) of a",
+        "convergence (give momentum and steps) of b",
     )
 
 
@@ -192,7 +199,7 @@ def test_the_first_zeros_and_ones_are_told_by_their_weight():
     assert row.figure == pytest.approx(0.99**50)
     assert row.channels == (0, 1, 2)
     assert "After 50 steps with momentum 0.99, 61 % of" in row.cause
-    assert "61 % of the first values" in str(report)
+    assert "61 % of the initial 0 and 1" in str(report)
     # Without the number of steps, the distance is there, and not its cause.
     assert found(jn.diagnose(stats, measured(), momentum=0.99)) == {("", "mean_off")}
     assert only(jn.diagnose(stats, measured()), "mean_off").figure == pytest.approx(
@@ -238,6 +245,20 @@ def test_other_data_are_told_in_deviations():
     x = batches(seed=100, std=scale).astype(np.float64)
     expected = np.asarray(trained()["var"], np.float64)[1] / x.var((0, 1))[1]
     assert row.figure == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_causes_of_a_distance_are_those_that_what_is_given_leaves():
+    def cause(**options):
+        return jn.diagnose(trained(), measured(mean=4.0), **options).rows[0].cause
+
+    assert cause().startswith("Possible causes: ")
+    assert "have not converged (give momentum and steps)" in cause()
+    assert "have not converged (give steps)" in cause(momentum=0.9)
+    assert "small batches, or few images in each (give batch_values)" in cause()
+    known = cause(momentum=0.9, steps=200, batch_values=BATCH)
+    assert "give" not in known
+    assert "few images" in known
+    assert "a momentum too small for channels that are rarely active" in known
 
 
 def test_batches_that_are_not_shuffled_hide_their_variance():
@@ -303,7 +324,9 @@ def test_an_epsilon_that_is_larger_than_the_variance():
     row = only(jn.diagnose(stats), "epsilon")
     assert row.severity == "note"
     var = np.asarray(stats["var"], np.float64)
-    assert row.figure == pytest.approx((1e-5 / (var + 1e-5)).max())
+    assert row.figure == pytest.approx((1e-5 / var).max())
+    text = str(jn.diagnose({"mean": np.zeros(1), "var": np.full(1, 1e-8)}))
+    assert "epsilon is 1,000 x the variance" in text
     assert jn.diagnose(stats, epsilon=1e-8).rows == ()
 
 
@@ -335,6 +358,7 @@ def test_half_precision_loses_no_more_than_is_said(momentum):
         )
         stats = {"mean": mean.astype(jnp.bfloat16), "var": var.astype(jnp.bfloat16)}
     row = only(jn.diagnose(stats, momentum=momentum), "half_precision")
+    assert row.severity == ("warning" if momentum == 0.99 else "note")  # of unknown training
     assert "bfloat16" in row.cause
     stuck = np.abs(np.asarray(stats["mean"], np.float64) - 3).max()
     size, lost = np.asarray(stats["mean"], np.float64).max(), 2.0**-8 / (1 - momentum)
@@ -343,12 +367,30 @@ def test_half_precision_loses_no_more_than_is_said(momentum):
     assert stuck < row.figure + 0.1  # and what batches of 32 scatter
 
 
+def test_half_precision_loses_no_more_than_is_measured():
+    x = 3 + np.tile([[-1.0], [1.0]], (500, 2))
+    exact = jn.Moments(np.full(2, 1000.0), x.mean(0), x.var(0))
+    stored = {"mean": jnp.full(2, 3, jnp.bfloat16), "var": jnp.full(2, 1, jnp.bfloat16)}
+    row = only(jn.diagnose(stored, exact, momentum=0.99), "half_precision")
+    assert (row.severity, row.figure) == ("note", 0)
+    stuck = exact._replace(mean=exact.mean + 0.9)
+    off, row = jn.diagnose(stored, stuck, momentum=0.99, epsilon=0).rows
+    assert (off.finding, row.finding, row.severity) == ("mean_off", "half_precision", "error")
+    assert row.figure == pytest.approx(0.9)
+    few = stuck._replace(count=np.array([9.0, 1000.0]))
+    assert jn.diagnose(stored, few, momentum=0.999).rows[1].severity == "warning"
+
+
 def test_statistics_in_the_middle_of_recomputing():
     tree = measured(trained(), mean=5.0)
     report = jn.diagnose({"norm": tree})
     assert found(report) == {("norm", "mean_off"), ("norm", "unfinished")}
     assert [row.figure for row in report.rows] == [pytest.approx(2.0, rel=0.1), 1600]
     assert jn.diagnose(jn.finish_recomputing(tree), measured(mean=5.0)).rows == ()
+    row = only(jn.diagnose(measured()), "unfinished")  # beside the initial zeros and ones
+    assert (row.severity, row.figure) == ("error", 1600)
+    unseen = jn.start_recomputing(jn.init_batch_stats(CHANNELS))
+    assert ("", "never_updated") in found(jn.diagnose(unseen))
 
 
 def test_too_few_measured_values_are_not_compared():
@@ -356,7 +398,18 @@ def test_too_few_measured_values_are_not_compared():
     row = only(jn.diagnose(trained(), few), "few_measured")
     assert (row.severity, row.figure) == ("note", FEW_VALUES - 1)
     ignored = jn.start_recomputing(trained())  # as Flax's own BatchNorm leaves it
-    assert only(jn.diagnose(trained(), ignored), "few_measured").figure == 0
+    report = jn.diagnose(trained(), ignored)
+    row = only(report, "few_measured")
+    assert row.figure == 0
+    assert all(cure in row.cure for cure in ("train()", "frozen=False", "replace"))
+    assert report.looked_at == ("values, dtypes and marks",)
+    assert report.not_looked_at[0] == (
+        "distance from statistics of the present data (0 values measured)"
+    )
+    report = jn.diagnose(trained(), few._replace(count=np.array([0.0, 9.0, 99.0])))
+    rows = [row for row in report.rows if row.finding == "few_measured"]
+    assert [(row.figure, row.channels) for row in rows] == [(0, (0,)), (9, (1,))]
+    assert "distance from measured statistics (99 values or more)" in report.looked_at
     assert ("", "mean_off") in found(jn.diagnose(trained(), few._replace(count=np.full(3, 25.0))))
 
 
@@ -457,7 +510,8 @@ ONE, WIDER = ({"mean": np.ones(width), "var": np.full(width, 2.0)} for width in 
     [
         ((nnx.BatchNorm(2, rngs=nnx.Rngs(0)),), {}, TypeError, "jaxnorm.nnx.diagnose"),
         ((nnx.state(nnx.BatchNorm(2, rngs=nnx.Rngs(0))),), {}, TypeError, "jaxnorm.nnx.diagnose"),
-        (({"a": {"u": 1.0}},), {}, ValueError, "no mean and var in the part"),
+        (({},), {}, ValueError, "no running statistics in this tree"),
+        (({"a": {"u": 1.0}},), {}, ValueError, r"only a/u; give variables\['batch_stats'\]"),
         ((ONE,), {"steps": 5}, ValueError, "give momentum too"),
         ((ONE,), {"steps": -5, "momentum": 0.9}, ValueError, "steps=-5 must be"),
         ((ONE,), {"momentum": 2.0}, ValueError, "momentum=2.0"),
@@ -497,6 +551,20 @@ def test_the_text_fits_a_terminal():
     assert lines[first + 12].startswith("  cause: ")
     second = lines.index("small_batch")
     assert lines[second + 1].endswith("all 3")
+
+
+def test_long_names_and_large_numbers_fit_a_terminal():
+    norm = {"mean": np.full(3, 1e6), "var": np.full(3, 2e-3)}
+    of_data = {"mean": np.zeros(3), "var": np.ones(3)}
+    names = [f"backbone/stage_{i}/residual_block_with_a_long_name/branch/norm_{i}" for i in (1, 2)]
+    text = str(jn.diagnose(dict.fromkeys(names, norm), dict.fromkeys(names, of_data)))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert re.search(r"backbone/\S+\.\.\.\S+norm_1 ", text)
+    assert "mean off by 1,000,000 std" in text
+    assert "e+" not in text
+    assert "= 140 %" in str(jn.diagnose(norm, batch_values=2))
+    alike = [f"{'a' * 40}{i}{'b' * 40}" for i in (1, 2)]  # shortened, they would be the same
+    assert all(name in str(jn.diagnose(dict.fromkeys(alike, norm))) for name in alike)
 
 
 @pytest.mark.long
@@ -563,6 +631,12 @@ def test_the_measured_statistics_of_a_model_are_those_of_a_copy():
     assert reports[0].rows[0].figure == pytest.approx(distance.max(), rel=1e-4)
     assert all(str(report) == str(reports[0]) for report in reports)
     assert found(jnnx.diagnose(copy)) == {("ours", "mean_off"), ("ours", "unfinished")}
+    given = jnnx.diagnose(model, {"ours": jn.Moments(*(np.full(3, one) for one in (99, 5, 1)))})
+    assert found(given) == {("ours", "mean_off")}
+    assert "convergence (give steps) of flax, ours" in given.not_looked_at
+    in_a_list = nnx.Sequential(lambda x: x, model.ours)
+    moments = jn.Moments(*(np.full(3, one) for one in (99, 5, 1)))
+    assert found(jnnx.diagnose(in_a_list, {"layers/1": moments})) == {("layers/1", "mean_off")}
 
 
 def test_marks_and_errors_of_models():
@@ -574,5 +648,5 @@ def test_marks_and_errors_of_models():
         norm=jnnx.BatchRenorm(2, rngs=nnx.Rngs(0)), online=jnnx.OnlineNorm(2, rngs=nnx.Rngs(0))
     )
     assert found(jnnx.diagnose(fresh)) == {("norm", "never_updated"), ("online", "never_updated")}
-    with pytest.raises(ValueError, match="no mean and var in the part"):
+    with pytest.raises(ValueError, match="no running statistics in this model"):
         jnnx.diagnose(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))

@@ -50,6 +50,7 @@ ORDER = [
     "tree_parts",
     "replicas",
     "evidence",
+    "finding",
     "findings",
     "diagnosis",
     "diagnose",
@@ -110,7 +111,9 @@ def test_the_kernels_import_nothing_of_the_library_and_numpy_for_the_attributes_
 def test_the_library_imports_jax_and_flax_only_and_numpy_for_values_on_the_host():
     allowed = {"jax", "jaxnorm", "__future__"} | set(sys.stdlib_module_names)
     others = dict.fromkeys(("flax_layers", "shells", "linen", "nnx"), "flax")
-    others |= dict.fromkeys(("evidence", "findings", "diagnose"), "numpy")  # of values on the host
+    others |= dict.fromkeys(
+        ("evidence", "finding", "findings", "diagnose"), "numpy"
+    )  # of values on the host
     for module in set(ORDER) - {"kernels"}:
         for path in files_of(module):
             packages = {name.split(".")[0] for name in imported(path)}

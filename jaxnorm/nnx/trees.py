@@ -15,7 +15,7 @@ from jaxnorm import paths as _paths
 from jaxnorm import running as _running
 from jaxnorm import shells as _shells
 from jaxnorm import trees as _trees
-from jaxnorm.diagnose import diagnosed, statistics_by_path
+from jaxnorm.diagnose import check_any, diagnosed, statistics_by_path
 from jaxnorm.diagnosis import Diagnosis
 from jaxnorm.nnx.batch import BatchNorm
 from jaxnorm.nnx.inputs import InputScaling
@@ -172,7 +172,8 @@ def diagnose(
         model: as it is after training.
         measured: a copy of the model with statistics of the present data at the present weights;
             best after `start_recomputing` and a pass over some hundred examples or more. Or the
-            statistics of a model, as an `nnx.State` or as nested dicts.
+            statistics of a model, as an `nnx.State` or as nested dicts, or `Moments` by path, such
+            as `{"layers/1": jaxnorm.moments(x, 0)}`.
         steps, batch_values: as for `jaxnorm.diagnose`.
 
     Raises:
@@ -193,6 +194,7 @@ def diagnose(
         [('norm', 'mean_off', 6.8)]
     """
     modules, others = _with_statistics(model)
+    check_any(modules, others, "model", "diagnose looks at these in nnx.BatchStat")
     if isinstance(measured, nnx.Module):
         among: Any = {path: _marked(one) for path, one in _with_statistics(measured)[0].items()}
     elif measured is not None:
