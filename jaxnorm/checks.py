@@ -155,14 +155,15 @@ def check_number(
     elif not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be one real number, got {value!r}")
     if not low <= float(value) <= high or (finite and math.isinf(value)):
-        bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"a number >= {low:g}"
+        at_least = f"a number >= {low:g}" if low > -math.inf else "a finite number"
+        bounds = f"in [{low:g}, {high:g}]" if high < math.inf else at_least
         raise ValueError(f"{name}={value!r} must be {bounds}")
 
 
 def check_positive(name: str, value: Any) -> None:
     """Check for a finite real number above zero; a traced one by its kind only."""
-    check_number(name, value, 0.0)
-    if not is_traced(value) and float(value) == 0:
+    check_number(name, value, -math.inf)
+    if not is_traced(value) and float(value) <= 0:
         raise ValueError(f"{name}={value!r} must be above 0")
 
 

@@ -50,7 +50,8 @@ def init_input_stats(
 
     Raises:
         TypeError: a dtype that is not floating.
-        ValueError: a width that is not positive, a dtype narrower than float32.
+        ValueError: a width that is not positive, a dtype narrower than float32, nested inputs with
+            both of the keys "mean" and "var".
 
     Example:
         >>> import jaxnorm as jn
@@ -61,6 +62,11 @@ def init_input_stats(
         [0. 0. 0. 0. 0. 0. 0.]
     """
     if isinstance(num_features, Mapping):
+        if {"mean", "var"} <= num_features.keys():
+            raise ValueError(
+                f"the inputs have the keys {sorted(map(str, num_features))}, and their fit would "
+                "be taken for running statistics, which have mean and var; rename 'mean' or 'var'"
+            )
         fits = {}
         for key, width in num_features.items():
             with naming_entry(key):
@@ -243,7 +249,8 @@ def checked_input(x: Any, fit: _states.BatchStats, feature_axis: Any, where: Any
     """Check an input and its fit, which are not nested."""
     x = _checks.as_real_input(x)
     features = _axes.nonempty_axes(x.ndim, feature_axis, "feature_axis")
-    _states.check_fit(fit, tuple(x.shape[axis] for axis in features))
+    shape = tuple(x.shape[axis] for axis in features)
+    _states.check_fit(fit, shape, ", or for one feature give x[..., None], as targets[:, None]")
     mask = _checks.as_mask(where, x.shape)
     reduced = _axes.other_axes(x.ndim, features)
     dtype = _dtypes.promoted_dtype(x.dtype, fit["mean"].dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import jax
@@ -78,23 +80,28 @@ def merge_batch_stats(
     Args:
         trees: trees of one structure, each the statistics of one normalization or nested dicts of
             them, as Linen's `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
-        weights: a finite number for each tree, 0 or more, not all 0; they need not sum to 1. None
+        weights: a finite number for each tree, 0 or more, not all 0; they need not sum to 1. Only
+            their ratios count; a weight of less than 1e-38 of the largest one counts as 0. None
             weighs cumulative statistics (`momentum=None`, recomputed ones, fits to inputs) by
             their `count`, and other statistics equally.
 
     Returns:
         A tree of the structure, the shapes and the dtypes of the first tree. A `count` is the sum
         of the counts, and `steps` is their maximum; `min` and `max` are those of all trees. Other
-        entries (marks, the control processes of `online_norm`) are those of the first tree.
+        entries of statistics (marks, the control processes of `online_norm`) are those of the
+        first tree. So are arrays that belong to no statistics; they must be equal in all trees
+        (traced arrays are not checked).
 
     Trees of weight 0, and statistics of count 0 whatever their weight, add nothing to what is
     merged, even if they hold NaN. A channel to which nothing adds has mean 0 and variance 1.
 
     Raises:
-        TypeError: a single tree in place of several; a weight that is not a real number.
+        TypeError: a single tree in place of several; a dict or a set of weights, a weight that is
+            not a real number.
         ValueError: no trees, trees that differ in structure, shapes or dtypes (the message has the
-            path), trees without statistics, statistics narrower than float32; another number of
-            weights than of trees, a weight that is negative or not finite, weights that are all 0
+            path), trees without statistics, arrays of no statistics that differ, as the parameters
+            in whole `variables` do, statistics narrower than float32; another number of weights
+            than of trees, a weight that is negative or not finite, weights that are all 0
             (traced weights are not checked).
 
     References:
@@ -186,7 +193,12 @@ def _along(weights: jax.Array, stacked: jax.Array) -> jax.Array:
 
 
 def _as_weights(weights: Any, number: int) -> jax.Array:
-    """The weights of so many trees in one vector."""
+    """The weights of so many trees in one vector, divided by a power of 2 near the largest."""
+    if isinstance(weights, Mapping | AbstractSet):
+        raise TypeError(
+            f"weights must be a sequence of numbers in the order of the trees, got the "
+            f"{type(weights).__name__} {weights!r}; give a list"
+        )
     known = hasattr(weights, "tolist") and not _checks.is_traced(weights)
     try:
         values = list(weights.tolist() if known else weights)
@@ -196,6 +208,11 @@ def _as_weights(weights: Any, number: int) -> jax.Array:
         raise ValueError(f"there are {number} trees and {len(values)} weights; give each tree one")
     for place, value in enumerate(values):
         _checks.check_number(f"weights[{place}]", value, 0.0)
-    if all(not _checks.is_traced(value) and float(value) == 0 for value in values):
+    if any(map(_checks.is_traced, values)):
+        stacked = jnp.stack([jnp.asarray(value, float) for value in values])
+        return jnp.ldexp(stacked, -jnp.frexp(jnp.max(stacked))[1])
+    numbers = [float(value) for value in values]  # in float64, whatever dtype JAX has
+    if not any(numbers):
         raise ValueError(f"the weights {values} are all 0; give a tree a weight above 0")
-    return jnp.stack([jnp.asarray(value, float) for value in values])
+    exponent = math.frexp(max(numbers))[1]
+    return jnp.asarray([math.ldexp(number, -exponent) for number in numbers], float)

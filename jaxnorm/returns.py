@@ -87,8 +87,8 @@ def update_return_stats(
         discount: the discount of the return, gamma, in [0, 1].
         time_axis: the axis of time of `reward`; None for one step. The result is that of one call
             for each step, up to rounding, but the moments are measured, merged and synced at once.
-        where: nonzero where an environment made a step; broadcasts to `reward`. Of the others
-            neither the return nor the fit changes.
+        where: nonzero where a reward counts; broadcasts to `reward`. The others, NaN included,
+            change neither the return nor the fit. `done` ends the return all the same.
         axis_name, axis_index_groups: as for `update_input_stats`. Each device has the returns of
             its own environments.
         decay: as for `update_input_stats`, for each call.
@@ -153,7 +153,7 @@ def update_return_stats(
 def _broadcast(
     reward: jax.Array, ended: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The rewards, which episodes ended, and which steps count, in the shape of the rewards."""
+    """The rewards, which episodes ended, and which rewards count, in the shape of the rewards."""
     counts = jnp.ones_like(reward, bool) if mask is None else broadcast_mask(mask, reward)
     return reward, broadcast_mask(ended, reward), counts
 
@@ -165,7 +165,7 @@ def _step(
     reward, ended, counts = inputs
     returns = jnp.asarray(discount, running.dtype) * running + reward
     returns = jnp.where(counts, returns, running)
-    return jnp.where(counts & ended, 0, returns), returns
+    return jnp.where(ended, 0, returns), returns
 
 
 def scale_rewards(

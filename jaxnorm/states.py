@@ -59,12 +59,16 @@ def check_stats(
         raise TypeError(f"the running mean is complex, but the input is real; {cure}")
 
 
-def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
+def check_fit(
+    fit: BatchStats, shape: tuple[int, ...] | None = None, of_one_feature: str = ""
+) -> None:
     """Check that a fit has every entry, of the shape of the features.
 
     Args:
         shape: None for the shape of the fit's own mean.
+        of_one_feature: what else to do if the fit has one feature, for the message.
     """
+    of_one = isinstance(fit, Mapping) and getattr(fit.get("mean"), "shape", None) == (1,)
     given = isinstance(fit, Mapping) and shape is None
     shape = jnp.shape(fit.get("mean", ())) if given else shape or ()
     _check_entries(
@@ -72,7 +76,8 @@ def check_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> None:
         "the fit",
         {key: [shape] for key in FIT},
         "the features",
-        f"check feature_axis, or fit these with jaxnorm.init_input_stats({_width(shape)})",
+        f"check feature_axis, or fit these with jaxnorm.init_input_stats({_width(shape)})"
+        f"{of_one_feature if of_one else ''}",
         "make it with jaxnorm.init_input_stats(number of features)",
     )
     check_at_least_float32(fit, "the fit")
@@ -84,19 +89,24 @@ def check_return_fit(fit: BatchStats, shape: tuple[int, ...] | None = None) -> N
     Args:
         shape: that of the environments; None for the shape of the fit's own returns.
     """
-    if shape is None:
-        shape = jnp.shape(fit.get("returns", 0.0)) if isinstance(fit, Mapping) else ()
+    own = jnp.shape(fit.get("returns", 0.0)) if isinstance(fit, Mapping) else ()
     scalars: dict[str, list[tuple[int, ...]]] = {key: [()] for key in FIT}
     _check_entries(
         fit,
         "the fit to returns",
-        {**scalars, "returns": [shape]},
-        "the rewards of a step",
-        f"give time_axis for several steps, or start with jaxnorm.init_return_stats("
-        f"{_width(shape)})",
+        {**scalars, "returns": [own]},
+        "all returns together",
+        "make it with jaxnorm.init_return_stats(number of environments)",
         "make it with jaxnorm.init_return_stats(number of environments)",
     )
     check_at_least_float32(fit, "the fit to returns")
+    if shape not in (None, own):
+        cure = f"start with jaxnorm.init_return_stats({_width(shape)})"
+        of_steps = "give time_axis=0 for a rollout of several steps, or "
+        raise ValueError(
+            f"the fit is for environments of shape {own}, but one step of `reward` has shape "
+            f"{shape}; {of_steps if shape[1:] == own else ''}{cure}"
+        )
 
 
 def _check_entries(

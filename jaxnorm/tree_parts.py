@@ -6,19 +6,22 @@ and put back into the structure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxnorm import checks as _checks
 from jaxnorm import dtypes as _dtypes
 from jaxnorm import running as _running
 from jaxnorm import states as _states
 from jaxnorm.input_stats import exact_constants
-from jaxnorm.paths import map_dicts
+from jaxnorm.paths import iter_dicts, map_dicts
 from jaxnorm.statistics import Moments
 from jaxnorm.trees import STATS
+
+_CURE = "give variables['batch_stats'] of Linen, nnx.state(model, nnx.BatchStat) of NNX"
 
 
 class Parts(NamedTuple):
@@ -37,6 +40,7 @@ class Parts(NamedTuple):
 
 def parts_of(batch_stats: Any) -> Parts:
     """What is merged of a tree."""
+    _check_has_stats(batch_stats)
     parts = Parts([], [], [])
 
     def take(stats: Mapping[str, Any]) -> None:
@@ -55,6 +59,22 @@ def parts_of(batch_stats: Any) -> Parts:
 
     map_dicts(batch_stats, ("*",), STATS, found)
     return parts
+
+
+def _check_has_stats(tree: Any) -> None:
+    """Check that a tree has running statistics."""
+    if any(_is_stats(node) for _, node in iter_dicts(tree)):
+        return
+    keys = f" with the keys {sorted(map(str, tree))}" if isinstance(tree, Mapping) else ""
+    raise ValueError(
+        f"no running statistics in this tree: no mean and var in a {type(tree).__name__}{keys}; "
+        f"{_CURE}"
+    )
+
+
+def _is_stats(node: Any) -> bool:
+    """Whether this is the dict of the statistics of one normalization."""
+    return isinstance(node, Mapping) and node.keys() >= STATS
 
 
 def with_parts(batch_stats: Any, parts: Parts) -> Any:
@@ -116,6 +136,7 @@ def as_alike(trees: Iterable[Any]) -> list[Any]:
     trees = list(trees)
     if not trees:
         raise ValueError("there are no trees to merge; give one at least")
+    _check_has_stats(trees[0])
     first = _described(trees[0])
     for place, tree in enumerate(trees):
         other = _described(tree)
@@ -127,14 +148,42 @@ def as_alike(trees: Iterable[Any]) -> list[Any]:
                     f"{theirs}; give statistics of one model, with the same marks and dtypes"
                 )
     structure = jax.tree.structure(trees[0])
-    return [jax.tree.unflatten(structure, jax.tree.leaves(tree)) for tree in trees]
+    trees = [jax.tree.unflatten(structure, jax.tree.leaves(tree)) for tree in trees]
+    _check_others_equal(trees)
+    return trees
+
+
+def _check_others_equal(trees: Sequence[Any]) -> None:
+    """Check that arrays that belong to no statistics, which are not merged, are equal."""
+    first, *rest = (jax.tree.leaves_with_path(tree, is_leaf=_is_stats) for tree in trees)
+    for place, other in enumerate(rest, 1):
+        for (path, ours), (_, theirs) in zip(first, other, strict=True):
+            if not (_is_stats(ours) or _may_be_equal(ours, theirs)):
+                raise ValueError(
+                    f"the arrays at {_name(path)!r} belong to no running statistics, so they are "
+                    f"not merged, and those of trees[0] and trees[{place}] differ; give the "
+                    f"statistics alone: {_CURE}"
+                )
+
+
+def _may_be_equal(a: Any, b: Any) -> bool:
+    """Whether two arrays are equal, NaN included, or traced, so that this is not known."""
+    if a is b or _checks.is_traced(a) or _checks.is_traced(b):
+        return True
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.all((a == b) | ((a != a) & (b != b))))
+
+
+def _name(path: Any) -> str:
+    """A path of JAX as one string."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _described(tree: Any) -> dict[str, str]:
     """The dtype and the shape of every leaf, by path; marks without a value are leaves here."""
     leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
+        _name(path): (
             "a mark" if leaf is None else f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         )
         for path, leaf in leaves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
@@ -30,7 +31,7 @@ def standardize_kernel(
 
     Args:
         kernel: floating or complex, with C output channels and more than one value for each.
-        gain: [C], or None for 1.
+        gain: [C], or one number for all channels; None for 1.
         epsilon: added to the variance; a number, or an array that holds one, traced or not.
         kernel_axis: the axis of the output channels: the last in Flax, Haiku and Keras, the first
             in PyTorch; or several, and C is their shape in ascending order.
@@ -52,7 +53,7 @@ def standardize_kernel(
 
         NFNets ("scaled" weight standardization) keep the variance of the input: the result has
         variance gain^2 / n. Give gain=gain / sqrt(n) and epsilon=1e-4 / n. The reference code
-        divides by sqrt(max(var * n, 1e-4)), which is the same to 5e-5 if var is 1 / n.
+        divides by sqrt(max(var * n, 1e-4)), which is the same to 5e-5 / (var * n).
 
     References:
         Qiao et al., "Micro-batch training with batch-channel normalization and weight
@@ -76,5 +77,21 @@ def standardize_kernel(
             f"kernel_axis={kernel_axis!r}: its variance is zero, and the result would be zero; "
             "check kernel_axis, or leave this kernel as it is"
         )
+    gain = _gain_of_channels(gain, tuple(kernel.shape[axis] for axis in channels))
     _checks.as_parameter("gain", gain, kernel, channels)
     return layer_norm(kernel, gain, reduction_axes=reduced, feature_axes=channels, epsilon=epsilon)
+
+
+def _gain_of_channels(gain: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """The gain, checked to be one number or to have the shape of the output channels."""
+    if gain is None:
+        return None
+    gain = jnp.asarray(gain)
+    if gain.shape not in ((), shape):
+        reshaped = f"give gain.reshape({', '.join(map(str, shape))})"
+        cure = reshaped if gain.size == math.prod(shape) else "check kernel_axis"
+        raise ValueError(
+            f"gain has shape {gain.shape}, but must have the shape of the output channels, "
+            f"{shape}, or be one number; {cure}"
+        )
+    return jnp.broadcast_to(gain, shape)

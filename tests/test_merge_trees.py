@@ -133,6 +133,40 @@ def every_kind(shift=0.0, steps=5, count=10.0):
     }
 
 
+def test_weights_of_any_size_count_by_their_ratio():
+    one, other = ({"mean": floats(mean), "var": floats(1)} for mean in (4, 6))
+    for weights in ([1e-40, 3e-40], [1e-300, 3e-300], [1e38, 3e38], [1e308, 1.5e308], [1, 3e38]):
+        expected = merged_by(np.divide(weights, max(weights)), [one, other])
+        merged = jn.merge_batch_stats([one, other], weights)
+        near(merged["mean"], expected.mean, 1e-6)
+        near(merged["var"], expected.var, 1e-6)
+    traced = jax.jit(jn.merge_batch_stats)([one, other], floats(3e38, 3e38))
+    near(traced["mean"], np.full(1, 5.0), 1e-6)
+    near(traced["var"], np.full(1, 2.0), 1e-6)
+
+
+def test_arrays_of_no_statistics_must_be_equal():
+    """So that whole variables do not give the parameters of the first client."""
+    stats = [measured(x) for x in clients()]
+    variables = [
+        {"params": {"kernel": floats(place, np.nan)}, "batch_stats": one}
+        for place, one in enumerate(stats)
+    ]
+    with pytest.raises(ValueError, match=r"'params/kernel'.*trees\[1\] differ.*'batch_stats'"):
+        jn.merge_batch_stats(variables)
+    alone = jn.merge_batch_stats(stats)
+    equal = [{**one, "params": {"kernel": floats(1, np.nan)}} for one in variables]
+    alike(jn.merge_batch_stats(equal)["batch_stats"], alone, 1)
+    models = [
+        nnx.Dict(norm=jnnx.BatchNorm(3, rngs=nnx.Rngs(0)), w=nnx.Param(jnp.full(2, w)))
+        for w in (0.0, 1.0)
+    ]
+    with pytest.raises(ValueError, match=r"'w.*nnx.BatchStat"):
+        jn.merge_batch_stats([nnx.state(model) for model in models])
+    with pytest.raises(ValueError, match=r"no running statistics in this tree.*nnx.BatchStat"):
+        jn.merge_batch_stats(models)
+
+
 @pytest.mark.long
 def test_one_tree_is_its_own_merge():
     tree = freeze(every_kind(shift=0.7))
@@ -294,7 +328,9 @@ def test_errors_say_what_was_given():
         ((0, 0.0), ValueError, "all 0"),
         (jnp.zeros(2), ValueError, "all 0"),
         (3, TypeError, "sequence of numbers, got 3"),
-        ({"a": 1, "b": 2}, TypeError, r"weights\[0\] must be one real number, got 'a'"),
+        ({"a": 1, "b": 2}, TypeError, "in the order of the trees, got the dict"),
+        ({1, 2}, TypeError, "got the set"),
+        (["a", "b"], TypeError, r"weights\[0\] must be one real number, got 'a'"),
         (jnp.ones((2, 2)), TypeError, r"weights\[0\]"),
         ([1, 1j], TypeError, r"weights\[1\]"),
     ):

@@ -175,6 +175,8 @@ def test_what_is_no_dict_of_widths_or_of_fits_is_an_error():
     assert caught.value.__notes__ == ["in the entry 'position'", "in the entry 'joints'"]
     with pytest.raises(TypeError, match=r"\(5, 2, 2, 3\); give the width, x.shape\[-1\]"):
         jn.init_input_stats(X)
+    with pytest.raises(ValueError, match=r"keys \['mean', 'var'\].*rename"):
+        jn.init_input_stats({"joints": {"mean": 2, "var": 3}})
     for pair in ((FIT, FIT["camera"]), (FIT["camera"], FIT)):
         with pytest.raises(TypeError, match=r"'camera', 'joints'"):
             jn.merge_input_stats(*pair)

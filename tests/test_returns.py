@@ -38,7 +38,7 @@ def discounted(rewards, dones, where=None, discount=DISCOUNT):
         now = made[step]
         running[now] = discount * running[now] + rewards[step][now]
         returns[step][now] = running[now]
-        running[now & dones[step]] = 0
+        running[dones[step]] = 0
     return returns, running
 
 
@@ -116,8 +116,23 @@ def test_steps_are_taken_one_by_one_or_along_an_axis_of_time():
 def test_environments_that_made_no_step_change_nothing():
     rewards, _, _, every = rollout()
     fit = at(4, every)
-    unmoved = update(fit, rewards[5], True, where=np.zeros(ENVIRONMENTS, bool))
+    unmoved = update(fit, rewards[5], False, where=np.zeros(ENVIRONMENTS, bool))
     identical(unmoved, fit)
+
+
+def test_an_episode_ends_at_a_reward_that_does_not_count_too():
+    rewards, dones = np.float32([[1], [1], [np.nan], [1]]), np.bool_([[0], [0], [1], [0]])
+    whole = jn.update_return_stats(
+        jn.init_return_stats(1),
+        rewards,
+        dones,
+        discount=1.0,
+        where=np.isfinite(rewards),
+        time_axis=0,
+    )
+    near(whole["returns"], np.ones(1), 0)
+    near(whole["mean"], np.mean([1, 2, 1]), 1e-6)
+    near(whole["count"], np.float64(3), 0)
 
 
 @pytest.mark.long
@@ -365,9 +380,15 @@ BAD = [
     ),
     (TypeError, ["exchange the two"], CALL, (R, FIT, False), {}),
     (TypeError, ["exchange the two"], jn.scale_rewards, (FIT, R), {}),
-    (ValueError, ["(3,)", "(4, 3)", "time_axis"], CALL, (FIT, np.ones((4, 3), np.float32), 0), {}),
+    (
+        ValueError,
+        ["(3,)", "`reward` has shape (4, 3)", "time_axis=0"],
+        CALL,
+        (FIT, np.ones((4, 3), np.float32), 0),
+        {},
+    ),
     (ValueError, ["init_return_stats(2)"], CALL, (FIT, R[:2], False), {}),
-    (ValueError, ["(3,)", "need ()"], CALL, (FIT, R, False), {"time_axis": 0}),
+    (ValueError, ["(3,)", "has shape (); start"], CALL, (FIT, R, False), {"time_axis": 0}),
     (ValueError, ["time_axis=1", "range"], CALL, (FIT, R, False), {"time_axis": 1}),
     (TypeError, ["time_axis", "one int"], CALL, (FIT, R, False), {"time_axis": (0,)}),
     (ValueError, ["`done`", "(2,)"], CALL, (FIT, R, np.zeros(2)), {}),
@@ -392,7 +413,9 @@ BAD = [
         (FIT | {"returns": jnp.zeros(3, jnp.bfloat16)}, R, False),
         {},
     ),
-    (ValueError, ["clip=0"], jn.scale_rewards, (R, FIT), {"clip": 0}),
+    (ValueError, ["clip=0", "above 0"], jn.scale_rewards, (R, FIT), {"clip": 0}),
+    (ValueError, ["clip=-1", "above 0"], jn.scale_rewards, (R, FIT), {"clip": -1}),
+    (ValueError, ["clip=inf", "finite"], jn.scale_rewards, (R, FIT), {"clip": np.inf}),
     (
         ValueError,
         ["clip=2.0", "inverted"],

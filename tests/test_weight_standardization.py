@@ -83,6 +83,11 @@ def test_a_bfloat16_kernel_has_float32_statistics():
     )
 
 
+def test_a_gain_may_be_one_number():
+    kernel = normals(3, 3, 4, 5)
+    near(standardized(kernel, gain=1.7), expected(kernel, np.full(5, 1.7)), 2e-6)
+
+
 def test_a_constant_kernel_becomes_zero():
     kernel = np.full((3, 3, 4, 2), 0.1, np.float32)
     near(standardized(kernel), np.zeros(kernel.shape), 0)
@@ -166,7 +171,17 @@ def test_errors_say_what_was_given():
         (
             lambda: jn.standardize_kernel(kernel, gain=np.ones(4)),
             ValueError,
-            r"gain has shape \(4,",
+            r"gain has shape \(4,.* channels, \(5,\), or be one number; check kernel_axis",
+        ),
+        (
+            lambda: jn.standardize_kernel(kernel, gain=np.ones((3, 1, 1, 1)), kernel_axis=0),
+            ValueError,
+            r"\(3, 1, 1, 1\), .*\(3,\).* give gain.reshape\(3\)",
+        ),
+        (
+            lambda: jn.standardize_kernel(kernel, gain=np.ones((3, 1, 5))),  # a scale by example
+            ValueError,
+            r"gain has shape \(3, 1, 5\)",
         ),
         (lambda: jn.standardize_kernel(kernel, epsilon=-1.0), ValueError, "epsilon=-1.0"),
         (lambda: jn.standardize_kernel({"kernel": kernel}), TypeError, "is a dict"),
