@@ -204,8 +204,8 @@ def as_parameter(
         raise ValueError(
             f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the input "
             f"have shape {shape}; give {name} this shape, or by example with the first of the "
-            f"other axes in front, up to {others + shape}, each in its size or 1; or None to leave "
-            "it out"
+            f"other axes in front, up to {others + shape}, each in its size or 1 (the feature axes "
+            "come last, wherever the input has them); or None to leave it out"
         )
     if jnp.iscomplexobj(value) and jnp.isrealobj(x):
         raise TypeError(f"{name} is {value.dtype}, but the input is real; give a real {name}")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes as _axes
+from jaxnorm import checks as _checks
 from jaxnorm.arrays import explicit_sharding, explicit_spec
 
 # As many rows are summed one after another, where the sums of all such parts are few.
@@ -99,6 +100,11 @@ def as_segments(
         raise ValueError(
             f"give segment_ids and num_segments together, got {given} alone: segment_ids is the "
             "segment of each entry along axis 0, and num_segments a Python int above the largest id"
+        )
+    if _checks.is_traced(num_segments):
+        raise TypeError(
+            "num_segments is traced, but shapes depend on it; give a Python int, at least the "
+            "largest id + 1 (under jit by static_argnames)"
         )
     number = _axes.check_positive_int("num_segments", num_segments)
     ids = jnp.asarray(segment_ids)

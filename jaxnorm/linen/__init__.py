@@ -15,9 +15,13 @@ functions. All modules share these arguments:
     force_float32_reductions: accepted for compatibility, without effect: statistics are computed
         and kept in float32 at least.
 
-All calls share this argument:
+All calls share these arguments:
 
     mask: nonzero where a position counts; broadcasts to the input.
+    scale, bias: of the normalizations, in the place of parameters that the module does not have;
+        also by example.
+    segment_ids, num_segments: of layer, RMS, group and instance normalization, to measure each
+        segment of the entries along axis 0 by itself.
 
 Statistics are float32 at least: narrower statistics of a checkpoint are converted to float32 in
 each call, and training keeps them in float32.

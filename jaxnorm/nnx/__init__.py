@@ -20,9 +20,13 @@ modules share these arguments:
         default, would round them, so it determines only the dtype of the result.
     rngs: the keys of the parameters.
 
-All calls share this argument:
+All calls share these arguments:
 
     mask: nonzero where a position counts; broadcasts to the input.
+    scale, bias: of the normalizations, in the place of parameters that the module does not have;
+        also by example.
+    segment_ids, num_segments: of layer, RMS, group and instance normalization, to measure each
+        segment of the entries along axis 0 by itself.
 
 Statistics are float32 at least: narrower statistics of a checkpoint are converted to float32 in
 each call, and training keeps them in float32.
