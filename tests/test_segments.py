@@ -503,5 +503,5 @@ def test_axis_0_holds_rows_and_not_features():
 
 
 def test_the_number_of_segments_is_static():
-    with pytest.raises(TypeError, match="num_segments is traced.*static_argnames"):
+    with pytest.raises(TypeError, match=r"num_segments is traced.*static_argnames"):
         jax.jit(lambda n: jn.moments(normals(40, 8), 0, segment_ids=IDS, num_segments=n))(3)
