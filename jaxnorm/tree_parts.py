@@ -161,8 +161,8 @@ def _check_others_equal(trees: Sequence[Any]) -> None:
             if not (_is_stats(ours) or _may_be_equal(ours, theirs)):
                 raise ValueError(
                     f"the arrays at {_name(path)!r} belong to no running statistics, so they are "
-                    f"not merged, and those of trees[0] and trees[{place}] differ; give the "
-                    f"statistics alone: {_CURE}"
+                    f"not merged, and those of trees[0] and trees[{place}] differ; "
+                    f"{_CURE}"
                 )
 
 
