@@ -137,14 +137,14 @@ def update_return_stats(
     dtype = _dtypes.promoted_dtype(reward.dtype, fit["returns"].dtype)
     running = jax.lax.stop_gradient(fit["returns"].astype(dtype))
     reward = jax.lax.stop_gradient(reward.astype(dtype))
-    step = partial(_step, discount)
+    step, inputs = partial(_step, discount), _broadcast(reward, ended, mask)
     if time:
-        over_time = [jnp.moveaxis(array, *time, 0) for array in _broadcast(reward, ended, mask)]
+        over_time = [jnp.moveaxis(array, *time, 0) for array in inputs]
         running, *over_time = match_varying([running, *over_time])  # as a scan needs
         running, returns = jax.lax.scan(step, running, over_time)
         returns = jnp.moveaxis(returns, 0, *time)
     else:
-        running, returns = step(running, _broadcast(reward, ended, mask))
+        running, returns = step(running, inputs)
     every = tuple(range(returns.ndim))
     new = updated(fit, returns, every, mask, decay, axis_name, axis_index_groups)
     return _states.with_entries(new, {"returns": running.astype(fit["returns"].dtype)})

@@ -50,8 +50,7 @@ def normalize(
     if view is None or scope.axis_name is not None:
         m = measure_centered(x, scope, mask)
         m = sync_centered(m, scope.axis_name, scope.axis_index_groups)
-        y = standardize(x, m, scope, scale, bias, features, epsilon=epsilon, mask=mask)
-        return y, m
+        return _by_moments(x, m, affine, form, epsilon, mask), m
     epsilon = jnp.asarray(epsilon, _dtypes.statistics_dtype(x.dtype))
     operands = (x, affine.scale, affine.bias, mask, epsilon)
     y, count, center, correction, var = _normalized(*operands, form, view)
@@ -86,10 +85,24 @@ def standardize(
             the standardized value y becomes y * r + d.
         given: whether the moments do not depend on `x`: running statistics.
     """
-    scale, bias, *_ = affine = affine_of(x, scale, bias, features, mask)
+    affine = affine_of(x, scale, bias, features, mask)
     form = _form(x, scope, affine, epsilon, mask)._replace(given=given)
+    return _by_moments(x, m, affine, form, epsilon, mask, renorm)
+
+
+def _by_moments(
+    x: jax.Array,
+    m: Centered,
+    affine: Affine,
+    form: Form,
+    epsilon: ArrayLike,
+    mask: jax.Array | None,
+    renorm: Renorm | None = None,
+) -> jax.Array:
+    """`standardize` in a form that is known."""
     statistics = Statistics(*m, jnp.asarray(epsilon, m.var.dtype), *(renorm or ()))
-    y: jax.Array = _standardized(x, statistics, scale, bias, mask, *split_arrays(form))
+    operands = (x, statistics, affine.scale, affine.bias, mask)
+    y: jax.Array = _standardized(*operands, *split_arrays(form))
     return y
 
 

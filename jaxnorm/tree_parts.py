@@ -17,7 +17,7 @@ from jaxnorm import dtypes as _dtypes
 from jaxnorm import running as _running
 from jaxnorm import states as _states
 from jaxnorm.input_stats import exact_constants
-from jaxnorm.paths import iter_dicts, map_dicts
+from jaxnorm.paths import map_dicts
 from jaxnorm.statistics import Moments
 from jaxnorm.trees import STATS
 
@@ -63,13 +63,10 @@ def parts_of(batch_stats: Any) -> Parts:
 
 def _check_has_stats(tree: Any) -> None:
     """Check that a tree has running statistics."""
-    if any(_is_stats(node) for _, node in iter_dicts(tree)):
-        return
-    keys = f" with the keys {sorted(map(str, tree))}" if isinstance(tree, Mapping) else ""
-    raise ValueError(
-        f"no running statistics in this tree: no mean and var in a {type(tree).__name__}{keys}; "
-        f"{_CURE}"
-    )
+    try:
+        map_dicts(tree, ("*",), STATS, dict)
+    except ValueError as error:
+        raise ValueError(f"no running statistics in this tree: {error}; {_CURE}") from None
 
 
 def _is_stats(node: Any) -> bool:
