@@ -35,8 +35,7 @@ BIN := $(VENV)/bin
 	install-compiled test-compiled newest-python bench docs lint dist sanitize clean
 
 study: $(VENV)/with-experiments fashion-mnist
-	$(BIN)/python -m experiments.train --multirun study=$(STUDY)
-	$(BIN)/python -m experiments.report study=$(STUDY)
+	$(BIN)/python -m experiments.studies --only $(STUDY)
 
 studies: $(VENV)/with-experiments fashion-mnist
 	$(BIN)/python -m experiments.studies $(if $(SMOKE),--smoke)

@@ -24,12 +24,13 @@ from rich.console import Console
 
 from experiments.config import Config, StudyConfig, register_schemas
 from experiments.errors import ConfigError
+from experiments.launch.stages import planned
 from experiments.launch.study import CONFIG_DIR, composed, explain, fallback
 from experiments.reports.answer import best_runs
 from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric, report_metric
-from experiments.reports.results import Point, collect, shortfalls
+from experiments.reports.results import Point, collect, shortfalls, value_label
 from experiments.reports.study_page import write_study_page
 from experiments.reports.table import print_full_width, study_table, to_rich
 from experiments.reports.verdicts import Entry, fill, refresh, verdict_text, write_entry
@@ -54,7 +55,7 @@ def _report(overrides: Sequence[str], console: Console) -> bool:
         configs, instead = composed(overrides), fallback(overrides)
     if configs[0].study.name is None:
         raise ConfigError(f"a report needs a study; give study=NAME, one of {', '.join(studies())}")
-    points = collect(configs)
+    points = collect(planned(configs))
     if not any(point.seeds for point in points):
         return False
     changed = [*instead, *changes(overrides)]
@@ -76,8 +77,16 @@ def _same_study(key: str) -> bool:
 
 
 def command(overrides: Sequence[str]) -> str:
-    """Return the command that trains the runs of a study."""
-    return f"python -m experiments.train --multirun {shlex.join(overrides)}"
+    """Return the command that trains what the rule of the verdict asks of a study, and reports it.
+
+    A study that is not in a file has no such command: its sweep is trained.
+    """
+    named = [each for each in overrides if each.startswith("study=")]
+    others = [each for each in overrides if each not in named]
+    if not named:
+        return f"python -m experiments.train --multirun {shlex.join(overrides)}"
+    [name] = [each.removeprefix("study=") for each in named]
+    return f"python -m experiments.studies {shlex.join([*others, '--only', name])}"
 
 
 def write_report(
@@ -92,9 +101,9 @@ def write_report(
     If overrides `changed` a study that has a verdict, its page and entry stay the same.
     """
     study, output = config.study, Path(config.output)
-    compared = None if study.contrast is None else compare(study.contrast, points, study.x)
-    comparison = None if isinstance(compared, str) else compared
-    tuned = comparison is not None and comparison.tuned
+    compared = [] if study.contrast is None else compare(study.contrast, points, study.x)
+    places = [] if isinstance(compared, str) else compared
+    tuned = any(each.tuned for each in places)
     measured = report_metric(metric(study.metric, points, study.x), tuned=tuned, points=points)
     entry = _entry(study, points, compared)
     name, claimed = entry.name, family()
@@ -102,7 +111,7 @@ def write_report(
     path = output / f"{name}{'-changed' if another else ''}.html"
     axes = choose_axes(points, study)
     answered = None if entry.claims or another else best_runs(points, measured, axes.x)
-    write_study_page(path, study, points, measured, comparison, made_by, answered)
+    write_study_page(path, study, points, measured, places, made_by, answered)
     if another:
         entry = replace(entry, open_because=f"{' '.join(changed)} {MAKES_ANOTHER}")
         fill(path, entry, None)
@@ -117,16 +126,16 @@ def write_report(
     if any(point.missing or point.stale for point in points):
         lines.append(f"train what is missing with: {made_by}")
     if answered is None:
-        lines.append(f"verdict: {verdict_text(entry, None if another else judged)}")
+        text = verdict_text(entry, None if another else judged)
+        lines += f"verdict: {text}".split("\n")
     else:
         lines += [f"question: {study.question}", f"answer: {answered}"]
     for line in [*lines, f"report: {path.resolve()}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _entry(study: StudyConfig, points: Sequence[Point], compared: Comparison | str | None) -> Entry:
+def _entry(study: StudyConfig, points: Sequence[Point], compared: list[Comparison] | str) -> Entry:
     """Return the results of a study for the verdicts. `compared` is a reason if there are none."""
-    found = isinstance(compared, Comparison)
     return Entry(
         name=str(study.name),
         question=study.question,
@@ -134,9 +143,19 @@ def _entry(study: StudyConfig, points: Sequence[Point], compared: Comparison | s
         source=study.source,
         expectation=study.expectation,
         done=_done(points),
-        compared=compared if found else None,
-        open_because=compared.open_because if found else compared,
+        setting=_setting(points),
+        places=[] if isinstance(compared, str) else compared,
+        open_because=compared if isinstance(compared, str) else None,
     )
+
+
+def _setting(points: Sequence[Point]) -> str:
+    """Return the models and the data of the runs, such as "mlp and cnn on fashion_mnist"."""
+    models, data = (
+        " and ".join(dict.fromkeys(value_label(point.values[key]) for point in points))
+        for key in ("model", "data")
+    )
+    return f"{models} on {data}"
 
 
 def _done(points: Sequence[Point]) -> str:

@@ -5,8 +5,9 @@
     python -m experiments.studies --smoke              # a check: one seed, few steps
     python -m experiments.studies seeds=2 output=few   # with overrides for every study
 
-The same command again trains what is missing. The page of each study is runs/NAME.html, and
-runs/index.html shows all studies with their verdicts.
+Runs are trained in waves: the grid of every study, then the runs that the rule of the verdict adds
+(`experiments.launch.stages`), until it asks no more. The same command again trains what is missing.
+The page of each study is runs/NAME.html, and runs/index.html shows all studies with their verdicts.
 """
 
 import argparse
@@ -22,9 +23,11 @@ from rich.console import Console
 
 from experiments.config import Config, register_schemas
 from experiments.errors import ConfigError, choice
+from experiments.launch.contrast import RIVALS
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
 from experiments.launch.selection import picked
+from experiments.launch.stages import is_unfinished, planned
 from experiments.launch.study import (
     CONFIG_DIR,
     NOT_INSTALLED,
@@ -63,9 +66,9 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
     for name, each in asked.items():
         if instead := fallback(each):
             print(f"{name}: {NOT_INSTALLED.format(' '.join(instead))}", file=sys.stderr)
-    failures = _train(configs)
+    failures = _train_in_waves(configs)
     for name, each in configs.items():
-        _report(each, asked[name])
+        _report(planned(each), asked[name])
     if failures:
         sys.exit(failed(failures, sum(map(len, configs.values()))))
 
@@ -73,15 +76,36 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
 def _smoke_runs(configs: Sequence[Config]) -> list[Config]:
     """Return the first run of each arm of a study, or the first two, without its contrast."""
     study = configs[0].study
-    arms = (study.contrast.a, study.contrast.b) if study.contrast else ()
+    arms = (study.contrast.a, *study.contrast.b.split(RIVALS)) if study.contrast else ()
     of_arms = [next(config for config in configs if picked(config, arm)) for arm in arms]
     asking = replace(study, contrast=None, metric="test_accuracy")
     return [replace(config, study=asking) for config in of_arms or configs[:2]]
 
 
+def _train_in_waves(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
+    """Train the runs of all studies until the rule asks no more. A study with a failure stops."""
+    failures: list[RunFailed] = []
+    while True:
+        failed_runs = {failure.run for failure in failures}
+        wave = {
+            name: unfinished
+            for name, each in configs.items()
+            if (unfinished := _unfinished(planned(each)))
+            and not failed_runs & {run_directory(config).name for config in unfinished}
+        }
+        if not wave:
+            return failures
+        failures += _train(wave)
+
+
+def _unfinished(configs: Sequence[Config]) -> list[Config]:
+    return [point.config for point in collect(configs) if is_unfinished(point)]
+
+
 def _train(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
     """Train runs with the same launcher and devices together; those for one process come last."""
-    every = list({run_directory(c): c for each in configs.values() for c in each}.values())
+    runs = sorted((c for each in configs.values() for c in each), key=lambda c: c.seeds)
+    every = list({run_directory(config): config for config in runs}.values())
     for config in every:
         validate_devices(config, parallel.num_devices(config.parallel), 1)
     run_labels = {

@@ -26,9 +26,9 @@ from experiments.reports.verdicts import (
     KEPT,
     NOT_RUN,
     Entry,
+    figure_title,
     judge,
     keep_entry,
-    numbers,
     read_entries,
     verdict_text,
 )
@@ -68,9 +68,9 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
     entries = [kept.get(study.name) or _not_run(study) for study in studies]
     verdicts = judge(entries, [study.name for study in studies])
     texts = {
-        root / STUDIES / f"{entry.name}.svg": strip(entry.compared, numbers(entry.compared))
+        root / STUDIES / f"{entry.name}.svg": strip(entry.places, figure_title(entry.places))
         for entry in entries
-        if entry.compared is not None
+        if entry.places
     }
     for entry in entries:
         path = root / "configs" / "study" / f"{entry.name}.yaml"
@@ -84,12 +84,19 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
 
 def _not_run(study: DictConfig) -> Entry:
     fields = {key: study.get(key) for key in ("question", "claim", "source", "expectation")}
-    return Entry(study.name, **fields, done="", compared=None, open_because=NOT_RUN)
+    return Entry(study.name, **fields, done="", setting="", places=[], open_because=NOT_RUN)
 
 
 def _opened(path: Path, came_out: str) -> str:
     """Return the text of the file of a study with the result in its first comment."""
-    lines = textwrap.wrap(f"Came out: {came_out}", 96, subsequent_indent="  ")
+    said = f"Came out: {came_out}".splitlines()
+    lines = [
+        line
+        for number, text in enumerate(said)
+        for line in textwrap.wrap(
+            text, 96, initial_indent="  " if number else "", subsequent_indent="  "
+        )
+    ]
     comment = "".join(f"# {line}\n" for line in lines)
     return CAME_OUT.sub(lambda _: comment, path.read_text(), count=1)
 

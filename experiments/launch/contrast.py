@@ -6,10 +6,12 @@ from experiments.config import Config, Contrast
 from experiments.errors import choice
 from experiments.launch.selection import overridden, picked
 
-DIRECTIONS = ("greater", "equal")
-UNITS = ("points", "ratio", "decades")
+DIRECTIONS = ("greater", "at_least", "equal")
+UNITS = ("points", "ratio", "decades", "nats")
 STEPS = ("steps_to_target", "steps", "step")
 DECADES, HIGHEST = "decades_that_train", "highest_that_trains"
+SHARE = "share_near_best"
+RIVALS = " or "  # separates several arms b
 SHIFT = "input_shift"
 TIMES = ("step_ms", "overhead")
 RESULTS = (
@@ -39,19 +41,20 @@ def form_problems(contrast: Contrast) -> Iterator[str]:
 
 def arm_problems(contrast: Contrast, configs: Sequence[Config]) -> Iterator[str]:
     """Yield a problem for each arm that matches no run, and if both match the same run."""
-    arms = {"a": contrast.a, "b": contrast.b}
-    runs = {side: _runs(arm, configs) for side, arm in arms.items()}
-    for side, found in runs.items():
-        if not found:
+    of_a = _runs(contrast.a, configs)
+    rivals = contrast.b.split(RIVALS)
+    for side, arm in (("a", contrast.a), *(("b", rival) for rival in rivals)):
+        if not _runs(arm, configs):
             yield (
-                f"study.contrast.{side} is {arms[side]!r}, which matches no run of the study; give "
+                f"study.contrast.{side} is {arm!r}, which matches no run of the study; give "
                 'values of its sweep, such as "norm=batch"'
             )
-    if runs["a"] & runs["b"]:
-        yield (
-            f"study.contrast.a and b, {arms['a']!r} and {arms['b']!r}, both match a run; give arms "
-            "that differ in a value"
-        )
+    for rival in rivals:
+        if of_a & _runs(rival, configs):
+            yield (
+                f"study.contrast.a and b, {contrast.a!r} and {rival!r}, both match a run; give "
+                "arms that differ in a value"
+            )
 
 
 def _runs(arm: str, configs: Sequence[Config]) -> set[int]:
@@ -69,5 +72,5 @@ def metric_problems(metric: str, config: Config) -> Iterator[str]:
             if config.timed_steps is None:
                 yield f"the metric {metric!r} needs timed_steps; give timed_steps=20"
         else:
-            known = (*RESULTS, *TIMES, STEPS[0], DECADES, HIGHEST, SHIFT)
+            known = (*RESULTS, *TIMES, STEPS[0], DECADES, HIGHEST, SHARE, SHIFT)
             yield from choice("study.contrast.metric", key, known)

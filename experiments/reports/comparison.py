@@ -1,16 +1,17 @@
-"""The primary contrast of a study, compared by seed, and the verdict on its claim.
+"""The primary contrast of a study, compared by seed at every place, and the verdict on its claim.
 
-For each seed d = a - b, in points of accuracy or in decades, or log2(a / b) if the unit is a ratio.
-If a study compares at several places, such as models, d is the mean over them. The rule: a
-two-sided t-test of d against delta for "greater"; two one-sided tests at -delta and delta for
-"equal" (Schuirmann 1987); Holm's correction (1979) over the primary contrasts of all studies. It
-requires eight seeds of both arms and equal tuning of the arms. Until then the verdict is open.
+For each seed d = a - b, in points of accuracy, nats or decades, or log2(a / b) if the unit is a
+ratio. The first `TUNING_SEEDS` seeds tune the arms, and the standard deviation of their d
+determines how many other seeds are compared (two stages, Stein 1945; `fresh_seeds`). The rule for
+each place: a two-sided t-test of d against delta for "greater", and against -delta for "at_least";
+two one-sided tests at -delta and delta for "equal" (Schuirmann 1987); Holm's correction (1979) over
+the places of all studies. A claim is of all its places (an intersection-union test, Berger 1982).
 """
 
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,26 +21,19 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError
-from experiments.launch.contrast import form_problems
+from experiments.launch.contrast import HIGHEST, RIVALS, form_problems
 from experiments.launch.selection import overridden, picks
-from experiments.reports.arms import Arm, Tuned, tune
-from experiments.reports.metrics import Metric, mean_interval, metric
-from experiments.reports.results import (
-    Point,
-    distinct,
-    is_numeric,
-    key_label,
-    swept_keys,
-    value_label,
-    values_at,
-)
+from experiments.reports.arms import TUNING_SEEDS, Arm, Tuned, ends_text, tune
+from experiments.reports.metrics import Metric, mean_interval, metric, trained_values
+from experiments.reports.results import Point, distinct, key_label, value_label, values_at
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell here"
 OPEN = "open"
 SIGNIFICANCE = 0.05
-SEEDS = 8  # the smallest number of seeds for a verdict
+CONTRASTS = 48  # the level of an interval is corrected for this number of contrasts
+FEWEST, MOST = 8, 64  # fresh seeds
 UNINFORMATIVE = (
     "every seed of both arms diverged or missed its target, so there is nothing to compare"
 )
@@ -47,14 +41,18 @@ UNINFORMATIVE = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of two arms. For a ratio, d, delta, mean and the intervals are log2.
+    """The comparison of two arms at one place. All but the stored values follows from them.
 
     Attributes:
-        open_because: the reason why the rule gives no verdict; None if there is none.
-        places: the number of places at which the arms are tuned and compared.
-        levels: for each place by name, the metric of every seed of a and of b.
+        place: the name of the place; "" if the study has one.
+        delta: the difference that would matter, in the unit.
+        seeds: the seeds that are compared.
+        levels: the metric of each of these seeds, for "a" and "b".
+        spread: the standard deviation of d over the tuning seeds; None if there are fewer than two.
+        open_because: what the rule requires and is missing; None if nothing is.
     """
 
+    place: str
     a: Arm
     b: Arm
     metric: str
@@ -62,42 +60,106 @@ class Comparison:
     unit: str
     delta: float
     seeds: list[int]
-    d: list[float]
-    mean: float
-    interval95: tuple[float, float]
-    interval90: tuple[float, float]
-    p: float
+    levels: dict[str, list[float]]
+    spread: float | None
     remarks: list[str]
     open_because: str | None
-    places: int = 1
-    levels: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def d(self) -> np.ndarray:
+        return _differences(self.unit, self.levels["a"], self.levels["b"])
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.d))
+
+    @property
+    def interval95(self) -> tuple[float, float]:
+        return mean_interval(self.d)[1:]
+
+    @property
+    def interval90(self) -> tuple[float, float]:
+        return mean_interval(self.d, 0.90)[1:]
+
+    @property
+    def margin(self) -> float:
+        """Delta in the unit of d."""
+        return _margin(self.unit, self.delta)
+
+    @property
+    def bounds(self) -> list[float]:
+        """The differences that d is tested against."""
+        within = {"greater": [self.margin], "at_least": [-self.margin]}
+        return within.get(self.direction, [-self.margin, self.margin])
+
+    @property
+    def p(self) -> float:
+        """The p-value of the rule, before Holm's correction."""
+        return p_value(self.d, self.bounds)
+
+    @property
+    def level_means(self) -> tuple[float, float]:
+        """The mean of the metric in a and b, which is geometric for a ratio."""
+        a, b = (np.array(self.levels[side]) for side in "ab")
+        if self.unit == "ratio":
+            return float(2 ** np.mean(np.log2(a))), float(2 ** np.mean(np.log2(b)))
+        return float(np.mean(a)), float(np.mean(b))
 
     @property
     def tuned(self) -> bool:
         """Whether an arm chose among several trials."""
-        return max(len(self.a.trials), len(self.b.trials)) > self.places
+        return max(len(self.a.trials), len(self.b.trials)) > 1
 
     def text(self, value: float, *, sign: bool = True) -> str:
         """Return a difference with its unit."""
         if self.unit == "ratio":
             return f"{2**value:.3g}x"
-        return f"{value:+.2f} {self.unit}" if sign else f"{value:g} {self.unit}"
+        digits = 3 if self.unit == "nats" else 2
+        return f"{value:+.{digits}f} {self.unit}" if sign else f"{value:g} {self.unit}"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Comparison":
         return cls(**{**values, "a": Arm(**values["a"]), "b": Arm(**values["b"])})
 
 
-class _Place(NamedTuple):
-    """A place where the arms are tuned and compared, with the difference for each common seed."""
+class Place(NamedTuple):
+    """A place where the arms are tuned and compared.
+
+    Attributes:
+        contrast: the contrast of this place.
+        d: the difference for each common seed.
+    """
 
     name: str
-    arms: tuple[Tuned, Tuned]
+    contrast: Contrast
+    a: Tuned
+    b: Tuned
     d: dict[int, float]
 
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of d over the tuning seeds."""
+        first = [d for seed, d in self.d.items() if seed < TUNING_SEEDS]
+        return float(np.std(first, ddof=1)) if len(first) > 1 else None
 
-def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -> Comparison | str:
-    """Return the comparison of the runs of a study, or the reason why there is none yet.
+    @property
+    def wanted(self) -> int:
+        """The number of fresh seeds that the rule compares."""
+        margin = _margin(self.contrast.unit, self.contrast.delta)
+        return fresh_seeds(self.spread or 0.0, margin)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The fresh seeds that are finished, or the tuning seeds until two of them are."""
+        asked = range(TUNING_SEEDS, TUNING_SEEDS + self.wanted)
+        fresh = [seed for seed in asked if seed in self.d]
+        return fresh if len(fresh) > 1 else [seed for seed in self.d if seed < TUNING_SEEDS]
+
+
+def compare(
+    contrast: Contrast, points: Sequence[Point], x: str | None = None
+) -> list[Comparison] | str:
+    """Return the comparison at every place of a study, or the reason why there is none yet.
 
     Args:
         x: the key along which the study sweeps.
@@ -105,98 +167,110 @@ def compare(contrast: Contrast, points: Sequence[Point], x: str | None = None) -
     Raises:
         ConfigError: the contrast is invalid, or selects no run of the study.
     """
-    if problems := [*form_problems(contrast)]:
-        raise ConfigError("; ".join(problems))
     measured = metric(contrast.metric, points, x)
-    places = [_place(contrast, own, measured, where) for where, own in _places(contrast, points)]
-    tuned = [each for place in places for each in place.arms]
-    for each in tuned:
+    found = places(contrast, points, measured)
+    for each in (tuned for place in found for tuned in (place.a, place.b)):
         if not each.best:
             return f"no seed of {each.arm.overrides} is finished"
-    seeds = sorted(set.intersection(*(set(place.d) for place in places)))
-    if len(seeds) < 2:
-        return f"{len(seeds)} seeds of both arms are finished, and a comparison needs two"
-    d = np.mean([[place.d[seed] for seed in seeds] for place in places], axis=0)
-    delta = math.log2(contrast.delta) if contrast.unit == "ratio" else contrast.delta
-    informative = _informative(measured, tuned, seeds)
-    a, b = (_merged([place.arms[side].arm for place in places]) for side in (0, 1))
-    return Comparison(
-        a,
-        b,
-        metric=measured.label,
-        direction=contrast.direction,
-        unit=contrast.unit,
-        delta=delta,
-        seeds=seeds,
-        d=d.tolist(),
-        mean=float(np.mean(d)),
-        interval95=mean_interval(d)[1:],
-        interval90=mean_interval(d, 0.90)[1:],
-        p=p_value(d, delta, contrast.direction) if informative else 1.0,
-        remarks=[remark for place in places for remark in _remarks(measured, place, seeds)],
-        open_because=_open_because(places, seeds) if informative else UNINFORMATIVE,
-        places=len(places),
-        levels={
-            place.name: [[arm.values[seed] for seed in seeds] for arm in place.arms]
-            for place in places
-        },
-    )
+    fewest = min(len(place.d) for place in found)
+    if fewest < 2:
+        return f"{fewest} seeds of both arms are finished, and a comparison needs two"
+    return [_comparison(measured, place) for place in found]
 
 
-def _places(contrast: Contrast, points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
-    """Return the name and the runs of every place that both arms have."""
-    places = []
+def places(contrast: Contrast, points: Sequence[Point], measured: Metric) -> list[Place]:
+    """Return the places of a contrast with its tuned arms.
+
+    There is a place for all values of `contrast.each` and every arm b that have runs.
+
+    Raises:
+        ConfigError: the contrast is invalid, or selects no run of the study.
+    """
+    if problems := [*form_problems(contrast)]:
+        raise ConfigError("; ".join(problems))
+    return [
+        _place(replace(contrast, b=rival), own, measured, name)
+        for name, rival, own in _where(contrast, points)
+    ]
+
+
+def _where(contrast: Contrast, points: Sequence[Point]) -> Iterator[tuple[str, str, list[Point]]]:
+    """Yield the name of every place, its arm b and its runs."""
+    rivals = contrast.b.split(RIVALS)
+    found = False
     for values in distinct(points, contrast.each):
         own = [point for point in points if values_at(point, contrast.each) == values]
-        if all(any(picks(arm, p.values) for p in own) for arm in (contrast.a, contrast.b)):
-            places.append((", ".join(map(value_label, values)), own))
-    return places or [("", list(points))]
+        for rival in rivals:
+            if all(any(picks(arm, p.values) for p in own) for arm in (contrast.a, rival)):
+                against = [f"against {_words(rival)}"] if len(rivals) > 1 else []
+                found = True
+                yield ", ".join([*map(value_label, values), *against]), rival, own
+    if not found:
+        yield "", rivals[0], list(points)
 
 
-def _place(contrast: Contrast, points: Sequence[Point], measured: Metric, where: str) -> _Place:
+def _words(overrides: str) -> str:
+    return ", ".join(value_label(value) for value in overridden(overrides).values())
+
+
+def _place(contrast: Contrast, points: Sequence[Point], measured: Metric, name: str) -> Place:
     a, b = (
         tune(overrides, points, measured, f"study.contrast.{side}")
         for side, overrides in (("a", contrast.a), ("b", contrast.b))
     )
     seeds = sorted(a.values.keys() & b.values.keys())
-    d = _differences(contrast, [a.values[s] for s in seeds], [b.values[s] for s in seeds])
-    named = tuple(each._replace(arm=_named(each.arm, where)) for each in (a, b))
-    return _Place(where, named, dict(zip(seeds, d.tolist(), strict=True)))
+    d = _differences(contrast.unit, [a.values[s] for s in seeds], [b.values[s] for s in seeds])
+    return Place(name, contrast, a, b, dict(zip(seeds, d.tolist(), strict=True)))
 
 
-def _named(arm: Arm, where: str) -> Arm:
-    """Add the name of the place to every trial."""
-    if not where:
-        return arm
-    trials = [(f"{where}: {name}", score) for name, score in arm.trials]
-    return replace(arm, trials=trials, chosen=f"{where}: {arm.chosen}")
+def _comparison(measured: Metric, place: Place) -> Comparison:
+    contrast, seeds = place.contrast, place.seeds
+    return Comparison(
+        place.name,
+        place.a.arm,
+        place.b.arm,
+        metric=measured.label,
+        direction=contrast.direction,
+        unit=contrast.unit,
+        delta=contrast.delta,
+        seeds=seeds,
+        levels={
+            side: [tuned.values[seed] for seed in seeds]
+            for side, tuned in (("a", place.a), ("b", place.b))
+        },
+        spread=place.spread,
+        remarks=[*_remarks(measured, place, seeds)],
+        open_because=_open_because(measured, place, seeds),
+    )
 
 
-def _merged(arms: Sequence[Arm]) -> Arm:
-    trials = [trial for arm in arms for trial in arm.trials]
-    return replace(arms[0], trials=trials, chosen="; ".join(arm.chosen for arm in arms))
+def fresh_seeds(spread: float, margin: float) -> int:
+    """Return how many fresh seeds the rule compares.
+
+    This is the smallest number from `FEWEST` to `MOST` whose interval of d, at the level of the
+    correction, is expected to have a half-width of at most half the margin.
+    """
+    level = SIGNIFICANCE / CONTRASTS
+    for n in range(FEWEST, MOST):
+        if stats.t.ppf(1 - level / 2, n - 1) * spread / math.sqrt(n) <= margin / 2:
+            return n
+    return MOST
 
 
 def along(
     contrast: Contrast, points: Sequence[Point], x: str | None
 ) -> list[tuple[str, Comparison]]:
-    """Return the contrast at each of its places, and at every value of a key that its arms share.
+    """Return the contrast at every value of a key that its arms share.
 
     These are secondary contrasts (except the one that the study names), which get no verdict.
     """
-    compared = []
-    for name, contrast_there, own in [*_at_places(contrast, points), *_at(contrast, points, x)]:
+    compared: list[tuple[str, Comparison]] = []
+    for name, contrast_there, own in _at(contrast, points, x):
         with contextlib.suppress(ConfigError):  # an arm has no run at this value
-            compared.append((name, compare(contrast_there, own, x)))
-    return [(name, each) for name, each in compared if isinstance(each, Comparison)]
-
-
-def _at_places(
-    contrast: Contrast, points: Sequence[Point]
-) -> Iterator[tuple[str, Contrast, list[Point]]]:
-    if contrast.each:
-        for name, own in _places(contrast, points):
-            yield name, replace(contrast, each=[]), own
+            there = compare(contrast_there, own, x)
+            found = [] if isinstance(there, str) else there
+            compared += [(", ".join(filter(None, [name, each.place])), each) for each in found]
+    return compared
 
 
 def _at(
@@ -218,20 +292,25 @@ def _at(
         )
 
 
-def _differences(contrast: Contrast, of_a: Sequence[float], of_b: Sequence[float]) -> np.ndarray:
+def _differences(unit: str, of_a: Sequence[float], of_b: Sequence[float]) -> np.ndarray:
     a, b = np.array(of_a), np.array(of_b)
-    return np.log2(a / b) if contrast.unit == "ratio" else a - b
+    return np.log2(a / b) if unit == "ratio" else a - b
 
 
-def p_value(d: np.ndarray, delta: float, direction: str) -> float:
-    """Return the p-value of the rule, before Holm's correction."""
+def _margin(unit: str, delta: float) -> float:
+    return math.log2(delta) if unit == "ratio" else delta
+
+
+def p_value(d: np.ndarray, bounds: Sequence[float]) -> float:
+    """Return the p-value of d against one bound, or of its equality between two bounds."""
     if np.std(d) <= 1e-9 * max(1.0, float(np.max(np.abs(d)))):  # no deviation: the sign is certain
         mean = float(np.mean(d))
-        certain = abs(mean) < delta if direction == "equal" else not math.isclose(mean, delta)
-        return 0.0 if certain else 1.0
-    if direction == "equal":
-        return float(ttost_paired(d, np.zeros_like(d), -delta, delta)[0])
-    return float(stats.ttest_1samp(d, delta).pvalue)
+        if len(bounds) == 2:
+            return 0.0 if bounds[0] < mean < bounds[1] else 1.0
+        return 1.0 if math.isclose(mean, bounds[0]) else 0.0
+    if len(bounds) == 2:
+        return float(ttost_paired(d, np.zeros_like(d), *bounds)[0])
+    return float(stats.ttest_1samp(d, bounds[0]).pvalue)
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -240,16 +319,24 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(compared: Comparison, adjusted_p: float) -> str:
-    """Return the verdict of the rule."""
-    low, high = compared.interval95
+    """Return the verdict of the rule at a place."""
     if compared.direction == "equal":
+        low, high = compared.interval95
         if adjusted_p < SIGNIFICANCE:
             return HOLDS
-        outside = low > compared.delta or high < -compared.delta
+        outside = low > compared.margin or high < -compared.margin
         return DOES_NOT_HOLD if outside else CANNOT_TELL
     if adjusted_p < SIGNIFICANCE:
-        return HOLDS if compared.mean > compared.delta else DOES_NOT_HOLD
+        return HOLDS if compared.mean > compared.bounds[0] else DOES_NOT_HOLD
     return CANNOT_TELL
+
+
+def overall(words: Sequence[str]) -> str:
+    """Return the verdict on a claim from those of its places: it is a claim of all of them."""
+    for word in (DOES_NOT_HOLD, OPEN, CANNOT_TELL):
+        if word in words:
+            return word
+    return HOLDS
 
 
 def note(compared: Comparison, word: str) -> str:
@@ -262,33 +349,36 @@ def note(compared: Comparison, word: str) -> str:
     if low > 0:
         return "real, but smaller than delta"
     low, high = compared.interval90
-    within = -compared.delta <= low <= 0 <= high <= compared.delta
+    within = -compared.margin <= low <= 0 <= high <= compared.margin
     return "no difference" if within else ""
 
 
-def _informative(measured: Metric, arms: Sequence[Tuned], seeds: Sequence[int]) -> bool:
+def _informative(measured: Metric, place: Place, seeds: Sequence[int]) -> bool:
     """Return whether any seed measured something: neither only the budget nor only chance."""
-    used = [point.seeds[seed] for tuned in arms for point in tuned.best for seed in seeds]
+    best = [*place.a.best, *place.b.best]
+    used = [point.seeds[seed] for point in best for seed in seeds]
     rests_on_target = measured.of_steps or measured.over is not None
     return any(seed.reached_target if rests_on_target else not seed.diverged for seed in used)
 
 
-def _open_because(places: Sequence[_Place], seeds: Sequence[int]) -> str | None:
-    """Return what the rule requires and is missing, with the command for it."""
-    tuned = [each for place in places for each in place.arms]
-    lacking = [lack for each in tuned for lack in _lacking(each)]
-    if len(seeds) < SEEDS:
-        lacking.insert(0, f"{len(seeds)} of {SEEDS} seeds of both arms are there")
-    cures = [_training(tuned[0].best[0])] if lacking else []
-    for place in places:
-        a, b = (len(each.asked) for each in place.arms)
-        if a != b:
-            lacking.append(f"the arms have unequal numbers of trials, {a} and {b}")
-            cures.append("give both arms as many")
-    return f"{'; '.join(lacking)} ({', and '.join(cures)})" if lacking else None
+def _open_because(measured: Metric, place: Place, seeds: Sequence[int]) -> str | None:
+    """Return what the rule requires and is missing."""
+    if not _informative(measured, place, seeds):
+        return UNINFORMATIVE
+    lacking = [lack for tuned in (place.a, place.b) for lack in _lacking(measured, tuned)]
+    first = sum(seed < TUNING_SEEDS for seed in place.d)
+    fresh = sum(seed >= TUNING_SEEDS for seed in seeds)
+    if first < TUNING_SEEDS:
+        lacking.insert(0, f"{first} of {TUNING_SEEDS} tuning seeds of both arms are there")
+    elif fresh < place.wanted:
+        lacking.insert(0, f"{fresh} of {place.wanted} fresh seeds of both arms are there")
+    a, b = len(place.a.asked), len(place.b.asked)
+    if a != b and place.a.arm.grid.keys() == place.b.arm.grid.keys():
+        lacking.append(f"the arms have unequal numbers of trials, {a} and {b}")
+    return "; ".join(lacking) or None
 
 
-def _lacking(tuned: Tuned) -> Iterator[str]:
+def _lacking(measured: Metric, tuned: Tuned) -> Iterator[str]:
     """Yield what is missing in the trials of an arm."""
     overrides, asked = tuned.arm.overrides, len(tuned.asked)
     finished = sum(not any(point.missing for point in trial) for trial in tuned.asked)
@@ -297,65 +387,36 @@ def _lacking(tuned: Tuned) -> Iterator[str]:
     stale = sum(any(point.stale for point in trial) for trial in tuned.asked)
     if stale:
         yield f"{overrides}: {stale} of {asked} trials are stale, made by other code than today's"
-
-
-def _training(point: Point) -> str:
-    """Return the command that trains missing or stale runs of a study."""
-    study, seeds = point.config.study.name, max(SEEDS, point.config.seeds)
-    return f"train with: python -m experiments.train --multirun study={study} seeds={seeds}"
-
-
-def _remarks(measured: Metric, place: _Place, seeds: Sequence[int]) -> Iterator[str]:
-    for tuned in place.arms:
-        said = tuned.arm.overrides + (f" ({place.name})" if place.name else "")
-        yield from _remarks_on(measured, tuned, said, seeds)
-
-
-def _remarks_on(
-    measured: Metric, tuned: Tuned, overrides: str, seeds: Sequence[int]
-) -> Iterator[str]:
+    if ends := ends_text(tuned.arm):
+        yield ends
     if measured.over is not None:
-        yield from _ends(measured.over, tuned.best, overrides, seeds)
-        return
-    [best] = tuned.best
-    yield from _at_an_end(tuned, best, overrides)
-    used = [best.seeds[seed] for seed in seeds]
-    lost = sum(not seed.reached_target for seed in used)
-    if measured.of_steps and lost:
-        yield (
-            f"{overrides}: {lost} of {len(used)} seeds did not reach the target and count "
-            f"as the budget of {best.budget} steps."
-        )
-    diverged = sum(seed.diverged for seed in used)
-    if diverged:
-        yield f"{overrides}: {diverged} of {len(used)} seeds diverged."
+        over = key_label(measured.over)
+        for end in range_ends_of(measured, tuned.best):
+            yield f"{overrides}: seeds train at the end of the grid of the {over}, {end:g}"
 
 
-def _at_an_end(tuned: Tuned, best: Point, overrides: str) -> Iterator[str]:
-    """Yield a remark for each grid whose first or last value an arm chose.
+def range_ends_of(measured: Metric, trial: Sequence[Point]) -> list[float]:
+    """Return the ends of a grid at which seeds train, so that the range may go beyond them."""
+    over = str(measured.over)
+    values = sorted(point.values[over] for point in trial)
+    ends = values[-1:] if measured.key == HIGHEST else [values[0], values[-1]]
+    seeds = set.intersection(*(set(point.seeds) for point in trial))
+    return [end for end in ends if any(end in trained_values(trial, over, s) for s in seeds)]
 
-    Better values may lie beyond the end.
-    """
-    points = [point for trial in tuned.asked for point in trial]
-    for key in swept_keys(points):
-        values = [value for (value,) in distinct(points, [key])]
-        chosen = best.values[key]
-        if is_numeric(values) and chosen in (values[0], values[-1]):
-            end = "smallest" if chosen == values[0] else "largest"
+
+def _remarks(measured: Metric, place: Place, seeds: Sequence[int]) -> Iterator[str]:
+    for tuned in (place.a, place.b):
+        said = tuned.arm.overrides + (f" ({place.name})" if place.name else "")
+        if measured.together:
+            continue
+        [best] = tuned.best
+        used = [best.seeds[seed] for seed in seeds]
+        lost = sum(not seed.reached_target for seed in used)
+        if measured.of_steps and lost:
             yield (
-                f"{overrides}: the {key_label(key)} chosen, {value_label(chosen)}, is the {end} of "
-                "its grid."
+                f"{said}: {lost} of {len(used)} seeds did not reach the target and count as the "
+                f"budget of {best.budget} steps."
             )
-
-
-def _ends(over: str, trial: Sequence[Point], overrides: str, seeds: Sequence[int]) -> Iterator[str]:
-    """Yield a remark for each end of the grid at which seeds train: the range may go further."""
-    ordered = sorted(trial, key=lambda point: point.values[over])
-    for end, point in (("smallest", ordered[0]), ("largest", ordered[-1])):
-        training = sum(point.seeds[seed].reached_target for seed in seeds)
-        if training:
-            value = value_label(point.values[over])
-            yield (
-                f"{overrides}: {training} of {len(seeds)} seeds train at the {end} "
-                f"{key_label(over)} of the grid, {value}, and may do so beyond it."
-            )
+        diverged = sum(seed.diverged for seed in used)
+        if diverged:
+            yield f"{said}: {diverged} of {len(used)} seeds diverged."

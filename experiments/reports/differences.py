@@ -18,9 +18,8 @@ def difference_figure(rows: Sequence[tuple[str, Comparison]]) -> go.Figure:
     for row, (name, compared) in enumerate(rows):
         figure.add_traces([_seeds(row, name, compared), _mean(row, name, compared)])
     first = rows[0][1]
-    bounds = [first.delta, -first.delta] if first.direction == "equal" else [first.delta]
     figure.add_vline(x=0, line={"color": style.GREY, "width": 1})
-    for bound in bounds:
+    for bound in first.bounds:
         figure.add_vline(
             x=bound,
             line={"color": style.GREEN, "dash": "dash"},
@@ -73,7 +72,7 @@ def _axis(compared: Sequence[Comparison]) -> dict[str, Any]:
     axis: dict[str, Any] = {"title": {"text": f"{first.metric}: {words}"}, "zeroline": False}
     if first.unit == "ratio":
         every = [value for each in compared for value in (*each.d, *each.interval95)]
-        ends = [*every, first.delta, -first.delta]
+        ends = [*every, first.margin, -first.margin]
         low, high = int(np.floor(min(ends))), int(np.ceil(max(ends)))
         ticks = list(range(low, high + 1, max(1, (high - low) // 8)))
         axis |= {"tickvals": ticks, "ticktext": [f"{2.0**tick:.3g}x" for tick in ticks]}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from experiments.reports.arms import Arm, trials_text
+from experiments.reports.arms import trials_text
 from experiments.reports.comparison import (
     CANNOT_TELL,
     DOES_NOT_HOLD,
@@ -17,8 +17,12 @@ from experiments.reports.verdicts import (
     NOT_RUN,
     RULE,
     Entry,
+    Judged,
     Verdict,
-    numbers,
+    delta_text,
+    figure_title,
+    levels_text,
+    place_text,
     verdict_text,
 )
 
@@ -26,18 +30,16 @@ HEAD = (
     "study",
     "claim",
     "verdict",
-    "effect (95 % interval, not corrected)",
     "a against b",
+    "difference (95 % interval, not corrected)",
     "figure",
 )
-SHORT_HEAD = ("claim", "verdict", "effect (95 % interval)", "what would matter")
+SHORT_HEAD = ("claim", "verdict", "measured", "model and data")
 WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, OPEN, NOT_RUN)
 FIGURE_WIDTH = 260
 COUNTED = "†"
-LEGEND = (
-    f"{COUNTED}: an arm chose the end of its grid, or seeds of it diverged or missed the target; "
-    "its section says which."
-)
+LEGEND = f"{COUNTED}: seeds of an arm diverged or missed the target; its section says which."
+LINE = "<br>"
 REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
@@ -50,10 +52,17 @@ def short_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> st
 
 def _short_row(entry: Entry, judged: Verdict) -> list[str]:
     claim = f"[{_cell(entry.claim or entry.name)}](docs/studies.md#{entry.name})"
-    verdict = _verdict(entry, judged).partition(";")[0]
-    if entry.compared is None:
-        return [claim, verdict, "", ""]
-    return [claim, verdict, _effect(entry.compared), _delta(entry.compared)]
+    measured = [_named(compared, _measured(compared)) for compared in entry.places]
+    return [claim, _verdict(entry, judged), LINE.join(measured), _cell(entry.setting)]
+
+
+def _measured(compared: Comparison) -> str:
+    """Return both levels and the difference, such as "84.1 % against 82.9 % (+1.2 points)"."""
+    return f"{levels_text(compared)} ({compared.text(compared.mean)})"
+
+
+def _named(compared: Comparison, text: str) -> str:
+    return f"{compared.place}: {text}" if compared.place else text
 
 
 def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
@@ -81,18 +90,19 @@ def _word(entry: Entry, judged: Verdict) -> str:
 def _row(entry: Entry, judged: Verdict) -> list[str]:
     study = f"[{entry.name}](studies.md#{entry.name})"
     claim = _cell(f"{entry.claim or ''} ({entry.source})" if entry.source else entry.claim or "")
-    compared = entry.compared
-    if compared is None:
+    if not entry.places:
         return [study, claim, _verdict(entry, judged), "", "", ""]
-    figure = (
-        f'<img src="studies/{entry.name}.svg" width="{FIGURE_WIDTH}" alt="{numbers(compared)}">'
-    )
+    title = figure_title(entry.places)
+    figure = f'<img src="studies/{entry.name}.svg" width="{FIGURE_WIDTH}" alt="{title}">'
+    first = entry.places[0]
+    arms = LINE.join(_named(compared, f"{_arms(compared)}") for compared in entry.places)
+    effects = LINE.join(_named(compared, _effect(compared)) for compared in entry.places)
     return [
         study,
         claim,
         _verdict(entry, judged),
-        f"{_effect(compared)}; {_delta(compared)}",
-        _cell(f"{_arms(compared)}; {compared.metric}"),
+        _cell(f"{arms}; {first.metric}"),
+        f"{effects}; {_delta(first)}",
         figure,
     ]
 
@@ -103,36 +113,40 @@ def _effect(compared: Comparison) -> str:
 
 
 def _delta(compared: Comparison) -> str:
-    delta = compared.text(compared.delta, sign=False)
-    return f"equal within {delta}" if compared.direction == "equal" else f"delta {delta}"
+    words = {"equal": "equal within", "at_least": "at least b less"}
+    return f"{words.get(compared.direction, 'delta')} {delta_text(compared)}"
 
 
 def _verdict(entry: Entry, judged: Verdict) -> str:
+    """Return the verdict on the claim, and below it those of its places if they differ."""
     word = f"**{_word(entry, judged)}**"
-    if judged.p is None:
+    pairs = list(zip(entry.places, judged.places, strict=False))
+    if not pairs:
         return word
-    beside = note(entry.compared, judged.word)
-    mark = f" {COUNTED}" if entry.compared.remarks else ""
-    return f"{word}{f', {beside}' if beside else ''}{mark}; adjusted p = {judged.p:.2g}"
+    mark = f" {COUNTED}" if any(compared.remarks for compared in entry.places) else ""
+    if len(pairs) == 1:
+        beside = note(pairs[0][0], judged.word)
+        return f"{word}{f', {beside}' if beside else ''}{mark}"
+    lines = [f"{compared.place}: {_place_word(compared, each)}" for compared, each in pairs]
+    alike = len({_place_word(compared, each) for compared, each in pairs}) == 1
+    return f"{word}{mark}" if alike else f"{word}{mark}{LINE}{LINE.join(lines)}"
+
+
+def _place_word(compared: Comparison, judged: Judged) -> str:
+    beside = note(compared, judged.word)
+    return f"{judged.word}{f', {beside}' if beside else ''}"
 
 
 def _arms(compared: Comparison) -> str:
     return " against ".join(
-        f"`{_shortened(arm.overrides)}`{_won(arm, compared)}" for arm in (compared.a, compared.b)
+        f"`{_shortened(arm.overrides)}`{f' ({arm.chosen})' if len(arm.trials) > 1 else ''}"
+        for arm in (compared.a, compared.b)
     )
 
 
 def _shortened(overrides: str) -> str:
     """Return the overrides with "64,64,64,64" as "64 x 4"."""
     return REPEATED.sub(lambda run: f"{run[1]} x {run[0].count(',') + 1}", overrides)
-
-
-def _won(arm: Arm, compared: Comparison) -> str:
-    if not compared.tuned:
-        return ""
-    if compared.places == 1:
-        return f" ({arm.chosen})"
-    return f" (best of {len(arm.trials) // compared.places} at each of {compared.places} places)"
 
 
 def studies_page(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
@@ -144,8 +158,8 @@ def studies_page(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> s
 def _section(entry: Entry, judged: Verdict) -> str:
     items = [f"- {name}: {' '.join(text.split())}" for name, text in _items(entry, judged) if text]
     blocks = [f"## {entry.name}", " ".join((entry.question or "").split()), "\n".join(items)]
-    if entry.compared is not None:
-        blocks.append(f"![{numbers(entry.compared)}](studies/{entry.name}.svg)")
+    if entry.places:
+        blocks.append(f"![{figure_title(entry.places)}](studies/{entry.name}.svg)")
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -153,13 +167,16 @@ def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
     yield "claim", entry.claim
     yield "source", entry.source
     yield "expected", entry.expectation
-    compared = entry.compared
-    if compared is not None:
-        yield "measured", compared.metric
-        for side, arm in (("a", compared.a), ("b", compared.b)):
-            yield side, f"`{_shortened(arm.overrides)}`: {trials_text(arm, compared.places)}"
-        yield "counted", " ".join(compared.remarks)
+    yield "models and data", entry.setting
     yield "verdict", _result(entry, judged)
+    if entry.places:
+        yield "measured", entry.places[0].metric
+    for compared, each in zip(entry.places, judged.places, strict=False):
+        if compared.place:
+            yield compared.place, place_text(compared, each, judged.family)
+        for side, arm in (("a", compared.a), ("b", compared.b)):
+            yield side, f"`{_shortened(arm.overrides)}`: {trials_text(arm)}"
+        yield "counted", " ".join(compared.remarks)
     numbers_at = f"; [all numbers](studies/{entry.name}{KEPT})" if entry.done else ""
     yield "made by", f"`make study STUDY={entry.name}`{numbers_at}"
     yield "cost", entry.done
@@ -168,7 +185,7 @@ def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
 def _result(entry: Entry, judged: Verdict) -> str:
     if entry.open_because == NOT_RUN:
         return NOT_RUN
-    word, colon, rest = verdict_text(entry, judged).partition(":")
+    word, colon, rest = verdict_text(entry, judged).partition("\n")[0].partition(":")
     return f"**{word}**{colon}{rest}"
 
 

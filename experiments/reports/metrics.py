@@ -9,8 +9,10 @@ import numpy as np
 from scipy import stats
 
 from experiments.errors import ConfigError
-from experiments.launch.contrast import DECADES, HIGHEST, NEEDS_TARGET, SHIFT, STEPS
+from experiments.launch.contrast import DECADES, HIGHEST, NEEDS_TARGET, SHARE, SHIFT, STEPS
 from experiments.reports.results import Point, Seed, is_numeric, key_label
+
+NEAR = 2.0  # points of validation accuracy from the best run of a grid
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Metric:
         in_percent: whether it is an accuracy.
         of_steps: whether it is the number of steps to the target, which is compared by ratios.
         over: the key along which all runs of a seed give one number together, for `DECADES` and
-            `HIGHEST`; None if each run has a number.
+            `HIGHEST`; None otherwise.
     """
 
     key: str
@@ -31,6 +33,11 @@ class Metric:
     in_percent: bool = False
     of_steps: bool = False
     over: str | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether several runs of a seed give one number together."""
+        return self.over is not None or self.key == SHARE
 
     @property
     def lowest_is_best(self) -> bool:
@@ -55,23 +62,25 @@ class Metric:
         return {number: value for number, value in values.items() if value is not None}
 
     def values_over(self, points: Sequence[Point]) -> dict[int, float]:
-        """Return the number of every seed for which all runs along `over` are finished.
+        """Return the number of every seed for which all these runs are finished.
 
-        A run trains if it reaches its target. The grid is even in the logarithm. `DECADES` is the
-        number of values that train times their distance, and `HIGHEST` is the logarithm of the
-        largest one. If none trains, `HIGHEST` is one step below the grid.
+        A run trains if it reaches its target. `HIGHEST` is log10 of the largest value along `over`
+        that trains, `DECADES` is log10 of the largest over the smallest one. If none trains,
+        `HIGHEST` is half a decade below the smallest value, and `DECADES` is 0. `SHARE` is the
+        percentage of the runs whose validation accuracy is at most `NEAR` points below the best.
         """
-        seeds = set.intersection(*(set(point.seeds) for point in points))
-        grid = np.log10(sorted(float(point.values[self.over]) for point in points))
-        apart = (grid[-1] - grid[0]) / max(len(grid) - 1, 1)
+        seeds = sorted(set.intersection(*(set(point.seeds) for point in points)))
+        return {seed: self._together(points, seed) for seed in seeds}
 
-        def number(seed: int) -> float:
-            training = [p.values[self.over] for p in points if p.seeds[seed].reached_target]
-            if self.key == DECADES:
-                return apart * len(training)
-            return float(np.log10(max(training))) if training else grid[0] - apart
-
-        return {seed: number(seed) for seed in sorted(seeds)}
+    def _together(self, points: Sequence[Point], seed: int) -> float:
+        if self.key == SHARE:
+            reached = [100 * p.seeds[seed].result["validation_accuracy"] for p in points]
+            return 100 * float(np.mean(np.array(reached) >= max(reached) - NEAR))
+        training = trained_values(points, self.over, seed)
+        if self.key == DECADES:
+            return math.log10(max(training) / min(training)) if training else 0.0
+        smallest = min(point.values[self.over] for point in points)
+        return math.log10(max(training) if training else smallest / 10**0.5)
 
     def text(self, value: float) -> str:
         """Return a number as text."""
@@ -120,6 +129,8 @@ def metric(name: str, points: Sequence[Point], over: str | None = None) -> Metri
         return Metric("step", "steps to the target", of_steps=True)
     if name in (DECADES, HIGHEST):
         return _range_metric(name, points, over)
+    if name == SHARE:
+        return Metric(SHARE, f"runs within {NEAR:g} points of the best (% of the grid)")
     if name == SHIFT:
         return Metric(SHIFT, "shift of a unit between evaluations (of its spread)")
     results = [seed.result for point in points for seed in point.seeds.values()]
@@ -154,12 +165,17 @@ def _range_metric(name: str, points: Sequence[Point], over: str | None) -> Metri
     return Metric(name, words[name], over=over)
 
 
+def trained_values(points: Sequence[Point], over: str | None, seed: int) -> list[float]:
+    """Return the values along a key at which a seed reached its target, in ascending order."""
+    return sorted(p.values[over] for p in points if p.seeds[seed].reached_target)
+
+
 def _check_results_have(key: str, results: Sequence[dict[str, Any]]) -> None:
     if results and not any(isinstance(result.get(key), int | float) for result in results):
         keys = [name for name, value in results[0].items() if isinstance(value, int | float)]
         raise ConfigError(
             f"no result has the metric {key!r}; there are {', '.join(keys)}, steps_to_target, "
-            f"{DECADES}, {HIGHEST} and {SHIFT}"
+            f"{DECADES}, {HIGHEST}, {SHARE} and {SHIFT}"
         )
 
 

@@ -1,4 +1,4 @@
-"""A small SVG with the differences of one contrast, for a row of a table.
+"""A small SVG with the differences of a contrast at every place, for a row of a table.
 
 It does not need a plotting library, so that a README can contain it, and equal numbers give equal
 bytes.
@@ -11,50 +11,62 @@ from xml.etree import ElementTree
 from experiments.reports import style
 from experiments.reports.comparison import Comparison
 
-WIDTH, HEIGHT, MARGIN = 320, 88, 22
-TOP, MEAN, SEEDS, AXIS = 16, 26, 42, 54  # distances from the top
+WIDTH, MARGIN, TOP = 320, 22, 16
+MEAN, SEEDS, ROW = 10, 26, 38  # distances from the top of a row, and its height
+NAME = 14  # the height of the name of a place
+BELOW = 34  # the height of the axis and its text
 TICKS = 5  # the approximate number of intervals
 TEXT = "#1f2328"
 
 
-def strip(compared: Comparison, title: str) -> str:
+def strip(places: Sequence[Comparison], title: str) -> str:
     """Return a figure with every seed, the mean with its 95 % interval, zero and delta.
 
     Args:
+        places: the comparisons of a contrast; each has a row.
         title: the text for screen readers and tooltips.
     """
-    low, high = _extent(compared)
+    first = places[0]
+    low, high = _extent(places)
+    name = NAME if len(places) > 1 else 0
+    axis = TOP + len(places) * (ROW + name)
 
     def at(value: float) -> float:
         return MARGIN + (WIDTH - 2 * MARGIN) * (value - low) / (high - low)
 
-    svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", role="img")
-    svg.attrib |= {"width": str(WIDTH), "height": str(HEIGHT)}
-    svg.attrib |= {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "font-family": "sans-serif"}
-    svg.set("font-size", "11")
-    ElementTree.SubElement(svg, "title").text = title
-    _add(svg, "rect", width=WIDTH, height=HEIGHT, rx=4, fill="#ffffff")
-    whole = compared.unit == "ratio" and high - low >= 2  # ticks at powers of two
-    _axis(svg, compared, [(tick, at(tick)) for tick in _ticks(low, high, 1 if whole else 0)])
-    _line(svg, (at(0), TOP), (at(0), AXIS), style.GREY)
-    for bound in _bounds(compared):
-        _line(svg, (at(bound), TOP), (at(bound), AXIS), style.GREEN, dashed=True)
-    label = f"delta {compared.text(compared.delta, sign=False)}"
-    _text(svg, label, at(compared.delta), TOP - 5, style.GREEN)
-    for d in compared.d:
-        _add(svg, "circle", cx=at(d), cy=SEEDS, r=4, fill=style.BLUE, fill_opacity=0.5)
-    _mean(svg, at(compared.mean), [at(bound) for bound in compared.interval95])
+    svg = _figure(axis + BELOW, title)
+    whole = first.unit == "ratio" and high - low >= 2  # ticks at powers of two
+    _axis(svg, first, axis, [(tick, at(tick)) for tick in _ticks(low, high, 1 if whole else 0)])
+    _line(svg, (at(0), TOP), (at(0), axis), style.GREY)
+    for bound in first.bounds:
+        _line(svg, (at(bound), TOP), (at(bound), axis), style.GREEN, dashed=True)
+    label = f"delta {first.text(first.margin, sign=False)}"
+    _text(svg, label, at(first.bounds[-1]), TOP - 5, style.GREEN)
+    for row, compared in enumerate(places):
+        top = TOP + row * (ROW + name) + name
+        if name:
+            _text(svg, compared.place, 0, top, TEXT)
+        for d in compared.d:
+            _add(svg, "circle", cx=at(d), cy=top + SEEDS, r=4, fill=style.BLUE, fill_opacity=0.4)
+        _mean(svg, at(compared.mean), top + MEAN, [at(bound) for bound in compared.interval95])
     ElementTree.indent(svg, space=" ")
     return ElementTree.tostring(svg, encoding="unicode") + "\n"
 
 
-def _bounds(compared: Comparison) -> list[float]:
-    delta = compared.delta
-    return [-delta, delta] if compared.direction == "equal" else [delta]
+def _figure(height: int, title: str) -> ElementTree.Element:
+    svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", role="img")
+    svg.attrib |= {"width": str(WIDTH), "height": str(height)}
+    svg.attrib |= {"viewBox": f"0 0 {WIDTH} {height}", "font-family": "sans-serif"}
+    svg.set("font-size", "11")
+    ElementTree.SubElement(svg, "title").text = title
+    _add(svg, "rect", width=WIDTH, height=height, rx=4, fill="#ffffff")
+    return svg
 
 
-def _extent(compared: Comparison) -> tuple[float, float]:
-    values = [0.0, *compared.d, *compared.interval95, *_bounds(compared)]
+def _extent(places: Sequence[Comparison]) -> tuple[float, float]:
+    values = [0.0]
+    for compared in places:
+        values += [*compared.d, *compared.interval95, *compared.bounds]
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 1, high + 1)
 
@@ -69,23 +81,26 @@ def _ticks(low: float, high: float, least: float) -> list[float]:
 
 
 def _axis(
-    svg: ElementTree.Element, compared: Comparison, ticks: Sequence[tuple[float, float]]
+    svg: ElementTree.Element,
+    compared: Comparison,
+    axis: float,
+    ticks: Sequence[tuple[float, float]],
 ) -> None:
     ratio = compared.unit == "ratio"
-    _line(svg, (MARGIN, AXIS), (WIDTH - MARGIN, AXIS), style.GREY)
+    _line(svg, (MARGIN, axis), (WIDTH - MARGIN, axis), style.GREY)
     for tick, x in ticks:
-        _line(svg, (x, AXIS), (x, AXIS + 4), style.GREY)
-        _text(svg, f"{2**tick:.3g}x" if ratio else f"{tick:.6g}", x, AXIS + 15, TEXT)
+        _line(svg, (x, axis), (x, axis + 4), style.GREY)
+        _text(svg, f"{2**tick:.3g}x" if ratio else f"{tick:.6g}", x, axis + 15, TEXT)
     words = "a / b" if ratio else f"a - b in {compared.unit}"
-    _text(svg, f"{compared.metric}: {words}", WIDTH / 2, HEIGHT - 5, TEXT)
+    _text(svg, f"{compared.metric}: {words}", WIDTH / 2, axis + BELOW - 5, TEXT)
 
 
-def _mean(svg: ElementTree.Element, x: float, interval: Sequence[float]) -> None:
+def _mean(svg: ElementTree.Element, x: float, y: float, interval: Sequence[float]) -> None:
     low, high = interval
-    _line(svg, (low, MEAN), (high, MEAN), style.VERMILION, width=2)
+    _line(svg, (low, y), (high, y), style.VERMILION, width=2)
     for end in interval:
-        _line(svg, (end, MEAN - 4), (end, MEAN + 4), style.VERMILION, width=2)
-    corners = [(x - 6, MEAN), (x, MEAN - 6), (x + 6, MEAN), (x, MEAN + 6)]
+        _line(svg, (end, y - 4), (end, y + 4), style.VERMILION, width=2)
+    corners = [(x - 6, y), (x, y - 6), (x + 6, y), (x, y + 6)]
     points = " ".join(f"{left:.2f},{top}" for left, top in corners)
     _add(svg, "polygon", points=points, fill=style.VERMILION)
 

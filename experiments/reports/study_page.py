@@ -23,7 +23,7 @@ def write_study_page(
     study: StudyConfig,
     points: Sequence[Point],
     measured: Metric,
-    compared: Comparison | None,
+    places: Sequence[Comparison],
     command: str,
     answered: str | None,
 ) -> None:
@@ -36,8 +36,8 @@ def write_study_page(
         "<!--verdict--><!--/verdict-->",
         *(f'<p class="missing">{escape(text)}</p>' for text in shortfalls(points)),
         *_results(study, points, measured),
-        *_why_validation(measured, compared),
-        *_contrast(compared),
+        *_why_validation(measured, places),
+        *_contrast(places),
         *_secondary(study, points),
         *_curves(there, study),
         "<h2>Every seed</h2>",
@@ -77,35 +77,44 @@ def _results(study: StudyConfig, points: Sequence[Point], measured: Metric) -> I
     )
 
 
-def _why_validation(measured: Metric, compared: Comparison | None) -> Iterator[str]:
-    if compared is not None and compared.tuned and measured.key.startswith("validation_"):
+def _why_validation(measured: Metric, places: Sequence[Comparison]) -> Iterator[str]:
+    tuned = any(compared.tuned for compared in places)
+    if tuned and measured.key.startswith("validation_"):
         yield page.caption(
             "The arms of the contrast are tuned on these validation data. Test data are only used "
             "once, in the contrast of the chosen runs."
         )
 
 
-def _contrast(compared: Comparison | None) -> Iterator[str]:
-    if compared is None:
+def _contrast(places: Sequence[Comparison]) -> Iterator[str]:
+    if not places:
         return
     yield "<h2>Primary contrast, seed by seed</h2>"
-    yield page.figures([difference_figure([("", compared)])])
-    yield page.caption(
-        f"a: {compared.a.overrides} ({compared.a.chosen}); b: {compared.b.overrides} "
-        f"({compared.b.chosen}). Each seed draws the split, the order and the weights for both."
-    )
-    rows = [
-        [str(seed), compared.text(d)] for seed, d in zip(compared.seeds, compared.d, strict=True)
-    ]
-    yield page.details("The differences as numbers", page.table(["seed", "a against b"], rows))
+    yield page.figures([difference_figure([(compared.place, compared) for compared in places])])
+    yield page.caption("Each seed draws the split, the order and the weights for both arms.")
+    for compared in places:
+        where = f"{compared.place}: " if compared.place else ""
+        yield page.caption(
+            f"{where}a is {compared.a.overrides} ({compared.a.chosen}); b is "
+            f"{compared.b.overrides} ({compared.b.chosen})."
+        )
+        yield page.details(f"{where}the numbers of every seed", _levels(compared))
     yield page.details("The rule of the verdict", rule())
+
+
+def _levels(compared: Comparison) -> str:
+    columns = zip(
+        compared.seeds, compared.levels["a"], compared.levels["b"], compared.d, strict=True
+    )
+    rows = [[str(seed), f"{a:.4g}", f"{b:.4g}", compared.text(d)] for seed, a, b, d in columns]
+    return page.table(["seed", f"a: {compared.metric}", "b", "a against b"], rows)
 
 
 def _secondary(study: StudyConfig, points: Sequence[Point]) -> Iterator[str]:
     if study.contrast is None:
         return
     rows = along(study.contrast, points, choose_axes(points, study).x)
-    if len(rows) > 1:
+    if rows:
         yield "<h2>The same contrast elsewhere</h2>"
         yield page.figures([difference_figure(rows)])
         yield page.caption("Secondary contrasts, uncorrected: they get no verdict.")

@@ -19,6 +19,7 @@ from experiments.reports.comparison import (
     Comparison,
     adjusted,
     note,
+    overall,
     verdict,
 )
 from experiments.reports.page import caption, terms, write_page
@@ -31,23 +32,33 @@ NOT_IN_CONFIGS = "configs/study has no study of this name that has a primary con
 NOT_RUN = "not run"
 RULE = (
     "Before a study runs, its file states the claim and its source, one primary contrast (a "
-    "against b), the metric, the direction, and a threshold delta that would matter in practice.",
+    "against b), the metric, the direction, and a threshold delta that would matter in practice. A "
+    "study can compare at several places, such as models; each place has its own comparison and "
+    "its own verdict.",
     "A seed determines the split into training and validation data, the order and the initial "
-    "weights, which are the same for a and b. There are at least eight seeds. For each of them, d"
-    " is a - b, or log2(a / b) if the unit is a ratio; if a study compares at several places, "
-    "such as models, d is the mean over them. A seed that diverged counts as chance, and a target"
-    " that was not reached counts as the budget of steps. Both arms are tuned in the same way, on"
-    " validation data and with the same number of trials; test data are used once, for the chosen"
-    " runs.",
-    "The claim that a is greater is tested by a two-sided t-test of d against delta. If the "
-    "adjusted p is below 0.05, a mean above delta gives “holds”, and a mean below delta gives "
-    "“does not hold”; otherwise the verdict is “cannot tell here”. The claim that both are equal "
-    "is tested by two one-sided tests at -delta and delta, which give “holds”; a 95 % interval "
-    "completely outside of these bounds gives “does not hold”. The p-values are adjusted by "
-    "Holm's correction over the primary contrasts of all studies; a contrast that is not run "
-    "counts with p = 1.",
-    "A verdict is “open” while anything that the rule requires is missing. An open contrast counts "
-    "with p = 1.",
+    "weights, which are the same for a and b. For each seed, d is a - b, or log2(a / b) if the "
+    "unit is a ratio. A seed that diverged counts as chance, and a target that was not reached "
+    "counts as the budget of steps.",
+    "The first stage has eight seeds. Both arms are tuned on their validation data, with the same "
+    "trials: at least three values of every number that is tuned. If an arm chooses an end of this "
+    "grid, both arms get the next value beyond it, up to six at each end. A range of values that "
+    "train, such as the highest learning rate, is bisected to an eighth of a decade.",
+    "The second stage has fresh seeds of the chosen runs, and only these are compared, once. Their "
+    "number follows from the standard deviation of d in the first stage (Stein 1945): it is the "
+    "smallest, from 8 to 64, whose interval at the level 0.05 / 48 has a half-width of at most "
+    "delta / 2. Test data are used once, for these runs. The test set is the same for all seeds, "
+    "so the intervals do not contain what another test set would change.",
+    "The claim that a is greater is tested by a two-sided t-test of d against delta, and the claim "
+    "that a is at least b by a test against -delta. If the adjusted p is below 0.05, a mean above "
+    "the bound gives “holds”, and a mean below it gives “does not hold”; otherwise the verdict is "
+    "“cannot tell here”. The claim that both are equal is tested by two one-sided tests at -delta "
+    "and delta, which give “holds”; a 95 % interval completely outside of these bounds gives “does "
+    "not hold”. The p-values are adjusted by Holm's correction over the places of all studies; "
+    "what is not run or open counts with p = 1.",
+    "A place is “open” while anything that the rule requires is missing, for example if an arm "
+    "still chooses an end of its grid after six extensions.",
+    "A claim is of all its places. It holds if it holds at all of them, and does not hold if it "
+    "does not hold at one of them.",
     "Beside “does not hold”, the note “real, but smaller than delta” means that the 95 % interval "
     "lies above zero, “reversed” that it lies below zero, and “no difference” that the 90 % "
     "interval lies between -delta and delta and holds zero. All other comparisons are secondary "
@@ -61,8 +72,10 @@ class Entry:
     """A reported study.
 
     Attributes:
-        compared: the comparison; None if there are too few seeds, or the study has no contrast.
-        open_because: the reason why there is no verdict; None with a verdict or without a contrast.
+        setting: the models and the data of the contrast.
+        places: the comparison at every place; none if there are too few seeds, or no contrast.
+        open_because: the reason why the study has no verdict although it has a contrast; None with
+            a comparison or without a contrast.
     """
 
     name: str
@@ -71,20 +84,28 @@ class Entry:
     source: str | None
     expectation: str | None
     done: str
-    compared: Comparison | None
+    setting: str
+    places: list[Comparison]
     open_because: str | None
 
     @property
     def claims(self) -> bool:
         """Whether the study has a primary contrast."""
-        return self.compared is not None or self.open_because is not None
+        return bool(self.places) or self.open_because is not None
 
 
-class Verdict(NamedTuple):
-    """The verdict on a claim, its adjusted p-value, and the size of the family."""
+class Judged(NamedTuple):
+    """The verdict at a place, with its adjusted p-value; None if it is open."""
 
     word: str
     p: float | None
+
+
+class Verdict(NamedTuple):
+    """The verdict on a claim, those of its places, and the number of contrasts of the family."""
+
+    word: str
+    places: list[Judged]
     family: int
 
 
@@ -113,8 +134,7 @@ def read_entries(folder: Path, suffix: str = SUFFIX) -> list[Entry]:
 
 
 def _entry(values: dict[str, Any]) -> Entry:
-    compared = values["compared"]
-    return Entry(**{**values, "compared": compared and Comparison.from_dict(compared)})
+    return Entry(**{**values, "places": [Comparison.from_dict(each) for each in values["places"]]})
 
 
 def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]:
@@ -122,16 +142,30 @@ def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]
 
     Args:
         entries: the reported studies. Studies outside the family get no verdict and do not count.
-        family: the names of all studies that have a primary contrast. Those that are open or not
-            reported count with p = 1.
+        family: the names of all studies that have a primary contrast. Places that are open, and
+            studies that are not reported, count with p = 1.
     """
     by_name = {entry.name: entry for entry in entries if entry.name in family and entry.claims}
-    closed = [name for name, entry in by_name.items() if entry.open_because is None]
-    p_values = [by_name[name].compared.p for name in closed]
-    corrected = adjusted([*p_values, *[1.0] * (len(family) - len(closed))])
-    verdicts = {name: Verdict(OPEN, None, len(family)) for name in by_name}
-    for name, p in zip(closed, corrected, strict=False):
-        verdicts[name] = Verdict(verdict(by_name[name].compared, p), p, len(family))
+    closed = [
+        (name, at)
+        for name, entry in by_name.items()
+        for at, compared in enumerate(entry.places)
+        if entry.open_because is None and compared.open_because is None
+    ]
+    size = sum(max(1, len(by_name[name].places)) if name in by_name else 1 for name in family)
+    p_values = [by_name[name].places[at].p for name, at in closed]
+    corrected = adjusted([*p_values, *[1.0] * (size - len(closed))])
+    p_of = dict(zip(closed, corrected, strict=False))
+    verdicts = {}
+    for name, entry in by_name.items():
+        judged = [
+            Judged(verdict(compared, p_of[name, at]), p_of[name, at])
+            if (name, at) in p_of
+            else Judged(OPEN, None)
+            for at, compared in enumerate(entry.places)
+        ]
+        word = overall([each.word for each in judged]) if judged else OPEN
+        verdicts[name] = Verdict(word, judged, size)
     return verdicts
 
 
@@ -153,40 +187,82 @@ def fill(path: Path, entry: Entry, judged: Verdict | None) -> None:
 
 
 def verdict_text(entry: Entry, judged: Verdict | None) -> str:
-    """Return the verdict in a sentence with its numbers."""
+    """Return the verdict with its numbers: a line, and a line for each place if there are several.
+
+    Lines are separated by "\n".
+    """
     if judged is None:
-        return _no_verdict(entry)
-    if entry.open_because is not None:
-        so_far = f"; so far {numbers(entry.compared)}" if entry.compared else ""
-        return f"{judged.word}: {entry.open_because}{so_far}"
-    compared = entry.compared
+        beside = "".join(f"; {numbers(compared)}" for compared in entry.places)
+        return f"no verdict: {entry.open_because or NOT_IN_CONFIGS}{beside}"
+    if not entry.places:
+        return f"{judged.word}: {entry.open_because}"
+    of_places = [
+        place_text(compared, of_place, judged.family)
+        for compared, of_place in zip(entry.places, judged.places, strict=True)
+    ]
+    if len(of_places) == 1:
+        return of_places[0]
+    named = [
+        f"{compared.place}: {text}" for compared, text in zip(entry.places, of_places, strict=True)
+    ]
+    return "\n".join([f"{judged.word}: {_mean_of(entry.places)}", *named])
+
+
+def _mean_of(places: Sequence[Comparison]) -> str:
+    mean = sum(compared.mean for compared in places) / len(places)
+    return f"mean of {len(places)} places {places[0].text(mean)}"
+
+
+def place_text(compared: Comparison, judged: Judged, family: int) -> str:
+    """Return the verdict at a place with its numbers."""
+    if compared.open_because is not None:
+        return f"{judged.word}: {compared.open_because}; so far {numbers(compared)}"
     said = note(compared, judged.word)
     beside = f", {said}" if said else ""
     return (
         f"{judged.word}{beside}: {numbers(compared)}, adjusted p = {judged.p:.2g} "
-        f"(Holm, {judged.family} contrast{'s' * (judged.family != 1)})"
+        f"(Holm, {family} contrast{'s' * (family != 1)})"
     )
-
-
-def _no_verdict(entry: Entry) -> str:
-    beside = f"; {numbers(entry.compared)}" if entry.compared else ""
-    return f"no verdict: {entry.open_because or NOT_IN_CONFIGS}{beside}"
 
 
 def numbers(compared: Comparison) -> str:
-    """Return the mean, its interval, the threshold and the number of seeds."""
+    """Return both levels, the mean difference, its interval, the threshold and the seeds."""
     low, high = (compared.text(bound) for bound in compared.interval95)
     return (
-        f"mean {compared.text(compared.mean)}, 95 % interval {low} to {high}, "
-        f"{_wanted(compared)}, {len(compared.seeds)} seeds"
+        f"{levels_text(compared)}, mean {compared.text(compared.mean)}, 95 % interval {low} to "
+        f"{high}, {_wanted(compared)}, {len(compared.seeds)} seeds"
     )
 
 
+def levels_text(compared: Comparison) -> str:
+    """Return the mean of both arms in the unit of the metric, such as "84.1 % against 82.9 %"."""
+    return " against ".join(_level(compared, mean) for mean in compared.level_means)
+
+
+def _level(compared: Comparison, mean: float) -> str:
+    if compared.unit == "points":
+        return f"{mean:.1f} %"
+    if compared.unit == "nats":
+        return f"{mean:.3f} nats"
+    if compared.metric.startswith("log10"):
+        return f"{10**mean:.2g}"
+    if compared.metric.startswith("steps"):
+        return f"{mean:.0f} steps"
+    return f"{mean:.1f} {compared.unit}" if compared.unit == "decades" else f"{mean:.3g}"
+
+
 def _wanted(compared: Comparison) -> str:
-    delta = compared.text(compared.delta, sign=False)
+    delta = delta_text(compared)
     if compared.direction == "equal":
         return f"where at most {delta} counts as equal"
+    if compared.direction == "at_least":
+        return f"where at most {delta} less would not matter"
     return f"where more than {delta} would matter"
+
+
+def delta_text(compared: Comparison) -> str:
+    """Return the threshold with its unit."""
+    return compared.text(compared.margin, sign=False)
 
 
 def verdict_box(entry: Entry, judged: Verdict | None) -> str:
@@ -196,17 +272,19 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
     claim = terms(
         [("claim", entry.claim), ("source", entry.source), ("expected", entry.expectation)]
     )
-    arms = ""
-    if entry.compared is not None:
-        compared = entry.compared
-        arms = terms(
-            [
-                ("a", f"{compared.a.overrides} - {trials_text(compared.a, compared.places)}"),
-                ("b", f"{compared.b.overrides} - {trials_text(compared.b, compared.places)}"),
-                ("counted", " ".join(compared.remarks)),
-            ]
-        )
+    arms = "".join(_arms(compared) for compared in entry.places)
     return f'{claim}<div class="verdict {_kind(judged)}">{_sentence(entry, judged)}{arms}</div>'
+
+
+def _arms(compared: Comparison) -> str:
+    return terms(
+        [
+            ("at", compared.place),
+            ("a", f"{compared.a.overrides} - {trials_text(compared.a)}"),
+            ("b", f"{compared.b.overrides} - {trials_text(compared.b)}"),
+            ("counted", " ".join(compared.remarks)),
+        ]
+    )
 
 
 def _kind(judged: Verdict | None) -> str:
@@ -214,8 +292,11 @@ def _kind(judged: Verdict | None) -> str:
 
 
 def _sentence(entry: Entry, judged: Verdict | None) -> str:
-    word, colon, rest = verdict_text(entry, judged).partition(":")
-    return f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
+    lines = [line.partition(":") for line in verdict_text(entry, judged).split("\n")]
+    return "".join(
+        f'<p><span class="word">{escape(word)}</span>{colon}{escape(rest)}</p>'
+        for word, colon, rest in lines
+    )
 
 
 def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Verdict]) -> None:
@@ -234,7 +315,14 @@ def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Ver
 
 
 def _strip(entry: Entry) -> str:
-    return "" if entry.compared is None else strip(entry.compared, numbers(entry.compared))
+    return strip(entry.places, figure_title(entry.places)) if entry.places else ""
+
+
+def figure_title(places: Sequence[Comparison]) -> str:
+    """Return the text of the figure of a contrast for screen readers."""
+    return "; ".join(
+        ": ".join(filter(None, [compared.place, numbers(compared)])) for compared in places
+    )
 
 
 def rule() -> str:

@@ -1,0 +1,191 @@
+"""The runs that the rule of the verdict adds to a study, as far as its finished runs tell.
+
+The first stage is the grid of the study with `TUNING_SEEDS` seeds. If an arm chooses the end of a
+grid of numbers, both arms get the next value beyond it, at most `EXTENSIONS` times at each end. A
+metric that is a range of values, such as the highest rate that trains, is extended in the same way
+and then bisected to an eighth of a decade. The second stage is fresh seeds of the chosen runs.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from experiments.config import Config
+from experiments.errors import ConfigError
+from experiments.launch.validation import validate
+from experiments.reports.arms import TUNING_SEEDS, Tuned
+from experiments.reports.comparison import Place, places, range_ends_of
+from experiments.reports.metrics import Metric, metric, trained_values
+from experiments.reports.results import Point, collect
+from experiments.runs.directory import run_directory
+
+EXTENSIONS = 6
+RESOLUTION = 1.02 / 8  # decades, of a range of values that train
+
+
+def planned(configs: Sequence[Config]) -> list[Config]:
+    """Return the runs of a study, with those that the results so far call for.
+
+    The rule is applied step by step: while runs of a step are missing or stale, the next steps are
+    not known. It applies to studies that have a primary contrast and at least `TUNING_SEEDS` seeds.
+
+    Args:
+        configs: the runs of the grid of the study.
+    """
+    study, every = configs[0].study, _by_run(configs)
+    stated = set(every)
+    if study.contrast is None or configs[0].seeds < TUNING_SEEDS:
+        return list(every.values())
+    while True:
+        points = collect(list(every.values()))
+        measured = metric(study.contrast.metric, points, study.x)
+        found = places(study.contrast, points, measured)
+        used = [point for place in found for point in _points(place)]
+        if any(map(is_unfinished, used)):
+            return list(every.values())
+        added = _by_run(config for place in found for config in _next(place, measured, stated))
+        if not added.keys() - every.keys():
+            added = _second_stage(found)
+        changed = {name: config for name, config in added.items() if _is_more(config, every)}
+        if not changed:
+            return list(every.values())
+        every |= changed
+
+
+def is_unfinished(point: Point) -> bool:
+    """Return whether a run has seeds to train."""
+    return bool(point.missing or (point.stale and not point.config.keep_stale))
+
+
+def _by_run(configs: Iterable[Config]) -> dict[str, Config]:
+    return {run_directory(config).name: config for config in configs}
+
+
+def _is_more(config: Config, every: dict[str, Config]) -> bool:
+    there = every.get(run_directory(config).name)
+    return there is None or config.seeds > there.seeds
+
+
+def _points(place: Place) -> Iterator[Point]:
+    for tuned in (place.a, place.b):
+        for trial in tuned.asked:
+            yield from trial
+
+
+def _next(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config]:
+    """Yield the valid runs of a place that extend or refine its grids."""
+    for config in (*_extended(place, stated), *_ranges(place, measured, stated)):
+        try:
+            validate(config)
+        except ConfigError:
+            continue  # such as a dropout above 1: the grid ends here
+        yield config
+
+
+def _extended(place: Place, stated: set[str]) -> Iterator[Config]:
+    """Yield the runs of both arms at the next value beyond each end that an arm chose."""
+    arms = (place.a, place.b)
+    for key in dict.fromkeys(key for tuned in arms for key in tuned.arm.grid):
+        having = [tuned for tuned in arms if key in tuned.arm.grid]
+        values = {value for tuned in having for value in tuned.arm.grid[key]}
+        for tuned in having:
+            if key in tuned.arm.at_ends:
+                points = [point for trial in tuned.asked for point in trial]
+                values |= _beyond(points, key, tuned.arm.choice[key], stated)
+        for tuned in having:
+            for value in values - set(tuned.arm.grid[key]):
+                yield from _at_value(tuned.asked, key, value)
+
+
+def _at_value(trials: Sequence[Sequence[Point]], key: str, value: float) -> Iterator[Config]:
+    """Yield the runs of the trials at the nearest value of a key, with this value."""
+    points = [point for trial in trials for point in trial]
+    nearest = min((point.values[key] for point in points), key=lambda other: abs(other - value))
+    for point in points:
+        if point.values[key] == nearest:
+            yield _with_value(point.config, key, value)
+
+
+def _beyond(points: Sequence[Point], key: str, end: float, stated: set[str]) -> set[float]:
+    """Return the next value beyond an end of the grid of a key; none after `EXTENSIONS` of them."""
+    grid = sorted({point.values[key] for point in points})
+    original = [p.values[key] for p in points if run_directory(p.config).name in stated]
+    if end == grid[-1]:
+        added = sum(value > max(original) for value in grid)
+    else:
+        grid.reverse()
+        added = sum(value < min(original) for value in grid)
+    return set() if added >= EXTENSIONS else {next_value([value for value in grid if value > 0])}
+
+
+def next_value(grid: Sequence[float]) -> float:
+    """Return the value that continues a grid beyond its last value by the same factors.
+
+    A grid such as 0.1, 0.3, 1 repeats its factors every two values.
+    """
+    value = grid[-2] * grid[-1] / grid[-3] if len(grid) > 2 else grid[-1] ** 2 / grid[-2]
+    return float(f"{value:.4g}")
+
+
+def _ranges(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config]:
+    """Yield the runs that extend every range to its end, or bisect the ends of the chosen one."""
+    if measured.over is None:
+        return
+    extended = [
+        config
+        for tuned in (place.a, place.b)
+        for trial in tuned.asked
+        for config in _range_extended(trial, measured, stated)
+    ]
+    yield from extended
+    if not extended:
+        for tuned in (place.a, place.b):
+            yield from _bisected(tuned, measured)
+
+
+def _range_extended(trial: Sequence[Point], measured: Metric, stated: set[str]) -> Iterator[Config]:
+    over = str(measured.over)
+    for end in range_ends_of(measured, trial):
+        for value in _beyond(trial, over, end, stated):
+            yield from _at_value([trial], over, value)
+
+
+def _bisected(tuned: Tuned, measured: Metric) -> Iterator[Config]:
+    """Yield the runs in the middle, by the logarithm, of the ends of the range of each seed."""
+    over, trial = str(measured.over), tuned.best
+    grid = sorted(point.values[over] for point in trial)
+    middles = set()
+    for seed in set.intersection(*(set(point.seeds) for point in trial)):
+        training = trained_values(trial, over, seed)
+        if training:
+            above = [(training[-1], value) for value in grid if value > training[-1]][:1]
+            below = [(value, training[0]) for value in grid if value < training[0]][-1:]
+            middles |= {_middle(*gap) for gap in above + below if _is_wide(*gap)}
+    for value in middles:
+        yield from _at_value([trial], over, value)
+
+
+def _is_wide(low: float, high: float) -> bool:
+    return math.log10(high / low) > RESOLUTION
+
+
+def _middle(low: float, high: float) -> float:
+    return float(f"{math.sqrt(low * high):.3g}")
+
+
+def _with_value(config: Config, key: str, value: float) -> Config:
+    group, _, option = key.partition(".")
+    whole = getattr(config, group) | {option: value} if option else value
+    return replace(config, **{group: whole})
+
+
+def _second_stage(found: Sequence[Place]) -> dict[str, Config]:
+    """Return the chosen runs with their fresh seeds."""
+    wanted: dict[str, Config] = {}
+    for place in found:
+        seeds = TUNING_SEEDS + place.wanted
+        for point in (*place.a.best, *place.b.best):
+            name = point.directory.name
+            most = max(seeds, wanted[name].seeds if name in wanted else point.config.seeds)
+            wanted[name] = replace(point.config, seeds=most)
+    return wanted
