@@ -10,11 +10,16 @@ Run = Callable[[Sequence[Any], Watch], None]
 
 
 class Job(NamedTuple):
-    """A run of a sweep. Jobs with the same program share its compilation."""
+    """A run of a sweep. Jobs with the same program share its compilation.
+
+    Attributes:
+        alone: whether it needs a process of its own, on all cores.
+    """
 
     name: str
     program: str
     config: Any
+    alone: bool = False
 
 
 def by_program(jobs: Sequence[Job]) -> list[list[Job]]:

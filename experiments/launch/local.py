@@ -28,9 +28,12 @@ def launch(jobs: Sequence[Job], run: Run, watch: Watch, workers: int | None) -> 
     Args:
         run: trains configurations that share a program. It and they are pickled.
         watch: is called in this process with the events of all processes.
-        workers: None means the number of cores. With 1, the jobs run in this process on all cores.
+        workers: None means the number of cores. With 1, the jobs run in this process on all cores,
+            except those that need a process of their own.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if any(job.alone for job in jobs):
+        return _Pool(run, watch, [None]).run(jobs)
     num_workers = min(workers or len(cores) or os.cpu_count() or 1, len(jobs))
     if num_workers == 1:
         return run_sequentially([[job] for group in by_program(jobs) for job in group], run, watch)
@@ -154,6 +157,8 @@ class _Pool:
             return
         if message is None:
             worker.job = None
+            if job.alone:
+                self._end(worker)
         elif isinstance(message, _Failed):
             worker.job = None
             self._fail(job, message.error)
@@ -162,15 +167,18 @@ class _Pool:
 
     def _lose(self, worker: _Worker, job: Job) -> None:
         """Handle the end of a process: queue its job again, or let it fail after `ATTEMPTS`."""
-        how = worker.end()
-        self._workers.remove(worker)
-        self._free_cores.append(worker.core)
+        how = self._end(worker)
         self._lost.append(job)
         if self._lost.count(job) < ATTEMPTS:
             self._waiting.insert(0, job)
             self._watch(RunLost(job.name, how))
         else:
             self._fail(job, f"{how}, as in the previous attempt")
+
+    def _end(self, worker: _Worker) -> str:
+        self._workers.remove(worker)
+        self._free_cores.append(worker.core)
+        return worker.end()
 
     def _fail(self, job: Job, error: str) -> None:
         self._failures.append(RunFailed(job.name, error))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from experiments.launch.jobs import Job, by_program, run_sequentially
 from experiments.launch.progress import display
 from experiments.launch.run import run
 from experiments.runs.directory import program_key, run_directory
+from experiments.runs.records import finished
 from experiments.training import hosts
 from experiments.training.watch import RunFailed
 
@@ -28,8 +30,22 @@ def train(configs: Sequence[Config], ray: Mapping[str, Any] | None = None) -> li
 
     A failure is reported immediately, and the other runs continue.
     """
-    jobs = [Job(run_directory(config).name, program_key(config), config) for config in configs]
-    return _launch(jobs, configs[0].launcher, ray)
+    jobs = [job for config in configs for job in _jobs(config)]
+    return _launch(jobs, configs[0].launcher, ray) if jobs else []
+
+
+def _jobs(config: Config) -> list[Job]:
+    """Return the job of a run, or one for each seed if its steps are timed.
+
+    Times vary more between processes than in one, so each timed seed has a process of its own. A
+    job trains the missing seeds up to its own.
+    """
+    name, program = run_directory(config).name, program_key(config)
+    if config.timed_steps is None:
+        return [Job(name, program, config)]
+    directory = run_directory(config)
+    missing = [seed for seed in range(config.seeds) if not finished(directory, seed)]
+    return [Job(name, program, replace(config, seeds=seed + 1), alone=True) for seed in missing]
 
 
 def failed(failures: Sequence[RunFailed], of: int) -> str:
