@@ -4,7 +4,8 @@
     python -m experiments.verdicts --from-committed  # from docs/studies only
 
 docs/studies/NAME.json stores the results of a report. These files and configs/study determine the
-figures in docs/studies, docs/studies.md, the table in README.md and "Came out" in configs/study.
+figures in docs/studies, docs/studies.md, the table in README.md, and "Costs" and "Came out" in
+configs/study.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from experiments.reports.verdicts import (
     KEPT,
     NOT_RUN,
     Entry,
+    Verdict,
     figure_title,
     judge,
     keep_entry,
@@ -36,7 +38,7 @@ from experiments.reports.verdicts import (
 ROOT = Path(CONFIG_DIR).parent
 STUDIES = Path("docs", "studies")
 BEGIN, END = "<!-- verdicts -->", "<!-- /verdicts -->"
-CAME_OUT = re.compile(r"^# Came out: .*\n(?:#  .*\n)*", re.MULTILINE)
+OPENING = r"^# {}: .*\n(?:#  .*\n)*"  # a paragraph of the first comment of a study
 PLACE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 
 
@@ -75,7 +77,7 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
     for entry in entries:
         path = root / "configs" / "study" / f"{entry.name}.yaml"
         if entry.name in kept and path.exists():
-            texts[path] = _opened(path, verdict_text(entry, verdicts[entry.name]))
+            texts[path] = _opened(path, entry, verdicts[entry.name])
     readme, page = root / "README.md", root / "docs" / "studies.md"
     texts[readme] = _filled(readme, short_table(entries, verdicts))
     texts[page] = _filled(page, studies_page(entries, verdicts))
@@ -87,18 +89,19 @@ def _not_run(study: DictConfig) -> Entry:
     return Entry(study.name, **fields, done="", setting="", places=[], open_because=NOT_RUN)
 
 
-def _opened(path: Path, came_out: str) -> str:
-    """Return the text of the file of a study with the result in its first comment."""
-    said = f"Came out: {came_out}".splitlines()
-    lines = [
-        line
-        for number, text in enumerate(said)
-        for line in textwrap.wrap(
-            text, 96, initial_indent="  " if number else "", subsequent_indent="  "
-        )
-    ]
+def _opened(path: Path, entry: Entry, judged: Verdict) -> str:
+    """Return the text of the file of a study with its cost and its result in its first comment."""
+    costs = _filled_opening(path.read_text(), "Costs", entry.done)
+    return _filled_opening(costs, "Came out", verdict_text(entry, judged))
+
+
+def _filled_opening(text: str, name: str, said: str) -> str:
+    first, *others = f"{name}: {said}".splitlines()
+    lines = textwrap.wrap(first, 96, subsequent_indent="  ")
+    for line in others:
+        lines += textwrap.wrap(line, 96, initial_indent="  ", subsequent_indent="  ")
     comment = "".join(f"# {line}\n" for line in lines)
-    return CAME_OUT.sub(lambda _: comment, path.read_text(), count=1)
+    return re.sub(OPENING.format(name), lambda _: comment, text, count=1, flags=re.MULTILINE)
 
 
 def _filled(path: Path, text: str) -> str:
