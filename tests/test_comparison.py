@@ -1,5 +1,7 @@
 """The verdict on made-up seeds: each word of the rule, Holm's correction, tuning, what counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import run_files
@@ -15,14 +17,17 @@ from experiments.reports.comparison import (
     HOLDS,
     OPEN,
     compare,
+    fresh_seeds,
+    overall,
     verdict,
 )
 from experiments.reports.metrics import metric, report_metric
 from experiments.reports.results import collect
-from experiments.reports.verdicts import Entry, Verdict, judge, verdict_text
+from experiments.reports.verdicts import Entry, judge, verdict_text
 from experiments.runs.directory import run_directory
 
 NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2, 0.25, -0.25])  # points, of mean 0
+ALIKE = np.ones(16)  # eight that tune, and the fewest fresh ones, where nothing varies
 
 
 def contrast(**changes):
@@ -34,7 +39,9 @@ def contrast(**changes):
 def arm(output, norm, accuracies, rate=0.1, validation=None, **others):
     """Write a run of a seed for each accuracy in percent, and give its configuration."""
     optimizer = {"learning_rate": rate}
-    config = run_files.configuration(norm=norm, optimizer=optimizer, seeds=8, output=str(output))
+    config = run_files.configuration(
+        norm=norm, optimizer=optimizer, seeds=len(accuracies), output=str(output)
+    )
     validation = accuracies if validation is None else validation
     for seed, (reached, validated) in enumerate(zip(accuracies, validation, strict=True)):
         final = run_files.result(
@@ -44,43 +51,71 @@ def arm(output, norm, accuracies, rate=0.1, validation=None, **others):
     return config
 
 
-def reported(name, result, open_because=None):
+def reported(name, places, open_because=None):
     """Give the entry of a study."""
-    return Entry(name, None, None, None, None, "", result, open_because)
+    return Entry(name, None, None, None, None, "", "mlp on digits", places, open_because)
 
 
 def compared(output, gain, noise=NOISE, **changes):
     """Compare two arms of which a is better by `gain` points and its noise."""
-    shared = 90 + np.arange(8.0) / 2  # what a seed has in common is much larger than the gain
-    configs = [arm(output, "batch", shared + gain + noise), arm(output, "none", shared)]
-    return compare(contrast(**changes), collect(configs))
+    asked = contrast(**changes)
+    shared = 90 + np.arange(72.0) / 20  # what a seed has in common is much larger than the gain
+    d = gain + np.tile(noise, 9)
+    configs = [arm(output, "batch", shared + d), arm(output, "none", shared)]
+    [result] = compare(asked, collect(configs))
+    return result
+
+
+def one(contrast, configs):
+    """Compare at the only place."""
+    [result] = compare(contrast, collect(configs))
+    return result
 
 
 @pytest.mark.long
-def test_the_differences_are_paired_by_seed(tmp_path):
+def test_the_differences_are_paired_by_seed_and_of_fresh_seeds(tmp_path):
     result = compared(tmp_path, 2.0)
-    np.testing.assert_allclose(result.d, 2 + NOISE)
-    np.testing.assert_allclose(result.mean, 2.0)
-    test = stats.ttest_1samp(2 + NOISE, 0)
+    n = len(result.seeds)
+    assert result.seeds == list(range(8, 8 + n))
+    d = 2 + np.tile(NOISE, 9)[8 : 8 + n]
+    np.testing.assert_allclose(result.d, d)
+    np.testing.assert_allclose(result.mean, np.mean(d))
+    test = stats.ttest_1samp(d, 0)
     np.testing.assert_allclose(result.interval95, test.confidence_interval(0.95))
     np.testing.assert_allclose(result.interval90, test.confidence_interval(0.90))
-    np.testing.assert_allclose(result.p, stats.ttest_1samp(2 + NOISE, 0.5).pvalue)
-    of_a, of_b = result.levels[""]
-    np.testing.assert_allclose(of_b, 90 + np.arange(8.0) / 2)
-    np.testing.assert_allclose(np.subtract(of_a, of_b), result.d)
+    np.testing.assert_allclose(result.p, stats.ttest_1samp(d, 0.5).pvalue)
+    np.testing.assert_allclose(result.spread, np.std(NOISE, ddof=1))
+    np.testing.assert_allclose(result.levels["b"], 90 + np.arange(8, 8 + n) / 20)
+    np.testing.assert_allclose(np.subtract(result.levels["a"], result.levels["b"]), d)
+
+
+def expected_half_width(n, spread):
+    return stats.t.isf(0.05 / 48 / 2, n - 1) * spread / np.sqrt(n)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.3, 0.45])
+def test_the_fresh_seeds_are_as_many_as_the_interval_needs(spread):
+    n = fresh_seeds(spread, 0.5)
+    assert 8 <= n < 64
+    assert expected_half_width(n, spread) <= 0.25
+    assert n == 8 or expected_half_width(n - 1, spread) > 0.25
+
+
+def test_the_fresh_seeds_are_eight_to_sixty_four():
+    assert (fresh_seeds(0.0, 0.5), fresh_seeds(100.0, 0.5)) == (8, 64)
 
 
 @pytest.mark.parametrize(
     ("gain", "spread", "word", "note"),
     [
         (2.0, 1, HOLDS, ""),
-        (0.7, 1, CANNOT_TELL, ""),  # above delta, but not surely
+        (0.55, 1, CANNOT_TELL, ""),  # above delta, but not surely
         (0.0, 1, DOES_NOT_HOLD, "no difference"),
         (0.25, 0.5, DOES_NOT_HOLD, "real, but smaller than delta"),
         (-0.25, 0.5, DOES_NOT_HOLD, "reversed"),
-        (0.2, 1, DOES_NOT_HOLD, ""),  # the 90 % interval lies above zero
+        (0.12, 1, DOES_NOT_HOLD, ""),  # the 90 % interval lies above zero
         (-2.0, 1, DOES_NOT_HOLD, "reversed"),
-        (1.0, 10, CANNOT_TELL, ""),
+        (0.75, 5, CANNOT_TELL, ""),
     ],
 )
 def test_the_words_of_a_claim_of_more(tmp_path, gain, spread, word, note):
@@ -91,10 +126,21 @@ def test_the_words_of_a_claim_of_more(tmp_path, gain, spread, word, note):
 
 @pytest.mark.parametrize(
     ("gain", "spread", "word"),
-    [(0.1, 1, HOLDS), (1.0, 1, DOES_NOT_HOLD), (-1.0, 1, DOES_NOT_HOLD), (0.1, 5, CANNOT_TELL)],
+    [(0.1, 1, HOLDS), (1.0, 1, DOES_NOT_HOLD), (-1.0, 1, DOES_NOT_HOLD), (0.4, 4, CANNOT_TELL)],
 )
 def test_the_words_of_a_claim_of_equality(tmp_path, gain, spread, word):
     result = compared(tmp_path, gain, spread * NOISE, direction="equal")
+    assert verdict(result, result.p) == word
+    assert comparison.note(result, word) == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "word"),
+    [(0.0, 1, HOLDS), (2.0, 1, HOLDS), (-1.0, 1, DOES_NOT_HOLD), (-0.5, 1, CANNOT_TELL)],
+)
+def test_the_words_of_a_claim_of_no_loss(tmp_path, gain, spread, word):
+    result = compared(tmp_path, gain, spread * NOISE, direction="at_least")
+    np.testing.assert_allclose(result.p, stats.ttest_1samp(result.d, -0.5).pvalue)
     assert verdict(result, result.p) == word
     assert comparison.note(result, word) == ""
 
@@ -103,29 +149,28 @@ def test_equality_is_two_one_sided_tests():
     d = 0.1 + NOISE
     above = stats.ttest_1samp(d, -0.5, alternative="greater").pvalue
     below = stats.ttest_1samp(d, 0.5, alternative="less").pvalue
-    np.testing.assert_allclose(comparison.p_value(d, 0.5, "equal"), max(above, below))
+    np.testing.assert_allclose(comparison.p_value(d, [-0.5, 0.5]), max(above, below))
 
 
 @pytest.mark.long
 def test_a_correction_for_others_can_take_a_verdict_away(tmp_path):
-    result = compared(tmp_path, 0.73)
-    assert 0.025 < result.p < 0.05
-    assert verdict(result, result.p) == HOLDS
-    alone = reported("one", result)
-    assert judge([alone], ["one"])["one"].word == HOLDS
-    assert judge([alone], ["one"])["one"].p == pytest.approx(result.p)
-    judged = judge([alone, reported("two", result)], ["one", "two"])
-    assert judged["one"].p == pytest.approx(2 * result.p)
-    assert judged["one"].family == 2
-    assert judged["one"].word == CANNOT_TELL
+    result = compared(tmp_path, 0.65)
+    assert 0.017 < result.p < 0.05
+    alone = reported("one", [result])
+    judged = judge([alone], ["one"])["one"]
+    assert (judged.word, judged.family) == (HOLDS, 1)
+    assert judged.places == [(HOLDS, pytest.approx(result.p))]
+    judged = judge([alone, reported("two", [result, result])], ["one", "two"])["one"]
+    assert judged.places == [(CANNOT_TELL, pytest.approx(3 * result.p))]
+    assert (judged.word, judged.family) == (CANNOT_TELL, 3)
 
 
 @pytest.mark.long
 def test_the_family_is_of_all_studies_reported_or_not(tmp_path):
     result = compared(tmp_path, 2.0)
-    waiting = reported("waiting", None, "no seed is finished")
-    judged = judge([reported("one", result), waiting], ["one", "waiting", "unreported"])
-    assert judged["one"].p == pytest.approx(3 * result.p)
+    waiting = reported("waiting", [], "no seed is finished")
+    judged = judge([reported("one", [result]), waiting], ["one", "waiting", "unreported"])
+    assert judged["one"].places[0].p == pytest.approx(3 * result.p)
     assert judged["one"].family == 3
     assert set(judged) == {"one", "waiting"}
 
@@ -133,10 +178,10 @@ def test_the_family_is_of_all_studies_reported_or_not(tmp_path):
 @pytest.mark.long
 def test_a_study_that_is_no_longer_there_corrects_nothing(tmp_path):
     result = compared(tmp_path, 2.0)
-    gone = reported("gone", result)
-    judged = judge([reported("one", result), gone], ["one"])
+    gone = reported("gone", [result])
+    judged = judge([reported("one", [result]), gone], ["one"])
     assert list(judged) == ["one"]
-    assert judged["one"].p == pytest.approx(result.p)
+    assert judged["one"].places[0].p == pytest.approx(result.p)
     assert verdict_text(gone, None).startswith("no verdict: configs/study has no study")
 
 
@@ -144,12 +189,20 @@ def test_a_study_that_is_no_longer_there_corrects_nothing(tmp_path):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_an_open_comparison_gets_no_verdict_but_its_numbers(tmp_path, direction):
     result = compared(tmp_path, 2.0, direction=direction)
-    entry = reported("one", result, "a seed is missing")
-    judged = judge([entry, reported("two", result)], ["one", "two"])
-    assert judged["one"] == (OPEN, None, 2)
-    assert judged["two"].p == pytest.approx(min(1, 2 * result.p))  # the open one counts with 1
+    entry = reported("one", [replace(result, open_because="a seed is missing")])
+    judged = judge([entry, reported("two", [result])], ["one", "two"])
+    assert judged["one"] == (OPEN, [(OPEN, None)], 2)
+    assert judged["two"].places[0].p == pytest.approx(min(1, 2 * result.p))  # the open one has 1
     text = verdict_text(entry, judged["one"])
-    assert text.startswith("open: a seed is missing; so far mean +2.00 points")
+    assert text.startswith("open: a seed is missing; so far 9")
+    assert "mean +2.0" in text
+
+
+def test_a_claim_is_of_all_its_places():
+    assert overall([HOLDS, HOLDS]) == HOLDS
+    assert overall([HOLDS, CANNOT_TELL]) == CANNOT_TELL
+    assert overall([HOLDS, CANNOT_TELL, OPEN]) == OPEN
+    assert overall([OPEN, DOES_NOT_HOLD, HOLDS]) == DOES_NOT_HOLD
 
 
 def test_the_correction_is_holms():
@@ -162,50 +215,72 @@ def test_a_study_without_enough_seeds_is_open(tmp_path):
     configs = [arm(tmp_path, "batch", [90.0]), arm(tmp_path, "none", [91.0])]
     reason = compare(contrast(), collect(configs))
     assert reason == "1 seeds of both arms are finished, and a comparison needs two"
-    entries = [reported("waiting", None, reason), reported("plain", None)]
-    assert judge(entries, ["waiting"]) == {"waiting": (OPEN, None, 1)}
+    entries = [reported("waiting", [], reason), reported("plain", [])]
+    assert judge(entries, ["waiting"]) == {"waiting": (OPEN, [], 1)}
 
 
-def test_each_arm_is_tuned_on_validation_data(tmp_path):
-    seeds = np.ones(8)
+def test_each_arm_is_tuned_on_validation_data_of_the_first_seeds(tmp_path):
+    first, fresh = np.repeat([1.0, 0.0], 8), np.repeat([0.0, 1.0], 8)
     configs = [
-        arm(tmp_path, "batch", 90 * seeds + NOISE, rate=0.1, validation=80 * seeds),
-        arm(tmp_path, "batch", 70 * seeds, rate=1.0, validation=85 * seeds),
-        arm(tmp_path, "none", 60 * seeds, rate=0.1, validation=65 * seeds),
-        arm(tmp_path, "none", 95 * seeds, rate=1.0, validation=55 * seeds),
+        arm(tmp_path, "batch", 90 * ALIKE, rate=0.1, validation=80 * ALIKE),
+        arm(tmp_path, "batch", 70 * ALIKE, rate=0.3, validation=85 * first + 10 * fresh),
+        arm(tmp_path, "none", 60 * ALIKE, rate=0.1, validation=65 * ALIKE),
+        arm(tmp_path, "none", 95 * ALIKE, rate=0.3, validation=55 * first + 99 * fresh),
     ]
-    result = compare(contrast(), collect(configs))
-    np.testing.assert_allclose(result.mean, 10.0)  # 70 - 60, whatever the test data prefer
-    assert result.a.chosen == "learning rate 1"
+    result = one(contrast(), configs)
+    np.testing.assert_allclose(result.mean, 10.0)  # 70 - 60, whatever test data and others prefer
+    assert result.a.chosen == "learning rate 0.3"
     assert [score for _, score in result.a.trials] == pytest.approx([80, 85])
     fixed = contrast(a="norm=batch optimizer.learning_rate=0.1")
-    result = compare(fixed, collect(configs))
-    np.testing.assert_allclose(result.mean, 30.0)
-    assert result.open_because == (
-        "the arms have unequal numbers of trials, 1 and 2 (give both arms as many)"
-    )
+    np.testing.assert_allclose(one(fixed, configs).mean, 30.0)
 
 
-@pytest.mark.parametrize("rates", [(0.1, 0.3, 1.0), (0.3, 1.0)])
-def test_a_choice_at_the_end_of_a_grid_is_told(tmp_path, rates):
-    seeds = np.ones(8)
-    configs = [
-        arm(tmp_path, norm, accuracy * seeds + NOISE, rate)
-        for norm, accuracies in (("batch", (80, 90, 85)), ("none", (70, 75, 80)))
-        for rate, accuracy in zip((0.1, 0.3, 1.0), accuracies, strict=True)
-        if rate in rates
+def over_rates(output, rates, batch, none):
+    """Write both arms over three rates, with the accuracy of each."""
+    return [
+        arm(output, norm, accuracy * ALIKE, rate)
+        for norm, accuracies in (("batch", batch), ("none", none))
+        for rate, accuracy in zip(rates, accuracies, strict=True)
     ]
-    *_, remark = compare(contrast(), collect(configs)).remarks
-    assert remark == "norm=none: the learning rate chosen, 1, is the largest of its grid."
+
+
+def test_a_choice_at_the_end_of_a_grid_leaves_the_verdict_open(tmp_path):
+    rates = (0.1, 0.3, 1.0)
+    configs = over_rates(tmp_path, rates, (80, 90, 85), (70, 75, 80))
+    result = one(contrast(), configs)
+    assert result.open_because == (
+        "norm=none: the learning rate chosen, 1, is the largest of its grid"
+    )
+    assert (result.a.at_ends, result.b.at_ends) == ([], ["optimizer.learning_rate"])
+    configs = over_rates(tmp_path / "other", rates, (80, 90, 85), (80, 75, 70))
+    assert "0.1, is the smallest of its grid" in one(contrast(), configs).open_because
+    configs = over_rates(tmp_path / "inside", rates, (80, 90, 85), (70, 75, 70))
+    assert one(contrast(), configs).open_because is None
+
+
+def test_zero_is_a_natural_end_of_a_grid():
+    assert not arms.is_end(0.0, [0.0, 0.1, 0.3])
+    assert arms.is_end(0.3, [0.0, 0.1, 0.3])
+    assert not arms.is_end(0.1, [0.1])  # which is not tuned
+
+
+def test_several_arms_b_are_compared_one_by_one(tmp_path):
+    configs = [
+        arm(tmp_path, norm, accuracy * ALIKE)
+        for norm, accuracy in (("batch", 90), ("layer", 88), ("none", 91))
+    ]
+    layer, none = compare(contrast(b="norm=layer or norm=none"), collect(configs))
+    assert (layer.place, none.place) == ("against layer", "against none")
+    np.testing.assert_allclose([layer.mean, none.mean], [2, -1])
+    assert (layer.b.overrides, none.b.overrides) == ("norm=layer", "norm=none")
 
 
 def test_divergence_counts_as_chance_and_is_counted(tmp_path):
-    seeds = np.ones(8)
     configs = [
-        arm(tmp_path, "batch", 90 * seeds),
-        arm(tmp_path, "none", 10 * seeds, ended="diverged"),
+        arm(tmp_path, "batch", 90 * ALIKE),
+        arm(tmp_path, "none", 10 * ALIKE, ended="diverged"),
     ]
-    result = compare(contrast(), collect(configs))
+    result = one(contrast(), configs)
     assert result.d == pytest.approx([80.0] * 8)
     assert result.remarks == ["norm=none: 8 of 8 seeds diverged."]
     assert (result.p, verdict(result, result.p)) == (0.0, HOLDS)  # no spread at all
@@ -225,9 +300,10 @@ def test_steps_are_compared_by_their_ratio_and_the_budget_counts(tmp_path):
     asked = contrast(
         a="norm=none", b="norm=batch", metric="steps_to_target", unit="ratio", delta=1.5
     )
-    result = compare(asked, collect(configs))
+    result = one(asked, configs)
     np.testing.assert_allclose(result.d, [2, 2, 3, 2])
-    np.testing.assert_allclose(result.delta, np.log2(1.5))
+    np.testing.assert_allclose(result.margin, np.log2(1.5))
+    np.testing.assert_allclose(result.level_means, (100 * 2**2.25 * 2**0.75, 100 * 2**0.75))
     np.testing.assert_allclose(result.p, stats.ttest_1samp([2, 2, 3, 2], np.log2(1.5)).pvalue)
     [remark] = result.remarks
     assert remark == (
@@ -236,60 +312,48 @@ def test_steps_are_compared_by_their_ratio_and_the_budget_counts(tmp_path):
     assert result.text(result.mean) == f"{2**2.25:.3g}x"
 
 
-def test_only_the_seeds_that_both_have_are_compared(tmp_path):
+def test_until_there_are_fresh_seeds_those_that_both_have_are_compared(tmp_path):
     a, b = arm(tmp_path, "batch", [90.0, 91, 92]), arm(tmp_path, "none", [80.0, 82])
-    result = compare(contrast(), collect([a, b]))
+    result = one(contrast(), [a, b])
     assert result.seeds == [0, 1]
     assert result.d == pytest.approx([10, 9])
-    assert result.open_because == (
-        "2 of 8 seeds of both arms are there; norm=batch: 0 of 1 trials are finished; "
-        "norm=none: 0 of 1 trials are finished "
-        "(train with: python -m experiments.train --multirun study=made_up seeds=8)"
-    )
+    assert result.open_because == "2 of 8 tuning seeds of both arms are there"
 
 
-def test_eight_seeds_of_trials_alike_are_judged(tmp_path):
+def test_fewer_fresh_seeds_than_the_rule_asks_are_open(tmp_path):
+    configs = [arm(tmp_path, "batch", 90 * ALIKE[:11]), arm(tmp_path, "none", 80 * ALIKE[:12])]
+    result = one(contrast(), configs)
+    assert result.seeds == [8, 9, 10]
+    assert result.open_because == "3 of 8 fresh seeds of both arms are there"
+
+
+def test_finished_trials_inside_their_grids_are_judged(tmp_path):
     assert compared(tmp_path, 2.0).open_because is None
 
 
-def test_fewer_than_eight_seeds_are_open_though_no_more_were_asked_for(tmp_path):
-    configs = [
-        run_files.configuration(norm=norm, seeds=5, output=str(tmp_path))
-        for norm in ("batch", "none")
-    ]
-    for config, accuracy in zip(configs, (0.9, 0.8), strict=True):
-        run_files.write_run(config, accuracy + NOISE[:5] / 100)
-    result = compare(contrast(), collect(configs))
-    assert result.open_because.startswith("5 of 8 seeds of both arms are there (train")
-    assert result.mean == pytest.approx(10)
-
-
 def test_an_unfinished_trial_leaves_the_verdict_open(tmp_path):
-    seeds = np.ones(8)
-    configs = [
-        arm(tmp_path, norm, accuracy * seeds + NOISE, rate)
-        for norm, accuracy in (("batch", 90), ("none", 80))
-        for rate in (0.1, 1.0)
-    ]
-    (run_directory(configs[3]) / "seed-4" / "result.json").unlink()
-    result = compare(contrast(), collect(configs))
-    assert result.open_because.startswith("norm=none: 1 of 2 trials are finished (train")
+    configs = over_rates(tmp_path, (0.1, 0.3, 1.0), (80, 90, 80), (70, 80, 70))
+    (run_directory(configs[5]) / "seed-4" / "result.json").unlink()
+    assert one(contrast(), configs).open_because == "norm=none: 2 of 3 trials are finished"
 
 
 def test_a_stale_trial_leaves_the_verdict_open(tmp_path):
-    shared = 80 + NOISE
-    configs = [arm(tmp_path, "batch", 90 + NOISE), arm(tmp_path, "none", shared, code="other")]
-    result = compare(contrast(), collect(configs))
-    assert "norm=none: 1 of 1 trials are stale, made by other code" in result.open_because
+    configs = [
+        arm(tmp_path, "batch", 90 * ALIKE),
+        arm(tmp_path, "none", 80 * ALIKE, code="other"),
+    ]
+    assert "norm=none: 1 of 1 trials are stale, made by other code" in (
+        one(contrast(), configs).open_because
+    )
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_seeds_that_all_diverged_tell_nothing(tmp_path, direction):
     chance = 10 * np.ones(8)
     configs = [arm(tmp_path, norm, chance, ended="diverged") for norm in ("batch", "none")]
-    result = compare(contrast(direction=direction), collect(configs))
-    assert (result.p, result.open_because) == (1.0, comparison.UNINFORMATIVE)
-    assert verdict(result, result.p) == CANNOT_TELL
+    result = one(contrast(direction=direction), configs)
+    assert result.open_because == comparison.UNINFORMATIVE
+    assert judge([reported("one", [result])], ["one"])["one"].word == OPEN
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -301,11 +365,10 @@ def test_a_target_that_no_seed_reached_tells_nothing(tmp_path, direction):
     for config, ended in zip(configs, ("done", "diverged"), strict=True):
         run_files.write_run(config, [0.5] * 8, ended=ended)
     asked = contrast(metric="steps_to_target", unit="ratio", delta=1.5, direction=direction)
-    result = compare(asked, collect(configs))
-    assert (result.p, result.open_because) == (1.0, comparison.UNINFORMATIVE)
-    entry = reported("one", result, result.open_because)
-    text = verdict_text(entry, Verdict(OPEN, None, 1))
-    assert "no difference" not in text
+    result = one(asked, configs)
+    assert result.open_because == comparison.UNINFORMATIVE
+    entry = reported("one", [result])
+    assert "no difference" not in verdict_text(entry, judge([entry], ["one"])["one"])
 
 
 def test_steps_need_a_target(tmp_path):
@@ -323,7 +386,7 @@ def test_a_loss_that_diverged_counts_as_that_of_chance(tmp_path):
     assert metric("validation_loss", points).values(points[0]) == dict.fromkeys(range(8), 0.5)
     loss = pytest.approx({n: np.log(10) for n in range(8)})
     assert metric("validation_loss", points).values(points[1]) == loss
-    result = compare(contrast(metric="test_loss"), points)
+    [result] = compare(contrast(metric="test_loss", unit="nats"), points)
     assert result.d == pytest.approx([0.5 - np.log(10)] * 8)
 
 
@@ -377,16 +440,11 @@ def test_the_same_contrast_elsewhere_is_secondary(tmp_path):
 
 
 def test_test_data_are_looked_at_once_where_arms_are_tuned(tmp_path):
-    seeds = np.ones(8)
-    configs = [
-        arm(tmp_path, "batch", 90 * seeds, rate=0.1, validation=80 * seeds),
-        arm(tmp_path, "batch", 70 * seeds, rate=1.0, validation=85 * seeds),
-        arm(tmp_path, "none", 60 * seeds, rate=0.1, validation=65 * seeds),
-    ]
+    configs = over_rates(tmp_path, (0.1, 0.3, 1.0), (80, 90, 80), (70, 80, 70))
     points = collect(configs)
-    assert compare(contrast(), points).tuned
+    assert one(contrast(), configs).tuned
     shown = report_metric(metric("test_accuracy", points), tuned=True, points=points)
     assert shown.label == "validation accuracy (%)"
     assert shown.summary(points[0]).mean == pytest.approx(80)
-    one = contrast(a="norm=batch optimizer.learning_rate=0.1")
-    assert not compare(one, points).tuned
+    fixed = [f"norm={norm} optimizer.learning_rate=0.1" for norm in ("batch", "none")]
+    assert not one(contrast(a=fixed[0], b=fixed[1]), configs).tuned

@@ -6,7 +6,7 @@ import run_files
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError
-from experiments.reports.comparison import along, compare
+from experiments.reports.comparison import UNINFORMATIVE, compare
 from experiments.reports.metrics import input_shift, metric, report_metric
 from experiments.reports.results import collect
 
@@ -41,37 +41,39 @@ def runs_over_rates(output, norm, training, momentum=0.9):
 def test_the_highest_that_trains_is_compared_in_decades(tmp_path):
     batch = runs_over_rates(tmp_path, "batch", [(0.1, 1.0), (0.1, 10.0)])
     none = runs_over_rates(tmp_path, "none", [(0.1,), ()])
-    result = compare(contrast(), collect(batch + none), X)
-    np.testing.assert_allclose(result.d, [1, 1 - -3])  # none of the grid: a step below it
-    assert result.text(result.mean) == "+2.50 decades"
+    [result] = compare(contrast(), collect(batch + none), X)
+    np.testing.assert_allclose(result.d, [1, 1 - -2.5])  # none: half a decade below the grid
+    assert result.text(result.mean) == "+2.25 decades"
     assert (
-        "norm=batch: 1 of 2 seeds train at the largest learning rate of the grid, 10"
-        in (result.remarks[0])
+        "norm=batch: seeds train at the end of the grid of the learning rate, 10"
+        in result.open_because
     )
+    assert "norm=none" not in result.open_because
 
 
-def test_decades_that_train_count_every_value(tmp_path):
+def test_decades_that_train_are_from_the_lowest_to_the_highest(tmp_path):
     batch = runs_over_rates(tmp_path, "batch", [(0.01, 0.1, 10.0), RATES])
     none = runs_over_rates(tmp_path, "none", [(0.1,), ()])
-    result = compare(contrast(metric="decades_that_train"), collect(batch + none), X)
-    np.testing.assert_allclose(result.d, [3 - 1, 4 - 0])
+    [result] = compare(contrast(metric="decades_that_train"), collect(batch + none), X)
+    np.testing.assert_allclose(result.d, [3 - 0, 3 - 0])
+    assert "end of the grid of the learning rate, 0.01" in result.open_because
 
 
 def test_other_keys_that_are_swept_make_trials_of_ranges(tmp_path):
     slow = runs_over_rates(tmp_path, "batch", [(0.1,), (0.1,)], momentum=0.0)
     fast = runs_over_rates(tmp_path, "batch", [(1.0,), (10.0,)], momentum=0.9)
     none = runs_over_rates(tmp_path, "none", [(0.1,), (0.1,)], momentum=0.0)
-    result = compare(contrast(), collect([*slow, *fast, *none]), X)
+    [result] = compare(contrast(), collect([*slow, *fast, *none]), X)
     assert result.a.trials == [("momentum 0", -1.0), ("momentum 0.9", 0.5)]
     assert result.a.chosen == "momentum 0.9"
     np.testing.assert_allclose(result.d, [1, 2])
-    assert "the arms have unequal numbers of trials, 2 and 1" in result.open_because
 
 
 @pytest.mark.long
 def test_a_range_over_which_nothing_trains_tells_nothing(tmp_path):
     configs = [c for norm in ("batch", "none") for c in runs_over_rates(tmp_path, norm, [()] * 8)]
-    assert compare(contrast(), collect(configs), X).p == 1
+    [result] = compare(contrast(), collect(configs), X)
+    assert result.open_because == UNINFORMATIVE
 
 
 @pytest.mark.parametrize("over", [None, "norm", "batch_size"])
@@ -95,20 +97,37 @@ def at_two_places(output, gains, **changes):
     return asked, collect(configs)
 
 
-def test_a_seed_counts_with_its_mean_over_the_places(tmp_path):
+def test_every_place_is_tuned_and_compared(tmp_path):
     asked, points = at_two_places(tmp_path, (1.0, 4.0))
-    result = compare(asked, points)
-    np.testing.assert_allclose(result.d, [2.5] * 8)
-    assert (result.places, result.tuned, result.open_because) == (2, False, None)
-    assert result.a.chosen == "10: batch; 20: batch"
-    rows = along(asked, points, None)
-    assert [(name, pytest.approx(each.mean)) for name, each in rows] == [("10", 1.0), ("20", 4.0)]
+    ten, twenty = compare(asked, points)
+    assert (ten.place, twenty.place) == ("10", "20")
+    np.testing.assert_allclose(ten.d, [1.0] * 8)
+    np.testing.assert_allclose(twenty.d, [4.0] * 8)
+    assert (ten.tuned, ten.open_because) == (False, "0 of 8 fresh seeds of both arms are there")
 
 
 def test_places_that_one_arm_lacks_are_left_out(tmp_path):
     asked, points = at_two_places(tmp_path, (1.0, 4.0))
-    result = compare(asked, [p for p in points if p.values["norm"] != "none" or p is points[1]])
+    kept = [p for p in points if p.values["norm"] != "none" or p is points[1]]
+    [result] = compare(asked, kept)
+    assert result.place == "10"
     np.testing.assert_allclose(result.d, [1.0] * 8)
+
+
+def test_the_share_near_the_best_is_of_the_whole_grid(tmp_path):
+    configs = []
+    for norm, accuracies in (("batch", (90, 89, 88.5, 70)), ("none", (80, 77, 76, 10))):
+        for rate, accuracy in zip(RATES, accuracies, strict=True):
+            config = run_files.configuration(
+                norm=norm, optimizer={"learning_rate": rate}, seeds=2, output=str(tmp_path)
+            )
+            run_files.write_run(config, [accuracy / 100] * 2)
+            configs.append(config)
+    asked = contrast(metric="share_near_best", unit="points", delta=10.0)
+    [result] = compare(asked, collect(configs))
+    np.testing.assert_allclose(result.levels["a"], [75, 75])
+    np.testing.assert_allclose(result.levels["b"], [25, 25])
+    assert (result.a.chosen, result.a.at_ends) == ("the whole grid", [])
 
 
 def test_a_difference_of_numbers_is_a_metric(tmp_path):
