@@ -2,7 +2,7 @@
 # make studies   all studies, in under two hours on two cores (SMOKE=1: that they run, in minutes)
 # make verdicts   write what the reports found into docs/studies, docs/studies.md and README.md
 #              (COMMITTED=1: of docs/studies alone)
-# make fashion-mnist   install Debian's copy of Fashion-MNIST, where there is apt
+# make data    install the data sets that Debian packages (Fashion-MNIST, WordNet, mlbench), where there is apt
 # make test    the tests (make test-fast: those that catch most a second; make test-slow: those that
 #              take long, of several processes)
 # make test-isa   the numerical tests as on a processor of fewer instructions (ISA=AVX2), with another
@@ -31,27 +31,28 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study studies verdicts fashion-mnist test test-fast test-slow test-isa test-newest test-versions \
+.PHONY: study studies verdicts data test test-fast test-slow test-isa test-newest test-versions \
 	install-compiled test-compiled newest-python bench docs lint dist sanitize clean
 
-study: $(VENV)/with-experiments fashion-mnist
+study: $(VENV)/with-experiments data
 	$(BIN)/python -m experiments.studies --only $(STUDY)
 
-studies: $(VENV)/with-experiments fashion-mnist
+studies: $(VENV)/with-experiments data
 	$(BIN)/python -m experiments.studies $(if $(SMOKE),--smoke)
 
 verdicts: $(VENV)/with-experiments
 	$(BIN)/python -m experiments.verdicts $(if $(COMMITTED),--from-committed)
 
-FASHION_MNIST := /usr/share/datasets/fashion-mnist
+DATA := /usr/share/datasets/fashion-mnist /usr/share/wordnet /usr/lib/R/site-library/mlbench
+DATA_PACKAGES := dataset-fashion-mnist wordnet-base r-cran-mlbench
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --non-interactive)
+INSTALL := $(AS_ROOT) apt-get install --quiet=2 --no-install-recommends
 
-fashion-mnist:
-	@test -d $(FASHION_MNIST) || { command -v apt-get >/dev/null && echo "Installing Fashion-MNIST ..." && \
-	{ $(AS_ROOT) apt-get install --quiet=2 dataset-fashion-mnist >/dev/null 2>&1 || { $(AS_ROOT) apt-get update \
-	--quiet=2 && $(AS_ROOT) apt-get install --quiet=2 dataset-fashion-mnist; } >/dev/null 2>&1; }; } || \
-	echo "Fashion-MNIST is not installed, and what needs it says so: install Debian's package" \
-	"dataset-fashion-mnist, or give data=idx_images data.folder=a folder with its four idx files" >&2
+data:
+	@ls -d $(DATA) >/dev/null 2>&1 || { command -v apt-get >/dev/null && echo "Installing data sets ..." && \
+	{ $(INSTALL) $(DATA_PACKAGES) >/dev/null 2>&1 || { $(AS_ROOT) apt-get update --quiet=2 && $(INSTALL) \
+	$(DATA_PACKAGES); } >/dev/null 2>&1; }; } || echo "Not all data sets are installed, and what needs one says" \
+	"so: install Debian's packages $(DATA_PACKAGES)" >&2
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.errors import ConfigError
 
 COMPONENTS = ("data", "model", "norm", "optimizer")
-RUN_ARGUMENTS = ("norm", "num_classes", "dtype", "parent", "name")  # arguments that the run sets
+RUN_ARGUMENTS = ("norm", "num_classes", "vocabulary", "dtype", "parent", "name")  # set by the run
 NOT_ARGUMENTS = ("name", "init_scale")  # values that are not arguments
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 import jaxnorm as jn
+from experiments.config import Config
 from experiments.errors import ConfigError
 from experiments.list import run_argument
 from experiments.reports import activations, page
@@ -24,6 +25,7 @@ from experiments.reports.network import (
 )
 from experiments.reports.overview import read_run
 from experiments.runs import records
+from experiments.training.setup import make_setup
 
 SCALING_NAMES = {
     "raw": "as they are",
@@ -58,13 +60,7 @@ def inspect(directory: Path) -> Path:
             f"{config.model['name']} on {config.data['name']}, normalization "
             f"{config.norm['name']}, batch size {config.batch_size}; seed {SEED}."
         ),
-        "<h2>Inputs</h2>",
-        page.figures(_input_figures(scaled_inputs(config))),
-        page.caption(
-            "The two features of the training data with the largest and the smallest standard "
-            "deviation, both axes in the same units; colors are classes. The run used the features "
-            f"{SCALING_NAMES[config.data['scaling']]}."
-        ),
+        *_inputs(config),
         "<h2>Layers</h2>",
         page.caption(HOW_TO_READ),
     ]
@@ -79,6 +75,19 @@ def inspect(directory: Path) -> Path:
     column = page.NARROW if report else page.WIDE  # three figures for each layer, or two
     page.write_page(path, title, "\n".join(body), root="..", column=column)
     return path
+
+
+def _inputs(config: Config) -> Iterator[str]:
+    """Yield the section on the inputs. Words have no scale to show."""
+    if make_setup(config).spec.vocabulary is not None:
+        return
+    yield "<h2>Inputs</h2>"
+    yield page.figures(_input_figures(scaled_inputs(config)))
+    yield page.caption(
+        "The two features of the training data with the largest and the smallest standard "
+        "deviation, both axes in the same units; colors are classes. The run used the features "
+        f"{SCALING_NAMES[config.data['scaling']]}."
+    )
 
 
 def _report(report: jn.Diagnosis) -> str:

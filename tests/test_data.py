@@ -52,7 +52,7 @@ def test_every_file_is_a_data_set(path, tmp_path):
     needed = {"folder": "images"} if path.stem == "idx_images" else {}
     built = source(path.stem, tmp_path, **needed)
     assert type(built).__doc__
-    assert built.scaling == "standard"
+    assert built.scaling == ("raw" if path.stem == "glosses" else "standard")
     assert not list(tmp_path.iterdir()), "constructing prepares nothing"
 
 

@@ -37,6 +37,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             supervised_keys=("input", "label"),
             homepage=self.CARD.homepage,
             citation=self.CARD.citation,
+            license=self.CARD.license or None,
             disable_shuffling=True,
         )
 

@@ -17,6 +17,7 @@ class Card(NamedTuple):
         description: the content, and how train and test examples were split.
         homepage: the homepage of the source.
         citation: the citation of the source.
+        license: the license of the source.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Card(NamedTuple):
     description: str = ""
     homepage: str = ""
     citation: str = ""
+    license: str = ""
 
 
 class Source(NamedTuple):
@@ -36,6 +38,7 @@ class Source(NamedTuple):
         num_train: the number of training examples.
         num_test: the number of test examples.
         dtype: the dtype of the inputs.
+        vocabulary: the number of words, if inputs are words, as integers; None otherwise.
     """
 
     input_shape: tuple[int, ...]
@@ -43,6 +46,7 @@ class Source(NamedTuple):
     num_train: int
     num_test: int
     dtype: type[np.generic] = np.uint8
+    vocabulary: int | None = None
 
 
 class Examples(NamedTuple):
@@ -60,9 +64,11 @@ class Spec(NamedTuple):
         num_classes: the number of classes; labels count from 0.
         num_train: the number of training examples without the validation examples.
         max_length: the largest length of an example; None if examples have no lengths.
+        vocabulary: the number of words, if inputs are words, as integers; None otherwise.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
     num_train: int
     max_length: int | None = None
+    vocabulary: int | None = None

@@ -44,7 +44,8 @@ class DataSource:
         validation: the fraction of the source's training examples that is used for validation.
         examples: the number of remaining training examples to keep. The seed draws them, with the
             class proportions of the source. None keeps all.
-        scaling: raw, standard or min_max, measured on the training examples that are kept.
+        scaling: raw, standard or min_max, measured on the training examples that are kept. Words
+            are not scaled, and need raw.
         classes_per_batch: draw this many classes for each batch and its examples from them. With
             None, every example comes once an epoch.
         stream: read examples from files when they are needed. None streams if all examples take
@@ -135,7 +136,7 @@ class DataSource:
         shape, max_length = self.laid_out(source)
         left = source.num_train - num_validation(source.num_train, self.validation)
         num_train = left if self.examples is None else self.examples
-        return Spec(shape, source.num_classes, num_train, max_length)
+        return Spec(shape, source.num_classes, num_train, max_length, source.vocabulary)
 
     def problems(self, batch_size: int) -> Iterator[str]:
         """Yield what is wrong with the values, the files of the source and a batch size."""
@@ -148,6 +149,11 @@ class DataSource:
         except ConfigError as error:
             yield str(error)
         else:
+            if source.vocabulary is not None and self.scaling != "raw":
+                yield (
+                    f"data.scaling is {self.scaling!r}, but {self.title} has words, which have no "
+                    "scale; give data.scaling=raw"
+                )
             yield from self.layout_problems(source)
             yield from self._source_problems(source, batch_size)
 
@@ -220,7 +226,7 @@ class _UnscaledSplit(NamedTuple):
     labels: np.ndarray
     lengths: np.ndarray | None
 
-    def split(self, examples: np.ndarray, scaling: Scaling, *, stream: bool) -> Split:
+    def split(self, examples: np.ndarray, scaling: Scaling | None, *, stream: bool) -> Split:
         inputs = Scaled(self.inputs, examples, self.lengths, scaling)
         lengths = None if self.lengths is None else self.lengths[examples]
         return Split(inputs if stream else inputs[:], self.labels[examples], lengths)
@@ -234,12 +240,15 @@ def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
     chosen, held = np.flatnonzero(~drawn), np.flatnonzero(drawn)
     if source.examples is not None:
         chosen = chosen[draw_examples(train.labels[chosen], source.examples, seed)]
-    scale = scaling(source.scaling, _measured(source, train, chosen, seed, stream=stream))
+    holds = source.source()
+    scale = None  # words have no scale
+    if holds.vocabulary is None:
+        scale = scaling(source.scaling, _measured(source, train, chosen, seed, stream=stream))
     return Dataset(
         train.split(chosen, scale, stream=stream),
         train.split(held, scale, stream=stream),
         test.split(np.arange(len(test.labels)), scale, stream=stream),
-        source.source().num_classes,
+        holds.num_classes,
     )
 
 

@@ -23,7 +23,7 @@ class Split(NamedTuple):
     """Examples.
 
     Attributes:
-        inputs: float32 (examples, ...), scaled.
+        inputs: float32 (examples, ...), scaled, or int32 words (examples, positions).
         labels: int32 (examples,).
         lengths: int32 (examples,), the number of valid entries along the first axis of an input.
             None if all are valid.

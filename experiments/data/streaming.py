@@ -51,19 +51,21 @@ class Mapped:
 
 
 class Scaled:
-    """Scaled inputs of some examples.
+    """Scaled inputs of some examples, as float32, or their words as they are.
 
     Args:
         raw: the inputs before scaling.
         examples: the indices of the examples.
         lengths: the lengths of all of `raw`.
-        scaling: the scaling that is applied.
+        scaling: the scaling that is applied; None for words.
     """
 
-    dtype = np.dtype(np.float32)
-
     def __init__(
-        self, raw: Inputs, examples: np.ndarray, lengths: np.ndarray | None, scaling: Scaling
+        self,
+        raw: Inputs,
+        examples: np.ndarray,
+        lengths: np.ndarray | None,
+        scaling: Scaling | None,
     ) -> None:
         self.shape = (len(examples), *raw.shape[1:])
         self._raw, self._examples = raw, examples
@@ -74,6 +76,8 @@ class Scaled:
 
     def __getitem__(self, examples: np.ndarray | slice) -> np.ndarray:
         chosen = self._examples[examples]
-        lengths = None if self._lengths is None else self._lengths[chosen.ravel()]
-        scaled = self._scaling.apply(self._raw[chosen.ravel()], lengths)
-        return scaled.reshape(*chosen.shape, *self.shape[1:])
+        inputs = self._raw[chosen.ravel()]
+        if self._scaling is not None:
+            lengths = None if self._lengths is None else self._lengths[chosen.ravel()]
+            inputs = self._scaling.apply(inputs, lengths)
+        return inputs.reshape(*chosen.shape, *self.shape[1:])

@@ -136,6 +136,12 @@ def _directory(key: str, given: str) -> Iterator[str]:
 def _model(config: Config, setup: Setup) -> Iterator[str]:
     model = model_of(config, setup, Scope())
     name = config.model["name"]
+    if setup.spec.vocabulary is not None and not model.takes_lengths:
+        yield (
+            f"data={config.data['name']} has words, which model={name} does not accept; "
+            "give model=lstm, gru or transformer"
+        )
+        return
     yield from model.problems(setup.spec.input_shape)
     if setup.spec.max_length is not None and not model.takes_lengths:
         yield (

@@ -20,14 +20,16 @@ class Model(nn.Module, kw_only=True):
     Attributes:
         norm: creates the normalizations, as `experiments.norms.base.Placement` does.
         num_classes: the number of logits.
+        vocabulary: the number of words, if inputs are words, as integers (batch, time).
         dtype: the dtype of the computation; parameters and logits are float32.
         dropout: the dropout rate in training, with keys of the collection "dropout".
-        takes_lengths: whether the inputs are sequences that can have lengths.
+        takes_lengths: whether the inputs are sequences, which can have lengths or be of words.
         cpu_steps_per_call: the number of steps in one compiled call that is fastest on a CPU.
     """
 
     norm: Callable[..., Any]
     num_classes: int
+    vocabulary: int | None = None
     dtype: Any
     dropout: float
 
@@ -54,6 +56,12 @@ class Model(nn.Module, kw_only=True):
     def places(self, input_shape: tuple[int, ...]) -> Places:
         """Return the shapes that the normalizations get."""
         raise NotImplementedError
+
+    def embedded(self, inputs: jax.Array, width: int) -> jax.Array:
+        """Return learned vectors (batch, time, width) of words (batch, time), or other inputs."""
+        if self.vocabulary is None:
+            return inputs
+        return nn.Embed(self.vocabulary, width, dtype=self.dtype, name="words")(inputs)
 
     def dropped(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply dropout."""

@@ -144,6 +144,8 @@ class GRUStep(Step):
 class Recurrent(Model, kw_only=True):
     """A recurrent layer over the first axis of an input, and a linear head on its last output.
 
+    Words get a learned vector as wide as the state.
+
     Time steps beyond the length of an example change neither its state nor the statistics. With
     normalization before the activations, the contributions of the input and of the state are
     normalized, and the cell if there is one (Ba et al. 2016; Cooijmans et al. 2016). With
@@ -170,11 +172,11 @@ class Recurrent(Model, kw_only=True):
         *,
         train: bool,
     ) -> jax.Array:
-        """Return the logits (batch, classes) of sequences (batch, time, ...).
+        """Return the logits (batch, classes) of sequences (batch, time, ...), or of words.
 
         Masked examples, where `mask` is False, do not affect the others.
         """
-        x, valid = sequences(inputs, lengths, mask)
+        x, valid = sequences(self.embedded(inputs, self.hidden), lengths, mask)
         width = self.step.gates * self.hidden
         x = nn.Dense(width, use_bias=False, dtype=self.dtype, name="of_input")(x)
         step = nn.scan(
@@ -191,7 +193,7 @@ class Recurrent(Model, kw_only=True):
     def own_problems(self, input_shape: tuple[int, ...]) -> Iterator[str]:
         yield from position(self.position)
         yield from at_least("model.hidden", self.hidden, 1)
-        if len(input_shape) < 2:
+        if len(input_shape) < 2 and self.vocabulary is None:
             yield (
                 f"model={self.title} takes sequences, but the data have shape "
                 f"{list(input_shape)}; give model=mlp"

@@ -47,12 +47,13 @@ class Transformer(Model, kw_only=True):
         *,
         train: bool,
     ) -> jax.Array:
-        """Return the logits (batch, classes) of sequences (batch, time, ...).
+        """Return the logits (batch, classes) of sequences (batch, time, ...), or of words.
 
         Masked examples, where `mask` is False, do not affect the others.
         """
-        x, valid = sequences(inputs, lengths, mask)
-        x = nn.Dense(self.width, dtype=self.dtype, name="tokens")(x)
+        x, valid = sequences(self.embedded(inputs, self.width), lengths, mask)
+        if self.vocabulary is None:
+            x = nn.Dense(self.width, dtype=self.dtype, name="tokens")(x)
         x += self._positions(x.shape[1])
         for layer in range(self.layers):
             x = self._around(2 * layer, self._attention, x, valid, train)

@@ -90,6 +90,7 @@ def model_of(config: Config, setup: Setup, scope: Scope, *, measures: bool = Fal
     return setup.model(
         norm=Placement(setup.norm, context),
         num_classes=setup.spec.num_classes,
+        vocabulary=setup.spec.vocabulary,
         dtype=config.dtype,
     )
 
@@ -97,7 +98,8 @@ def model_of(config: Config, setup: Setup, scope: Scope, *, measures: bool = Fal
 def example(setup: Setup, batch_size: int = 1) -> Batch:
     """Return the shapes of a batch."""
     shape = jax.ShapeDtypeStruct
-    inputs = shape((batch_size, *setup.spec.input_shape), jnp.float32)
+    dtype = jnp.float32 if setup.spec.vocabulary is None else jnp.int32
+    inputs = shape((batch_size, *setup.spec.input_shape), dtype)
     integers = shape((batch_size,), jnp.int32)
     lengths = None if setup.spec.max_length is None else integers
     return Batch(inputs, lengths, integers, shape((batch_size,), bool))
