@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 from data_sources import source
@@ -121,14 +122,14 @@ def assert_equal(split, other):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("model", ["lstm", "transformer"])
-def test_a_model_learns_from_words(model, written, tmp_path):
+def test_a_model_learns_from_words(written, tmp_path):
     config = composed(
         *("data=glosses", "data.words=30", f"data.directory={tmp_path}", "batch_size=32"),
-        *(f"model=small/{model}", "norm=batch", "optimizer=adam", "optimizer.learning_rate=0.01"),
-        *("steps=150", "evaluate_every=50", "seeds=1", f"output={tmp_path}", "parallel=single"),
+        *("model=small/lstm", "norm=batch", "optimizer=adam", "optimizer.learning_rate=0.01"),
+        *("steps=100", "evaluate_every=50", "seeds=1", f"output={tmp_path}", "parallel=single"),
     )
-    trained(config)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integer steps and floats
+        trained(config)
     assert result(config)["test_accuracy"] > 0.9
     text = inspect(run_directory(config)).read_text()
     assert "<h2>Layers</h2>" in text
