@@ -16,6 +16,7 @@ from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR, grid
 from experiments.report import changes, family, report, report_all, studies, write_report
 from experiments.reports import page
+from experiments.reports.comparison import Comparison
 from experiments.reports.metrics import metric
 from experiments.reports.results import collect, label, shortfalls, swept_keys, value_label
 from experiments.reports.table import study_table
@@ -226,21 +227,22 @@ def test_missing_runs_are_told_and_the_others_reported(overrides, tmp_path):
         assert "3 of 4 runs are missing" in shown
         assert all(run_directory(config).name in shown for config in missing)
     assert "not run" in text
-    assert "python -m experiments.train --multirun study=norms" in text
+    assert "python -m experiments.studies norm=none,batch" in text
+    assert "--only norms" in text
 
 
 CONTRAST = Contrast("norm=batch", "norm=none", "test_accuracy", "greater", 0.5, "points")
 
 
 def written(name, output, **others):
-    """Report a made-up study of two runs of eight seeds."""
+    """Report a made-up study of two runs of eight tuning and 64 fresh seeds."""
     study = StudyConfig(name=name, contrast=CONTRAST)
     configs = [
-        run_files.configuration(norm=norm, output=str(output), seeds=8, study=study)
+        run_files.configuration(norm=norm, output=str(output), seeds=72, study=study)
         for norm in ("batch", "none")
     ]
-    run_files.write_run(configs[0], np.linspace(0.91, 0.94, 8), **others)
-    run_files.write_run(configs[1], [0.90] * 8)
+    run_files.write_run(configs[0], np.linspace(0.91, 0.94, 72), **others)
+    run_files.write_run(configs[1], [0.90] * 72)
     console = Console(file=io.StringIO())
     write_report(configs[0], collect(configs), "command", console)
     return console.file.getvalue()
@@ -251,7 +253,8 @@ def test_verdicts_correct_each_other_on_every_page(tmp_path, monkeypatch):
     """A second study makes the p-value of the first larger, on its page too."""
     monkeypatch.setattr("experiments.report.family", lambda: ["first"])
     written("first", tmp_path)
-    p = json.loads((tmp_path / "first.study.json").read_text())["compared"]["p"]
+    places = json.loads((tmp_path / "first.study.json").read_text())["places"]
+    p = Comparison.from_dict(places[0]).p
     assert f"adjusted p = {p:.2g} (Holm, 1 contrast)" in (tmp_path / "first.html").read_text()
     monkeypatch.setattr("experiments.report.family", lambda: ["first", "second"])
     written("second", tmp_path)
@@ -297,7 +300,7 @@ def test_a_page_says_near_its_verdict_what_is_stale(tmp_path, monkeypatch):
     for shown in (text, box):
         assert "norm=batch: 1 of 1 trials are stale, made by other code than today" in shown
         assert "Stale, made by other code than today" in shown
-    assert "so far mean +2.50 points" in box
+    assert "so far 9" in box
 
 
 @pytest.mark.long

@@ -13,10 +13,15 @@ from waiting import PATIENCE
 from experiments.config import register_schemas
 from experiments.errors import ConfigError
 from experiments.launch import study as launched
-from experiments.launch.selection import picks
+from experiments.launch.contrast import DECADES, HIGHEST
 from experiments.launch.study import CONFIG_DIR, composed, fallback, grid
 from experiments.report import changes, claimed, studies
-from experiments.reports.results import values_of
+from experiments.reports.arms import TUNING_SEEDS
+from experiments.reports.comparison import CONTRASTS, places
+from experiments.reports.metrics import Metric
+from experiments.reports.results import Point, values_of
+from experiments.reports.verdicts import KEPT, read_entries
+from experiments.verdicts import ROOT, STUDIES
 
 FILES = sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))
 
@@ -28,8 +33,7 @@ def hydra():
         yield
 
 
-def test_there_are_eighteen_claims_and_each_says_what_it_is():
-    assert len(claimed()) == 18
+def test_each_claim_says_what_it_is():
     for study in claimed():
         assert all(study.get(key) for key in ("question", "claim", "source", "expectation"))
         assert {"a", "b", "metric", "direction", "delta", "unit"} <= set(study.contrast)
@@ -45,12 +49,26 @@ def test_a_study_opens_with_its_cost_and_what_came_out(path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("study", claimed(), ids=lambda study: study.name)
-def test_both_arms_have_as_many_trials_of_eight_seeds(study):
+def test_both_arms_have_as_many_trials_over_grids_of_three_values(study):
     configs = composed([f"study={study.name}"])
-    assert {config.seeds for config in configs} == {8}
-    values = [values_of(config) for config in configs]
-    arms = [[each for each in values if picks(study.contrast[side], each)] for side in "ab"]
-    assert len(arms[0]) == len(arms[1]) > 0
+    assert {config.seeds for config in configs} == {TUNING_SEEDS}
+    points = [Point(config, Path(), values_of(config), {}) for config in configs]
+    settings = configs[0].study
+    x = settings.x if settings.contrast.metric in (DECADES, HIGHEST) else None
+    measured = Metric(settings.contrast.metric, "", over=x)
+    found = places(settings.contrast, points, measured)
+    assert all(place.name for place in found) or len(found) == 1
+    for place in found:
+        assert len(place.a.asked) == len(place.b.asked) > 0
+        for tuned in (place.a, place.b):
+            assert all(len(values) >= 3 for values in tuned.arm.grid.values())
+            assert measured.over is None or all(len(trial) >= 3 for trial in tuned.asked)
+
+
+def test_the_level_of_the_intervals_is_that_of_all_places():
+    """The number of fresh seeds follows from it, so it is fixed before the studies run."""
+    kept = read_entries(ROOT / STUDIES, KEPT)
+    assert sum(len(entry.places) for entry in kept) <= CONTRASTS
 
 
 def contrast(**changes):

@@ -284,11 +284,11 @@ def test_a_further_study_corrects_those_that_are_committed(root, entries):
 
 @pytest.mark.long
 def test_a_study_at_several_places_has_a_verdict_for_each(root):
-    places = compared(root / "trained", 1.0, each=["batch_size"], sizes=(0, 16, 32))
+    places = compared(root / "trained", 1.0, each=["batch_size"], sizes=(0, 12, 16))
     keep_entry(root / STUDIES, entry("worse", places))
     texts = published(root, [OmegaConf.create(study("worse"))])
     page, readme = texts[root / "docs" / "studies.md"], texts[root / "README.md"]
-    words = "0: does not hold, no difference<br>16: holds<br>32: holds"
+    words = "0: does not hold, no difference<br>12: holds<br>16: holds"
     assert f"| **does not hold**<br>{words} |" in page
     assert f"| **does not hold**<br>{words} |" in readme
     mean = sum(place.mean for place in places) / 3

@@ -1,0 +1,128 @@
+"""Every verdict of docs/studies, computed again from the seeds of both arms by scipy alone."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "docs" / "studies").glob("*.json"))
+FAMILY = sorted((ROOT / "configs" / "study").glob("*.yaml"))
+LEVEL = 0.05 / 48
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def differences(place):
+    a, b = (np.array(place["levels"][side]) for side in "ab")
+    return np.log2(a / b) if place["unit"] == "ratio" else a - b
+
+
+def margin(place):
+    return math.log2(place["delta"]) if place["unit"] == "ratio" else place["delta"]
+
+
+def p_value(place):
+    d, delta = differences(place), margin(place)
+    if np.std(d) <= 1e-9 * max(1.0, float(np.max(np.abs(d)))):
+        inside = abs(np.mean(d)) < delta
+        return 0.0 if inside or place["direction"] != "equal" else 1.0
+    if place["direction"] == "equal":
+        above = stats.ttest_1samp(d, -delta, alternative="greater").pvalue
+        return max(above, stats.ttest_1samp(d, delta, alternative="less").pvalue)
+    bound = -delta if place["direction"] == "at_least" else delta
+    return stats.ttest_1samp(d, bound).pvalue
+
+
+def holm(p_values, size):
+    """Adjust the p-values, of a family in which all others are 1."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (size - rank) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def word(place, adjusted):
+    if place["open_because"] is not None:
+        return "open"
+    d, delta = differences(place), margin(place)
+    if place["direction"] == "equal":
+        low, high = stats.ttest_1samp(d, 0).confidence_interval()
+        if adjusted < 0.05:
+            return "holds"
+        return "does not hold" if low > delta or high < -delta else "cannot tell here"
+    bound = -delta if place["direction"] == "at_least" else delta
+    if adjusted >= 0.05:
+        return "cannot tell here"
+    return "holds" if np.mean(d) > bound else "does not hold"
+
+
+def claim(words):
+    for one in ("does not hold", "open", "cannot tell here"):
+        if one in words:
+            return one
+    return "holds"
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    """The verdict of every study that was run."""
+    entries = [read(path) for path in FILES]
+    places = [(entry["name"], place) for entry in entries for place in entry["places"]]
+    closed = [(name, place) for name, place in places if place["open_because"] is None]
+    claims = sum("contrast:" in path.read_text() for path in FAMILY)
+    adjusted = iter(
+        holm(
+            [p_value(place) for _, place in closed],
+            len(places) + claims - len({name for name, _ in places}),
+        )
+    )
+    words = {entry["name"]: [] for entry in entries}
+    for name, place in places:
+        is_open = place["open_because"] is not None
+        words[name].append(word(place, None if is_open else next(adjusted)))
+    return {name: claim(each or ["open"]) for name, each in words.items()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_page_has_the_verdict_that_follows_from_the_seeds(path, verdicts):
+    page = (ROOT / "docs" / "studies.md").read_text()
+    section = page.partition(f"\n## {path.stem}\n")[2].partition("\n## ")[0]
+    assert f"\n- verdict: **{verdicts[path.stem]}" in section
+    readme = (ROOT / "README.md").read_text()
+    [row] = [line for line in readme.splitlines() if f"studies.md#{path.stem})" in line]
+    assert f"| **{verdicts[path.stem]}**" in row
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_fresh_seeds_as_many_as_the_rule_asks_are_compared(path):
+    for place in read(path)["places"]:
+        if place["open_because"] is not None:
+            continue
+        n = len(place["seeds"])
+        assert place["seeds"] == list(range(8, 8 + n))
+        assert all(len(place["levels"][side]) == n for side in "ab")
+
+        def half_width(seeds, spread=place["spread"]):
+            return stats.t.isf(LEVEL / 2, seeds - 1) * spread / math.sqrt(seeds)
+
+        assert n == 64 or half_width(n) <= margin(place) / 2 * (1 + 1e-5)
+        assert n == 8 or half_width(n - 1) > margin(place) / 2 * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_arm_chose_the_end_of_its_grid_unless_the_verdict_is_open(path):
+    for place in read(path)["places"]:
+        if place["open_because"] is None:
+            for arm in (place["a"], place["b"]):
+                for key, value in arm["choice"].items():
+                    grid = arm["grid"][key]
+                    assert len(grid) >= 3
+                    assert value != grid[-1]
+                    assert value != grid[0] or value == 0
