@@ -20,6 +20,8 @@ from experiments.errors import ConfigError
 COMPONENTS = ("data", "model", "norm", "optimizer")
 RUN_ARGUMENTS = ("norm", "num_classes", "vocabulary", "dtype", "parent", "name")  # set by the run
 NOT_ARGUMENTS = ("name", "init_scale")  # values that are not arguments
+FITTED_LOSS = "fitted_loss"
+TARGETS = ("validation_accuracy", FITTED_LOSS)  # values of target_of
 
 
 @dataclass
@@ -205,7 +207,9 @@ class Config:
     seeds_together: bool | None
     keep_stale: bool
     output: str
+    target_of: str = "validation_accuracy"
     timed_steps: int | None = None
+    gradients: bool = False
     study: StudyConfig = field(default_factory=StudyConfig)
 
 

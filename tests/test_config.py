@@ -10,6 +10,7 @@ from components import PEERS
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from runs_of import replaced
 
 from experiments.config import (
     COMPONENTS,
@@ -22,6 +23,7 @@ from experiments.errors import ConfigError
 from experiments.launch import study
 from experiments.launch.study import CONFIG_DIR, CONFIG_NAME, explain, grid, to_config
 from experiments.launch.validation import validate_devices
+from experiments.reports.results import values_of
 from experiments.runs.directory import run_directory
 from experiments.training.parallel import devices
 
@@ -101,6 +103,44 @@ def test_the_study_is_a_grid_of_different_runs():
     assert len({config.batch_size for config in configs}) == 2
     assert len({run_directory(config) for config in configs}) == len(configs) == 16
     assert {config.seeds for config in configs} == {5}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_of": "fitted_loss"},
+        {"gradients": True},
+        {"timed_steps": 9},
+        {"model": {"residual": True}},
+        {"model": {"depth": 2}},
+    ],
+    ids=str,
+)
+def test_later_keys_are_in_the_name_of_a_run_where_they_say_something(changes):
+    [config] = _composed("model=mlp", "model.hidden=[8]", "output=runs")
+    assert run_directory(config).name == "digits-mlp-batch-batch16-8d58a45a"
+    changed = replaced(config, **changes)
+    assert run_directory(changed) != run_directory(config)
+    assert values_of(config).keys() == values_of(changed).keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ("target_of=loss", "target_of is 'loss'; the choices are validation_accuracy, fitted_loss"),
+        ("target_of=fitted_loss", "target_of is 'fitted_loss', but target is null; give the loss"),
+        ("target_of=fitted_loss target=0", "target is 0.0; give a positive number"),
+    ],
+)
+def test_a_target_fits_what_it_is_of(overrides, told):
+    assert told in message(*overrides.split())
+    assert grid(["target_of=fitted_loss", "target=1.5"])
+
+
+def test_gradients_need_layers_in_a_row():
+    assert "gradients compares the first and the last layer" in message(
+        "model=lstm", "gradients=true"
+    )
 
 
 DOCUMENTS = (README, README.parent / "docs" / "experiments.md")

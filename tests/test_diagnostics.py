@@ -11,8 +11,10 @@ from environment import generator
 from experiments.training.diagnostics import (
     MAX_VALUES,
     QUANTILES,
+    decades_between,
     distance_to_running,
     gradient_norms,
+    kernel_norms,
     quantiles,
 )
 
@@ -30,6 +32,25 @@ def test_gradient_norms_are_of_layers():
     }
     norms = gradient_norms(grads)
     assert {name: float(norm) for name, norm in norms.items()} == {"a": 6.0, "b/c": 2.0}
+
+
+def test_kernels_are_ordered_by_their_numbers():
+    grads = {f"Dense_{n}": {"kernel": np.full((2, 2), n, np.float32)} for n in (10, 0, 2)}
+    others = {"head": {"kernel": np.ones((2, 3))}, "norm_0": {"scale": np.ones(2)}}
+    norms = kernel_norms(grads | others)
+    assert [*norms.items()] == [("Dense_0", 0.0), ("Dense_2", 4.0), ("Dense_10", 20.0)]
+
+
+def test_decades_are_between_the_first_and_the_last_kernel():
+    """Norms whose squares leave float32 count, both ways; what left float32 itself is 38."""
+    tiny = kernel_norms({"Dense_0": {"kernel": np.full((1, 1), 1e-30, np.float32)}})
+    large = kernel_norms({"Dense_1": {"kernel": np.full((1, 1), 1e5, np.float32)}})
+    assert decades_between(tiny | large) == pytest.approx(35, abs=1e-6)
+    assert decades_between(large | tiny) == pytest.approx(35, abs=1e-6)
+    assert decades_between({"Dense_0": 3.0, "Dense_1": 7.0, "Dense_2": 3.0}) == 0
+    for lost in (0.0, np.inf, np.nan):
+        assert decades_between({"Dense_0": lost, "Dense_1": 1.0}) == 38
+    assert decades_between({"Dense_0": 1e-36, "Dense_1": 1e36}) == 38
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -513,6 +513,26 @@ def test_an_mlp_is_its_layers(activation):
     np.testing.assert_allclose(params["Dense_1"]["kernel"].std(), deviation, rtol=0.03)
 
 
+def test_a_residual_mlp_adds_every_layer_to_its_input():
+    """A layer is y + W max(0, layer norm(y)), and the head takes max(0, layer norm(y))."""
+    net = model("mlp", placement("layer"), activation="relu", hidden=[6], depth=4, residual=True)
+    features = normals(BATCH, 5)
+    variables = started(net, features)
+    params = jax.tree.map(np.asarray, variables["params"])
+
+    def activated(layer, y):
+        norm = params[f"norm_{layer}"]
+        scaled = (y - y.mean(1, keepdims=True)) / np.sqrt(y.var(1, keepdims=True) + 1e-5)
+        return np.maximum(scaled * norm["scale"] + norm["bias"], 0)
+
+    y = features @ params["Dense_0"]["kernel"]
+    for layer in range(3):
+        y = y + activated(layer, y) @ params[f"Dense_{layer + 1}"]["kernel"]
+    expected = activated(3, y) @ params["head"]["kernel"] + params["head"]["bias"]
+    assert len(params) == 4 + 4 + 1
+    all_close(applied(net, variables, features, train=False), expected)
+
+
 @pytest.mark.parametrize("shape", [(13,), (5, 3), (4, 4, 1)], ids=str)
 @pytest.mark.parametrize("name", ["mlp", "transformer", "lstm"])
 def test_inputs_are_of_any_shape_that_is_no_problem(name, shape):
@@ -574,6 +594,21 @@ def test_the_files_have_no_problems(name):
             "norm.num_groups is 4, which does not divide [24, 24, 6]; give one of 1, 2, 3, 6",
         ),
         ("mlp", "batch", {"hidden": []}, "model.hidden is empty; give one width for each layer"),
+        ("mlp", "batch", {"hidden": [8], "depth": 0}, "model.depth is 0; give 1 or more"),
+        (
+            "mlp",
+            "batch",
+            {"depth": 3},
+            "model.depth is 3, but model.hidden is [8, 8]; give one width, such as [64], or "
+            "model.depth=null",
+        ),
+        (
+            "mlp",
+            "batch",
+            {"hidden": [8, 4], "residual": True},
+            "model.residual adds layers of one width, but model.hidden is [8, 4]; give equal "
+            "widths, or model.residual=false",
+        ),
         (
             "mlp",
             "batch",

@@ -151,6 +151,62 @@ def test_a_loss_that_is_not_finite_counts_as_chance(tiny, tmp_path):
 
 
 @pytest.mark.long
+def test_a_seed_stops_at_its_training_loss(tiny, tmp_path):
+    told = {"target": 2.0, "target_of": "fitted_loss"}
+    config = replaced(tiny, **told, seeds=1, epochs=40, evaluate_every=3, output=str(tmp_path))
+    trained(config)
+    reached = result(config)
+    *before, last = records.read_history(run_directory(config), 0)
+    assert reached["ended"] == "stopped"
+    assert before
+    assert min(record["fitted_loss"] for record in before) > 2.0 >= last["fitted_loss"]
+    assert (reached["fitted_loss"], reached["step"]) == (last["fitted_loss"], last["step"])
+
+
+@pytest.mark.long
+def test_gradients_are_those_of_the_first_batch_before_and_after(tiny, tmp_path):
+    """By the derivative of the loss in NumPy's float64: of two layers, none of them normalized."""
+    places = (f"data.directory={tiny.data['directory']}", f"output={tmp_path}")
+    small = (
+        "model=mlp",
+        "model.hidden=[7,5]",
+        "norm=none",
+        "model.activation=tanh",
+        "batch_size=50",
+    )
+    config = composed(*TINY[1:], *places, *small, "gradients=true", "steps=1", "seeds=1")
+    trained(config)
+    reached = result(config)
+    made = make_setup(config)
+    batch = next(
+        made.source.batches(made.source.load(0), 50, multiple=1, seed=0).from_step(0, slice(0, 50))
+    )
+    start = jax.device_get(compile_program(config, made).init(config, 0).params)
+    end = restore_final(records.seed_directory(run_directory(config), 0))["params"]
+    for when, params in (("before", start), ("after", end)):
+        expected = dict(zip(("Dense_0", "Dense_1"), _kernel_norms(params, batch), strict=True))
+        assert reached["gradient_norms"][when] == pytest.approx(expected, rel=1e-4)
+        decades = abs(np.log10(expected["Dense_0"] / expected["Dense_1"]))
+        key = {"before": "gradient_decades", "after": "final_gradient_decades"}[when]
+        assert reached[key] == pytest.approx(decades, abs=1e-4)
+
+
+def _kernel_norms(params, batch):
+    """The norms of the gradients of the two kernels of a perceptron with tanh."""
+    params = jax.tree.map(np.float64, params)
+    first, second, head = (params[name] for name in ("Dense_0", "Dense_1", "head"))
+    x = np.float64(batch.inputs).reshape(len(batch.labels), -1)
+    y = np.tanh(x @ first["kernel"] + first["bias"])
+    z = np.tanh(y @ second["kernel"] + second["bias"])
+    logits = z @ head["kernel"] + head["bias"]
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    by_logits = (chances - np.eye(10)[batch.labels]) / len(x)
+    by_second = (by_logits @ head["kernel"].T) * (1 - z**2)
+    by_first = (by_second @ second["kernel"].T) * (1 - y**2)
+    return np.linalg.norm(x.T @ by_first), np.linalg.norm(y.T @ by_second)
+
+
+@pytest.mark.long
 def test_a_seed_stops_at_its_target(tiny, tmp_path):
     config = replaced(tiny, target=0.3, epochs=40, evaluate_every=1, output=str(tmp_path))
     trained(config)

@@ -13,7 +13,7 @@ DECADES, HIGHEST = "decades_that_train", "highest_that_trains"
 SHARE = "share_near_best"
 RIVALS = " or "  # separates several arms b
 SHIFT = "input_shift"
-TIMES = ("step_ms", "overhead")
+TIMES = ("step_ms", "overhead", "step_bytes", "memory_overhead")
 RESULTS = (
     *(
         f"{split}_{key}"
@@ -23,6 +23,8 @@ RESULTS = (
     "train_accuracy",
     "train_loss",
     "seconds",
+    "gradient_decades",
+    "final_gradient_decades",
 )
 NEEDS_TARGET = (
     "the metric {!r} needs a target, and target is null; give the validation accuracy at which a "

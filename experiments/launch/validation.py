@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 from experiments.config import (
     COMPONENTS,
+    FITTED_LOSS,
     GROUPS,
+    TARGETS,
     Auto,
     BatchInference,
     Config,
@@ -114,12 +116,22 @@ def _training(config: Config) -> Iterator[str]:
             f"evaluate_every is {every!r}; give a number of steps, epoch, or null to evaluate only "
             "at the end"
         )
-    if config.target is not None and not 0 < config.target <= 1:
-        yield f"target is {config.target}; give an accuracy above 0, at most 1, or null"
+    yield from _target(config)
     yield from choice("dtype", config.dtype, DTYPES)
     yield from positive("model.init_scale", config.model["init_scale"])
     for key, directory in (("output", config.output), ("data.directory", config.data["directory"])):
         yield from _directory(key, directory)
+
+
+def _target(config: Config) -> Iterator[str]:
+    yield from choice("target_of", config.target_of, TARGETS)
+    if config.target is None:
+        if config.target_of == FITTED_LOSS:
+            yield "target_of is 'fitted_loss', but target is null; give the loss at which to stop"
+    elif config.target_of == FITTED_LOSS:
+        yield from positive("target", config.target)
+    elif not 0 < config.target <= 1:
+        yield f"target is {config.target}; give an accuracy above 0, at most 1, or null"
 
 
 def _directory(key: str, given: str) -> Iterator[str]:
@@ -143,6 +155,11 @@ def _model(config: Config, setup: Setup) -> Iterator[str]:
         )
         return
     yield from model.problems(setup.spec.input_shape)
+    if config.gradients and not model.numbers_layers:
+        yield (
+            f"gradients compares the first and the last layer of a chain, which model={name} is "
+            "not; give gradients=false, or model=mlp or cnn"
+        )
     if setup.spec.max_length is not None and not model.takes_lengths:
         yield (
             f"data.lengths makes sequences of unequal length, which model={name} does not accept; "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
@@ -20,6 +21,8 @@ class CNN(Model, kw_only=True):
 
     channels: list[int]
     position: str
+
+    numbers_layers: ClassVar[bool] = True
 
     @nn.compact
     def __call__(

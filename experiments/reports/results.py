@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import Config, flat
 from experiments.runs import records
-from experiments.runs.directory import identity, run_directory
+from experiments.runs.directory import determining, run_directory
 
 MAX_WRITTEN = 4  # equal entries of a list that are written out
 
@@ -88,7 +88,7 @@ def _point(config: Config, directory: Path) -> Point:
 
 def values_of(config: Config) -> dict[str, Any]:
     """Return the values that determine a result, such as norm, norm.epsilon and batch_size."""
-    values = flat(identity(config))
+    values = flat(determining(config))
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values}
 
 

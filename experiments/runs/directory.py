@@ -24,25 +24,34 @@ NOT_IN_IDENTITY = (
     "launcher",
 )
 DATA_NOT_IN_IDENTITY = ("directory", "stream", "memory")  # keys of the data
+# Values that mean the same as their absence, so that runs keep the names from before these keys.
+AS_ABSENT = {"timed_steps": None, "target_of": "validation_accuracy", "gradients": False}
+MODEL_AS_ABSENT = {"residual": False, "depth": None}
 
 
-def identity(config: Config) -> dict[str, Any]:
+def determining(config: Config) -> dict[str, Any]:
     """Return the values that determine the result of each seed of a run.
 
     They include the number of devices if each device measures its own examples.
     """
-    determining = {
-        key: value for key, value in asdict(config).items() if key not in NOT_IN_IDENTITY
-    }
-    determining["data"] = {k: v for k, v in config.data.items() if k not in DATA_NOT_IN_IDENTITY}
-    determining["parallel"] = {"name": config.parallel.name}
+    values = {key: value for key, value in asdict(config).items() if key not in NOT_IN_IDENTITY}
+    values["data"] = {k: v for k, v in config.data.items() if k not in DATA_NOT_IN_IDENTITY}
+    values["parallel"] = {"name": config.parallel.name}
     if config.steps is not None:
-        del determining["epochs"]
-    if config.timed_steps is None:
-        del determining["timed_steps"]
+        del values["epochs"]
     if isinstance(config.sync, LocalSync):
-        determining["devices"] = num_devices(config.parallel)
-    return determining
+        values["devices"] = num_devices(config.parallel)
+    return values
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return the values that the name of a run is a digest of."""
+    values = _without(determining(config), AS_ABSENT)
+    return values | {"model": _without(values["model"], MODEL_AS_ABSENT)}
+
+
+def _without(values: dict[str, Any], absent: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k not in absent or v != absent[k]}
 
 
 def run_directory(config: Config) -> Path:

@@ -1,19 +1,48 @@
 """Gradients, statistics and distributions of each layer during training."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, plot three of them
+MOST_DECADES = 38.0  # the largest exponent of a float32
 MAX_VALUES = 16_384  # values of a layer that are used for quantiles: sorting is slow on a CPU
 
 
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
     """Return the Euclidean norm of the gradient of the parameters of each layer."""
     return {name: optax.tree.norm(layer) for name, layer in layers(grads, _is_layer)}
+
+
+def kernel_norms(grads: Any) -> dict[str, float]:
+    """Return the Euclidean norm of the gradient of each kernel except that of the head.
+
+    The order is that of the numbers in the names. The norms are computed in float64, because the
+    squares of a float32 underflow and overflow sooner than its values.
+    """
+    numbered = {
+        name: layer for name, layer in grads.items() if name != "head" and "kernel" in layer
+    }
+    return {
+        name: float(np.linalg.norm(np.asarray(numbered[name]["kernel"], np.float64)))
+        for name in sorted(numbered, key=lambda name: int(re.sub(r"\D", "", name)))
+    }
+
+
+def decades_between(norms: dict[str, float]) -> float:
+    """Return |log10(first / last)| of positive norms, at most `MOST_DECADES`.
+
+    A norm that is 0 or not finite gives `MOST_DECADES`.
+    """
+    ends = np.array([*norms.values()])[[0, -1]]
+    if not (np.isfinite(ends).all() and (ends > 0).all()):
+        return MOST_DECADES
+    return min(float(abs(np.diff(np.log10(ends))[0])), MOST_DECADES)
 
 
 def distance_to_running(old: Any, new: Any, momentum: float | None) -> dict[str, Any]:

@@ -11,17 +11,18 @@ import jax
 import numpy as np
 
 import jaxnorm as jn
-from experiments.config import Config
+from experiments.config import FITTED_LOSS, Config
 from experiments.data.batching import Batch, evaluation_batches
 from experiments.data.splits import Split
 from experiments.training import hosts, parallel
+from experiments.training.diagnostics import decades_between, kernel_norms
 from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
 from experiments.training.state import State, Sums
-from experiments.training.timing import step_times
+from experiments.training.timing import step_bytes, step_times
 
 EVALUATION_BATCH = 512
-FITTED_EXAMPLES = 5_000  # training examples that the final model is evaluated on
+FITTED_EXAMPLES = 5_000  # training examples that a model is evaluated on
 WATCHED_EXAMPLES = 256  # validation examples that quantiles are computed from
 SECONDS_BETWEEN_REPORTS = 1.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -170,6 +171,7 @@ class _Training:
         """Record the results since the last evaluation, and end the seeds that are finished."""
         deployed = self._deployed(state)
         validated = self._evaluated(deployed, [dataset.validation for dataset in self.datasets])
+        fitted = self._fitted(deployed) if self.config.target_of == FITTED_LOSS else None
         watched = [self._quantiles(deployed), state.watched]
         read = jax.device_get((state.sums, *watched))
         tested: list[dict[str, float]] = []
@@ -179,6 +181,8 @@ class _Training:
             sums, quantiles, layers = self._select(read, i)
             record = self._record(run, step, _means(sums, "train"), validated[i], layers)
             record["quantiles"] = jax.tree.map(np.ndarray.tolist, quantiles)
+            if fitted:
+                record["fitted_loss"] = fitted[i]["loss"]
             self.callbacks[i].on_evaluation(record)
             ended = self._how_it_ends(record, step)
             if ended:
@@ -228,10 +232,17 @@ class _Training:
         losses = (record["train_loss"], record["validation_loss"])
         if not all(math.isfinite(loss) for loss in losses):
             return DIVERGED
-        target = self.config.target
-        if target is not None and record["validation_accuracy"] >= target:
+        if self._reaches_target(record):
             return STOPPED
         return DONE if step == self.setup.total_steps else None
+
+    def _reaches_target(self, record: dict[str, Any]) -> bool:
+        target = self.config.target
+        if target is None:
+            return False
+        if self.config.target_of == FITTED_LOSS:
+            return record["fitted_loss"] <= target
+        return record["validation_accuracy"] >= target
 
     def _tested(self, state: State) -> list[dict[str, float]]:
         """Return the final results of each seed on the test data and on training examples.
@@ -239,17 +250,21 @@ class _Training:
         This is the only use of the test data.
         """
         tested = self._evaluated(state, [dataset.test for dataset in self.datasets])
-        fitted = self._evaluated(
-            state,
-            [dataset.train for dataset in self.datasets],
-            limit=FITTED_EXAMPLES,
-            batch=len(self.datasets[0].test.labels),  # a size that is compiled already
-        )
+        fitted = self._fitted(state)
         return [
             {f"test_{key}": value for key, value in of_test.items()}
             | {f"fitted_{key}": value for key, value in of_train.items()}
             for of_test, of_train in zip(tested, fitted, strict=True)
         ]
+
+    def _fitted(self, state: State) -> list[dict[str, float]]:
+        """Return the results of each seed on training examples, in evaluation mode."""
+        return self._evaluated(
+            state,
+            [dataset.train for dataset in self.datasets],
+            limit=FITTED_EXAMPLES,
+            batch=len(self.datasets[0].test.labels),  # a size that is compiled for the test data
+        )
 
     def _end(
         self,
@@ -277,6 +292,7 @@ class _Training:
                 "parameters": digest(variables),
                 "seconds": self._elapsed() / len(self.runs),
                 **self._timed(i),
+                **self._gradients(state, i),
             },
             variables,
         )
@@ -286,7 +302,24 @@ class _Training:
         if self.config.timed_steps is None:
             return {}
         length, batches = next(self.calls(0))
-        return step_times(self.program, *self.runs[i], batches, length)
+        times = step_times(self.program, *self.runs[i], batches, length)
+        return times | step_bytes(self.program, *self.runs[i], batches)
+
+    def _gradients(self, state: State, i: int) -> dict[str, Any]:
+        """Measure the gradients of a seed on its first batch before and after training."""
+        if self.program.gradients is None:
+            return {}
+        first = parallel.replicate(self.program.init(*self.runs[i]), self.program.devices)
+        batch = next(self._batches(self.config.batch_size, self.program.batch_multiple, 0)[i])
+        before, after = (
+            kernel_norms(jax.device_get(self.program.gradients(each, batch)))
+            for each in (first, state)
+        )
+        return {
+            "gradient_decades": decades_between(before),
+            "final_gradient_decades": decades_between(after),
+            "gradient_norms": {"before": before, "after": after},
+        }
 
     def is_to_be_saved(self, before: int, step: int) -> bool:
         """Return whether a checkpoint is due, by the step or, in a single process, by time."""

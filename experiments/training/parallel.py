@@ -6,7 +6,7 @@ devices over the axis `AXIS`. Under `jit` it sees the whole batch.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,37 @@ from experiments.norms.base import Scope
 
 AXIS = "devices"
 Step = Callable[[Any, Any], Any]
+
+
+class CompiledStep(NamedTuple):
+    """A compiled step, as a function of the part of a batch that this process has.
+
+    Attributes:
+        compiled: the function of a state and of a batch as jax takes it.
+        prepared: returns this batch for the part of this process.
+        waits: whether each call waits for its result.
+    """
+
+    compiled: Any
+    prepared: Callable[[Any], Any]
+    waits: bool = False
+
+    def __call__(self, state: Any, batch: Any) -> Any:
+        stepped = self.compiled(state, self.prepared(batch))
+        return jax.block_until_ready(stepped) if self.waits else stepped
+
+    def num_bytes(self, state: Any, batch: Any) -> int:
+        """Return the memory of a call on one device: arguments, results and temporary values.
+
+        Results that take the place of arguments count once.
+        """
+        sizes = self.compiled.lower(state, self.prepared(batch)).compile().memory_analysis()
+        return (
+            sizes.argument_size_in_bytes
+            + sizes.output_size_in_bytes
+            - sizes.alias_size_in_bytes
+            + sizes.temp_size_in_bytes
+        )
 
 
 def devices(config: ParallelConfig) -> list[jax.Device]:
@@ -108,8 +139,12 @@ def compile_step(
     *,
     batch_axis: int,
     donate: bool,
-) -> Step:
-    """Return the compiled step, as a function of the part of a batch that this process has.
+) -> CompiledStep:
+    """Return the compiled step.
+
+    The devices of a CPU share its threads. With two programs in flight, each could block the
+    threads that the collective of the other needs, and XLA aborts the process after a minute.
+    Therefore each call of a step on several of them waits.
 
     Args:
         batch_axis: the axis of the examples in every array of a batch.
@@ -123,19 +158,10 @@ def compile_step(
         case _:
             compiled = _shard_map(step, devices, batch_axis, donate)
     several_of_a_cpu = len(devices) > 1 and devices[0].platform == "cpu"
-    return _synchronous(compiled) if several_of_a_cpu else compiled
+    return compiled._replace(waits=several_of_a_cpu)
 
 
-def _synchronous(step: Step) -> Step:
-    """Wait for every step.
-
-    The devices of a CPU share its threads. With two programs in flight, each could block the
-    threads that the collective of the other needs, and XLA aborts the process after a minute.
-    """
-    return lambda state, batch: jax.block_until_ready(step(state, batch))
-
-
-def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
+def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> CompiledStep:
     replicated, sharded = _shardings(devices, batch_axis)
     compiled = jax.jit(
         step,
@@ -144,11 +170,13 @@ def _jit(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: boo
         donate_argnums=0 if donate else (),
     )
     if jax.process_count() == 1:
-        return compiled  # it shards a NumPy batch ten times as fast as device_put
-    return lambda state, batch: compiled(state, _assembled(batch, sharded))
+        return CompiledStep(compiled, lambda batch: batch)  # jit shards faster than device_put
+    return CompiledStep(compiled, lambda batch: _assembled(batch, sharded))
 
 
-def _shard_map(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
+def _shard_map(
+    step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool
+) -> CompiledStep:
     replicated, sharded = _shardings(devices, batch_axis)
     mapped = jax.shard_map(
         step,
@@ -160,7 +188,7 @@ def _shard_map(step: Step, devices: Sequence[jax.Device], batch_axis: int, donat
     return _jit(mapped, devices, batch_axis, donate)
 
 
-def _pmap(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> Step:
+def _pmap(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bool) -> CompiledStep:
     mapped = jax.pmap(
         step,
         AXIS,
@@ -175,7 +203,7 @@ def _pmap(step: Step, devices: Sequence[jax.Device], batch_axis: int, donate: bo
         shape = array.shape
         return array.reshape(*shape[:batch_axis], own, -1, *shape[batch_axis + 1 :])
 
-    return lambda state, batch: mapped(state, jax.tree.map(cut, batch))
+    return CompiledStep(mapped, lambda batch: jax.tree.map(cut, batch))
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:

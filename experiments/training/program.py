@@ -27,18 +27,20 @@ class Program(NamedTuple):
     `train` takes the batches of several steps, and the other functions take one batch. Each batch
     contains the examples of this process; only `quantiles` takes a whole batch. The size of a batch
     is a multiple of `batch_multiple`. If seeds are trained `together`, all arrays have a first axis
-    for them.
+    for them, except in `gradients`, which is for one seed.
 
     Attributes:
         measure: returns the running statistics after a batch and changes no parameters. None if
             evaluation does not use recomputed statistics.
         group: the number of consecutive examples that `evaluate` normalizes by their own
             statistics. None if it uses running statistics.
+        gradients: returns the gradient of the mean loss of a training batch; None if it is not
+            configured.
         plain: the same program without normalization, for timing; None without timing.
     """
 
     init: Callable[[Config, int], State]
-    train: Callable[[State, Batch], State]
+    train: parallel.CompiledStep
     evaluate: Callable[[State, Batch], Sums]
     quantiles: Callable[[State, Batch], dict[str, Any]]
     measure: Callable[[State, Batch], Any] | None
@@ -47,6 +49,7 @@ class Program(NamedTuple):
     group: int | None
     steps_per_call: int
     together: bool
+    gradients: Callable[[State, Batch], Any] | None = None
     plain: "Program | None" = None
 
 
@@ -142,6 +145,9 @@ def _compile(config: Config, setup: Setup) -> Program:
         evaluation_group(config, setup),
         per_call,
         together,
+        compiled(partial(_gradients, step), batch_axis=0, donate=False)
+        if config.gradients
+        else None,
     )
 
 
@@ -159,6 +165,10 @@ def _evaluate_groups(
     model = model_of(config, setup, Scope(num_ghosts=groups), measures=True)
     logits, _ = _measured(model, state, batch)
     return sum_over_devices(sums_of(logits, batch), scope)
+
+
+def _gradients(step: TrainStep, state: State, batch: Batch) -> Any:
+    return step.gradients(state, batch)[0]
 
 
 def _measure(model: nn.Module, state: State, batch: Batch) -> Any:

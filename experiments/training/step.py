@@ -35,10 +35,7 @@ class TrainStep:
     scope: Scope
 
     def __call__(self, state: State, batch: Batch) -> State:
-        grads, batch_stats, sums = self._gradients(state, batch)
-        grads, sums = sum_over_devices((grads, sums), self.scope)
-        batch_stats = _merge_groups(batch_stats, self.scope)
-        grads = jax.tree.map(lambda grad: grad / self.batch_size, grads)
+        grads, batch_stats, sums = self.gradients(state, batch)
         updates, opt_state = self._optimizer(state).update(grads, state.opt_state, state.params)
         momentum = getattr(self.setup.norm, "momentum", None)
         return State(
@@ -54,6 +51,13 @@ class TrainStep:
                 "statistics": distance_to_running(state.batch_stats, batch_stats, momentum),
             },
         )
+
+    def gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
+        """Return the gradient of the mean loss, the new statistics and the sums."""
+        grads, batch_stats, sums = self._gradients(state, batch)
+        grads, sums = sum_over_devices((grads, sums), self.scope)
+        batch_stats = _merge_groups(batch_stats, self.scope)
+        return jax.tree.map(lambda grad: grad / self.batch_size, grads), batch_stats, sums
 
     def _optimizer(self, state: State) -> optax.GradientTransformation:
         optimizer = self.setup.optimizer.with_numbers(state.numbers)

@@ -1,4 +1,4 @@
-"""The time of a training step compared with the same step without normalization."""
+"""The time and the memory of a training step, and of the same step without normalization."""
 
 import time
 from collections.abc import Sequence
@@ -39,6 +39,20 @@ def step_times(
         "step_ms": 1000 * float(np.median(seconds[:, 0])) / length,
         "overhead": float(np.median(seconds[:, 0] / seconds[:, 1])),
     }
+
+
+def step_bytes(program: Program, config: Config, seed: int, batches: Batch) -> dict[str, float]:
+    """Return the bytes of the compiled step, and the ratio to a step without normalization.
+
+    Args:
+        batches: the batches of one call, of which the first step is compiled.
+    """
+    one = jax.tree.map(lambda array: array[:1], batches) if program.steps_per_call > 1 else batches
+    normalized, plain = (
+        each.train.num_bytes(each.init(config, seed), one._replace(mask=None))
+        for each in (program, program.plain)
+    )
+    return {"step_bytes": normalized, "memory_overhead": normalized / plain}
 
 
 def _alternate(
