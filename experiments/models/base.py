@@ -24,8 +24,8 @@ class Model(nn.Module, kw_only=True):
         dtype: the dtype of the computation; parameters and logits are float32.
         dropout: the dropout rate in training, with keys of the collection "dropout".
         takes_lengths: whether the inputs are sequences, which can have lengths or be of words.
-        numbers_layers: whether the names of its layers, except for the head, are numbered in order.
         cpu_steps_per_call: the number of steps in one compiled call that is fastest on a CPU.
+        numbers_layers: whether the names of its layers, except for the head, are numbered in order.
     """
 
     norm: Callable[..., Any]
