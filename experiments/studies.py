@@ -23,7 +23,7 @@ from rich.console import Console
 
 from experiments.config import Config, register_schemas
 from experiments.errors import ConfigError, choice
-from experiments.launch.contrast import RIVALS
+from experiments.launch.contrast import OR
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
 from experiments.launch.selection import picked
@@ -76,7 +76,7 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
 def _smoke_runs(configs: Sequence[Config]) -> list[Config]:
     """Return the first run of each arm of a study, or the first two, without its contrast."""
     study = configs[0].study
-    arms = (study.contrast.a, *study.contrast.b.split(RIVALS)) if study.contrast else ()
+    arms = f"{study.contrast.a}{OR}{study.contrast.b}".split(OR) if study.contrast else []
     of_arms = [next(config for config in configs if picked(config, arm)) for arm in arms]
     asking = replace(study, contrast=None, metric="test_accuracy")
     return [replace(config, study=asking) for config in of_arms or configs[:2]]

@@ -1,5 +1,6 @@
 """Checks of the primary contrast of a study before training."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from experiments.config import Config, Contrast
@@ -11,7 +12,7 @@ UNITS = ("points", "ratio", "decades", "nats")
 STEPS = ("steps_to_target", "steps", "step")
 DECADES, HIGHEST = "decades_that_train", "highest_that_trains"
 SHARE = "share_near_best"
-RIVALS = " or "  # separates several arms b
+OR = " or "  # separates several arms, each of which is compared
 SHIFT = "input_shift"
 TIMES = ("step_ms", "overhead", "step_bytes", "memory_overhead")
 RESULTS = (
@@ -43,19 +44,18 @@ def form_problems(contrast: Contrast) -> Iterator[str]:
 
 def arm_problems(contrast: Contrast, configs: Sequence[Config]) -> Iterator[str]:
     """Yield a problem for each arm that matches no run, and if both match the same run."""
-    of_a = _runs(contrast.a, configs)
-    rivals = contrast.b.split(RIVALS)
-    for side, arm in (("a", contrast.a), *(("b", rival) for rival in rivals)):
+    of_a, of_b = contrast.a.split(OR), contrast.b.split(OR)
+    for side, arm in (*(("a", arm) for arm in of_a), *(("b", arm) for arm in of_b)):
         if not _runs(arm, configs):
             yield (
                 f"study.contrast.{side} is {arm!r}, which matches no run of the study; give "
                 'values of its sweep, such as "norm=batch"'
             )
-    for rival in rivals:
-        if of_a & _runs(rival, configs):
+    for a, b in itertools.product(of_a, of_b):
+        if _runs(a, configs) & _runs(b, configs):
             yield (
-                f"study.contrast.a and b, {contrast.a!r} and {rival!r}, both match a run; give "
-                "arms that differ in a value"
+                f"study.contrast.a and b, {a!r} and {b!r}, both match a run; give arms that differ "
+                "in a value"
             )
 
 

@@ -9,6 +9,7 @@ the places of all studies. A claim is of all its places (an intersection-union t
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError
-from experiments.launch.contrast import HIGHEST, RIVALS, form_problems
+from experiments.launch.contrast import HIGHEST, OR, form_problems
 from experiments.launch.selection import overridden, picks
 from experiments.reports.arms import TUNING_SEEDS, Arm, Tuned, ends_text, tune
 from experiments.reports.metrics import Metric, mean_interval, metric, trained_values
@@ -181,32 +182,35 @@ def compare(
 def places(contrast: Contrast, points: Sequence[Point], measured: Metric) -> list[Place]:
     """Return the places of a contrast with its tuned arms.
 
-    There is a place for all values of `contrast.each` and every arm b that have runs.
+    There is a place for all values of `contrast.each` and every pair of arms that have runs.
 
     Raises:
         ConfigError: the contrast is invalid, or selects no run of the study.
     """
     if problems := [*form_problems(contrast)]:
         raise ConfigError("; ".join(problems))
-    return [
-        _place(replace(contrast, b=rival), own, measured, name)
-        for name, rival, own in _where(contrast, points)
-    ]
+    return [_place(there, own, measured, name) for there, name, own in _where(contrast, points)]
 
 
-def _where(contrast: Contrast, points: Sequence[Point]) -> Iterator[tuple[str, str, list[Point]]]:
-    """Yield the name of every place, its arm b and its runs."""
-    rivals = contrast.b.split(RIVALS)
+def _where(
+    contrast: Contrast, points: Sequence[Point]
+) -> Iterator[tuple[Contrast, str, list[Point]]]:
+    """Yield the contrast, the name and the runs of every place."""
+    of_a, of_b = contrast.a.split(OR), contrast.b.split(OR)
     found = False
     for values in distinct(points, contrast.each):
         own = [point for point in points if values_at(point, contrast.each) == values]
-        for rival in rivals:
-            if all(any(picks(arm, p.values) for p in own) for arm in (contrast.a, rival)):
-                against = [f"against {_words(rival)}"] if len(rivals) > 1 else []
+        for a, b in itertools.product(of_a, of_b):
+            if all(any(picks(arm, p.values) for p in own) for arm in (a, b)):
+                arms = [
+                    *([_words(a)] * (len(of_a) > 1)),
+                    *([f"against {_words(b)}"] * (len(of_b) > 1)),
+                ]
                 found = True
-                yield ", ".join([*map(value_label, values), *against]), rival, own
+                name = ", ".join([*map(value_label, values), *arms])
+                yield replace(contrast, a=a, b=b), name, own
     if not found:
-        yield "", rivals[0], list(points)
+        yield replace(contrast, a=of_a[0], b=of_b[0]), "", list(points)
 
 
 def _words(overrides: str) -> str:
