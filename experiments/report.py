@@ -100,15 +100,17 @@ def write_report(
 
     If overrides `changed` a study that has a verdict, its page and entry stay the same.
     """
-    study, output = config.study, Path(config.output)
+    study, folder = config.study, Path(str(config.study.name)).parent
+    output = Path(config.output, folder)
+    output.mkdir(parents=True, exist_ok=True)
     compared = [] if study.contrast is None else compare(study.contrast, points, study.x)
     places = [] if isinstance(compared, str) else compared
     tuned = any(each.tuned for each in places)
     measured = report_metric(metric(study.metric, points, study.x), tuned=tuned, points=points)
     entry = _entry(study, points, compared)
-    name, claimed = entry.name, family()
+    name, claimed = entry.name, family(folder)
     another = bool(changed) and name in claimed
-    path = output / f"{name}{'-changed' if another else ''}.html"
+    path = output / f"{entry.file}{'-changed' if another else ''}.html"
     axes = choose_axes(points, study)
     answered = None if entry.claims or another else best_runs(points, measured, axes.x)
     write_study_page(path, study, points, measured, places, made_by, answered)
@@ -185,19 +187,25 @@ def _report_if_there(overrides: Sequence[str], console: Console) -> bool:
         return False
 
 
-def studies() -> list[str]:
-    """Return the names of the available studies."""
-    return sorted(path.stem for path in Path(CONFIG_DIR, "study").glob("*.yaml"))
+def studies(pattern: str = "*.yaml") -> list[str]:
+    """Return the names of the available studies, by default without those of subfolders."""
+    folder = Path(CONFIG_DIR, "study")
+    paths = [path.relative_to(folder).with_suffix("") for path in folder.glob(pattern)]
+    return sorted(path.as_posix() for path in paths)
 
 
-def family() -> list[str]:
-    """Return the names of the studies that have a primary contrast, reported or not."""
-    return [study.name for study in claimed()]
+def family(folder: Path | str = ".") -> list[str]:
+    """Return the names of the studies of a folder that have a primary contrast, reported or not.
+
+    Each folder of studies is a family of its own.
+    """
+    return [study.name for study in claimed(folder)]
 
 
-def claimed() -> list[DictConfig]:
+def claimed(folder: Path | str = ".") -> list[DictConfig]:
     """Return the settings of the studies that have a primary contrast, from their files."""
-    loaded = [OmegaConf.load(path) for path in sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))]
+    paths = sorted(Path(CONFIG_DIR, "study", folder).glob("*.yaml"))
+    loaded = [OmegaConf.load(path) for path in paths]
     asked = [config.study for config in loaded if "study" in config]
     return [study for study in asked if study.get("contrast") is not None]
 

@@ -156,7 +156,8 @@ def main() -> None:
 
 
 def _unknown(names: Sequence[str]) -> list[str]:
-    return [problem for name in names for problem in choice("--only", name, studies())]
+    known = [*studies(), *studies("*/*.yaml")]
+    return [problem for name in names for problem in choice("--only", name, known)]
 
 
 if __name__ == "__main__":

@@ -356,12 +356,14 @@ def test_the_normalization_stands_before_or_after_the_activation(name):
         np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize(
+    ("position", "residual"), [("before", True), ("after", True), ("before", False)]
+)
 def test_a_resnet_is_its_convolutions_normalized_before_or_after_the_rectifier(
-    position, monkeypatch
+    position, residual, monkeypatch
 ):
     monkeypatch.setattr("experiments.models.resnet.STAGES", 2)
-    net = model("resnet", placement("layer"), position=position, depth=6)
+    net = model("resnet", placement("layer"), position=position, residual=residual, depth=6)
     x = inputs_of("resnet")
     variables = started(net, x)
     params = variables["params"]
@@ -386,9 +388,11 @@ def test_a_resnet_is_its_convolutions_normalized_before_or_after_the_rectifier(
         return normalized(rectified(x), number)
 
     x = activated(convolved(x, 0), 0)
-    x = rectified(x + normalized(convolved(activated(convolved(x, 1), 1), 2), 2))
+    y = normalized(convolved(activated(convolved(x, 1), 1), 2), 2)
+    x = rectified(x + y if residual else y)
     y = normalized(convolved(activated(convolved(x, 3, stride=2), 3), 4), 4)
-    x = rectified(normalized(convolved(x, 5, stride=2), 5) + y)
+    x = rectified(y + normalized(convolved(x, 5, stride=2), 5) if residual else y)
+    assert residual == ("Conv_5" in params)
     expected = x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
     logits = applied(net, variables, inputs_of("resnet"), train=False)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)

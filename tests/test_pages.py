@@ -39,7 +39,7 @@ def output(tmp_path_factory):
         gain = index / 500
         run_files.write_run(config, [0.90 + gain, 0.91 + gain, 0.925 + gain])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.report.family", lambda: ["all_of_it"])
+        patch.setattr("experiments.report.family", lambda folder: ["all_of_it"])
         write_report(
             configs[0], collect(configs), "python -m experiments.train", Console(file=io.StringIO())
         )

@@ -251,12 +251,12 @@ def written(name, output, **others):
 @pytest.mark.long
 def test_verdicts_correct_each_other_on_every_page(tmp_path, monkeypatch):
     """A second study makes the p-value of the first larger, on its page too."""
-    monkeypatch.setattr("experiments.report.family", lambda: ["first"])
+    monkeypatch.setattr("experiments.report.family", lambda folder: ["first"])
     written("first", tmp_path)
     places = json.loads((tmp_path / "first.study.json").read_text())["places"]
     p = Comparison.from_dict(places[0]).p
     assert f"adjusted p = {p:.2g} (Holm, 1 contrast)" in (tmp_path / "first.html").read_text()
-    monkeypatch.setattr("experiments.report.family", lambda: ["first", "second"])
+    monkeypatch.setattr("experiments.report.family", lambda folder: ["first", "second"])
     written("second", tmp_path)
     for name in ("first", "second", "index"):
         html = (tmp_path / f"{name}.html").read_text()
@@ -282,7 +282,7 @@ def test_what_makes_another_study_is_found():
 
 @pytest.mark.long
 def test_a_changed_study_leaves_the_verdict_as_it_was(finished, overrides, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.report.family", lambda: ["norms"])
+    monkeypatch.setattr("experiments.report.family", lambda folder: ["norms"])
     text = printed(overrides)
     assert not (tmp_path / "norms.html").exists()
     assert not (tmp_path / "norms.study.json").exists()
@@ -293,7 +293,7 @@ def test_a_changed_study_leaves_the_verdict_as_it_was(finished, overrides, tmp_p
 
 @pytest.mark.long
 def test_a_page_says_near_its_verdict_what_is_stale(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.report.family", lambda: ["first"])
+    monkeypatch.setattr("experiments.report.family", lambda folder: ["first"])
     text = written("first", tmp_path, code="other")
     html = (tmp_path / "first.html").read_text()
     box = html[html.index("<!--verdict-->") : html.index("<h2>")]

@@ -336,6 +336,10 @@ def test_the_directory_follows_what_determines_the_result():
     steps = replaced(base, steps=5)
     assert run_directory(replaced(steps, epochs=3)) == run_directory(steps)
     assert run_directory(base).name.startswith("digits-cnn-batch-batch16-")
+    resnet = composed("model=resnet")
+    older = {key: value for key, value in resnet.model.items() if key != "residual"}
+    assert run_directory(dataclasses.replace(resnet, model=older)) == run_directory(resnet)
+    assert run_directory(replaced(resnet, model={"residual": False})) != run_directory(resnet)
     elsewhere = run_directory(replaced(base, output="elsewhere"))
     assert elsewhere == Path("elsewhere", run_directory(base).name)
 

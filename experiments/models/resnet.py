@@ -18,10 +18,10 @@ STAGES = 3
 class ResNet(Model, kw_only=True):
     """A residual network of 6 n + 2 layers (He et al. 2015, section 4.2): n = 3 gives ResNet-20.
 
-    The last scale of a block is initialized to zero (Goyal et al. 2017), so that the block starts
-    as the identity. The summands of a block, which are the second convolution and the projection,
-    have no rectifier of their own. They are always normalized directly, and the rectified sum is
-    not normalized, in both positions.
+    The last scale of a residual block is initialized to zero (Goyal et al. 2017), so that the block
+    starts as the identity. The summands of a block, which are the second convolution and the
+    projection, have no rectifier of their own. They are always normalized directly, and the
+    rectified sum is not normalized, in both positions.
 
     Attributes:
         depth: the number of layers, 6 n + 2.
@@ -29,11 +29,14 @@ class ResNet(Model, kw_only=True):
             double the channels.
         position: the position of the normalizations of the first convolution and of the first one
             in each block, before or after the rectifier.
+        residual: False for a plain network (He et al. 2015): the same layers without the skip
+            connections and their projections, and all scales are initialized to one.
     """
 
     depth: int
     width: int
     position: str
+    residual: bool = True
 
     @nn.compact
     def __call__(
@@ -69,7 +72,10 @@ class ResNet(Model, kw_only=True):
     ) -> jax.Array:
         """Apply two convolutions and add the input, which is projected if the shape changes."""
         y = activated(self._convolution(channels, stride, use_bias=self.has_bias)(x))
-        y = normalized(self._convolution(channels, 1)(y), scale_init=nn.initializers.zeros)
+        y = self._convolution(channels, 1)(y)
+        if not self.residual:
+            return nn.relu(normalized(y))
+        y = normalized(y, scale_init=nn.initializers.zeros)
         if x.shape != y.shape:
             x = normalized(self._convolution(channels, stride, kernel=1)(x))
         return nn.relu(x + y)

@@ -89,6 +89,11 @@ class Entry:
     open_because: str | None
 
     @property
+    def file(self) -> str:
+        """The name of its files, which is that of the study without its folder."""
+        return Path(self.name).name
+
+    @property
     def claims(self) -> bool:
         """Whether the study has a primary contrast."""
         return bool(self.places) or self.open_because is not None
@@ -111,13 +116,13 @@ class Verdict(NamedTuple):
 
 def write_entry(output: Path, entry: Entry) -> None:
     """Write the results of a report, for the verdicts of other reports."""
-    (output / f"{entry.name}{SUFFIX}").write_text(json.dumps(asdict(entry), indent=1))
+    (output / f"{entry.file}{SUFFIX}").write_text(json.dumps(asdict(entry), indent=1))
 
 
 def keep_entry(folder: Path, entry: Entry) -> None:
     """Write the results of a report for a commit: numbers are short, and the bytes reproducible."""
     text = json.dumps(_rounded(asdict(entry)), indent=1, ensure_ascii=False)
-    (folder / f"{entry.name}{KEPT}").write_text(f"{text}\n")
+    (folder / f"{entry.file}{KEPT}").write_text(f"{text}\n")
 
 
 def _rounded(value: Any) -> Any:
@@ -174,7 +179,7 @@ def refresh(output: Path, family: Sequence[str]) -> dict[str, Verdict]:
     entries = read_entries(output)
     verdicts = judge(entries, family)
     for entry in entries:
-        fill(output / f"{entry.name}.html", entry, verdicts.get(entry.name))
+        fill(output / f"{entry.file}.html", entry, verdicts.get(entry.name))
     _write_index(output, entries, verdicts)
     return verdicts
 
@@ -303,7 +308,7 @@ def _write_index(output: Path, entries: Sequence[Entry], verdicts: dict[str, Ver
     sections = ["<h1>Studies</h1>", caption(_counts(verdicts))]
     for entry in entries:
         judged = verdicts.get(entry.name)
-        link = f'<a href="{escape(entry.name)}.html">{escape(entry.name)}</a>'
+        link = f'<a href="{escape(entry.file)}.html">{escape(entry.name)}</a>'
         sections.append(
             f'<section class="verdict {_kind(judged)}"><h3>{link}</h3>'
             f"<p>{escape(entry.question or '')}</p>"

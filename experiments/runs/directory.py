@@ -26,7 +26,7 @@ NOT_IN_IDENTITY = (
 DATA_NOT_IN_IDENTITY = ("directory", "stream", "memory")  # keys of the data
 # Values that mean the same as their absence, so that runs keep the names from before these keys.
 AS_ABSENT = {"timed_steps": None, "target_of": "validation_accuracy", "gradients": False}
-MODEL_AS_ABSENT = {"residual": False, "depth": None}
+MODEL_AS_ABSENT = {"mlp": {"residual": False, "depth": None}, "resnet": {"residual": True}}
 
 
 def determining(config: Config) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def determining(config: Config) -> dict[str, Any]:
 def identity(config: Config) -> dict[str, Any]:
     """Return the values that the name of a run is a digest of."""
     values = _without(determining(config), AS_ABSENT)
-    return values | {"model": _without(values["model"], MODEL_AS_ABSENT)}
+    model = values["model"]
+    return values | {"model": _without(model, MODEL_AS_ABSENT.get(model["name"], {}))}
 
 
 def _without(values: dict[str, Any], absent: dict[str, Any]) -> dict[str, Any]:
