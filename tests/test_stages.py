@@ -38,10 +38,9 @@ def run(output, norm, asked, accuracy, rate=0.1, seeds=8, ended=None, **others):
     """Write a run with one accuracy in percent, or one for each seed, and give what asks for it."""
     config = run_files.configuration(
         norm=norm,
-        optimizer={"learning_rate": rate, "momentum": 0.9},
         study=StudyConfig(name="made_up", contrast=asked, x=RATE),
         output=str(output),
-        **{"seeds": seeds} | others,
+        **{"seeds": seeds, "optimizer": {"learning_rate": rate, "momentum": 0.9}} | others,
     )
     accuracies = np.broadcast_to(accuracy, seeds) / 100
     ends = ["done"] * seeds if ended is None else ended
@@ -162,6 +161,34 @@ HIGHEST = contrast(metric="highest_that_trains", unit="decades", delta=1.0)
 def test_a_range_is_extended_in_the_arm_whose_end_trains(tmp_path):
     configs = range_runs(tmp_path, HIGHEST, {"batch": 10, "none": 0.5}, (0.1, 1.0, 10.0))
     assert added(configs, planned(configs)) == [("batch", 100.0)]
+
+
+def test_a_trial_that_was_added_is_extended_like_the_others(tmp_path):
+    """Its runs are all beyond the grid of a tuned number, and its range may go on."""
+    asked = replace(HIGHEST, metric="decades_that_train")
+
+    def run_all(momentum, trains):
+        return [
+            run(
+                tmp_path,
+                norm,
+                asked,
+                80,
+                rate,
+                target=0.7,
+                ended=["stopped" if rate in trains else "diverged"] * 8,
+                optimizer={"learning_rate": rate, "momentum": momentum},
+            )
+            for norm in ("batch", "none")
+            for rate in (0.1, 1.0, 10.0, 100.0)
+        ]
+
+    configs = [*run_all(0.1, ()), *run_all(0.2, ()), *run_all(0.4, (1.0, 10.0))]
+    every = planned(configs)  # momentum 0.8
+    assert len(added(configs, every)) == 8
+    run_all(0.8, (1.0, 10.0, 100.0))
+    wanted = {(c.optimizer["momentum"], c.optimizer["learning_rate"]) for c in planned(configs)}
+    assert (0.8, 1000.0) in wanted
 
 
 def test_a_range_is_bisected_to_an_eighth_of_a_decade(tmp_path):

@@ -91,7 +91,8 @@ def _extended(place: Place, stated: set[str]) -> Iterator[Config]:
         for tuned in having:
             if key in tuned.arm.at_ends:
                 points = [point for trial in tuned.asked for point in trial]
-                values |= _beyond(points, key, tuned.arm.choice[key], stated)
+                original = _stated(points, key, stated)
+                values |= _beyond(tuned.arm.grid[key], original, tuned.arm.choice[key])
         for tuned in having:
             for value in values - set(tuned.arm.grid[key]):
                 yield from _at_value(tuned.asked, key, value)
@@ -106,16 +107,20 @@ def _at_value(trials: Sequence[Sequence[Point]], key: str, value: float) -> Iter
             yield _with_value(point.config, key, value)
 
 
-def _beyond(points: Sequence[Point], key: str, end: float, stated: set[str]) -> set[float]:
-    """Return the next value beyond an end of the grid of a key; none after `EXTENSIONS` of them."""
-    grid = sorted({point.values[key] for point in points})
-    original = [p.values[key] for p in points if run_directory(p.config).name in stated]
-    if end == grid[-1]:
-        added = sum(value > max(original) for value in grid)
+def _stated(points: Iterable[Point], key: str, stated: set[str]) -> list[float]:
+    """Return the values of a key in the runs that the file of the study states."""
+    return [p.values[key] for p in points if run_directory(p.config).name in stated]
+
+
+def _beyond(grid: Iterable[float], original: Sequence[float], end: float) -> set[float]:
+    """Return the next value beyond an end of a grid; none after `EXTENSIONS` of them."""
+    values = sorted(set(grid))
+    if end == values[-1]:
+        added = sum(value > max(original) for value in values)
     else:
-        grid.reverse()
-        added = sum(value < min(original) for value in grid)
-    return set() if added >= EXTENSIONS else {next_value([value for value in grid if value > 0])}
+        values.reverse()
+        added = sum(value < min(original) for value in values)
+    return set() if added >= EXTENSIONS else {next_value([value for value in values if value > 0])}
 
 
 def next_value(grid: Sequence[float]) -> float:
@@ -135,7 +140,7 @@ def _ranges(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config
         config
         for tuned in (place.a, place.b)
         for trial in tuned.asked
-        for config in _range_extended(trial, measured, stated)
+        for config in _range_extended(tuned, trial, measured, stated)
     ]
     yield from extended
     if not extended:
@@ -143,10 +148,13 @@ def _ranges(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config
             yield from _bisected(tuned, measured)
 
 
-def _range_extended(trial: Sequence[Point], measured: Metric, stated: set[str]) -> Iterator[Config]:
+def _range_extended(
+    tuned: Tuned, trial: Sequence[Point], measured: Metric, stated: set[str]
+) -> Iterator[Config]:
     over = str(measured.over)
+    original = _stated((point for each in tuned.asked for point in each), over, stated)
     for end in range_ends_of(measured, trial):
-        for value in _beyond(trial, over, end, stated):
+        for value in _beyond([point.values[over] for point in trial], original, end):
             yield from _at_value([trial], over, value)
 
 
