@@ -6,6 +6,7 @@ metric that is a range of values, such as the highest rate that trains, is exten
 and then bisected to an eighth of a decade. The second stage is fresh seeds of the chosen runs.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from dataclasses import replace
 from experiments.config import Config
 from experiments.errors import ConfigError
 from experiments.launch.validation import validate
-from experiments.reports.arms import TUNING_SEEDS, Tuned
+from experiments.reports.arms import TUNING_SEEDS
 from experiments.reports.comparison import Place, places, range_ends_of
 from experiments.reports.metrics import Metric, metric, trained_values
 from experiments.reports.results import Point, collect
@@ -72,14 +73,19 @@ def _points(place: Place) -> Iterator[Point]:
             yield from trial
 
 
-def _next(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config]:
-    """Yield the valid runs of a place that extend or refine its grids."""
-    for config in (*_extended(place, stated), *_ranges(place, measured, stated)):
-        try:
-            validate(config)
-        except ConfigError:
-            continue  # such as a dropout above 1: the grid ends here
-        yield config
+def _next(place: Place, measured: Metric, stated: set[str]) -> list[Config]:
+    """Return the valid runs of a place that extend its grids or, if none do, refine its ranges."""
+    extended = [*_extended(place, stated), *_ranges_extended(place, measured, stated)]
+    return [*filter(_is_valid, extended)] or [*_bisected(place, measured)]
+
+
+def _is_valid(config: Config) -> bool:
+    """Return whether a run is possible. At a dropout above 1, for example, a grid ends."""
+    try:
+        validate(config)
+    except ConfigError:
+        return False
+    return True
 
 
 def _extended(place: Place, stated: set[str]) -> Iterator[Config]:
@@ -132,35 +138,29 @@ def next_value(grid: Sequence[float]) -> float:
     return float(f"{value:.4g}")
 
 
-def _ranges(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config]:
-    """Yield the runs that extend every range to its end, or bisect the ends of the chosen one."""
+def _ranges_extended(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config]:
+    """Yield the runs at the next value beyond each end at which a trial trains."""
     if measured.over is None:
         return
-    extended = [
-        config
-        for tuned in (place.a, place.b)
-        for trial in tuned.asked
-        for config in _range_extended(tuned, trial, measured, stated)
-    ]
-    yield from extended
-    if not extended:
-        for tuned in (place.a, place.b):
-            yield from _bisected(tuned, measured)
+    for tuned in (place.a, place.b):
+        original = _stated(itertools.chain(*tuned.asked), measured.over, stated)
+        for trial in tuned.asked:
+            values = [point.values[measured.over] for point in trial]
+            for end in range_ends_of(measured, trial):
+                for value in _beyond(values, original, end):
+                    yield from _at_value([trial], measured.over, value)
 
 
-def _range_extended(
-    tuned: Tuned, trial: Sequence[Point], measured: Metric, stated: set[str]
-) -> Iterator[Config]:
-    over = str(measured.over)
-    original = _stated((point for each in tuned.asked for point in each), over, stated)
-    for end in range_ends_of(measured, trial):
-        for value in _beyond([point.values[over] for point in trial], original, end):
-            yield from _at_value([trial], over, value)
-
-
-def _bisected(tuned: Tuned, measured: Metric) -> Iterator[Config]:
+def _bisected(place: Place, measured: Metric) -> Iterator[Config]:
     """Yield the runs in the middle, by the logarithm, of the ends of the range of each seed."""
-    over, trial = str(measured.over), tuned.best
+    if measured.over is None:
+        return
+    for trial in (place.a.best, place.b.best):
+        for value in _middles(trial, measured.over):
+            yield from _at_value([trial], measured.over, value)
+
+
+def _middles(trial: Sequence[Point], over: str) -> set[float]:
     grid = sorted(point.values[over] for point in trial)
     middles = set()
     for seed in set.intersection(*(set(point.seeds) for point in trial)):
@@ -169,8 +169,7 @@ def _bisected(tuned: Tuned, measured: Metric) -> Iterator[Config]:
             above = [(training[-1], value) for value in grid if value > training[-1]][:1]
             below = [(value, training[0]) for value in grid if value < training[0]][-1:]
             middles |= {_middle(*gap) for gap in above + below if _is_wide(*gap)}
-    for value in middles:
-        yield from _at_value([trial], over, value)
+    return middles
 
 
 def _is_wide(low: float, high: float) -> bool:
