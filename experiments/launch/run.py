@@ -57,11 +57,12 @@ def _begin(config: Config, watch: Watch) -> list[SeedRun]:
     """Announce a run, and return the seeds to train."""
     directory = run_directory(config)
     stale, missing = [], []
+    today = made_from(config)
     for seed in range(config.seeds):
         result = records.read_result(directory, seed)
         if result is None:
             missing.append(seed)
-        elif records.is_stale(config, result):
+        elif records.is_stale(result, today):
             stale.append(seed)
     trained = missing if config.keep_stale else sorted(missing + stale)
     trained = hosts.from_first_process(trained)

@@ -16,6 +16,7 @@ from experiments.config import Config
 from experiments.errors import ConfigError
 from experiments.launch.labels import labels
 from experiments.runs import records
+from experiments.runs.code import made_from
 from experiments.runs.records import CONFIG
 
 ENDS = ("done", "diverged", "stopped")
@@ -31,7 +32,8 @@ class RunState(NamedTuple):
     @property
     def stale(self) -> list[int]:
         """The seeds that were trained by other code than the current one."""
-        return [n for n, r in self.results.items() if records.is_stale(self.config, r)]
+        today = made_from(self.config)
+        return [n for n, r in self.results.items() if records.is_stale(r, today)]
 
     @property
     def missing(self) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import Config, flat
 from experiments.runs import records
+from experiments.runs.code import made_from
 from experiments.runs.directory import determining, run_directory
 
 MAX_WRITTEN = 4  # equal entries of a list that are written out
@@ -78,11 +79,12 @@ def collect(configs: Sequence[Config]) -> list[Point]:
 
 def _point(config: Config, directory: Path) -> Point:
     seeds = {}
+    today = made_from(config)
     for number in range(config.seeds):
         if records.finished(directory, number):
             result = records.read_result(directory, number)
             history = records.read_history(directory, number)
-            seeds[number] = Seed(result, history, records.is_stale(config, result))
+            seeds[number] = Seed(result, history, records.is_stale(result, today))
     return Point(config, directory, values_of(config), seeds)
 
 
