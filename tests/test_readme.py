@@ -17,6 +17,12 @@ def snippets(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def outputs(page):
+    """The programs of a page that are followed by what they print, and that."""
+    block = r"^```python\n((?:(?!```).*\n)*)```\n\n```text\n((?:(?!```).*\n)*)```$"
+    return re.findall(block, page.read_text(), re.MULTILINE)
+
+
 def test_there_are_snippets():
     assert len(snippets(ROOT / "README.md")) >= 3  # functions, Linen, NNX
 
@@ -30,5 +36,8 @@ def test_there_are_snippets():
         for number, snippet in enumerate(snippets(page))
     ],
 )
-def test_a_snippet_runs(page, snippet):
+def test_a_snippet_runs(page, snippet, capsys):
     exec(compile(snippet, str(page), "exec"), {"__name__": "page"})
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    shown = dict(outputs(page)).get(snippet) if page.parent.name == "tutorials" else None
+    assert shown is None or printed == shown.splitlines()
