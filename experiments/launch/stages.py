@@ -33,44 +33,48 @@ def planned(configs: Sequence[Config]) -> list[Config]:
     Args:
         configs: the runs of the grid of the study.
     """
-    study, every = configs[0].study, _by_run(configs)
-    stated = set(every)
+    study = configs[0].study
+    stated = _by_run(configs)
     if study.contrast is None or configs[0].seeds < TUNING_SEEDS:
-        return list(every.values())
+        return list(stated.values())
+    points = _collected(stated)
     while True:
-        points = collect(list(every.values()))
-        measured = metric(study.contrast.metric, points, study.x)
-        found = places(study.contrast, points, measured)
-        used = [point for place in found for point in _points(place)]
-        if any(map(is_unfinished, used)):
-            return list(every.values())
-        added = _by_run(config for place in found for config in _next(place, measured, stated))
-        if not added.keys() - every.keys():
+        every = list(points.values())
+        measured = metric(study.contrast.metric, every, study.x)
+        found = places(study.contrast, every, measured)
+        if any(map(is_unfinished, _used(found))):
+            break
+        added = _by_run(c for place in found for c in _next(place, measured, set(stated)))
+        if added.keys() <= points.keys():
             added = _second_stage(found)
-        changed = {name: config for name, config in added.items() if _is_more(config, every)}
+        changed = {
+            name: config
+            for name, config in added.items()
+            if name not in points or config.seeds > points[name].config.seeds
+        }
         if not changed:
-            return list(every.values())
-        every |= changed
-
-
-def is_unfinished(point: Point) -> bool:
-    """Return whether a run has seeds to train."""
-    return bool(point.missing or (point.stale and not point.config.keep_stale))
+            break
+        points |= _collected(changed)
+    return [point.config for point in points.values()]
 
 
 def _by_run(configs: Iterable[Config]) -> dict[str, Config]:
     return {run_directory(config).name: config for config in configs}
 
 
-def _is_more(config: Config, every: dict[str, Config]) -> bool:
-    there = every.get(run_directory(config).name)
-    return there is None or config.seeds > there.seeds
+def _collected(configs: dict[str, Config]) -> dict[str, Point]:
+    return {point.directory.name: point for point in collect(list(configs.values()))}
 
 
-def _points(place: Place) -> Iterator[Point]:
-    for tuned in (place.a, place.b):
-        for trial in tuned.asked:
+def _used(found: Sequence[Place]) -> Iterator[Point]:
+    for place in found:
+        for trial in (*place.a.asked, *place.b.asked):
             yield from trial
+
+
+def is_unfinished(point: Point) -> bool:
+    """Return whether a run has seeds to train."""
+    return bool(point.missing or (point.stale and not point.config.keep_stale))
 
 
 def _next(place: Place, measured: Metric, stated: set[str]) -> list[Config]:
