@@ -28,8 +28,8 @@ RESULTS = (
     "final_gradient_decades",
 )
 NEEDS_TARGET = (
-    "the metric {!r} needs a target, and target is null; give the validation accuracy at which a "
-    "seed stops, such as target=0.8"
+    "the metric {!r} needs a target, and target is null; give the value at which a seed stops, "
+    "such as target=0.8 for a validation accuracy of 80 %"
 )
 
 

@@ -20,7 +20,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from experiments.config import Contrast
+from experiments.config import FITTED_LOSS, Contrast
 from experiments.errors import ConfigError
 from experiments.launch.contrast import HIGHEST, OR, form_problems
 from experiments.launch.selection import overridden, picks
@@ -421,6 +421,8 @@ def _remarks(measured: Metric, place: Place, seeds: Sequence[int]) -> Iterator[s
                 f"{said}: {lost} of {len(used)} seeds did not reach the target and count as the "
                 f"budget of {best.budget} steps."
             )
+        elif best.config.target_of == FITTED_LOSS and lost:
+            yield f"{said}: {lost} of {len(used)} seeds did not fall to the training loss."
         diverged = sum(seed.diverged for seed in used)
         if diverged:
             yield f"{said}: {diverged} of {len(used)} seeds diverged."
