@@ -45,6 +45,7 @@ from experiments.runs.directory import run_directory
 from experiments.training import parallel
 from experiments.training.watch import RunFailed
 
+LEFT = "it is unfinished after training, so its code or data changed meanwhile; start again"
 SMOKE = ("seeds=1", "steps=4", "evaluate_every=2", "output=runs/smoke")
 
 
@@ -67,10 +68,11 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
         if instead := fallback(each):
             print(f"{name}: {NOT_INSTALLED.format(' '.join(instead))}", file=sys.stderr)
     failures = _train_in_waves(configs)
-    for name, each in configs.items():
-        _report(planned(each), asked[name])
+    every = {name: planned(each) for name, each in configs.items()}
+    for name, each in every.items():
+        _report(each, asked[name])
     if failures:
-        sys.exit(failed(failures, sum(map(len, configs.values()))))
+        sys.exit(failed(failures, sum(map(len, every.values()))))
 
 
 def _smoke_runs(configs: Sequence[Config]) -> list[Config]:
@@ -90,12 +92,17 @@ def _train_in_waves(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
         wave = {
             name: unfinished
             for name, each in configs.items()
-            if (unfinished := _unfinished(planned(each)))
-            and not failed_runs & {run_directory(config).name for config in unfinished}
+            if (unfinished := _unfinished(planned(each))) and not failed_runs & _names(unfinished)
         }
         if not wave:
             return failures
         failures += _train(wave)
+        left = _names(_unfinished([config for each in wave.values() for config in each]))
+        failures += [RunFailed(name, LEFT) for name in left - {each.run for each in failures}]
+
+
+def _names(configs: Sequence[Config]) -> set[str]:
+    return {run_directory(config).name for config in configs}
 
 
 def _unfinished(configs: Sequence[Config]) -> list[Config]:

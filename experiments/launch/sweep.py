@@ -13,7 +13,7 @@ from experiments.launch.jobs import Job, by_program, run_sequentially
 from experiments.launch.progress import display
 from experiments.launch.run import run
 from experiments.runs.directory import program_key, run_directory
-from experiments.runs.records import finished
+from experiments.runs.records import is_stale, read_result
 from experiments.training import hosts
 from experiments.training.watch import RunFailed
 
@@ -38,14 +38,18 @@ def _jobs(config: Config) -> list[Job]:
     """Return the job of a run, or one for each seed if its steps are timed.
 
     Times vary more between processes than in one, so each timed seed has a process of its own. A
-    job trains the missing seeds up to its own.
+    job trains the unfinished seeds up to its own.
     """
     name, program = run_directory(config).name, program_key(config)
     if config.timed_steps is None:
         return [Job(name, program, config)]
-    directory = run_directory(config)
-    missing = [seed for seed in range(config.seeds) if not finished(directory, seed)]
-    return [Job(name, program, replace(config, seeds=seed + 1), alone=True) for seed in missing]
+    unfinished = [seed for seed in range(config.seeds) if _is_unfinished(config, seed)]
+    return [Job(name, program, replace(config, seeds=seed + 1), alone=True) for seed in unfinished]
+
+
+def _is_unfinished(config: Config, seed: int) -> bool:
+    result = read_result(run_directory(config), seed)
+    return result is None or (is_stale(config, result) and not config.keep_stale)
 
 
 def failed(failures: Sequence[RunFailed], of: int) -> str:
