@@ -17,11 +17,11 @@ from experiments.reports.comparison import (
     HOLDS,
     OPEN,
     compare,
-    fresh_seeds,
     overall,
     verdict,
 )
 from experiments.reports.metrics import metric, report_metric
+from experiments.reports.places import fresh_seeds
 from experiments.reports.results import collect
 from experiments.reports.verdicts import Entry, judge, verdict_text
 from experiments.runs.directory import run_directory

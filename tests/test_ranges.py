@@ -1,5 +1,7 @@
 """Numbers that several runs, or a whole history, make together; contrasts at several places."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import run_files
@@ -8,6 +10,7 @@ from experiments.config import Contrast
 from experiments.errors import ConfigError
 from experiments.reports.comparison import UNINFORMATIVE, compare
 from experiments.reports.metrics import input_shift, metric, report_metric
+from experiments.reports.ranges import middle, wide_gaps
 from experiments.reports.results import collect
 
 X = "optimizer.learning_rate"
@@ -48,7 +51,12 @@ def test_the_highest_that_trains_is_compared_in_decades(tmp_path):
         "norm=batch: seeds train at the end of the grid of the learning rate, 10"
         in result.open_because
     )
-    assert "norm=none" not in result.open_because
+    assert "norm=none: a range of the learning rate ends between 0.1 and 1" in result.open_because
+    assert "norm=none: seeds train at the end" not in result.open_because
+    assert result.remarks == [
+        "norm=none: 1 of 2 seeds train at no learning rate of the grid and count as half a decade "
+        "below the grid."
+    ]
 
 
 def test_decades_that_train_are_from_the_lowest_to_the_highest(tmp_path):
@@ -57,6 +65,23 @@ def test_decades_that_train_are_from_the_lowest_to_the_highest(tmp_path):
     [result] = compare(contrast(metric="decades_that_train"), collect(batch + none), X)
     np.testing.assert_allclose(result.d, [3 - 0, 3 - 0])
     assert "end of the grid of the learning rate, 0.01" in result.open_because
+    assert result.remarks == [
+        "norm=none: 1 of 2 seeds train at no learning rate of the grid and count as no decade."
+    ]
+
+
+def test_a_range_ends_in_a_gap_that_is_bisected(tmp_path):
+    """Of every seed, and at the lower end if that counts; an eighth of a decade is fine enough."""
+    points = collect(runs_over_rates(tmp_path, "batch", [(0.1,), (0.1, 1.0), (1.0, 10.0), ()]))
+    highest = metric("highest_that_trains", points, X)
+    decades = metric("decades_that_train", points, X)
+    assert wide_gaps(highest, points) == [(0.1, 1.0), (1.0, 10.0)]
+    assert wide_gaps(decades, points) == [(0.01, 0.1), (0.1, 1.0), (1.0, 10.0)]
+    assert middle(0.1, 1.0) == 0.316
+    fine = replace(points[2], values=points[2].values | {X: 0.13})
+    assert wide_gaps(highest, [*points[:2], fine]) == []
+    depths = [replace(p, values=p.values | {X: n + 1}) for n, p in enumerate(points)]
+    assert wide_gaps(decades, depths) == []  # there is nothing between integers
 
 
 def test_other_keys_that_are_swept_make_trials_of_ranges(tmp_path):

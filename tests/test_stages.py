@@ -10,7 +10,7 @@ from experiments.config import Contrast, StudyConfig
 from experiments.errors import ConfigError
 from experiments.launch import stages
 from experiments.launch.stages import EXTENSIONS, next_value, planned
-from experiments.reports.comparison import fresh_seeds
+from experiments.reports.places import fresh_seeds
 from experiments.runs.directory import run_directory
 
 RATE = "optimizer.learning_rate"
@@ -81,10 +81,14 @@ def seeds_of(every):
         ((0.01, 0.02, 0.04), 0.08),
         ((0.004, 0.02, 0.1), 0.5),
         ((1.0, 10.0), 100.0),
+        ((16, 32, 64), 128),
+        ((5, 10, 25), 50),
     ],
 )
 def test_a_grid_goes_on_by_its_own_factors(grid, following):
-    assert next_value(grid) == pytest.approx(following, rel=1e-3)
+    value = next_value(grid)
+    assert value == pytest.approx(following, rel=1e-3)
+    assert type(value) is type(following)
 
 
 def test_an_end_that_one_arm_chose_extends_both(tmp_path):
@@ -109,6 +113,17 @@ def test_a_grid_ends_after_its_extensions(tmp_path):
     assert max(rates) == pytest.approx(1000.0)
     chosen = {key: seeds for key, seeds in seeds_of(every).items() if seeds > 8}
     assert {norm for norm, _ in chosen} == {"batch", "none"}
+
+
+def test_an_end_goes_on_by_the_values_that_the_study_states():
+    """Values in between, such as those of a bisection, change neither the factor nor the limit."""
+    stated = [0.1, 1.0, 10.0]
+    assert stages._beyond([*stated, 100.0, 50.0, 70.0, 84.0], stated, 100.0) == {1000.0}
+    assert stages._beyond([*stated, 0.01, 0.05], stated, 0.01) == {0.001}
+    assert stages._beyond([*stated, 1e6], stated, 1e6) == {1e7}
+    assert stages._beyond([*stated, 1e7], stated, 1e7) == set()
+    assert stages._beyond([0.0, 0.1, 0.3], [0.0, 0.1, 0.3], 0.3) == {0.9}
+    assert stages._beyond([0.0, 0.3], [0.0, 0.3], 0.3) == set()  # which have no factor
 
 
 def test_a_value_that_cannot_be_ends_the_grid(tmp_path):

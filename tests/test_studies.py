@@ -17,8 +17,8 @@ from experiments.launch.contrast import DECADES, HIGHEST
 from experiments.launch.study import CONFIG_DIR, composed, fallback, grid
 from experiments.report import changes, claimed, studies
 from experiments.reports.arms import TUNING_SEEDS
-from experiments.reports.comparison import CONTRASTS, places
 from experiments.reports.metrics import Metric
+from experiments.reports.places import CONTRASTS, places
 from experiments.reports.results import Point, values_of
 from experiments.reports.verdicts import KEPT, read_entries
 from experiments.verdicts import ROOT, STUDIES

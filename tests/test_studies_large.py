@@ -14,8 +14,8 @@ from experiments.config import register_schemas
 from experiments.launch.run import run
 from experiments.launch.study import CONFIG_DIR, composed, grid
 from experiments.report import changes, claimed, family, studies
-from experiments.reports.comparison import places
 from experiments.reports.metrics import Metric
+from experiments.reports.places import places
 from experiments.reports.results import Point, values_of
 from experiments.runs import records
 from experiments.runs.directory import run_directory

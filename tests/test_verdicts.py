@@ -16,7 +16,8 @@ from experiments import verdicts
 from experiments.config import Contrast
 from experiments.errors import ConfigError
 from experiments.report import claimed
-from experiments.reports.comparison import compare, fresh_seeds
+from experiments.reports.comparison import compare
+from experiments.reports.places import fresh_seeds
 from experiments.reports.results import collect
 from experiments.reports.strip import strip
 from experiments.reports.verdicts import KEPT, RULE, Entry, keep_entry, refresh, write_entry

@@ -7,7 +7,6 @@ and then bisected to an eighth of a decade. The second stage is fresh seeds of t
 """
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -15,13 +14,13 @@ from experiments.config import Config
 from experiments.errors import ConfigError
 from experiments.launch.validation import validate
 from experiments.reports.arms import TUNING_SEEDS
-from experiments.reports.comparison import Place, places, range_ends_of
-from experiments.reports.metrics import Metric, metric, trained_values
+from experiments.reports.metrics import Metric, metric
+from experiments.reports.places import Place, places
+from experiments.reports.ranges import ends_that_train, middle, wide_gaps
 from experiments.reports.results import Point, collect
 from experiments.runs.directory import run_directory
 
 EXTENSIONS = 6
-RESOLUTION = 1.02 / 8  # decades, of a range of values that train
 
 
 def planned(configs: Sequence[Config]) -> list[Config]:
@@ -122,24 +121,29 @@ def _stated(points: Iterable[Point], key: str, stated: set[str]) -> list[float]:
     return [p.values[key] for p in points if run_directory(p.config).name in stated]
 
 
-def _beyond(grid: Iterable[float], original: Sequence[float], end: float) -> set[float]:
-    """Return the next value beyond an end of a grid; none after `EXTENSIONS` of them."""
-    values = sorted(set(grid))
-    if end == values[-1]:
-        added = sum(value > max(original) for value in values)
-    else:
-        values.reverse()
-        added = sum(value < min(original) for value in values)
-    return set() if added >= EXTENSIONS else {next_value([value for value in values if value > 0])}
+def _beyond(grid: Sequence[float], original: Iterable[float], end: float) -> set[float]:
+    """Return the next value beyond an end of a grid; none after `EXTENSIONS` of them.
+
+    Args:
+        original: the values that the file of the study states, whose factors continue.
+    """
+    up = end == max(grid)
+    values = sorted({value for value in original if value > 0}, reverse=not up)
+    for _ in range(EXTENSIONS if len(values) > 1 else 0):
+        values.append(next_value(values))
+        if values[-1] > end if up else values[-1] < end:
+            return {values[-1]}
+    return set()
 
 
 def next_value(grid: Sequence[float]) -> float:
     """Return the value that continues a grid beyond its last value by the same factors.
 
-    A grid such as 0.1, 0.3, 1 repeats its factors every two values.
+    A grid such as 0.1, 0.3, 1 repeats its factors every two values. A grid of integers continues
+    with integers.
     """
     value = grid[-2] * grid[-1] / grid[-3] if len(grid) > 2 else grid[-1] ** 2 / grid[-2]
-    return float(f"{value:.4g}")
+    return round(value) if all(isinstance(v, int) for v in grid) else float(f"{value:.4g}")
 
 
 def _ranges_extended(place: Place, measured: Metric, stated: set[str]) -> Iterator[Config]:
@@ -150,38 +154,18 @@ def _ranges_extended(place: Place, measured: Metric, stated: set[str]) -> Iterat
         original = _stated(itertools.chain(*tuned.asked), measured.over, stated)
         for trial in tuned.asked:
             values = [point.values[measured.over] for point in trial]
-            for end in range_ends_of(measured, trial):
+            for end in ends_that_train(measured, trial):
                 for value in _beyond(values, original, end):
                     yield from _at_value([trial], measured.over, value)
 
 
 def _bisected(place: Place, measured: Metric) -> Iterator[Config]:
-    """Yield the runs in the middle, by the logarithm, of the ends of the range of each seed."""
+    """Yield the runs in the middle, by the logarithm, of the gaps in which ranges end."""
     if measured.over is None:
         return
     for trial in (place.a.best, place.b.best):
-        for value in _middles(trial, measured.over):
-            yield from _at_value([trial], measured.over, value)
-
-
-def _middles(trial: Sequence[Point], over: str) -> set[float]:
-    grid = sorted(point.values[over] for point in trial)
-    middles = set()
-    for seed in set.intersection(*(set(point.seeds) for point in trial)):
-        training = trained_values(trial, over, seed)
-        if training:
-            above = [(training[-1], value) for value in grid if value > training[-1]][:1]
-            below = [(value, training[0]) for value in grid if value < training[0]][-1:]
-            middles |= {_middle(*gap) for gap in above + below if _is_wide(*gap)}
-    return middles
-
-
-def _is_wide(low: float, high: float) -> bool:
-    return math.log10(high / low) > RESOLUTION
-
-
-def _middle(low: float, high: float) -> float:
-    return float(f"{math.sqrt(low * high):.3g}")
+        for gap in wide_gaps(measured, trial):
+            yield from _at_value([trial], measured.over, middle(*gap))
 
 
 def _with_value(config: Config, key: str, value: float) -> Config:

@@ -12,8 +12,8 @@ from experiments.launch import local
 from experiments.launch.jobs import Job, by_program, run_sequentially
 from experiments.launch.progress import display
 from experiments.launch.run import run
+from experiments.reports.results import collect
 from experiments.runs.directory import program_key, run_directory
-from experiments.runs.records import is_stale, read_result
 from experiments.training import hosts
 from experiments.training.watch import RunFailed
 
@@ -43,13 +43,9 @@ def _jobs(config: Config) -> list[Job]:
     name, program = run_directory(config).name, program_key(config)
     if config.timed_steps is None:
         return [Job(name, program, config)]
-    unfinished = [seed for seed in range(config.seeds) if _is_unfinished(config, seed)]
+    [point] = collect([config])
+    unfinished = sorted({*point.missing, *(() if config.keep_stale else point.stale)})
     return [Job(name, program, replace(config, seeds=seed + 1), alone=True) for seed in unfinished]
-
-
-def _is_unfinished(config: Config, seed: int) -> bool:
-    result = read_result(run_directory(config), seed)
-    return result is None or (is_stale(config, result) and not config.keep_stale)
 
 
 def failed(failures: Sequence[RunFailed], of: int) -> str:

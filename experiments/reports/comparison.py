@@ -2,18 +2,17 @@
 
 For each seed d = a - b, in points of accuracy, nats or decades, or log2(a / b) if the unit is a
 ratio. The first `TUNING_SEEDS` seeds tune the arms, and the standard deviation of their d
-determines how many other seeds are compared (two stages, Stein 1945; `fresh_seeds`). The rule for
-each place: a two-sided t-test of d against delta for "greater", and against -delta for "at_least";
+determines how many other seeds are compared (`experiments.reports.places`). The rule for each
+place: a two-sided t-test of d against delta for "greater", and against -delta for "at_least";
 two one-sided tests at -delta and delta for "equal" (Schuirmann 1987); Holm's correction (1979) over
 the places of all studies. A claim is of all its places (an intersection-union test, Berger 1982).
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -22,19 +21,18 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.config import FITTED_LOSS, Contrast
 from experiments.errors import ConfigError
-from experiments.launch.contrast import HIGHEST, OR, form_problems
-from experiments.launch.selection import overridden, picks
-from experiments.reports.arms import TUNING_SEEDS, Arm, Tuned, ends_text, tune
+from experiments.launch.contrast import DECADES
+from experiments.launch.selection import overridden
+from experiments.reports.arms import TUNING_SEEDS, Arm, Tuned, ends_text
 from experiments.reports.metrics import Metric, mean_interval, metric, trained_values
-from experiments.reports.results import Point, distinct, key_label, value_label, values_at
+from experiments.reports.places import SIGNIFICANCE, Place, differences, margin_of, places
+from experiments.reports.ranges import ends_that_train, wide_gaps
+from experiments.reports.results import Point, distinct, key_label, value_label
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell here"
 OPEN = "open"
-SIGNIFICANCE = 0.05
-CONTRASTS = 48  # the level of an interval is corrected for this number of contrasts
-FEWEST, MOST = 8, 64  # fresh seeds
 UNINFORMATIVE = (
     "every seed of both arms diverged or missed its target, so there is nothing to compare"
 )
@@ -68,7 +66,7 @@ class Comparison:
 
     @property
     def d(self) -> np.ndarray:
-        return _differences(self.unit, self.levels["a"], self.levels["b"])
+        return differences(self.unit, self.levels["a"], self.levels["b"])
 
     @property
     def mean(self) -> float:
@@ -85,7 +83,7 @@ class Comparison:
     @property
     def margin(self) -> float:
         """Delta in the unit of d."""
-        return _margin(self.unit, self.delta)
+        return margin_of(self.unit, self.delta)
 
     @property
     def bounds(self) -> list[float]:
@@ -123,40 +121,6 @@ class Comparison:
         return cls(**{**values, "a": Arm(**values["a"]), "b": Arm(**values["b"])})
 
 
-class Place(NamedTuple):
-    """A place where the arms are tuned and compared.
-
-    Attributes:
-        contrast: the contrast of this place.
-        d: the difference for each common seed.
-    """
-
-    name: str
-    contrast: Contrast
-    a: Tuned
-    b: Tuned
-    d: dict[int, float]
-
-    @property
-    def spread(self) -> float | None:
-        """The standard deviation of d over the tuning seeds."""
-        first = [d for seed, d in self.d.items() if seed < TUNING_SEEDS]
-        return float(np.std(first, ddof=1)) if len(first) > 1 else None
-
-    @property
-    def wanted(self) -> int:
-        """The number of fresh seeds that the rule compares."""
-        margin = _margin(self.contrast.unit, self.contrast.delta)
-        return fresh_seeds(self.spread or 0.0, margin)
-
-    @property
-    def seeds(self) -> list[int]:
-        """The fresh seeds that are finished, or the tuning seeds until two of them are."""
-        asked = range(TUNING_SEEDS, TUNING_SEEDS + self.wanted)
-        fresh = [seed for seed in asked if seed in self.d]
-        return fresh if len(fresh) > 1 else [seed for seed in self.d if seed < TUNING_SEEDS]
-
-
 def compare(
     contrast: Contrast, points: Sequence[Point], x: str | None = None
 ) -> list[Comparison] | str:
@@ -179,54 +143,6 @@ def compare(
     return [_comparison(measured, place) for place in found]
 
 
-def places(contrast: Contrast, points: Sequence[Point], measured: Metric) -> list[Place]:
-    """Return the places of a contrast with its tuned arms.
-
-    There is a place for all values of `contrast.each` and every pair of arms that have runs.
-
-    Raises:
-        ConfigError: the contrast is invalid, or selects no run of the study.
-    """
-    if problems := [*form_problems(contrast)]:
-        raise ConfigError("; ".join(problems))
-    return [_place(there, own, measured, name) for there, name, own in _where(contrast, points)]
-
-
-def _where(
-    contrast: Contrast, points: Sequence[Point]
-) -> Iterator[tuple[Contrast, str, list[Point]]]:
-    """Yield the contrast, the name and the runs of every place."""
-    of_a, of_b = contrast.a.split(OR), contrast.b.split(OR)
-    found = False
-    for values in distinct(points, contrast.each):
-        own = [point for point in points if values_at(point, contrast.each) == values]
-        for a, b in itertools.product(of_a, of_b):
-            if all(any(picks(arm, p.values) for p in own) for arm in (a, b)):
-                arms = [
-                    *([_words(a)] * (len(of_a) > 1)),
-                    *([f"against {_words(b)}"] * (len(of_b) > 1)),
-                ]
-                found = True
-                name = ", ".join([*map(value_label, values), *arms])
-                yield replace(contrast, a=a, b=b), name, own
-    if not found:
-        yield replace(contrast, a=of_a[0], b=of_b[0]), "", list(points)
-
-
-def _words(overrides: str) -> str:
-    return ", ".join(value_label(value) for value in overridden(overrides).values())
-
-
-def _place(contrast: Contrast, points: Sequence[Point], measured: Metric, name: str) -> Place:
-    a, b = (
-        tune(overrides, points, measured, f"study.contrast.{side}")
-        for side, overrides in (("a", contrast.a), ("b", contrast.b))
-    )
-    seeds = sorted(a.values.keys() & b.values.keys())
-    d = _differences(contrast.unit, [a.values[s] for s in seeds], [b.values[s] for s in seeds])
-    return Place(name, contrast, a, b, dict(zip(seeds, d.tolist(), strict=True)))
-
-
 def _comparison(measured: Metric, place: Place) -> Comparison:
     contrast, seeds = place.contrast, place.seeds
     return Comparison(
@@ -246,19 +162,6 @@ def _comparison(measured: Metric, place: Place) -> Comparison:
         remarks=[*_remarks(measured, place, seeds)],
         open_because=_open_because(measured, place, seeds),
     )
-
-
-def fresh_seeds(spread: float, margin: float) -> int:
-    """Return how many fresh seeds the rule compares.
-
-    This is the smallest number from `FEWEST` to `MOST` whose interval of d, at the level of the
-    correction, is expected to have a half-width of at most half the margin.
-    """
-    level = SIGNIFICANCE / CONTRASTS
-    for n in range(FEWEST, MOST):
-        if stats.t.ppf(1 - level / 2, n - 1) * spread / math.sqrt(n) <= margin / 2:
-            return n
-    return MOST
 
 
 def along(
@@ -294,15 +197,6 @@ def _at(
             replace(contrast, a=left[0], b=left[1]),
             here,
         )
-
-
-def _differences(unit: str, of_a: Sequence[float], of_b: Sequence[float]) -> np.ndarray:
-    a, b = np.array(of_a), np.array(of_b)
-    return np.log2(a / b) if unit == "ratio" else a - b
-
-
-def _margin(unit: str, delta: float) -> float:
-    return math.log2(delta) if unit == "ratio" else delta
 
 
 def p_value(d: np.ndarray, bounds: Sequence[float]) -> float:
@@ -395,34 +289,34 @@ def _lacking(measured: Metric, tuned: Tuned) -> Iterator[str]:
         yield ends
     if measured.over is not None:
         over = key_label(measured.over)
-        for end in range_ends_of(measured, tuned.best):
+        for end in ends_that_train(measured, tuned.best):
             yield f"{overrides}: seeds train at the end of the grid of the {over}, {end:g}"
-
-
-def range_ends_of(measured: Metric, trial: Sequence[Point]) -> list[float]:
-    """Return the ends of a grid at which seeds train, so that the range may go beyond them."""
-    over = str(measured.over)
-    values = sorted(point.values[over] for point in trial)
-    ends = values[-1:] if measured.key == HIGHEST else [values[0], values[-1]]
-    seeds = set.intersection(*(set(point.seeds) for point in trial))
-    return [end for end in ends if any(end in trained_values(trial, over, s) for s in seeds)]
+        for low, high in wide_gaps(measured, tuned.best):
+            yield f"{overrides}: a range of the {over} ends between {low:g} and {high:g}"
 
 
 def _remarks(measured: Metric, place: Place, seeds: Sequence[int]) -> Iterator[str]:
+    """Yield which seeds of an arm are counted by a convention."""
     for tuned in (place.a, place.b):
         said = tuned.arm.overrides + (f" ({place.name})" if place.name else "")
-        if measured.together:
-            continue
-        [best] = tuned.best
-        used = [best.seeds[seed] for seed in seeds]
+        for lost, why in _counted(measured, tuned.best, seeds):
+            if lost:
+                yield f"{said}: {lost} of {len(seeds)} seeds {why}."
+
+
+def _counted(
+    measured: Metric, best: Sequence[Point], seeds: Sequence[int]
+) -> Iterator[tuple[int, str]]:
+    if measured.over is not None:
+        nowhere = sum(not trained_values(best, measured.over, seed) for seed in seeds)
+        counts = "no decade" if measured.key == DECADES else "half a decade below the grid"
+        yield nowhere, f"train at no {key_label(measured.over)} of the grid and count as {counts}"
+    if not measured.together:
+        used = [best[0].seeds[seed] for seed in seeds]
         lost = sum(not seed.reached_target for seed in used)
-        if measured.of_steps and lost:
-            yield (
-                f"{said}: {lost} of {len(used)} seeds did not reach the target and count as the "
-                f"budget of {best.budget} steps."
-            )
-        elif best.config.target_of == FITTED_LOSS and lost:
-            yield f"{said}: {lost} of {len(used)} seeds did not fall to the training loss."
-        diverged = sum(seed.diverged for seed in used)
-        if diverged:
-            yield f"{said}: {diverged} of {len(used)} seeds diverged."
+        if measured.of_steps:
+            budget = f"the budget of {best[0].budget} steps"
+            yield lost, f"did not reach the target and count as {budget}"
+        elif best[0].config.target_of == FITTED_LOSS:
+            yield lost, "did not fall to the training loss at which the others stopped"
+        yield sum(seed.diverged for seed in used), "diverged"
