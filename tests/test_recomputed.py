@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ def differences(place):
 
 def margin(place):
     return math.log2(place["delta"]) if place["unit"] == "ratio" else place["delta"]
+
+
+def interval(d):
+    """Give the 95 % interval of the mean."""
+    half_width = stats.t.isf(0.025, len(d) - 1) * np.std(d, ddof=1) / math.sqrt(len(d))
+    return np.mean(d) - half_width, np.mean(d) + half_width
 
 
 def p_value(place):
@@ -53,7 +60,7 @@ def word(place, adjusted):
         return "open"
     d, delta = differences(place), margin(place)
     if place["direction"] == "equal":
-        low, high = stats.ttest_1samp(d, 0).confidence_interval()
+        low, high = interval(d)
         if adjusted < 0.05:
             return "holds"
         return "does not hold" if low > delta or high < -delta else "cannot tell here"
@@ -71,8 +78,8 @@ def claim(words):
 
 
 @pytest.fixture(scope="module")
-def verdicts():
-    """The verdict of every study that was run."""
+def judged():
+    """The verdict and the adjusted p-value at every place of every study that was run."""
     entries = [read(path) for path in FILES]
     places = [(entry["name"], place) for entry in entries for place in entry["places"]]
     closed = [(name, place) for name, place in places if place["open_because"] is None]
@@ -83,21 +90,47 @@ def verdicts():
             len(places) + claims - len({name for name, _ in places}),
         )
     )
-    words = {entry["name"]: [] for entry in entries}
+    found = {entry["name"]: [] for entry in entries}
     for name, place in places:
-        is_open = place["open_because"] is not None
-        words[name].append(word(place, None if is_open else next(adjusted)))
-    return {name: claim(each or ["open"]) for name, each in words.items()}
+        p = None if place["open_because"] is not None else next(adjusted)
+        found[name].append((word(place, p), p))
+    return found
+
+
+def section(name):
+    """Give the lines of a study on the page."""
+    page = (ROOT / "docs" / "studies.md").read_text()
+    return page.partition(f"\n## {name}\n")[2].partition("\n## ")[0].splitlines()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_page_has_the_verdict_that_follows_from_the_seeds(path, verdicts):
-    page = (ROOT / "docs" / "studies.md").read_text()
-    section = page.partition(f"\n## {path.stem}\n")[2].partition("\n## ")[0]
-    assert f"\n- verdict: **{verdicts[path.stem]}" in section
+def test_the_page_has_the_verdict_that_follows_from_the_seeds(path, judged):
+    verdict = claim([word for word, _ in judged[path.stem]] or ["open"])
+    assert any(line.startswith(f"- verdict: **{verdict}") for line in section(path.stem))
     readme = (ROOT / "README.md").read_text()
     [row] = [line for line in readme.splitlines() if f"studies.md#{path.stem})" in line]
-    assert f"| **{verdicts[path.stem]}**" in row
+    assert f"| **{verdict}**" in row
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_page_has_the_numbers_that_follow_from_the_seeds(path, judged):
+    places = read(path)["places"]
+    lines = [line for line in section(path.stem) if line.startswith("- ") and ", mean " in line]
+    for line, place, (word, p) in zip(lines, places, judged[path.stem], strict=True):
+        assert word in line
+        d, ratio = differences(place), place["unit"] == "ratio"
+        expected = [np.mean(d), *interval(d)]
+        [shown] = re.findall(r", mean (\S+).*? interval (\S+).*? to (\S+)", line)
+        shown = [float(text.strip("x,")) for text in shown]
+        if ratio:
+            np.testing.assert_allclose(shown, np.exp2(expected), rtol=0.005)
+        else:
+            np.testing.assert_allclose(shown, expected, atol=0.00501)
+        assert f", {len(d)} seeds" in line
+        adjusted = re.findall(r"adjusted p = (\S+)", line)
+        assert [float(text) for text in adjusted] == (
+            [] if p is None else [pytest.approx(p, rel=0.05)]
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

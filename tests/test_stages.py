@@ -10,7 +10,9 @@ from experiments.config import Contrast, StudyConfig
 from experiments.errors import ConfigError
 from experiments.launch import stages
 from experiments.launch.stages import EXTENSIONS, next_value, planned
+from experiments.reports.comparison import compare
 from experiments.reports.places import fresh_seeds
+from experiments.reports.results import collect
 from experiments.runs.directory import run_directory
 
 RATE = "optimizer.learning_rate"
@@ -222,6 +224,15 @@ def test_a_range_is_bisected_to_an_eighth_of_a_decade(tmp_path):
         above = min(rate for rate in rates if rate > value)
         assert np.log10(above / below) <= 0.13
         assert len(rates) <= 3 + 4
+    [coarse] = compare(HIGHEST, collect(configs), RATE)
+    assert "a range of the learning rate ends between 1 and 10" in coarse.open_because
+    for config in every:
+        rate, seeds = config.optimizer["learning_rate"], config.seeds
+        range_runs(tmp_path, HIGHEST, highest, (rate,), seeds=seeds)
+    assert {run_directory(config) for config in planned(configs)} == set(map(run_directory, every))
+    [result] = compare(HIGHEST, collect(every), RATE)
+    assert (result.open_because, result.seeds) == (None, list(range(8, 16)))
+    assert result.mean == pytest.approx(np.log10(5 / 0.15), abs=0.13)
 
 
 # ---- stages
