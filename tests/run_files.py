@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from experiments.config import (
     Config,
+    Contrast,
     GlobalSync,
     Jit,
     Local,
@@ -14,6 +15,7 @@ from experiments.config import (
     StudyConfig,
     Undistributed,
 )
+from experiments.reports.comparison import compare
 from experiments.reports.results import collect
 from experiments.runs.code import code_digest
 from experiments.runs.directory import run_directory
@@ -134,3 +136,29 @@ def points(output, *changes, seeds=None, **others):
     for config in configs:
         write_run(config, seeds or [0.90, 0.91, 0.92], **others)
     return collect(configs)
+
+
+def contrast(**changes):
+    """Give a contrast of two norms."""
+    values = {"a": "norm=batch", "b": "norm=none", "metric": "test_accuracy"}
+    values |= {"direction": "greater", "delta": 0.5, "unit": "points"}
+    return Contrast(**(values | changes))
+
+
+def arm(output, norm, accuracies, rate=0.1, validation=None, **others):
+    """Write a run of a seed for each accuracy in percent, and give its configuration."""
+    optimizer = {"learning_rate": rate}
+    config = configuration(
+        norm=norm, optimizer=optimizer, seeds=len(accuracies), output=str(output)
+    )
+    validation = accuracies if validation is None else validation
+    for seed, (reached, validated) in enumerate(zip(accuracies, validation, strict=True)):
+        final = result(seed, reached / 100, validation=validated / 100, config=config, **others)
+        write_seed(config, final)
+    return config
+
+
+def one(contrast, configs):
+    """Compare at the only place."""
+    [result] = compare(contrast, collect(configs))
+    return result

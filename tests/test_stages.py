@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import run_files
+from run_files import contrast
 
-from experiments.config import Contrast, StudyConfig
+from experiments.config import StudyConfig
 from experiments.errors import ConfigError
 from experiments.launch import stages
 from experiments.launch.stages import EXTENSIONS, next_value, planned
@@ -28,12 +29,6 @@ def valid(monkeypatch):
             raise ConfigError("model.dropout is a share")
 
     monkeypatch.setattr(stages, "validate", validate)
-
-
-def contrast(**changes):
-    values = {"a": "norm=batch", "b": "norm=none", "metric": "test_accuracy"}
-    values |= {"direction": "greater", "delta": 0.5, "unit": "points"}
-    return Contrast(**(values | changes))
 
 
 def run(output, norm, asked, accuracy, rate=0.1, seeds=8, ended=None, **others):
