@@ -213,6 +213,21 @@ def test_divergence_counts_as_chance_and_is_counted(tmp_path):
     assert (result.p, verdict(result, result.p)) == (0.0, HOLDS)  # no spread at all
 
 
+def test_seeds_that_miss_a_training_loss_are_counted(tmp_path):
+    configs = [
+        run_files.configuration(
+            norm=norm, seeds=8, output=str(tmp_path), target=0.2, target_of="fitted_loss"
+        )
+        for norm in ("batch", "none")
+    ]
+    for config, missed in zip(configs, (0, 3), strict=True):
+        for seed in range(8):
+            ended = "done" if seed < missed else "stopped"
+            run_files.write_seed(config, run_files.result(seed, 0.9, ended=ended, config=config))
+    result = one(contrast(metric="test_loss", unit="nats"), configs)
+    assert result.remarks == ["norm=none: 3 of 8 seeds did not fall to the training loss."]
+
+
 def test_steps_are_compared_by_their_ratio_and_the_budget_counts(tmp_path):
     configs = [
         run_files.configuration(norm=norm, seeds=4, steps=1600, target=0.8, output=str(tmp_path))

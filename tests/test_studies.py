@@ -1,5 +1,6 @@
 """The studies of `configs/study`: what they are made of, and that all of them run."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -20,8 +21,6 @@ from experiments.reports.arms import TUNING_SEEDS
 from experiments.reports.metrics import Metric
 from experiments.reports.places import CONTRASTS, places
 from experiments.reports.results import Point, values_of
-from experiments.reports.verdicts import KEPT, read_entries
-from experiments.verdicts import ROOT, STUDIES
 
 FILES = sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))
 
@@ -47,16 +46,22 @@ def test_a_study_opens_with_its_cost_and_what_came_out(path):
     assert OmegaConf.load(path).study.name == path.stem
 
 
+@functools.cache
+def grid_of(name):
+    """Give the metric of a study, and its places as its file states them."""
+    configs = composed([f"study={name}"])
+    assert {config.seeds for config in configs} == {TUNING_SEEDS}
+    points = [Point(config, Path(), values_of(config), {}) for config in configs]
+    study = configs[0].study
+    x = study.x if study.contrast.metric in (DECADES, HIGHEST) else None
+    measured = Metric(study.contrast.metric, "", over=x)
+    return measured, places(study.contrast, points, measured)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("study", claimed(), ids=lambda study: study.name)
 def test_both_arms_have_as_many_trials_over_grids_of_three_values(study):
-    configs = composed([f"study={study.name}"])
-    assert {config.seeds for config in configs} == {TUNING_SEEDS}
-    points = [Point(config, Path(), values_of(config), {}) for config in configs]
-    settings = configs[0].study
-    x = settings.x if settings.contrast.metric in (DECADES, HIGHEST) else None
-    measured = Metric(settings.contrast.metric, "", over=x)
-    found = places(settings.contrast, points, measured)
+    measured, found = grid_of(study.name)
     assert all(place.name for place in found) or len(found) == 1
     for place in found:
         assert len(place.a.asked) == len(place.b.asked) > 0
@@ -65,10 +70,10 @@ def test_both_arms_have_as_many_trials_over_grids_of_three_values(study):
             assert measured.over is None or all(len(trial) >= 3 for trial in tuned.asked)
 
 
+@pytest.mark.long
 def test_the_level_of_the_intervals_is_that_of_all_places():
     """The number of fresh seeds follows from it, so it is fixed before the studies run."""
-    kept = read_entries(ROOT / STUDIES, KEPT)
-    assert sum(len(entry.places) for entry in kept) <= CONTRASTS
+    assert sum(len(grid_of(study.name)[1]) for study in claimed()) <= CONTRASTS
 
 
 def contrast(**changes):

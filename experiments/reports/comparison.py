@@ -318,5 +318,5 @@ def _counted(
             budget = f"the budget of {best[0].budget} steps"
             yield lost, f"did not reach the target and count as {budget}"
         elif best[0].config.target_of == FITTED_LOSS:
-            yield lost, "did not fall to the training loss at which the others stopped"
+            yield lost, "did not fall to the training loss"
         yield sum(seed.diverged for seed in used), "diverged"

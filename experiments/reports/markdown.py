@@ -38,7 +38,7 @@ SHORT_HEAD = ("claim", "verdict", "measured", "model and data")
 WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, OPEN, NOT_RUN)
 FIGURE_WIDTH = 260
 COUNTED = "†"
-LEGEND = f"{COUNTED}: seeds of an arm diverged or missed the target; its section says which."
+LEGEND = f"{COUNTED}: seeds of an arm diverged or missed their target; its section says how many."
 LINE = "<br>"
 REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 

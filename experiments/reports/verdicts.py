@@ -38,16 +38,19 @@ RULE = (
     "A seed determines the split into training and validation data, the order and the initial "
     "weights, which are the same for a and b. For each seed, d is a - b, or log2(a / b) if the "
     "unit is a ratio. A seed that diverged counts as chance, and a target that was not reached "
-    "counts as the budget of steps.",
+    "counts as the budget of steps. A seed that trains at no value of a grid counts as half a "
+    "decade below it, or as a range of no decade.",
     "The first stage has eight seeds. Both arms are tuned on their validation data, with the same "
     "trials: at least three values of every number that is tuned. If an arm chooses an end of this "
     "grid, both arms get the next value beyond it, up to six at each end. A range of values that "
     "train, such as the highest learning rate, is bisected to an eighth of a decade.",
     "The second stage has fresh seeds of the chosen runs, and only these are compared, once. Their "
-    "number follows from the standard deviation of d in the first stage (Stein 1945): it is the "
-    "smallest, from 8 to 64, whose interval at the level 0.05 / 48 has a half-width of at most "
-    "delta / 2. Test data are used once, for these runs. The test set is the same for all seeds, "
-    "so the intervals do not contain what another test set would change.",
+    "number follows from the standard deviation of d in the first stage (after Stein 1945): it is "
+    "the smallest, from 8 to 64, at which an interval at the level 0.05 / 48 would have a "
+    "half-width of at most delta / 2. The test has the standard deviation of the fresh seeds, so "
+    "the choice of their number does not bias it. Test data are used for the chosen runs only: in "
+    "the first stage for the standard deviation, in the second for the comparison. The test set is "
+    "the same for all seeds, so the intervals do not contain what another test set would change.",
     "The claim that a is greater is tested by a two-sided t-test of d against delta, and the claim "
     "that a is at least b by a test against -delta. If the adjusted p is below 0.05, a mean above "
     "the bound gives “holds”, and a mean below it gives “does not hold”; otherwise the verdict is "
@@ -56,7 +59,7 @@ RULE = (
     "not hold”. The p-values are adjusted by Holm's correction over the places of all studies; "
     "what is not run or open counts with p = 1.",
     "A place is “open” while anything that the rule requires is missing, for example if an arm "
-    "still chooses an end of its grid after six extensions.",
+    "still chooses an end of its grid after six extensions, or if a range is not bisected.",
     "A claim is of all its places. It holds if it holds at all of them, and does not hold if it "
     "does not hold at one of them.",
     "Beside “does not hold”, the note “real, but smaller than delta” means that the 95 % interval "
