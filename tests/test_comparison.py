@@ -225,9 +225,7 @@ def test_seeds_that_miss_a_training_loss_are_counted(tmp_path):
             ended = "done" if seed < missed else "stopped"
             run_files.write_seed(config, run_files.result(seed, 0.9, ended=ended, config=config))
     result = one(contrast(metric="test_loss", unit="nats"), configs)
-    assert result.remarks == [
-        "norm=none: 3 of 8 seeds did not fall to the training loss at which the others stopped."
-    ]
+    assert result.remarks == ["norm=none: 3 of 8 seeds did not fall to the training loss."]
 
 
 def test_steps_are_compared_by_their_ratio_and_the_budget_counts(tmp_path):
