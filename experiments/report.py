@@ -24,6 +24,8 @@ from rich.console import Console
 
 from experiments.config import Config, StudyConfig, register_schemas
 from experiments.errors import ConfigError
+from experiments.launch.contrast import OR
+from experiments.launch.selection import picks
 from experiments.launch.stages import planned
 from experiments.launch.study import CONFIG_DIR, composed, explain, fallback
 from experiments.reports.answer import best_runs
@@ -145,10 +147,18 @@ def _entry(study: StudyConfig, points: Sequence[Point], compared: list[Compariso
         source=study.source,
         expectation=study.expectation,
         done=_done(points),
-        setting=_setting(points),
+        setting=_setting(_compared(study, points)),
         places=[] if isinstance(compared, str) else compared,
         open_because=compared if isinstance(compared, str) else None,
     )
+
+
+def _compared(study: StudyConfig, points: Sequence[Point]) -> Sequence[Point]:
+    """Return the runs that the contrast compares; all if there is no contrast."""
+    if study.contrast is None:
+        return points
+    arms = (*study.contrast.a.split(OR), *study.contrast.b.split(OR))
+    return [point for point in points if any(picks(arm, point.values) for arm in arms)]
 
 
 def _setting(points: Sequence[Point]) -> str:

@@ -191,7 +191,6 @@ def test_the_readme_groups_the_claims_by_verdict(written):
         "**holds**",
         "**does not hold**, reversed",
         "**open**",
-        "**not run**",
     ]
     steps = 2 ** np.mean(np.log2(STEPS[8:]))
     assert table[0] == (
@@ -200,7 +199,6 @@ def test_the_readme_groups_the_claims_by_verdict(written):
     )
     mean = np.mean(fresh()) - 2
     assert f"{90 + mean:.1f} % against 90.0 % ({mean:+.2f} points) | mlp on digits |" in table[2]
-    assert table[4].endswith("(docs/studies.md#unrun) | **not run** |  |  |")
 
 
 def test_the_widths_of_a_deep_model_fit_in_a_row(root, entries):
@@ -216,7 +214,7 @@ def test_links_and_figures_are_there_from_both_pages(written):
         text = page.read_text()
         linked = re.findall(r"\]\(([^)#]+)\)|\]\(([^)]+)#(\w+)\)|src=\"([^\"]+)\"", text)
         targets = [one or other or figure for one, other, _, figure in linked]
-        assert len(targets) >= len(NAMES)
+        assert len(targets) >= len(NAMES) - 1  # the README leaves out what did not run
         assert all((page.parent / target).is_file() for target in targets)
         for _, _, section, _ in linked:
             assert not section or f"\n## {section}\n" in (written / "docs/studies.md").read_text()

@@ -44,8 +44,9 @@ REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
 def short_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
-    """Return the number of each verdict, and a table of the claims, grouped by verdict."""
-    grouped = sorted(entries, key=lambda one: WORDS.index(_word(one, verdicts[one.name])))
+    """Return the number of each verdict, and a table of the claims that ran, by verdict."""
+    ran = [entry for entry in entries if entry.open_because != NOT_RUN]
+    grouped = sorted(ran, key=lambda one: WORDS.index(_word(one, verdicts[one.name])))
     rows = [_short_row(entry, verdicts[entry.name]) for entry in grouped]
     return _table(_counts(entries, verdicts), SHORT_HEAD, rows)
 
@@ -124,12 +125,11 @@ def _verdict(entry: Entry, judged: Verdict) -> str:
     if not pairs:
         return word
     mark = f" {COUNTED}" if any(compared.remarks for compared in entry.places) else ""
-    if len(pairs) == 1:
+    if len({_place_word(compared, each) for compared, each in pairs}) == 1:
         beside = note(pairs[0][0], judged.word)
         return f"{word}{f', {beside}' if beside else ''}{mark}"
     lines = [f"{compared.place}: {_place_word(compared, each)}" for compared, each in pairs]
-    alike = len({_place_word(compared, each) for compared, each in pairs}) == 1
-    return f"{word}{mark}" if alike else f"{word}{mark}{LINE}{LINE.join(lines)}"
+    return f"{word}{mark}{LINE}{LINE.join(lines)}"
 
 
 def _place_word(compared: Comparison, judged: Judged) -> str:
