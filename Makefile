@@ -1,5 +1,5 @@
 # make study   compare normalizations on real data and write a report (STUDY=norms)
-# make studies   all studies, in under two hours on two cores (SMOKE=1: that they run, in minutes)
+# make studies   all studies, which takes hours on two cores (SMOKE=1: that they run, in minutes)
 # make verdicts   write what the reports found into docs/studies, docs/studies.md and README.md
 #              (COMMITTED=1: of docs/studies alone)
 # make data    install the data sets that Debian packages (Fashion-MNIST, WordNet, mlbench), where there is apt
