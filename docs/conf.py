@@ -55,6 +55,8 @@ html_theme_options = {
     "home_page_in_toc": True,
 }
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 def as_restructured_text(app, what, name, subject, options, lines):
