@@ -29,7 +29,7 @@ def test_the_examples_are_those_of_the_files(suffix, tmp_path):
     folder = write_idx_folder(tmp_path / "images", suffix=suffix)
     chosen = idx_images(tmp_path, scaling="raw")
     assert list(chosen.problems(16)) == []
-    assert chosen.spec() == ((6, 4, 1), 4, 36, None)
+    assert chosen.spec() == ((6, 4, 1), 4, 36, None, None)
     data = chosen.load(0)
     path = folder / f"t10k-images-idx3-ubyte{suffix}"
     content = gzip.decompress(path.read_bytes()) if suffix else path.read_bytes()
@@ -262,7 +262,7 @@ def test_what_does_not_fit_the_files_is_told(changed, batch_size, fragment, tmp_
 def test_lengths_of_halved_rows(tmp_path):
     write_idx_folder(tmp_path / "images")
     chosen = idx_images(tmp_path, half=True, lengths="inked")
-    assert chosen.spec() == ((3, 2, 1), 4, 36, 3)
+    assert chosen.spec() == ((3, 2, 1), 4, 36, 3, None)
     assert set(chosen.load(0).test.lengths) == {2, 3}
 
 
@@ -270,7 +270,7 @@ def test_lengths_of_halved_rows(tmp_path):
 def test_fashion_mnist_is_known_before_it_is_prepared(tmp_path):
     chosen = source("fashion_mnist", tmp_path)
     assert list(chosen.problems(16)) == []
-    assert chosen.spec() == ((28, 28, 1), 10, 54_000, None)
+    assert chosen.spec() == ((28, 28, 1), 10, 54_000, None, None)
     assert chosen.source().num_test == 10_000
     assert not list(tmp_path.iterdir())
 
