@@ -28,7 +28,7 @@ HEADERS = {
 TRIED = {name: re.search("^# Try: (.*)$", text, re.M)[1] for name, text in HEADERS.items()}
 TINY = {
     "large/resnet": ["norm=ghost/2,ghost/32", "optimizer.learning_rate=0.1", "model.width=4"],
-    "large/depth": ["model.depth=20", "optimizer.learning_rate=0.1"],
+    "large/depth": ["model.depth=8", "optimizer.learning_rate=0.1"],
     "large/glosses": ["norm=layer,batch", "model=small/lstm", "optimizer.learning_rate=0.001"],
 }
 
