@@ -243,8 +243,13 @@ def numbers(compared: Comparison) -> str:
 
 
 def levels_text(compared: Comparison) -> str:
-    """Return the mean of both arms in the unit of the metric, such as "84.1 % against 82.9 %"."""
-    return " against ".join(_level(compared, mean) for mean in compared.level_means)
+    """Return the mean of both arms in the unit of the metric, such as "84.1 % against 82.9 %".
+
+    A range is given by its end, such as "highest learning rate 3.5 against 0.63".
+    """
+    levels = " against ".join(_level(compared, mean) for mean in compared.level_means)
+    end = re.fullmatch("log10 of the (.*) that trains", compared.metric)
+    return f"{end[1]} {levels}" if end else levels
 
 
 def _level(compared: Comparison, mean: float) -> str:
