@@ -125,6 +125,22 @@ def test_the_shortest_time_is_the_best(tmp_path):
     assert study_table(points, metric("overhead", points)).best == {(0, 1)}
 
 
+@pytest.mark.parametrize(
+    ("key", "lowest"),
+    [
+        ("gradient_decades", True),
+        ("final_gradient_decades", True),
+        ("step_bytes", True),
+        ("memory_overhead", True),
+        ("test_loss", True),
+        ("share_near_best", False),
+        ("test_accuracy", False),
+    ],
+)
+def test_which_end_of_a_metric_is_best(key, lowest):
+    assert metric(key, []).lowest_is_best == lowest
+
+
 def test_other_numbers_of_keys_make_a_row_a_run(tmp_path, accuracy):
     changes = [
         {"norm": norm, "batch_size": size, "dtype": dtype}

@@ -41,8 +41,9 @@ class Metric:
 
     @property
     def lowest_is_best(self) -> bool:
-        """Whether it is a number of steps, a loss or a time."""
-        return self.of_steps or self.key.endswith(("loss", "seconds", "_ms", "overhead"))
+        """Whether it is a number of steps, a loss, a time, a memory or a spread of gradients."""
+        ends = ("loss", "seconds", "_ms", "overhead", "_bytes", "gradient_decades")
+        return self.of_steps or self.key.endswith(ends)
 
     def of(self, point: Point, seed: Seed) -> float | None:
         """Return the number of one seed.
@@ -204,8 +205,8 @@ def input_shift(history: Sequence[dict[str, Any]]) -> float | None:
 def report_metric(measured: Metric, *, tuned: bool, points: Sequence[Point]) -> Metric:
     """Return the metric that a report shows for every run.
 
-    If runs were chosen by validation data, it is measured on these. Test data are then only used
-    once, in the contrast of the chosen runs.
+    If runs were chosen by validation data, it is measured on these. Test data are then used for
+    the contrast of the chosen runs only.
     """
     if tuned and "test_" in measured.key:
         return metric(measured.key.replace("test_", "validation_"), points)

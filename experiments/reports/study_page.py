@@ -81,8 +81,8 @@ def _why_validation(measured: Metric, places: Sequence[Comparison]) -> Iterator[
     tuned = any(compared.tuned for compared in places)
     if tuned and measured.key.startswith("validation_"):
         yield page.caption(
-            "The arms of the contrast are tuned on these validation data. Test data are only used "
-            "once, in the contrast of the chosen runs."
+            "The arms of the contrast are tuned on these validation data. Test data are used "
+            "for the chosen runs only."
         )
 
 
@@ -93,12 +93,12 @@ def _contrast(places: Sequence[Comparison]) -> Iterator[str]:
     yield page.figures([difference_figure([(compared.place, compared) for compared in places])])
     yield page.caption("Each seed draws the split, the order and the weights for both arms.")
     for compared in places:
-        where = f"{compared.place}: " if compared.place else ""
-        yield page.caption(
-            f"{where}a is {compared.a.overrides} ({compared.a.chosen}); b is "
-            f"{compared.b.overrides} ({compared.b.chosen})."
+        arms = (
+            f"a is {compared.a.overrides} ({compared.a.chosen}); b is {compared.b.overrides} "
+            f"({compared.b.chosen})."
         )
-        yield page.details(f"{where}the numbers of every seed", _levels(compared))
+        yield page.caption(compared.at_place(arms))
+        yield page.details(compared.at_place("the numbers of every seed"), _levels(compared))
     yield page.details("The rule of the verdict", rule())
 
 
