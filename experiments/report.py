@@ -10,6 +10,7 @@ verdict does not change.
 """
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from experiments.config import Config, StudyConfig, register_schemas
 from experiments.errors import ConfigError
-from experiments.launch.contrast import OR
+from experiments.launch.contrast import arms_of
 from experiments.launch.selection import picks
 from experiments.launch.stages import planned
 from experiments.launch.study import CONFIG_DIR, composed, explain, fallback
@@ -32,7 +33,7 @@ from experiments.reports.answer import best_runs
 from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric, report_metric
-from experiments.reports.results import Point, collect, shortfalls, value_label
+from experiments.reports.results import Point, shortfalls, value_label
 from experiments.reports.study_page import write_study_page
 from experiments.reports.table import print_full_width, study_table, to_rich
 from experiments.reports.verdicts import Entry, fill, refresh, verdict_text, write_entry
@@ -57,7 +58,7 @@ def _report(overrides: Sequence[str], console: Console) -> bool:
         configs, instead = composed(overrides), fallback(overrides)
     if configs[0].study.name is None:
         raise ConfigError(f"a report needs a study; give study=NAME, one of {', '.join(studies())}")
-    points = collect(planned(configs))
+    points = planned(configs)
     if not any(point.seeds for point in points):
         return False
     changed = [*instead, *changes(overrides)]
@@ -157,8 +158,8 @@ def _compared(study: StudyConfig, points: Sequence[Point]) -> Sequence[Point]:
     """Return the runs that the contrast compares; all if there is no contrast."""
     if study.contrast is None:
         return points
-    arms = (*study.contrast.a.split(OR), *study.contrast.b.split(OR))
-    return [point for point in points if any(picks(arm, point.values) for arm in arms)]
+    arms = itertools.chain(*arms_of(study.contrast))
+    return [p for p in points if any(picks(arm, p.values) for arm in arms)]
 
 
 def _setting(points: Sequence[Point]) -> str:

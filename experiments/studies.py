@@ -11,6 +11,7 @@ The page of each study is runs/NAME.html, and runs/index.html shows all studies 
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,11 +24,11 @@ from rich.console import Console
 
 from experiments.config import Config, register_schemas
 from experiments.errors import ConfigError, choice
-from experiments.launch.contrast import OR
+from experiments.launch.contrast import arms_of
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
 from experiments.launch.selection import picked
-from experiments.launch.stages import is_unfinished, planned
+from experiments.launch.stages import planned
 from experiments.launch.study import (
     CONFIG_DIR,
     NOT_INSTALLED,
@@ -40,7 +41,7 @@ from experiments.launch.study import (
 from experiments.launch.sweep import failed, train
 from experiments.launch.validation import validate_devices
 from experiments.report import changes, command, studies, write_report
-from experiments.reports.results import collect
+from experiments.reports.results import Point, collect
 from experiments.runs.directory import run_directory
 from experiments.training import parallel
 from experiments.training.watch import RunFailed
@@ -69,8 +70,8 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
             print(f"{name}: {NOT_INSTALLED.format(' '.join(instead))}", file=sys.stderr)
     failures = _train_in_waves(configs)
     every = {name: planned(each) for name, each in configs.items()}
-    for name, each in every.items():
-        _report(each, asked[name])
+    for name, points in every.items():
+        _report(points, asked[name])
     if failures:
         sys.exit(failed(failures, sum(map(len, every.values()))))
 
@@ -78,7 +79,7 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
 def _smoke_runs(configs: Sequence[Config]) -> list[Config]:
     """Return the first run of each arm of a study, or the first two, without its contrast."""
     study = configs[0].study
-    arms = f"{study.contrast.a}{OR}{study.contrast.b}".split(OR) if study.contrast else []
+    arms = itertools.chain(*arms_of(study.contrast)) if study.contrast else ()
     of_arms = [next(config for config in configs if picked(config, arm)) for arm in arms]
     asking = replace(study, contrast=None, metric="test_accuracy")
     return [replace(config, study=asking) for config in of_arms or configs[:2]]
@@ -87,26 +88,28 @@ def _smoke_runs(configs: Sequence[Config]) -> list[Config]:
 def _train_in_waves(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
     """Train the runs of all studies until the rule asks no more. A study with a failure stops."""
     failures: list[RunFailed] = []
-    while True:
+    wave = configs
+    while wave:
         failed_runs = {failure.run for failure in failures}
+        asked = {name: _unfinished(planned(configs[name])) for name in wave}
         wave = {
             name: unfinished
-            for name, each in configs.items()
-            if (unfinished := _unfinished(planned(each))) and not failed_runs & _names(unfinished)
+            for name, unfinished in asked.items()
+            if unfinished and not failed_runs & _names(unfinished)
         }
-        if not wave:
-            return failures
-        failures += _train(wave)
-        left = _names(_unfinished([config for each in wave.values() for config in each]))
+        if wave:
+            failures += _train(wave)
+        left = _names(_unfinished(collect([config for each in wave.values() for config in each])))
         failures += [RunFailed(name, LEFT) for name in left - {each.run for each in failures}]
+    return failures
 
 
 def _names(configs: Sequence[Config]) -> set[str]:
     return {run_directory(config).name for config in configs}
 
 
-def _unfinished(configs: Sequence[Config]) -> list[Config]:
-    return [point.config for point in collect(configs) if is_unfinished(point)]
+def _unfinished(points: Sequence[Point]) -> list[Config]:
+    return [point.config for point in points if point.unfinished]
 
 
 def _train(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
@@ -135,12 +138,11 @@ def _pool_key(config: Config) -> tuple[int, int, str]:
     return (workers or sys.maxsize, -(devices or 0), config.launcher.name)
 
 
-def _report(configs: Sequence[Config], overrides: Sequence[str]) -> None:
+def _report(points: Sequence[Point], overrides: Sequence[str]) -> None:
     """Report a study if any seed of it is finished."""
-    points = collect(configs)
     if any(point.seeds for point in points):
         changed = [*fallback(overrides), *changes(overrides)]
-        write_report(configs[0], points, command(overrides), Console(), changed)
+        write_report(points[0].config, points, command(overrides), Console(), changed)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from run_files import contrast
 from experiments.config import StudyConfig
 from experiments.errors import ConfigError
 from experiments.launch import stages
-from experiments.launch.stages import EXTENSIONS, next_value, planned
+from experiments.launch.stages import EXTENSIONS, next_value
 from experiments.reports.comparison import compare
 from experiments.reports.places import fresh_seeds
 from experiments.reports.results import collect
@@ -29,6 +29,11 @@ def valid(monkeypatch):
             raise ConfigError("model.dropout is a share")
 
     monkeypatch.setattr(stages, "validate", validate)
+
+
+def planned(configs):
+    """Give the configurations of the planned runs."""
+    return [point.config for point in stages.planned(configs)]
 
 
 def run(output, norm, asked, accuracy, rate=0.1, seeds=8, ended=None, **others):

@@ -33,6 +33,11 @@ NEEDS_TARGET = (
 )
 
 
+def arms_of(contrast: Contrast) -> tuple[list[str], list[str]]:
+    """Return the arms on each side of a contrast."""
+    return contrast.a.split(OR), contrast.b.split(OR)
+
+
 def form_problems(contrast: Contrast) -> Iterator[str]:
     """Yield what is wrong with a contrast, independent of the runs."""
     yield from choice("study.contrast.direction", contrast.direction, DIRECTIONS)
@@ -44,7 +49,7 @@ def form_problems(contrast: Contrast) -> Iterator[str]:
 
 def arm_problems(contrast: Contrast, configs: Sequence[Config]) -> Iterator[str]:
     """Yield a problem for each arm that matches no run, and if both match the same run."""
-    of_a, of_b = contrast.a.split(OR), contrast.b.split(OR)
+    of_a, of_b = arms_of(contrast)
     for side, arm in (*(("a", arm) for arm in of_a), *(("b", arm) for arm in of_b)):
         if not _runs(arm, configs):
             yield (

@@ -6,7 +6,6 @@ metric that is a range of values, such as the highest rate that trains, is exten
 and then bisected to an eighth of a decade. The second stage is fresh seeds of the chosen runs.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -23,8 +22,8 @@ from experiments.runs.directory import run_directory
 EXTENSIONS = 6
 
 
-def planned(configs: Sequence[Config]) -> list[Config]:
-    """Return the runs of a study, with those that the results so far call for.
+def planned(configs: Sequence[Config]) -> list[Point]:
+    """Return the runs of a study with their results, and those that these call for.
 
     The rule is applied step by step: while runs of a step are missing or stale, the next steps are
     not known. It applies to studies that have a primary contrast and at least `TUNING_SEEDS` seeds.
@@ -33,17 +32,17 @@ def planned(configs: Sequence[Config]) -> list[Config]:
         configs: the runs of the grid of the study.
     """
     study = configs[0].study
-    stated = _by_run(configs)
+    points = _collected(configs)
     if study.contrast is None or configs[0].seeds < TUNING_SEEDS:
-        return list(stated.values())
-    points = _collected(stated)
+        return list(points.values())
+    stated = set(points)
     while True:
         every = list(points.values())
         measured = metric(study.contrast.metric, every, study.x)
         found = places(study.contrast, every, measured)
-        if any(map(is_unfinished, _used(found))):
+        if any(point.unfinished for place in found for point in (*place.a.points, *place.b.points)):
             break
-        added = _by_run(c for place in found for c in _next(place, measured, set(stated)))
+        added = _by_run(c for place in found for c in _next(place, measured, stated))
         if added.keys() <= points.keys():
             added = _second_stage(found)
         changed = {
@@ -53,27 +52,16 @@ def planned(configs: Sequence[Config]) -> list[Config]:
         }
         if not changed:
             break
-        points |= _collected(changed)
-    return [point.config for point in points.values()]
+        points |= _collected(changed.values())
+    return list(points.values())
 
 
 def _by_run(configs: Iterable[Config]) -> dict[str, Config]:
     return {run_directory(config).name: config for config in configs}
 
 
-def _collected(configs: dict[str, Config]) -> dict[str, Point]:
-    return {point.directory.name: point for point in collect(list(configs.values()))}
-
-
-def _used(found: Sequence[Place]) -> Iterator[Point]:
-    for place in found:
-        for trial in (*place.a.asked, *place.b.asked):
-            yield from trial
-
-
-def is_unfinished(point: Point) -> bool:
-    """Return whether a run has seeds to train."""
-    return bool(point.missing or (point.stale and not point.config.keep_stale))
+def _collected(configs: Iterable[Config]) -> dict[str, Point]:
+    return {point.directory.name: point for point in collect(list(configs))}
 
 
 def _next(place: Place, measured: Metric, stated: set[str]) -> list[Config]:
@@ -99,17 +87,15 @@ def _extended(place: Place, stated: set[str]) -> Iterator[Config]:
         values = {value for tuned in having for value in tuned.arm.grid[key]}
         for tuned in having:
             if key in tuned.arm.at_ends:
-                points = [point for trial in tuned.asked for point in trial]
-                original = _stated(points, key, stated)
+                original = _stated(tuned.points, key, stated)
                 values |= _beyond(tuned.arm.grid[key], original, tuned.arm.choice[key])
         for tuned in having:
             for value in values - set(tuned.arm.grid[key]):
-                yield from _at_value(tuned.asked, key, value)
+                yield from _at_value(tuned.points, key, value)
 
 
-def _at_value(trials: Sequence[Sequence[Point]], key: str, value: float) -> Iterator[Config]:
-    """Yield the runs of the trials at the nearest value of a key, with this value."""
-    points = [point for trial in trials for point in trial]
+def _at_value(points: Sequence[Point], key: str, value: float) -> Iterator[Config]:
+    """Yield the runs at the nearest value of a key, with this value."""
     nearest = min((point.values[key] for point in points), key=lambda other: abs(other - value))
     for point in points:
         if point.values[key] == nearest:
@@ -118,7 +104,7 @@ def _at_value(trials: Sequence[Sequence[Point]], key: str, value: float) -> Iter
 
 def _stated(points: Iterable[Point], key: str, stated: set[str]) -> list[float]:
     """Return the values of a key in the runs that the file of the study states."""
-    return [p.values[key] for p in points if run_directory(p.config).name in stated]
+    return [point.values[key] for point in points if point.directory.name in stated]
 
 
 def _beyond(grid: Sequence[float], original: Iterable[float], end: float) -> set[float]:
@@ -151,12 +137,12 @@ def _ranges_extended(place: Place, measured: Metric, stated: set[str]) -> Iterat
     if measured.over is None:
         return
     for tuned in (place.a, place.b):
-        original = _stated(itertools.chain(*tuned.asked), measured.over, stated)
+        original = _stated(tuned.points, measured.over, stated)
         for trial in tuned.asked:
             values = [point.values[measured.over] for point in trial]
             for end in ends_that_train(measured, trial):
                 for value in _beyond(values, original, end):
-                    yield from _at_value([trial], measured.over, value)
+                    yield from _at_value(trial, measured.over, value)
 
 
 def _bisected(place: Place, measured: Metric) -> Iterator[Config]:
@@ -165,7 +151,7 @@ def _bisected(place: Place, measured: Metric) -> Iterator[Config]:
         return
     for trial in (place.a.best, place.b.best):
         for gap in wide_gaps(measured, trial):
-            yield from _at_value([trial], measured.over, middle(*gap))
+            yield from _at_value(trial, measured.over, middle(*gap))
 
 
 def _with_value(config: Config, key: str, value: float) -> Config:

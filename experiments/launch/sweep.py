@@ -44,8 +44,8 @@ def _jobs(config: Config) -> list[Job]:
     if config.timed_steps is None:
         return [Job(name, program, config)]
     [point] = collect([config])
-    unfinished = sorted({*point.missing, *(() if config.keep_stale else point.stale)})
-    return [Job(name, program, replace(config, seeds=seed + 1), alone=True) for seed in unfinished]
+    ends = [seed + 1 for seed in point.unfinished]
+    return [Job(name, program, replace(config, seeds=end), alone=True) for end in ends]
 
 
 def failed(failures: Sequence[RunFailed], of: int) -> str:

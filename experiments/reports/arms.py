@@ -72,6 +72,11 @@ class Tuned(NamedTuple):
     values: dict[int, float]
     asked: list[list[Point]]
 
+    @property
+    def points(self) -> list[Point]:
+        """The runs of all trials."""
+        return [point for trial in self.asked for point in trial]
+
 
 def is_end(value: float, grid: Sequence[float]) -> bool:
     """Return whether a value is an end of its grid, beyond which the grid could go on."""

@@ -109,6 +109,10 @@ class Comparison:
         """Whether an arm chose among several trials."""
         return max(len(self.a.trials), len(self.b.trials)) > 1
 
+    def at_place(self, text: str) -> str:
+        """Return a text with the name of the place before it, if it has one."""
+        return f"{self.place}: {text}" if self.place else text
+
     def text(self, value: float, *, sign: bool = True) -> str:
         """Return a difference with its unit."""
         if self.unit == "ratio":

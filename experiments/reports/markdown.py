@@ -53,17 +53,13 @@ def short_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> st
 
 def _short_row(entry: Entry, judged: Verdict) -> list[str]:
     claim = f"[{_cell(entry.claim or entry.name)}](docs/studies.md#{entry.name})"
-    measured = [_named(compared, _measured(compared)) for compared in entry.places]
+    measured = [compared.at_place(_measured(compared)) for compared in entry.places]
     return [claim, _verdict(entry, judged), LINE.join(measured), _cell(entry.setting)]
 
 
 def _measured(compared: Comparison) -> str:
     """Return both levels and the difference, such as "84.1 % against 82.9 % (+1.2 points)"."""
     return f"{levels_text(compared)} ({compared.text(compared.mean)})"
-
-
-def _named(compared: Comparison, text: str) -> str:
-    return f"{compared.place}: {text}" if compared.place else text
 
 
 def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
@@ -96,8 +92,8 @@ def _row(entry: Entry, judged: Verdict) -> list[str]:
     title = figure_title(entry.places)
     figure = f'<img src="studies/{entry.name}.svg" width="{FIGURE_WIDTH}" alt="{title}">'
     first = entry.places[0]
-    arms = LINE.join(_named(compared, f"{_arms(compared)}") for compared in entry.places)
-    effects = LINE.join(_named(compared, _effect(compared)) for compared in entry.places)
+    arms = LINE.join(compared.at_place(_arms(compared)) for compared in entry.places)
+    effects = LINE.join(compared.at_place(_effect(compared)) for compared in entry.places)
     return [
         study,
         claim,
@@ -128,7 +124,7 @@ def _verdict(entry: Entry, judged: Verdict) -> str:
     if len({_place_word(compared, each) for compared, each in pairs}) == 1:
         beside = note(pairs[0][0], judged.word)
         return f"{word}{f', {beside}' if beside else ''}{mark}"
-    lines = [f"{compared.place}: {_place_word(compared, each)}" for compared, each in pairs]
+    lines = [compared.at_place(_place_word(compared, each)) for compared, each in pairs]
     return f"{word}{mark}{LINE}{LINE.join(lines)}"
 
 

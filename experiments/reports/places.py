@@ -16,7 +16,7 @@ from scipy import stats
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError
-from experiments.launch.contrast import OR, form_problems
+from experiments.launch.contrast import arms_of, form_problems
 from experiments.launch.selection import overridden, picks
 from experiments.reports.arms import TUNING_SEEDS, Tuned, tune
 from experiments.reports.metrics import Metric
@@ -78,19 +78,19 @@ def _where(
     contrast: Contrast, points: Sequence[Point]
 ) -> Iterator[tuple[Contrast, str, list[Point]]]:
     """Yield the contrast, the name and the runs of every place."""
-    of_a, of_b = contrast.a.split(OR), contrast.b.split(OR)
+    of_a, of_b = arms_of(contrast)
     found = False
     for values in distinct(points, contrast.each):
         own = [point for point in points if values_at(point, contrast.each) == values]
         for a, b in itertools.product(of_a, of_b):
             if all(any(picks(arm, p.values) for p in own) for arm in (a, b)):
-                arms = [
-                    *([_words(a)] * (len(of_a) > 1)),
-                    *([f"against {_words(b)}"] * (len(of_b) > 1)),
-                ]
                 found = True
-                name = ", ".join([*map(value_label, values), *arms])
-                yield replace(contrast, a=a, b=b), name, own
+                words = [*map(value_label, values)]
+                if len(of_a) > 1:
+                    words.append(_words(a))
+                if len(of_b) > 1:
+                    words.append(f"against {_words(b)}")
+                yield replace(contrast, a=a, b=b), ", ".join(words), own
     if not found:
         yield replace(contrast, a=of_a[0], b=of_b[0]), "", list(points)
 

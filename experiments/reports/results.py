@@ -52,6 +52,11 @@ class Point:
         return [number for number, seed in self.seeds.items() if seed.stale]
 
     @property
+    def unfinished(self) -> list[int]:
+        """The seeds to train."""
+        return sorted({*self.missing, *([] if self.config.keep_stale else self.stale)})
+
+    @property
     def diverged(self) -> int:
         return sum(seed.diverged for seed in self.seeds.values())
 

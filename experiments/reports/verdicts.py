@@ -210,9 +210,8 @@ def verdict_text(entry: Entry, judged: Verdict | None) -> str:
     ]
     if len(of_places) == 1:
         return of_places[0]
-    named = [
-        f"{compared.place}: {text}" for compared, text in zip(entry.places, of_places, strict=True)
-    ]
+    pairs = zip(entry.places, of_places, strict=True)
+    named = [compared.at_place(text) for compared, text in pairs]
     return "\n".join([f"{judged.word}: {_mean_of(entry.places)}", *named])
 
 
@@ -333,9 +332,7 @@ def _strip(entry: Entry) -> str:
 
 def figure_title(places: Sequence[Comparison]) -> str:
     """Return the text of the figure of a contrast for screen readers."""
-    return "; ".join(
-        ": ".join(filter(None, [compared.place, numbers(compared)])) for compared in places
-    )
+    return "; ".join(compared.at_place(numbers(compared)) for compared in places)
 
 
 def rule() -> str:
