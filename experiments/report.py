@@ -33,7 +33,7 @@ from experiments.reports.answer import best_runs
 from experiments.reports.comparison import Comparison, compare
 from experiments.reports.figures import choose_axes
 from experiments.reports.metrics import metric, report_metric
-from experiments.reports.results import Point, shortfalls, value_label
+from experiments.reports.results import Point, listed, shortfalls, value_label
 from experiments.reports.study_page import write_study_page
 from experiments.reports.table import print_full_width, study_table, to_rich
 from experiments.reports.verdicts import Entry, fill, refresh, verdict_text, write_entry
@@ -163,9 +163,9 @@ def _compared(study: StudyConfig, points: Sequence[Point]) -> Sequence[Point]:
 
 
 def _setting(points: Sequence[Point]) -> str:
-    """Return the models and the data of the runs, such as "mlp and cnn on fashion_mnist"."""
+    """Return the models and the data of the runs, such as "mlp, cnn and lstm on fashion mnist"."""
     models, data = (
-        " and ".join(dict.fromkeys(value_label(point.values[key]) for point in points))
+        listed([*dict.fromkeys(value_label(point.values[key]) for point in points)])
         for key in ("model", "data")
     )
     return f"{models} on {data}"

@@ -14,6 +14,7 @@ from experiments.reports.results import (
     distinct,
     key_label,
     label,
+    listed,
     swept_keys,
     value_label,
     values_at,
@@ -66,11 +67,7 @@ def _compared(told: Sequence[str], others: int, seeds: int) -> str:
         return f" The {seeds} seeds show no clear difference from any other run."
     if len(told) == others:
         return f" It differs clearly from every other run ({seeds} seeds)."
-    return f" It differs clearly from {_listed(told)} ({seeds} seeds), and not from the others."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[:-1] else names)
+    return f" It differs clearly from {listed(told)} ({seeds} seeds), and not from the others."
 
 
 def _differ(one: Point, other: Point, measured: Metric) -> bool:

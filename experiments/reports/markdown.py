@@ -53,8 +53,13 @@ def short_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> st
 
 def _short_row(entry: Entry, judged: Verdict) -> list[str]:
     claim = f"[{_cell(entry.claim or entry.name)}](docs/studies.md#{entry.name})"
+    pairs = list(zip(entry.places, judged.places, strict=False))
     measured = [compared.at_place(_measured(compared)) for compared in entry.places]
-    return [claim, _verdict(entry, judged), LINE.join(measured), _cell(entry.setting)]
+    word, _, of_places = _verdict(entry, judged).partition(LINE)
+    if of_places:
+        words = [_place_word(compared, each) for compared, each in pairs]
+        measured = [f"{text}: {said}" for text, said in zip(measured, words, strict=True)]
+    return [claim, word, LINE.join(measured), _cell(entry.setting)]
 
 
 def _measured(compared: Comparison) -> str:
@@ -76,7 +81,7 @@ def _table(counts: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 def _counts(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
     words = [_word(entry, verdicts[entry.name]) for entry in entries]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in WORDS if word in words)
+    counts = ", ".join(f"{word} {words.count(word)}" for word in WORDS if word in words)
     return f"Verdicts of {len(entries)} claims: {counts or 'none'}."
 
 

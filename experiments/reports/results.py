@@ -154,6 +154,11 @@ def key_label(key: str) -> str:
     return key.rpartition(".")[2].replace("_", " ")
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names as "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[:-1] else names)
+
+
 def value_label(value: Any) -> str:
     """Return a value as text."""
     if isinstance(value, tuple):

@@ -342,5 +342,5 @@ def rule() -> str:
 
 def _counts(verdicts: dict[str, Verdict]) -> str:
     words = [judged.word for judged in verdicts.values()]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    counts = ", ".join(f"{word} {words.count(word)}" for word in dict.fromkeys(words))
     return f"Claims: {counts}." if counts else "No study has a primary contrast."
