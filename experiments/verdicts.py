@@ -106,7 +106,7 @@ def _filled_opening(text: str, name: str, said: str) -> str:
 
 def _filled(path: Path, text: str) -> str:
     """Return the text of a file with new text between its marks."""
-    filled, places = PLACE.subn(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", path.read_text())
+    filled, places = PLACE.subn(lambda _: f"{BEGIN}\n{text}\n{END}", path.read_text())
     if places != 1:
         raise ConfigError(f"{path} has {places} places for the verdicts; give one: {BEGIN} {END}")
     return filled
