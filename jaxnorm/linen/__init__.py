@@ -1,13 +1,13 @@
-"""Flax Linen modules, which create variables and call the functions.
+"""Flax Linen modules: each creates its variables and calls the function of the same name.
 
-The five normalizations that Flax has too take Flax's arguments under Flax's names, in its order,
-and make Flax's variables: `params` {"scale", "bias"} and `batch_stats` {"mean", "var"}. So to
-migrate, it is enough to replace the import. Formulas, conventions and errors are those of the
-functions. All modules share these arguments:
+`BatchNorm`, `LayerNorm`, `RMSNorm`, `GroupNorm` and `InstanceNorm` take the arguments of Flax's
+modules, in the same order, and make the same variables: `params` {"scale", "bias"} and
+`batch_stats` {"mean", "var"}. To migrate from Flax, replace the import. Formulas, conventions and
+errors are those of the functions. All modules share these arguments:
 
-    dtype: of the result; by default the dtype that the input and the parameters promote to. Only
-        the result is rounded to it.
-    param_dtype: of the parameters.
+    dtype: the dtype of the result; by default the dtype that the input and the parameters promote
+        to. Only the result is rounded to it.
+    param_dtype: the dtype of the parameters.
     use_scale, use_bias, scale_init, bias_init: whether there is a scale and a bias, and their
         initializers.
     axis_name, axis_index_groups: mapped axes to merge statistics over; not needed in `init`.
@@ -17,14 +17,15 @@ functions. All modules share these arguments:
 
 All calls share these arguments:
 
-    mask: nonzero where a position counts; broadcasts to the input.
-    scale, bias: of the normalizations, in the place of parameters that the module does not have;
-        also by example.
-    segment_ids, num_segments: of layer, RMS, group and instance normalization, to measure each
-        segment of the entries along axis 0 by itself.
+    mask: nonzero at the positions to measure; broadcasts to the input.
+    scale, bias: a scale and a bias for a module that has none of its own (`use_scale=False`,
+        `use_bias=False`), the same for all examples or one for each. Not in modules that scale
+        inputs.
+    segment_ids, num_segments: in layer, RMS, group and instance normalization, measure the rows
+        (the entries along axis 0) of each segment together, instead of each example.
 
-Statistics are float32 at least: narrower statistics of a checkpoint are converted to float32 in
-each call, and training keeps them in float32.
+Statistics are kept in float32 at least. Narrower statistics, for example of a checkpoint, are
+converted to float32 in each call.
 """
 
 from jaxnorm.linen.batch import *

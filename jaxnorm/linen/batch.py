@@ -30,35 +30,37 @@ class BatchNorm(nn.Module):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `batch_stats`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
-    x is [..., C] (C at `axis`). y has its shape and the dtype `dtype`, by default the dtype that x
-    and the parameters promote to.
+    x is [..., C] (C at `axis`). y has the shape of x and the dtype `dtype`, by default the dtype
+    that x and the parameters promote to.
 
-    `init` does not update the statistics, and training does not update those with the mark of
-    `jaxnorm.freeze_stats`. With the mark of `jaxnorm.start_recomputing`, new statistics beside the
-    old ones merge all batches. `momentum=None` merges all batches exactly and keeps their `count`
-    in `batch_stats` too.
+    `init` does not update the statistics. After `jaxnorm.freeze_stats`, training normalizes with
+    the running statistics and does not update them. After `jaxnorm.start_recomputing`, training
+    merges all batches into new statistics, beside the old ones. With `momentum=None`, the running
+    statistics are the exact moments of all batches so far, and `batch_stats` holds their `count`
+    too.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
-            normalize with the statistics of the batch and update the running ones; here or in the
-            call.
+            normalize with the statistics of the batch and update the running ones; give it here or
+            in the call, not in both.
         axis: the axis or axes of the channels.
         momentum: the weight of the old statistics (PyTorch's is one minus it); the running variance
             is biased (PyTorch's is not).
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
-        skip_nonfinite: do not update the running statistics in a step in which a moment is not
-            finite.
-        stats_dtype: of the running statistics, which no update changes; by default float32, or
-            wider if `param_dtype` is wider, and complex if `init` has a complex input. It is the
-            precision of the statistics of wider inputs too.
+        skip_nonfinite: leave the running statistics unchanged in a step in which a moment of the
+            batch is not finite.
+        stats_dtype: the dtype of the running statistics, which updates keep, also with wider
+            inputs. By default float32, or `param_dtype` if that is wider; complex if the input of
+            `init`, `dtype` or `param_dtype` is complex.
         count_per_channel: with `momentum=None`, keep a count for each channel, for masks that
             differ by channel.
 
     In the call:
-        update_stats: False to measure the batch without updating the statistics, whose collection
-            then need not be mutable.
-        scale, bias: in the place of the parameters, which the module then must not have
-            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+        update_stats: False to normalize with the statistics of the batch without updating the
+            running ones; `batch_stats` then need not be mutable.
+        scale, bias: used as the scale and the bias of a module without its own
+            (`use_scale=False`, `use_bias=False`); shapes as for the function: [C], or [N, C] with
+            one for each example.
 
     References:
         Ioffe and Szegedy, "Batch normalization", 2015.
@@ -160,15 +162,15 @@ class BatchNorm(nn.Module):
 
 
 class GhostBatchNorm(BatchNorm):
-    """Ghost batch normalization: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+    """Ghost batch normalization: `jaxnorm.ghost_batch_norm` with its statistics in `batch_stats`.
 
-    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch. x is [N, ..., C] (C at `axis`), and axis 0 is split into ghosts. `init` takes a batch of
-    any size, as one ghost.
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over a slice of the batch
+    (a ghost). x is [N, ..., C] (C at `axis`), and axis 0 is split into ghosts of equal size. `init`
+    takes a batch of any size, as one ghost. The other arguments are those of `BatchNorm`.
 
     Attributes:
-        ghost_size: the number of examples in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
+        ghost_size: the number of examples in a ghost; give this or `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch; give this or `ghost_size`.
 
     References:
         Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017.
@@ -196,14 +198,16 @@ class GhostBatchNorm(BatchNorm):
 
 
 class BatchRenorm(BatchNorm):
-    """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
+    """Batch renormalization: `jaxnorm.batch_renorm` with its statistics in `batch_stats`.
 
-    y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
-    statistics; x is [..., C] (C at `axis`). `batch_stats` holds the number of training `steps` too,
-    so schedules work under `jit` and continue from a checkpoint.
+    y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with the mean and the variance of
+    the batch, which r and d correct to the running ones. x is [..., C] (C at `axis`). `batch_stats`
+    holds the number of training `steps` too, so schedules work under `jit` and continue from a
+    checkpoint. The other arguments are those of `BatchNorm`.
 
     Attributes:
-        r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.
+        r_max, d_max: the bounds of r and d: numbers, or functions of the number of steps; by
+            default the paper's schedules.
 
     References:
         Ioffe, "Batch renormalization", 2017.

@@ -34,16 +34,16 @@ def fold(
 ) -> Any:
     """Fold normalizations of a model into the layers before or after them: return new variables.
 
-    The new kernel and bias of a layer are those of `jaxnorm.fold_batch_norm` if the normalization
-    follows the layer, or of `jaxnorm.fold_batch_norm_into_next` if the layer follows the
-    normalization, for the layer's type. The normalization's parameters and statistics are removed.
-    The result is the variables of the same network without the normalizations and with a bias in
-    the layers. To evaluate the network as it is with them, use `apply_folded`. They can be folded
-    again, with other pairs, and saved and loaded like other variables.
+    A layer gets the kernel and bias of `jaxnorm.fold_batch_norm` if the normalization follows the
+    layer, or of `jaxnorm.fold_batch_norm_into_next` if the layer follows the normalization. The
+    normalization's parameters and statistics are removed. The result fits the same network without
+    the normalizations and with a bias in these layers. To evaluate the network as it is, give the
+    result to `apply_folded`. It can be folded again, with other pairs, and saved and loaded like
+    other variables.
 
-    The model is evaluated on an example, to find what follows what and to compare three results:
-    unfolded, folded, and with the output of the first module of each pair hidden from all modules
-    except the second.
+    This function evaluates the model on an example, to find which module follows which. It then
+    compares the folded model's output with the unfolded one's, and checks that only the second
+    module of each pair uses the output of the first.
 
     Args:
         model: the network. `BatchNorm`, `GhostBatchNorm`, `BatchRenorm`, Flax's own `BatchNorm` and
@@ -51,20 +51,20 @@ def fold(
             `Einsum`, `Conv`, `ConvLocal`, `ConvTranspose` and classes derived from them, and into
             any other layer with a `kernel` whose channels are last.
         variables: the variables that `init` made and training updated.
-        pairs: from the path of each layer to the path of its normalization, for example
+        pairs: a dict from the path of each layer to the path of its normalization, for example
             {"block_0/Conv_0": "block_0/BatchNorm_0"}; `*` stands for any characters except "/", the
             same in both paths: {"block_*/Conv_*": "block_*/BatchNorm_*"}. For a normalization that
             feeds several layers, give a pair with each of them.
-        args, options: of `model.apply`, for an example in evaluation.
+        args, options: the other arguments of `model.apply`, for an example in evaluation.
         tolerance: how much the output may change, relative to its largest value (of each array);
             for kernels or results in bfloat16, for example 0.05.
 
     Raises:
         TypeError: a normalization without running statistics, a layer without a kernel.
-        ValueError: a path that names nothing, a layer or normalization that is called more than
-            once, a pair of which neither has the other's output as its input (the message says
-            what its input is), an output that is used elsewhere too, a layer after a normalization
-            that pads with zeros, a change of the output above the tolerance.
+        ValueError: a path that names nothing; a layer or normalization that is called more than
+            once; a pair whose modules do not follow each other directly (the message says what
+            their inputs are); a first module whose output is used elsewhere too; a layer after a
+            normalization that pads with zeros; a change of the output above the tolerance.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -94,16 +94,15 @@ def fold(
 
 
 def apply_folded(model: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:
-    """Apply a model to the variables of `fold`, without its folded normalizations.
+    """Apply a model to the variables that `fold` returned, without its folded normalizations.
 
-    A normalization with running statistics that has no variables returns its input, and a layer
-    that was built without a bias adds the bias that it has in `params`; everything else is as in
-    `model.apply`.
+    A normalization with running statistics returns its input if it has no variables. A layer that
+    was built without a bias adds the bias in its `params`. All else is as in `model.apply`.
 
     Args:
         model: the network as it was trained.
-        variables: the result of `fold`.
-        args, options: of `model.apply`, in evaluation.
+        variables: the result of `fold`, which has an example.
+        args, options: the other arguments of `model.apply`, in evaluation.
     """
     return _apply(model, variables, args, options, None)
 

@@ -69,21 +69,21 @@ class InputScaling(nn.Module):
 class StandardizeInputs(InputScaling):
     """Standardize inputs: `jaxnorm.standardize_inputs` with its fit in `batch_stats`.
 
-    y = (x - mean) / sqrt(var + epsilon), for each feature, clipped to +- clip. x is [..., F] (F at
-    `axis`) of any real dtype. y has its shape and the dtype `dtype`, by default that of x, or
-    float32 for integers. There are no parameters.
+    y = (x - mean) / sqrt(var + epsilon), for each feature, clipped to [-clip, clip]. x is [..., F]
+    (F at `axis`) of any real dtype. y has the shape of x and the dtype `dtype`, by default that of
+    x, or float32 for integers. There are no parameters.
 
-    Training updates the fit with the batch (`jaxnorm.update_input_stats`) and scales the batch by
-    the new fit. `init` does not update the fit, and training does not update a fit with the mark of
-    `jaxnorm.freeze_stats`.
+    The fit is the statistics of all inputs so far. Training updates it with the batch
+    (`jaxnorm.update_input_stats`) and scales the batch by the new fit. `init` does not update it;
+    after `jaxnorm.freeze_stats`, training does not either.
 
     Attributes:
-        use_running_average: True to use the fit in `batch_stats`, False to update it first; here or
-            in the call.
+        use_running_average: True to use the fit in `batch_stats`, False to update it first; give it
+            here or in the call, not in both.
         axis: the axis or axes of the features.
         epsilon, clip, center: as for `jaxnorm.standardize_inputs`.
-        skip_nan: NaN do not count in the fit; the result is NaN where x is.
-        stats_dtype: of the fit: float32 or float64.
+        skip_nan: leave NaN out of the fit; the result is NaN where x is.
+        stats_dtype: the dtype of the fit: float32 or float64.
         decay: as for `jaxnorm.update_input_stats`.
 
     Example:
@@ -108,9 +108,10 @@ class StandardizeInputs(InputScaling):
 
 
 class MinMaxInputs(InputScaling):
-    """Scale inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+    """Scale inputs to the range from `low` to `high`: `jaxnorm.min_max_inputs` as a module.
 
     y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
+    All else is as in `StandardizeInputs`.
 
     Attributes:
         low, high, clip: as for `jaxnorm.min_max_inputs`.

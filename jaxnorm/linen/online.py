@@ -28,31 +28,32 @@ __all__ = ["OnlineNorm"]
 
 
 class OnlineNorm(nn.Module):
-    """Online normalization: `jaxnorm.online_norm`, by the statistics of the examples before each.
+    """Online normalization: `jaxnorm.online_norm`, which normalizes by the examples so far.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
-    `axis`), N examples in order of time. y has its shape and the dtype `dtype`, by default the
+    `axis`), N examples in order of time. y has the shape of x and the dtype `dtype`, by default the
     dtype that x and the parameters promote to. One value per channel is enough in training.
 
-    `batch_stats` holds `mean` and `var`; training does not update statistics with the mark of
-    `jaxnorm.freeze_stats`. The two control processes' `control_y` and `control_x` are in the
-    collection `_overwrite_with_gradient`, like the state of Flax's fp8 operators: their gradient
-    is their new value, by which `flax.training.train_state.TrainState` replaces them.
+    `batch_stats` holds `mean` and `var`; after `jaxnorm.freeze_stats`, training does not update
+    them. The errors of the two control processes, `control_y` and `control_x`, are in the
+    collection `_overwrite_with_gradient`, as the state of Flax's fp8 operators is: their gradient
+    is their new value, and `flax.training.train_state.TrainState` replaces them by it.
 
     Attributes:
         use_running_average: True to normalize with the statistics in `batch_stats`, False to
-            update them after each example; here or in the call. True gives the control processes a
-            zero gradient: do not replace them by it.
+            update them after each example; give it here or in the call, not in both. With True, the
+            gradient of the control processes is zero: do not replace them by it.
         axis: the axis or axes of the channels.
-        forward_decay, backward_decay: the weights of the old statistics, and of the old errors of
-            the control processes.
+        forward_decay: the weight of the old statistics.
+        backward_decay: the weight of the old errors of the control processes.
         epsilon: added to the variance.
-        stats_dtype: of the statistics, which no update changes; by default float32, or wider if
-            `param_dtype` is wider.
+        stats_dtype: the dtype of the statistics, which updates keep; by default float32, or
+            `param_dtype` if that is wider.
 
     In the call:
-        scale, bias: in the place of the parameters, which the module then must not have
-            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+        scale, bias: used as the scale and the bias of a module without its own
+            (`use_scale=False`, `use_bias=False`); shapes as for the function: [C], or [N, C] with
+            one for each example.
 
     References:
         Chiley et al., "Online normalization for training neural networks", 2019.

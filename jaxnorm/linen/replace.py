@@ -23,25 +23,27 @@ _SAME_NAMES = {getattr(nn, name): _OURS[name] for name in _replacements.OF_FLAX}
 def replace_norms(rule: Rule | None = None) -> Iterator[Replacements]:
     """Run `init` and `apply` of any model with other normalizations in place of its own.
 
-    Inside the context, the call of a normalization is that of what takes its place, at the same
-    path: variables and their names are the same, so old checkpoints load. What takes a place has
-    the options of the old normalization that it has too, including the initializers: those that
-    mean the same in every normalization (`epsilon`, `dtype`, `use_scale`, the axes of the channels
-    and so on), and `momentum`, `axis_name`, `num_groups` and so on if both measure over the same.
-    `use_running_average` in a call is left out if it has no statistics.
+    Inside the context, each normalization that the model calls is replaced at the same path.
+    Variables keep their paths and names, so old checkpoints load. The replacement takes over the
+    options that mean the same in every normalization (`epsilon`, `dtype`, `use_scale`, the
+    initializers, the axes of the channels and so on). If both measure over the batch, or both over
+    the features, and so on, it takes over all options that both have, such as `momentum`,
+    `axis_name` and `num_groups`. A `use_running_average` in a call is ignored if the replacement
+    has no statistics.
 
     Enter the context inside the function that is jitted: JAX does not trace a function again that
-    it has compiled outside. Modules inside `nn.jit` may have been traced before too.
+    it compiled outside. Modules inside `nn.jit` may have been traced before too.
 
     Args:
-        rule: {type or path: what takes its place}, of which the first key that matches counts. A
-            type includes the classes derived from it, except those with a `__call__` of their own,
-            which stay unless they are named. A path, as names or as a string, is that of a
-            normalization or of a part of the model that contains some, for example "encoder" or
-            `"block_*/BatchNorm_0"`; `*` stands for any characters. What takes its place is a class,
-            or a `functools.partial` of a class and its options, or None for no change. A function
-            of the path, as a string, and the module returns one of these or an unbound module.
-            Without a rule, each normalization of Flax becomes that of jaxnorm with the same name.
+        rule: {type or path: replacement}, of which the first matching key applies. A type includes
+            the classes derived from it, except those with a `__call__` of their own, which stay
+            unless the rule names them. A path, as a tuple of names or as a string, is that of a
+            normalization or of a part of the model, for example "encoder" or
+            `"block_*/BatchNorm_0"`; `*` stands for any characters. A replacement is a class, a
+            `functools.partial` of a class and its options, or None to keep the old one. Instead of
+            a dict, the rule may be a function of the path, as a string, and the module that returns
+            one of these or an unbound module. Without a rule, each normalization of Flax becomes
+            the one of jaxnorm with the same name.
 
     Yields:
         The normalizations that were called, a list of tuples (path, norm, measured_over, becomes,
@@ -49,9 +51,11 @@ def replace_norms(rule: Rule | None = None) -> Iterator[Replacements]:
         statistics of a `BatchNorm` that becomes a `GroupNorm`, or why a normalization stays.
 
     Raises:
-        TypeError: a rule of another kind.
-        ValueError: at the end, a key without a normalization, or a function that replaced none (the
-            message lists the normalizations that were called); options that do not fit.
+        TypeError: a rule that is neither a dict nor a function, or a key or a replacement of
+            another type.
+        ValueError: options that do not fit; at the end of the context, a key that matched no
+            normalization, or a function that replaced none (the message lists the normalizations
+            that were called).
 
     Example:
         >>> from functools import partial

@@ -18,14 +18,15 @@ __all__ = ["check_marks"]
 def check_marks(model: nn.Module, variables: Any, *args: Any, **options: Any) -> None:
     """Raise an error if a module ignores a mark on its statistics.
 
-    `jaxnorm.freeze_stats` and `jaxnorm.start_recomputing` mark a tree, which does not say which
-    modules its statistics belong to. Flax's own `BatchNorm` updates its statistics as if there were
-    no mark, and `OnlineNorm` and fits to inputs are not recomputed. The model is traced, not run.
+    `jaxnorm.freeze_stats` and `jaxnorm.start_recomputing` mark statistics in a tree, which does not
+    say which modules they belong to. Flax's own `BatchNorm` ignores both marks. `OnlineNorm`,
+    `StandardizeInputs` and `MinMaxInputs` ignore that of `start_recomputing`. The model is traced,
+    not run.
 
     Args:
         model: the network.
-        variables: with marked statistics in `batch_stats`.
-        args, options: of `model.apply`, for an example in training.
+        variables: the model's variables, with marked statistics in `batch_stats`.
+        args, options: the other arguments of `model.apply`, for an example in training.
 
     Raises:
         ValueError: modules that ignore a mark; the message lists their paths.

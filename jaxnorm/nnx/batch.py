@@ -36,13 +36,14 @@ class BatchNorm(Stateful):
     """Batch normalization: `jaxnorm.batch_norm` with its statistics in `nnx.BatchStat`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over the batch.
-    x is [..., C] (C at `axis`). y has its shape and the dtype `dtype`, by default the dtype that x
-    and the variables promote to.
+    x is [..., C] (C at `axis`). y has the shape of x and the dtype `dtype`, by default the dtype
+    that x and the variables promote to.
 
     `train()` and `eval()` choose between the statistics of the batch and the running statistics.
-    With `freeze_stats`, training uses the running statistics too; with `start_recomputing`, new
-    statistics beside them merge all batches. `momentum=None` merges all batches exactly and keeps
-    their `count` in an `nnx.BatchStat` too.
+    After `freeze_stats`, training normalizes with the running statistics and does not update them.
+    After `start_recomputing`, training merges all batches into new statistics, beside the old ones.
+    With `momentum=None`, the running statistics are the exact moments of all batches so far, and
+    an `nnx.BatchStat` holds their `count` too.
 
     Args:
         use_running_average: True to normalize with the running statistics, False to normalize with
@@ -52,18 +53,20 @@ class BatchNorm(Stateful):
         momentum: the weight of the old statistics (PyTorch's is one minus it); the running variance
             is biased (PyTorch's is not).
         epsilon: added to the variance; 1e-5 as in PyTorch (Keras: 1e-3).
-        skip_nonfinite: do not update the running statistics in a step in which a moment is not
-            finite.
-        stats_dtype: of the running statistics, which no update changes; by default float32, or
-            wider if `param_dtype` is wider, and complex, as complex inputs need, if `param_dtype`
-            or `dtype` is complex. It is the precision of the statistics of wider inputs too.
+        skip_nonfinite: leave the running statistics unchanged in a step in which a moment of the
+            batch is not finite.
+        stats_dtype: the dtype of the running statistics, which updates keep, also with wider
+            inputs. By default float32, or `param_dtype` if that is wider; complex if `dtype` or
+            `param_dtype` is complex (complex inputs need that).
         count_per_channel: with `momentum=None`, keep a count for each channel, for masks that
             differ by channel.
 
     In the call:
-        update_stats: False to measure the batch without updating the statistics.
-        scale, bias: in the place of the parameters, which the module then must not have
-            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+        update_stats: False to normalize with the statistics of the batch without updating the
+            running ones.
+        scale, bias: used as the scale and the bias of a module without its own
+            (`use_scale=False`, `use_bias=False`); shapes as for the function: [C], or [N, C] with
+            one for each example.
 
     References:
         Ioffe and Szegedy, "Batch normalization", 2015.
@@ -195,14 +198,14 @@ class BatchNorm(Stateful):
 
 
 class GhostBatchNorm(BatchNorm):
-    """Ghost batch normalization: `jaxnorm.ghost_batch_norm`; otherwise as `BatchNorm`.
+    """Ghost batch normalization: `jaxnorm.ghost_batch_norm` with its statistics in `nnx.BatchStat`.
 
-    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over its slice of the
-    batch. x is [N, ..., C] (C at `axis`), and axis 0 is split into ghosts.
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel over a slice of the batch
+    (a ghost). x is [N, ..., C] (C at `axis`), and axis 0 is split into ghosts of equal size.
 
     Args:
-        ghost_size: the number of examples in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
+        ghost_size: the number of examples in a ghost; give this or `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch; give this or `ghost_size`.
         options: the arguments of `BatchNorm`.
 
     References:
@@ -237,14 +240,16 @@ class GhostBatchNorm(BatchNorm):
 
 
 class BatchRenorm(BatchNorm):
-    """Batch renormalization: `jaxnorm.batch_renorm`; otherwise as `BatchNorm`.
+    """Batch renormalization: `jaxnorm.batch_renorm` with its statistics in `nnx.BatchStat`.
 
-    y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with r and d from the running
-    statistics; x is [..., C] (C at `axis`). An `nnx.BatchStat` holds the number of training `steps`
-    too, so schedules work under `nnx.jit` and continue from a checkpoint.
+    y = ((x - mean) / sqrt(var + epsilon) * r + d) * scale + bias, with the mean and the variance of
+    the batch, which r and d correct to the running ones. x is [..., C] (C at `axis`). An
+    `nnx.BatchStat` holds the number of training `steps` too, so schedules work under `nnx.jit` and
+    continue from a checkpoint.
 
     Args:
-        r_max, d_max: numbers, or schedules of the number of steps; the paper's by default.
+        r_max, d_max: the bounds of r and d: numbers, or functions of the number of steps; by
+            default the paper's schedules.
         options: the arguments of `BatchNorm`.
 
     References:

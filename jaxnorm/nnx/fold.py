@@ -22,10 +22,10 @@ _CALL = "__call__"
 
 
 class Identity(nnx.Module):
-    """The replacement of a folded normalization: returns its input, in the dtype of the result.
+    """The module that `fold` puts in place of a normalization: returns its input.
 
     Args:
-        dtype: of the result.
+        dtype: the dtype of the result.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,35 +50,36 @@ def fold(
 ) -> Model:
     """Fold normalizations of a model into the layers before or after them: return a new model.
 
-    The new kernel and bias of a layer are those of `jaxnorm.fold_batch_norm` if the normalization
-    follows the layer, or of `jaxnorm.fold_batch_norm_into_next` if the layer follows the
-    normalization, for the layer's type. An `Identity` replaces the normalization. The result is a
-    copy in evaluation, as by `eval()`; the model does not change.
+    A layer gets the kernel and bias of `jaxnorm.fold_batch_norm` if the normalization follows the
+    layer, or of `jaxnorm.fold_batch_norm_into_next` if the layer follows the normalization. An
+    `Identity` replaces the normalization. The result is a copy in evaluation mode, as by `eval()`;
+    the model does not change.
 
-    The model is evaluated on an example, to find what follows what and to compare three results:
-    unfolded, folded, and with the output of the first module of each pair hidden from all modules
-    except the second. Meanwhile the calls of its modules' classes are intercepted, so no other
-    thread may call modules of these classes; modules inside `nnx.jit` are not intercepted.
+    This function evaluates the model on an example, to find which module follows which. It then
+    compares the folded model's output with the unfolded one's, and checks that only the second
+    module of each pair uses the output of the first. Meanwhile it intercepts the calls of the
+    classes of the model's modules, so no other thread may call modules of these classes. It does
+    not see modules inside `nnx.jit`.
 
     Args:
         model: the network. `BatchNorm`, `GhostBatchNorm`, `BatchRenorm`, Flax's own `BatchNorm` and
             `StandardizeInputs` without a `clip` can be folded into `Linear`, `LinearGeneral`,
             `Einsum`, `Conv`, `ConvTranspose` and classes derived from them, and into any other
             layer with a `kernel` whose channels are last and a `bias`, which may be None.
-        pairs: from the path of each layer to the path of its normalization, for example
+        pairs: a dict from the path of each layer to the path of its normalization, for example
             {"blocks/0/conv": "blocks/0/norm"}; `*` stands for any characters except "/", the same
             in both paths: {"blocks/*/conv": "blocks/*/norm"}. For a normalization that feeds
             several layers, give a pair with each of them.
-        args, options: of a call of the model, for an example in evaluation.
+        args, options: the arguments of a call of the model, for an example in evaluation.
         tolerance: how much the output may change, relative to its largest value (of each array);
             for kernels or results in bfloat16, for example 0.05.
 
     Raises:
         TypeError: a normalization without running statistics, a layer without a kernel.
-        ValueError: a path that names nothing, a layer or normalization that is called more than
-            once, a pair of which neither has the other's output as its input (the message says
-            what its input is), an output that is used elsewhere too, a layer after a normalization
-            that pads with zeros, a change of the output above the tolerance.
+        ValueError: a path that names nothing; a layer or normalization that is called more than
+            once; a pair whose modules do not follow each other directly (the message says what
+            their inputs are); a first module whose output is used elsewhere too; a layer after a
+            normalization that pads with zeros; a change of the output above the tolerance.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm.nnx as jnnx

@@ -83,26 +83,28 @@ class InputScaling(Stateful):
 
 
 class StandardizeInputs(InputScaling):
-    """Standardize inputs: `jaxnorm.standardize_inputs`, its fit in `nnx.BatchStat`.
+    """Standardize inputs: `jaxnorm.standardize_inputs` with its fit in `nnx.BatchStat`.
 
-    y = (x - mean) / sqrt(var + epsilon), for each feature, clipped to +- clip. x is [..., F] (F at
-    `axis`) of any real dtype. y has its shape and the dtype `dtype`, by default that of x, or
-    float32 for integers. There are no parameters.
+    y = (x - mean) / sqrt(var + epsilon), for each feature, clipped to [-clip, clip]. x is [..., F]
+    (F at `axis`) of any real dtype. y has the shape of x and the dtype `dtype`, by default that of
+    x, or float32 for integers. There are no parameters.
 
-    Training updates the fit with the batch (`jaxnorm.update_input_stats`) and scales the batch by
-    the new fit. `train()` and `eval()` choose whether the fit is updated; with `freeze_stats` it is
-    not updated in training either.
+    The fit is the statistics of all inputs so far. Training updates it with the batch
+    (`jaxnorm.update_input_stats`) and scales the batch by the new fit. `train()` and `eval()`
+    choose whether the fit is updated; after `freeze_stats`, training does not update it.
 
     Args:
-        num_features: the width F, which for several feature axes is the product of their sizes.
+        num_features: the number of features F; for several feature axes, the product of their
+            sizes.
         use_running_average: True to use the fit, False to update it first; here or in the call,
             which takes precedence.
         axis: the axis or axes of the features.
         epsilon, clip, center: as for `jaxnorm.standardize_inputs`.
-        skip_nan: NaN do not count in the fit; the result is NaN where x is.
-        stats_dtype: of the fit: float32 or float64.
+        skip_nan: leave NaN out of the fit; the result is NaN where x is.
+        stats_dtype: the dtype of the fit: float32 or float64.
         decay: as for `jaxnorm.update_input_stats`.
-        options: the arguments after `axis`.
+        options: the arguments above that the signature does not show, and `dtype`, `axis_name` and
+            `axis_index_groups` as in all modules.
 
     Example:
         >>> import jax.numpy as jnp
@@ -136,9 +138,10 @@ class StandardizeInputs(InputScaling):
 
 
 class MinMaxInputs(InputScaling):
-    """Scale inputs to a range: `jaxnorm.min_max_inputs`; otherwise as `StandardizeInputs`.
+    """Scale inputs to the range from `low` to `high`: `jaxnorm.min_max_inputs` as a module.
 
     y = low + (high - low) * (x - min) / (max - min), for each feature; x is [..., F] (F at `axis`).
+    All else is as in `StandardizeInputs`.
 
     Args:
         low, high, clip: as for `jaxnorm.min_max_inputs`.

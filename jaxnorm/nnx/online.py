@@ -32,37 +32,38 @@ __all__ = ["DIFFERENTIATED", "ControlState", "OnlineNorm", "overwrite_control"]
 
 
 class ControlState(nnx.Variable[Any]):
-    """The error of a control process of `OnlineNorm`; its gradient is its new value."""
+    """A variable of `OnlineNorm`: the error of a control process; its gradient is its new value."""
 
 
 class OnlineNorm(Stateful):
-    """Online normalization: `jaxnorm.online_norm`, by the statistics of the examples before each.
+    """Online normalization: `jaxnorm.online_norm`, which normalizes by the examples so far.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel. x is [N, ..., C] (C at
-    `axis`), N examples in order of time. y has its shape and the dtype `dtype`, by default the
+    `axis`), N examples in order of time. y has the shape of x and the dtype `dtype`, by default the
     dtype that x and the variables promote to. One value per channel is enough in training.
 
-    `mean` and `var` are `nnx.BatchStat`. The two control processes' `control_y` and `control_x` are
-    `ControlState`: differentiate with respect to them too, with the filter `DIFFERENTIATED`, and
-    give the gradients to `overwrite_control`, which returns the other gradients.
+    `mean` and `var` are `nnx.BatchStat`. The errors of the two control processes, `control_y` and
+    `control_x`, are `ControlState`: differentiate with respect to them too, with the filter
+    `DIFFERENTIATED`, and give the gradients to `overwrite_control`, which returns the other ones.
 
-    `train()` and `eval()` choose whether the statistics are updated after each example; with
-    `freeze_stats`, training uses the running statistics without an update too.
+    `train()` and `eval()` choose whether the statistics are updated after each example; after
+    `freeze_stats`, training does not update them.
 
     Args:
         use_running_average: True to normalize with the running statistics, False to update them
-            after each example; here or in the call, which takes precedence. True gives the control
-            processes a zero gradient: do not replace them by it.
+            after each example; here or in the call, which takes precedence. With True, the gradient
+            of the control processes is zero: do not replace them by it.
         axis: the axis or axes of the channels.
-        forward_decay, backward_decay: the weights of the old statistics, and of the old errors of
-            the control processes.
+        forward_decay: the weight of the old statistics.
+        backward_decay: the weight of the old errors of the control processes.
         epsilon: added to the variance.
-        stats_dtype: of the statistics, which no update changes; by default float32, or wider if
-            `param_dtype` is wider.
+        stats_dtype: the dtype of the statistics, which updates keep; by default float32, or
+            `param_dtype` if that is wider.
 
     In the call:
-        scale, bias: in the place of the parameters, which the module then must not have
-            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+        scale, bias: used as the scale and the bias of a module without its own
+            (`use_scale=False`, `use_bias=False`); shapes as for the function: [C], or [N, C] with
+            one for each example.
 
     References:
         Chiley et al., "Online normalization for training neural networks", 2019.
@@ -165,13 +166,15 @@ def overwrite_control(model: nnx.Module, grads: Any) -> Any:
 
     Args:
         model: with `OnlineNorm` modules; changed in place.
-        grads: as from `nnx.grad(..., argnums=nnx.DiffState(0, DIFFERENTIATED))`.
+        grads: the result of `nnx.grad(..., argnums=nnx.DiffState(0, DIFFERENTIATED))`.
 
     Returns:
         `grads` without the control processes, for an optimizer of `nnx.Param`.
 
     Raises:
-        ValueError: gradients without those of the model's control processes.
+        ValueError: `grads` has none for the model's control processes.
+
+    `OnlineNorm` has an example.
     """
     control, rest = nnx.split_state(grads, ControlState, ...)
     if not control and nnx.state(model, ControlState):

@@ -25,43 +25,47 @@ _DTYPES = {"param_dtype", "stats_dtype"}
 
 
 def replace_norms(model: Model, rule: Rule | None = None, *, rngs: nnx.Rngs | None = None) -> Model:
-    """Replace normalizations of a model, and keep what means the same: return a new model.
+    """Replace normalizations of a model, keeping parameters and options: return a new model.
 
     The new normalization takes over the old `scale` and `bias`, with their metadata, and the
     options that mean the same in both: `epsilon`, `dtype`, `param_dtype`, `use_scale`, `use_bias`,
     `promote_dtype` and the axes of the channels. If both measure over the batch (`BatchNorm`,
     `GhostBatchNorm`, `BatchRenorm`, `OnlineNorm`), it takes over the running statistics,
     `momentum`, `use_running_average`, `axis_name` and the mark of `freeze_stats` too; if both
-    measure over the features, the groups or the channels, `axis_name`, `reduction_axes` and
-    `num_groups`. The rest is that of a new module; for example, `steps` and `count` are 0.
+    measure over the features, the groups or the channels, it also takes over `axis_name`,
+    `reduction_axes` and `num_groups`. All else starts as in a new module; for example, `steps` and
+    `count` are 0.
 
-    The result is a copy, as by `nnx.clone`; the model does not change. A normalization at several
-    places of the model stays one. In a stack, as from `nnx.vmap`, new variables get the leading
-    axes of the old ones. Create the optimizer after the replacement.
+    The result is a copy, as by `nnx.clone`; the model does not change. A normalization that several
+    parts of the model share has one replacement, which they share too. In a stack, as from
+    `nnx.vmap`, new variables get the leading axes of the old ones. Create the optimizer after the
+    replacement.
 
     Args:
         model: the network, or a normalization.
-        rule: {type or path: what takes its place}, of which the first key that matches counts. A
-            type includes the classes derived from it, except those with a `__call__` of their own,
-            which stay unless they are named. A path, as keys or as a string, is that of a
-            normalization or of a part of the model that contains some, for example "encoder" or
-            `"blocks/*/norm"`; `*` stands for any characters. What takes its place is a class, or a
-            `functools.partial` of a class and its options, or None for no change. A function of the
-            path, as a string, and the module returns one of these or a module. Without a rule, each
-            normalization of Flax becomes that of jaxnorm with the same name.
-        rngs: the keys of new parameters with random initializers; by default `nnx.Rngs(0)`.
+        rule: {type or path: replacement}, of which the first matching key applies. A type includes
+            the classes derived from it, except those with a `__call__` of their own, which stay
+            unless the rule names them. A path, as a tuple of keys or as a string, is that of a
+            normalization or of a part of the model, for example "encoder" or `"blocks/*/norm"`; `*`
+            stands for any characters. A replacement is a class, a `functools.partial` of a class
+            and its options, or None to keep the old one. Instead of a dict, the rule may be a
+            function of the path, as a string, and the module that returns one of these or a module.
+            Without a rule, each normalization of Flax becomes the one of jaxnorm with the same
+            name.
+        rngs: the random keys for new parameters; by default `nnx.Rngs(0)`.
 
     Raises:
-        TypeError: a rule of another kind.
-        ValueError: a key without a normalization, or a function that replaces none (the message
-            lists the normalizations); options that do not fit, for example a `num_groups` that does
-            not divide the channels; a normalization in a tuple; statistics that are being
+        TypeError: a rule that is neither a dict nor a function, or a key or a replacement of
+            another type.
+        ValueError: a key that matches no normalization, or a function that replaces none (the
+            message lists the normalizations); options that do not fit, for example a `num_groups`
+            that does not divide the channels; a normalization in a tuple; statistics that are being
             recomputed.
 
     Warns:
         UserWarning: values that are lost, for example the running statistics of a trained
-            `BatchNorm` that becomes a `GroupNorm`; what stays because its class has its own
-            `__call__`.
+            `BatchNorm` that becomes a `GroupNorm`; a normalization that stays because its class has
+            its own `__call__`.
 
     Example:
         >>> from functools import partial
@@ -98,12 +102,12 @@ def replace_norms(model: Model, rule: Rule | None = None, *, rngs: nnx.Rngs | No
 def list_norms(model: nnx.Module, rule: Rule | None = None) -> Replacements:
     """List the normalizations of a model, and what `replace_norms` would do: return a table.
 
-    Modules of other classes whose names end with "Norm" are listed too, without `measured_over`;
-    a rule replaces them by their type, or if it is a function.
+    Modules of other classes whose names end with "Norm" are listed too, without `measured_over`.
+    A rule matches them by their type, not by a path.
 
     Args:
         model: the network; it does not change.
-        rule: as for `replace_norms`; {} for none.
+        rule: as for `replace_norms`; {} to replace nothing.
 
     Returns:
         A list of tuples (path, norm, measured_over, becomes, note), whose `str()` is a table. Those
@@ -172,8 +176,8 @@ def _take_over(norm: Any, module: Any, *, cast: bool) -> None:
     old, new = _variables(norm), _variables(module)
     if unknown := old.keys() - new.keys() if "" in families else ():
         raise ValueError(
-            f"{type(module).__name__} has no {sorted(unknown)}, as {type(norm).__name__} has; give "
-            "a function of the path and the module that returns a new module"
+            f"{type(module).__name__} has no {sorted(unknown)}, which {type(norm).__name__} has; "
+            "give a function of the path and the module that returns a new module"
         )
     names = new.keys() & old.keys()
     kept = names if len(families - {""}) < 2 else names & {"scale", "bias"}

@@ -28,19 +28,20 @@ class LayerNorm(nnx.Module):
     """Layer normalization: `jaxnorm.layer_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each example over its features.
-    x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
-    variables promote to.
+    x is of any shape. y has the shape of x and the dtype `dtype`, by default the dtype that x and
+    the variables promote to.
     The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         reduction_axes: the axis or axes to measure over.
-        feature_axes: the axis or axes that the scale and the bias have.
+        feature_axes: the axis or axes whose shape the scale and the bias have.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch, Haiku and Equinox: 1e-5, Keras:
             1e-3).
 
     In the call:
-        scale, bias: in the place of the parameters, which the module then must not have
-            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+        scale, bias: used as the scale and the bias of a module without its own
+            (`use_scale=False`, `use_bias=False`); shapes as for the function: [C], or [N, C] with
+            one for each example.
 
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016.
@@ -109,20 +110,21 @@ class RMSNorm(nnx.Module):
     """Root mean square normalization: `jaxnorm.rms_norm`.
 
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset), for each example.
-    x is of any shape. y has its shape and the dtype `dtype`, by default the dtype that x and the
-    variables promote to.
+    x is of any shape. y has the shape of x and the dtype `dtype`, by default the dtype that x and
+    the variables promote to.
     The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         reduction_axes: the axis or axes to measure over.
-        feature_axes: the axis or axes that the scale has.
-        epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the dtype's own).
+        feature_axes: the axis or axes whose shape the scale has.
+        epsilon: added to the mean square; 1e-6 as in Flax (PyTorch: the machine epsilon of the
+            dtype).
         scale_offset: added to the scale in float32; 1.0 for models that store their weight as
             w - 1, with `scale_init=nnx.initializers.zeros`.
 
     In the call:
-        scale: in the place of the parameter, which the module then must not have
-            (`use_scale=False`): as for the function, also by example ([N, C]).
+        scale: used as the scale of a module without its own (`use_scale=False`); shapes as for the
+            function: [C], or [N, C] with one for each example.
 
     References:
         Zhang and Sennrich, "Root mean square layer normalization", 2019.
@@ -187,19 +189,20 @@ class GroupNorm(nnx.Module):
     """Group normalization: `jaxnorm.group_norm` of channels on the last axis.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each group of channels of each example.
-    x is [N, ..., C], or [C], one example. y has its shape and the dtype `dtype`, by default the
-    dtype that x and the variables promote to.
+    x is [N, ..., C], or [C] for one example. y has the shape of x and the dtype `dtype`, by default
+    the dtype that x and the variables promote to.
     The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
         num_groups: the number of groups of channels; None if `group_size` is given.
-        group_size: the number of channels of a group; exclusive with `num_groups`.
+        group_size: the number of channels of a group; give this or `num_groups`.
         reduction_axes: the axes to measure over, including the last; by default all except axis 0.
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
 
     In the call:
-        scale, bias: in the place of the parameters, which the module then must not have
-            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+        scale, bias: used as the scale and the bias of a module without its own
+            (`use_scale=False`, `use_bias=False`); shapes as for the function: [C], or [N, C] with
+            one for each example.
 
     References:
         Wu and He, "Group normalization", 2018.
@@ -272,8 +275,8 @@ class InstanceNorm(nnx.Module):
     """Instance normalization: `jaxnorm.instance_norm`.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, for each channel of each example.
-    x is [N, ..., C] (C at `feature_axes`). y has its shape and the dtype `dtype`, by default the
-    dtype that x and the variables promote to.
+    x is [N, ..., C] (C at `feature_axes`). y has the shape of x and the dtype `dtype`, by default
+    the dtype that x and the variables promote to.
     The call takes `segment_ids` and `num_segments` as the function does.
 
     Args:
@@ -281,8 +284,9 @@ class InstanceNorm(nnx.Module):
         epsilon: added to the variance; 1e-6 as in Flax (PyTorch: 1e-5, Keras: 1e-3).
 
     In the call:
-        scale, bias: in the place of the parameters, which the module then must not have
-            (`use_scale=False`, `use_bias=False`): as for the function, also by example ([N, C]).
+        scale, bias: used as the scale and the bias of a module without its own
+            (`use_scale=False`, `use_bias=False`); shapes as for the function: [C], or [N, C] with
+            one for each example.
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.

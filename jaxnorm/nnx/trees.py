@@ -40,8 +40,9 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
     """Freeze running statistics: training uses them and does not update them, like evaluation.
 
     This function sets the attribute `frozen` of every `BatchNorm` (including subclasses),
-    `OnlineNorm` and fit to inputs in the named parts; `train()` and `eval()` do not change this
-    attribute. The parameters are still trained; to freeze them, use the optimizer.
+    `OnlineNorm`, `StandardizeInputs` and `MinMaxInputs` in the named parts; `train()` and `eval()`
+    do not change this attribute. The parameters are still trained; to freeze them, use the
+    optimizer.
 
     Args:
         model: changed in place, as by `train()` and `eval()`.
@@ -50,7 +51,7 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
         frozen: False lets training update them again.
 
     Raises:
-        ValueError: a part without a `BatchNorm`; the message lists the paths of all of them.
+        ValueError: a part without such a module; the message lists the paths of all of them.
 
     Warns:
         UserWarning: a `BatchNorm` of Flax in the parts, whose statistics training still updates.
@@ -74,7 +75,7 @@ def freeze_stats(model: nnx.Module, *parts: str, frozen: bool = True) -> None:
 def start_recomputing(model: nnx.Module, *parts: str) -> None:
     """Start recomputing running statistics: new ones, beside the old ones, merge all batches.
 
-    This function is `jaxnorm.start_recomputing` for models. Every `BatchNorm` (including
+    This is `jaxnorm.start_recomputing` for NNX models. Every `BatchNorm` (including
     subclasses) in the named parts gets an attribute `recomputed` with the `nnx.BatchStat` variables
     `count`, `mean` and `var`, and its momentum has no effect until `finish_recomputing`.
 
@@ -110,15 +111,19 @@ def start_recomputing(model: nnx.Module, *parts: str) -> None:
 def finish_recomputing(model: nnx.Module, *parts: str) -> None:
     """Replace the running statistics by the recomputed ones.
 
-    This function is `jaxnorm.finish_recomputing` for models, with the same warning.
+    This is `jaxnorm.finish_recomputing` for NNX models. Statistics that no value has entered since
+    `start_recomputing` are not replaced.
 
     Args:
         model: changed in place.
         parts: paths of normalizations that are being recomputed, or of parts of the model that
-            contain them; without any, the whole model.
+            contain them. Without any, the whole model.
 
     Raises:
         ValueError: a part in which nothing is being recomputed.
+
+    Warns:
+        UserWarning: statistics that no value has entered; the message names them.
 
     `start_recomputing` has an example.
     """
@@ -128,17 +133,21 @@ def finish_recomputing(model: nnx.Module, *parts: str) -> None:
 def finish_accumulating(model: nnx.Module, *parts: str, momentum: ArrayLike | None = 0.99) -> None:
     """Update the running statistics once, exactly, after a step of several micro-batches.
 
-    This function is `jaxnorm.finish_accumulating` for models, with the same warning.
+    This is `jaxnorm.finish_accumulating` for NNX models. Call `start_recomputing` before the
+    micro-batches. Statistics that no value has entered since then are not updated.
 
     Args:
         model: changed in place.
         parts: paths of normalizations that are being recomputed, or of parts of the model that
-            contain them; without any, the whole model.
+            contain them. Without any, the whole model.
         momentum: the weight of the old value, as for the normalizations; None merges exactly.
 
     Raises:
         ValueError: a part in which nothing is being recomputed; a momentum outside [0, 1], or None
             for statistics without a count.
+
+    Warns:
+        UserWarning: statistics that no value has entered; the message names them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -165,15 +174,15 @@ def diagnose(
 ) -> Diagnosis:
     """Say what is wrong with running statistics: why a model is good in training and bad in use.
 
-    This function is `jaxnorm.diagnose` for models. It looks at every module that has a `mean` and a
+    This is `jaxnorm.diagnose` for NNX models. It looks at every module that has a `mean` and a
     `var` in `nnx.BatchStat`, Flax's own `BatchNorm` too, with the momentum and the epsilon of each.
 
     Args:
-        model: as it is after training.
-        measured: a copy of the model with statistics of the present data at the present weights;
-            best after `start_recomputing` and a pass over some hundred examples or more. Or the
-            statistics of a model, as an `nnx.State` or as nested dicts, or `Moments` by path, such
-            as `{"layers/1": jaxnorm.moments(x, 0)}`.
+        model: the model after training.
+        measured: the statistics of the present data at the present weights, to compare with. Give a
+            copy of the model, best after `start_recomputing` and a pass over some hundred examples
+            or more; or its statistics as an `nnx.State` or as nested dicts; or `Moments` by path,
+            such as `{"layers/1": jaxnorm.moments(x, 0)}`.
         steps, batch_values: as for `jaxnorm.diagnose`.
 
     Raises:
