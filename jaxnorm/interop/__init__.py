@@ -1,6 +1,6 @@
 """Conversion of other libraries' parameters and statistics to jaxnorm's and back, as NumPy arrays.
 
-No other framework is imported. `from_*` returns what jaxnorm's functions and modules take:
+No other library is imported. `from_*` returns what jaxnorm's functions and modules take:
 
     params: {"scale", "bias"}, without those that the layer does not have
     stats: {"mean", "var"}, with "steps" or "count" if the library has a counter; {} for layer,

@@ -25,25 +25,26 @@ def from_equinox(
     momentum: float = 0.99,
     epsilon: float = 1e-5,
 ) -> Converted:
-    """The parameters, statistics and options of one normalization of Equinox.
+    """Convert one normalization of Equinox: return its parameters, statistics and options.
 
-    The state of mode "batch" starts at 0 and is divided by its total weight: mean = hidden_mean /
-    (1 - momentum^counter), and var in the same way. The state of mode "ema" holds the running mean
-    and var directly. Variances are biased, and momentum is the weight of the old value, as in
-    jaxnorm.
+    The averages of mode "batch" start at 0 and are divided by their total weight: mean =
+    hidden_mean / (1 - momentum^counter), and var in the same way. The state of mode "ema" holds the
+    running mean and var directly. Variances are biased, and momentum is the weight of the old
+    value, as in jaxnorm.
 
     Args:
-        arrays: the arrays that the module has, by name: "weight" and "bias"; for a BatchNorm of
-            mode "batch" "hidden_mean" and "hidden_var" (`state.get(norm.batch_state_index)`) and
-            "counter" (`state.get(norm.batch_counter)`); for mode "ema" "running_mean" and
+        arrays: the arrays of the module, by name: "weight" and "bias"; for a BatchNorm of mode
+            "batch" also "hidden_mean" and "hidden_var" (`state.get(norm.batch_state_index)`) and
+            "counter" (`state.get(norm.batch_counter)`); for mode "ema" also "running_mean" and
             "running_var" (`state.get(norm.ema_state_index)`) and "first_time"
             (`state.get(norm.ema_first_time_index)`). None stands for a missing array.
-        prefix: of the names, for example "bn1" of "bn1.weight", if a dict holds several modules.
+        prefix: the start of the names, for example "bn1" of "bn1.weight", if a dict holds several
+            modules.
         momentum, epsilon: `norm.momentum` and `norm.eps`, if they are not Equinox's defaults.
 
     Returns:
         params {"scale", "bias"}, without those that the module does not have (an RMSNorm of Equinox
-        has a bias, which you add to the result of ours); stats {"mean", "var"}, with the counter of
+        has a bias; add it to the result of jaxnorm's); stats {"mean", "var"}, with the counter of
         mode "batch" as "steps", or {} for layer, group and RMS normalization; options {"momentum",
         "epsilon"}. Statistics are in float32 at least.
 
@@ -97,22 +98,23 @@ def to_equinox(
     mode: Literal["batch", "ema"] = "batch",
     momentum: float = 0.99,
 ) -> Arrays:
-    """The arrays of one normalization of Equinox, by the names that `from_equinox` reads.
+    """Convert parameters and statistics to the arrays of one normalization of Equinox.
 
     This function inverts `from_equinox`: for the parameters and mode "ema" bit for bit, for mode
-    "batch" up to rounding. Without steps, a state of mode "batch" needs no debiasing (counter
-    2^30).
+    "batch" up to rounding. If `stats` have no steps, the counter of mode "batch" is 2^30, so that
+    Equinox divides by 1.
 
     Args:
         params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
-        stats: {"mean", "var"}, with or without steps, {} or None. Mode "ema" cannot hold steps, and
-            neither mode a count; they are left out.
-        prefix: of the names.
-        mode, momentum: of the BatchNorm.
+        stats: {"mean", "var"}, with or without "steps"; {} or None for layer, group and RMS
+            normalization. A "count", and in mode "ema" the steps, are left out: Equinox has no
+            place for them.
+        prefix: the start of the names.
+        mode, momentum: those of the BatchNorm.
 
     Returns:
-        {"weight": array, ...}; put parameters into the module by `equinox.tree_at`, the others into
-        the State by `state.set`.
+        {"weight": array, ...}, with the names that `from_equinox` reads; put parameters into the
+        module with `equinox.tree_at`, the others into the State with `state.set`.
 
     Raises:
         TypeError: a value that does not convert to a NumPy array of floating-point numbers.

@@ -25,17 +25,17 @@ def from_haiku(
     decay_rate: float | None = None,
     epsilon: float = 1e-5,
 ) -> Converted:
-    """The parameters, statistics and options of one normalization of Haiku.
+    """Convert one normalization of Haiku: return its parameters, statistics and options.
 
-    offset is our bias; mean and var are the averages that evaluation uses, average = hidden /
-    (1 - decay_rate^counter), because Haiku's averages start at 0 and are debiased; counter is our
-    steps.
+    Haiku's offset becomes bias, its counter steps. Haiku's averages start at 0 and are debiased:
+    mean and var are the averages that evaluation uses, average = hidden / (1 - decay_rate^counter).
 
     Args:
-        params, state: of the whole model, as `transform_with_state` returns them.
+        params, state: those of the whole model, as in `haiku.transform_with_state`.
         prefix: the name of the module, for example "res_net/~/initial_batchnorm".
-        decay_rate: of the module, which is our momentum; Haiku has no default for it.
-        epsilon: of the module; 1e-5 is the default of all of Haiku's normalizations.
+        decay_rate: the decay rate of the module, which is jaxnorm's momentum. Haiku has no default
+            for it.
+        epsilon: the epsilon of the module; 1e-5 is the default of all of Haiku's normalizations.
 
     Returns:
         params {"scale", "bias"}, without those that the module does not have; stats {"mean", "var",
@@ -93,24 +93,25 @@ def to_haiku(
     ndim: int = 4,
     channel_axis: int = -1,
 ) -> tuple[dict[str, Arrays], dict[str, Arrays]]:
-    """The parameters and the state of one normalization of Haiku.
+    """Convert parameters and statistics to those of one normalization of Haiku.
 
     This function inverts `from_haiku`: for scale, offset, average and counter bit for bit, for
-    hidden = average * (1 - decay_rate^counter) up to rounding. Without steps, the averages continue
-    like ours: they need no debiasing (counter 2^30, hidden = average).
+    hidden = average * (1 - decay_rate^counter) up to rounding. If `stats` have no steps, the
+    counter is 2^30 and hidden = average, so that Haiku does not debias.
 
     Args:
         params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
-        stats: {"mean", "var"}, {} or None; with steps, `decay_rate` is needed. Haiku cannot hold a
-            count, which is left out.
+        stats: {"mean", "var"}, with or without "steps", which need `decay_rate`; {} or None for
+            layer, group, instance and RMS normalization. A "count" is left out: Haiku has no place
+            for it.
         prefix: the name of the module.
-        decay_rate: of the module.
+        decay_rate: the decay rate of the module.
         ndim, channel_axis: the number of axes and the channel axis of the input of a BatchNorm,
             whose arrays have as many axes: 4 and -1 for images [N, H, W, C].
 
     Returns:
         {prefix: {"scale", "offset"}} and {prefix/~/mean_ema: {"average", "counter", "hidden"},
-        prefix/~/var_ema: ...}, to be merged into the model's.
+        prefix/~/var_ema: ...}; merge them into the parameters and the state of the model.
 
     Raises:
         TypeError: a value that does not convert to a NumPy array of floating-point numbers.

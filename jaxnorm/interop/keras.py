@@ -27,27 +27,27 @@ def from_keras(
     scale: bool = True,
     center: bool = True,
 ) -> Converted:
-    """The parameters, statistics and options of one normalization of Keras.
+    """Convert one normalization of Keras: return its parameters, statistics and options.
 
-    gamma is our scale, beta our bias, moving_mean and moving_variance our mean and var. The
-    conventions are ours: momentum is the weight of the old value, and the variance is biased.
+    gamma becomes scale, beta bias, moving_mean and moving_variance mean and var. Keras has
+    jaxnorm's conventions: momentum is the weight of the old value, and the variance is biased.
 
     Args:
         weights: a dict by path, {weight.path: weight.numpy() for weight in model.weights}; or the
             list of `layer.get_weights()`: gamma, beta, moving mean, moving variance, without those
             that the layer does not have.
-        prefix: of the layer, for example "model/batch_normalization"; "" if the paths are only the
-            layer's own names.
-        momentum, epsilon: of the layer, if they are not Keras's defaults: 0.99, and 1e-3 (1e-6 for
-            an RMSNormalization, which is recognized by its weight "scale").
-        scale, center: of the layer: whether a list has gamma and beta. (The list of an
-            RMSNormalization has no beta; give its epsilon.) A dict by path does not need them.
+        prefix: the path of the layer, for example "model/batch_normalization"; "" if the dict has
+            only the layer's own names.
+        momentum, epsilon: those of the layer, if they are not Keras's defaults: 0.99, and 1e-3
+            (1e-6 for an RMSNormalization, which is recognized by its weight "scale").
+        scale, center: those of the layer, for a list: whether it has gamma and beta. (The list of
+            an RMSNormalization has no beta; give its epsilon.) Leave them out for a dict by path.
 
     Returns:
         params {"scale", "bias"}, without those that the layer does not have, of the shape [C]
         (LayerNormalization: of its axes); stats {"mean", "var"}, or {} for layer, group and RMS
-        normalization; options {"momentum", "epsilon"}. Arrays are copies in the dtype that was
-        given, statistics in float32 at least.
+        normalization; options {"momentum", "epsilon"}. Arrays are copies in the given dtype,
+        statistics in float32 at least.
 
     Raises:
         TypeError: a value that does not convert to a NumPy array of floating-point numbers; `scale`
@@ -80,12 +80,15 @@ def to_keras(
     *,
     rms: bool = False,
 ) -> Arrays:
-    """The weights of one normalization of Keras: the inverse of `from_keras`, bit for bit.
+    """Convert parameters and statistics to the weights of one normalization of Keras.
+
+    This function inverts `from_keras` bit for bit.
 
     Args:
         params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
-        stats: {"mean", "var"}, {} or None. Keras cannot hold count and steps, which are left out.
-        prefix: of the layer.
+        stats: {"mean", "var"}; {} or None for layer, group and RMS normalization. "count" and
+            "steps" are left out: Keras has no place for them.
+        prefix: the path of the layer.
         rms: whether the layer is an RMSNormalization, whose weight is called "scale".
 
     Returns:
@@ -120,28 +123,28 @@ def from_tensorflow_renorm(
     scale: bool = True,
     center: bool = True,
 ) -> Converted:
-    """The parameters, statistics and options of a BatchNormalization with renorm=True.
+    """Convert one BatchNormalization with renorm=True: return parameters, statistics and options.
 
     mean = moving_mean and var = moving_variance, which evaluation uses. TensorFlow averages the
     standard deviation, so its moving_variance is moving_stddev^2 - epsilon; jaxnorm averages the
     variance. TensorFlow keeps a second pair of averages, renorm_mean and renorm_stddev, with its
-    `renorm_momentum`, for the corrections in training. jaxnorm corrects by the same mean and var as
-    in evaluation, so the second pair is not used; with the default momentums, both 0.99, it holds
-    the same values.
+    `renorm_momentum`, for the corrections in training. jaxnorm corrects by the mean and var of
+    evaluation, so the second pair is not used. With the default momentums, both 0.99, the two pairs
+    have the same values.
 
     Args:
-        weights, prefix, scale, center: as for `from_keras`; a list has moving_stddev, renorm_mean
-            and renorm_stddev at its end.
-        momentum, epsilon: of the layer.
-        steps: the number of training steps so far, for the schedules of our `r_max` and `d_max`;
-            TensorFlow does not count them.
+        weights, prefix, scale, center: as for `from_keras`; a list ends with moving_stddev,
+            renorm_mean and renorm_stddev.
+        momentum, epsilon: those of the layer.
+        steps: the number of training steps so far, for the schedules of jaxnorm's `r_max` and
+            `d_max`; TensorFlow does not count them.
 
     Returns:
-        As `from_keras`, with stats {"mean", "var", "steps"} for `jaxnorm.batch_renorm`. Of
-        `renorm_clipping`, rmax and dmax are our `r_max` and `d_max`, and rmin is 1 / `r_max`.
+        As `from_keras`, with stats {"mean", "var", "steps"} for `jaxnorm.batch_renorm`. Give it
+        rmax and dmax of the layer's `renorm_clipping` as `r_max` and `d_max`; rmin is 1 / `r_max`.
 
     Raises:
-        As `from_keras`; ValueError for a layer without renorm too.
+        As `from_keras`; also ValueError for a layer without renorm.
 
     References:
         BatchNormalization of tf_keras 2.21 and Keras 3.15; Ioffe, "Batch renormalization", 2017.
@@ -170,7 +173,7 @@ def to_tensorflow_renorm(
     *,
     epsilon: float = 1e-3,
 ) -> Arrays:
-    """The weights of a BatchNormalization with renorm=True.
+    """Convert parameters and statistics to the weights of a BatchNormalization with renorm=True.
 
     moving_stddev = renorm_stddev = sqrt(var + epsilon) and renorm_mean = moving_mean = mean. For
     gamma, beta, moving_mean and moving_variance, this function inverts `from_tensorflow_renorm` bit
@@ -178,15 +181,15 @@ def to_tensorflow_renorm(
 
     Args:
         params: {"scale", "bias"}, one of them or none.
-        stats: {"mean", "var"}; TensorFlow cannot hold count and steps, which are left out.
-        prefix: of the layer.
-        epsilon: of the layer.
+        stats: {"mean", "var"}. "count" and "steps" are left out: TensorFlow has no place for them.
+        prefix: the path of the layer.
+        epsilon: the epsilon of the layer.
 
     Returns:
         As `to_keras`, in the order of `layer.get_weights()`.
 
     Raises:
-        As `to_keras`; ValueError without statistics too.
+        As `to_keras`; also ValueError without statistics.
 
     Example:
         >>> import jaxnorm as jn

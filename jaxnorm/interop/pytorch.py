@@ -28,33 +28,34 @@ def from_pytorch(
     epsilon: float | None = None,
     values_per_channel: int | None = None,
 ) -> Converted:
-    """The parameters, statistics and options of one normalization of PyTorch.
+    """Convert one normalization of PyTorch: return its parameters, statistics and options.
 
-    `weight` is our scale, `running_mean` and `running_var` are our mean and var unchanged, so that
-    evaluation gives the same result, and `num_batches_tracked` is our steps. `gamma` and `beta`, as
-    in checkpoints of early BERTs, are read as `weight` and `bias`.
+    `weight` becomes scale, and `num_batches_tracked` steps. `running_mean` and `running_var` become
+    mean and var, unchanged, so that evaluation gives the same result. `gamma` and `beta`, as in
+    checkpoints of early BERTs, are read as `weight` and `bias`.
 
     Args:
-        state_dict: of a module or of a safetensors file, with NumPy arrays or values that convert
-            to NumPy arrays (tensors on the CPU).
-        prefix: of the layer, for example "layer1.0.bn1"; "" for the state dict of the layer itself.
-        momentum: of the PyTorch module, which the state dict does not hold. It is the weight of the
-            new value, so ours is one minus it. None is PyTorch's cumulative average, which counts
-            batches, where ours counts values: give `values_per_channel`, and count is the number of
-            batches times it.
-        epsilon: of the PyTorch module; by default PyTorch's default, 1e-5. A state dict with only a
-            weight may be that of an RMSNorm (the machine epsilon) or of a LayerNorm without bias;
-            then the options have no epsilon by default.
+        state_dict: the state dict of a module, or the content of a safetensors file, with NumPy
+            arrays or values that convert to NumPy arrays (tensors on the CPU).
+        prefix: the path of the layer, for example "layer1.0.bn1"; "" for the state dict of the
+            layer itself.
+        momentum: the momentum of the PyTorch module, which the state dict does not hold. It is the
+            weight of the new value; jaxnorm's is one minus it. None is PyTorch's cumulative
+            average. It counts batches, and jaxnorm's counts values, so give `values_per_channel`
+            too: count is the number of batches times it.
+        epsilon: the epsilon of the PyTorch module; by default PyTorch's, 1e-5. A state dict with
+            only a weight may be that of an RMSNorm (whose default is the machine epsilon) or of a
+            LayerNorm without bias; then the options have no epsilon by default.
         values_per_channel: n, the number of values of a channel in a training batch (examples times
-            positions). It makes the variance biased, var * (n - 1) / n, as jaxnorm's training needs
-            it. Evaluation then differs from PyTorch's by this factor.
+            positions). It makes the variance biased, var * (n - 1) / n, as in jaxnorm's training.
+            Evaluation then differs from PyTorch's by this factor.
 
     Returns:
         params {"scale", "bias"}, without those that the layer does not have, of the shape [C]
         (LayerNorm and RMSNorm: `normalized_shape`); stats {"mean", "var", "steps"}, with "count" if
         `momentum` is None, or {} for LayerNorm, GroupNorm, RMSNorm and InstanceNorm without running
-        statistics; options {"momentum", "epsilon"} in our conventions. Arrays are copies in the
-        dtype that was given, statistics in float32 at least.
+        statistics; options {"momentum", "epsilon"} in jaxnorm's conventions. Arrays are copies in
+        the given dtype, statistics in float32 at least.
 
     Raises:
         TypeError: a value that does not convert to a NumPy array (the message says how to convert
@@ -108,20 +109,23 @@ def to_pytorch(
     *,
     values_per_channel: int | None = None,
 ) -> Arrays:
-    """The state dict of one normalization of PyTorch: the inverse of `from_pytorch`, bit for bit.
+    """Convert parameters and statistics to the state dict of one normalization of PyTorch.
+
+    This function inverts `from_pytorch` bit for bit.
 
     Args:
         params: {"scale", "bias"}, one of them or none; NumPy or jax arrays.
-        stats: {"mean", "var"}, {} or None. steps become `num_batches_tracked`, int64; without steps
-            the result does not have this entry, which `load_state_dict` allows. The mark of
-            `jaxnorm.freeze_stats` is left out.
-        prefix: of the layer in the state dict.
+        stats: {"mean", "var"}, with or without "steps" or "count"; {} or None for layers without
+            statistics. "steps", or "count" by `values_per_channel`, becomes `num_batches_tracked`,
+            int64; without either, the result does not have this entry, which `load_state_dict`
+            allows. The mark of `jaxnorm.freeze_stats` is left out.
+        prefix: the path of the layer in the state dict.
         values_per_channel: n, the number of values of a channel in a training batch. It makes the
-            variance unbiased, var * n / (n - 1), as PyTorch's training needs it, and converts a
-            count of values to a count of batches.
+            variance unbiased, var * n / (n - 1), as in PyTorch's training, and converts a count of
+            values to a count of batches.
 
     Returns:
-        {"prefix.weight": array, ...}; for tensors, call `torch.from_numpy` on each.
+        {"prefix.weight": array, ...}; for tensors, call `torch.from_numpy` on each array.
 
     Raises:
         TypeError: a value that does not convert to a NumPy array of floating-point numbers.
@@ -148,18 +152,18 @@ def to_pytorch(
 def from_pytorch_all(
     state_dict: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The normalizations of a PyTorch model as the variables of a Linen model.
+    """Convert all normalizations of a PyTorch model to the variables of a Linen model.
 
-    A prefix is converted as by `from_pytorch` if a pattern matches it and its entries are those of
-    a normalization (vectors under its names); convolutions and other layers under the same pattern
-    are not converted.
+    Each layer is converted as by `from_pytorch` if a pattern matches its prefix and its entries are
+    those of a normalization (vectors under its names). Convolutions and other layers under the same
+    pattern are not converted.
 
     Args:
-        state_dict: of the model.
-        names: from patterns of prefixes to templates of our paths, for example {"layer*.*.bn?":
-            "layer{}_{}/norm_{}"}. `*` stands for one or more characters and `?` for one, except "."
-            and "/"; each fills its place {} in the template, in order. The first pattern that
-            matches is used.
+        state_dict: the state dict of the model.
+        names: a dict from patterns of PyTorch's prefixes to templates of Linen's paths, for example
+            {"layer*.*.bn?": "layer{}_{}/norm_{}"}. `*` stands for one or more characters and `?`
+            for one, except "." and "/". The text of each replaces a {} of the template, in order.
+            The first pattern that matches is used.
 
     Returns:
         {"params", "batch_stats"}, nested dicts as in Linen, and the rest: every entry that was not
@@ -169,8 +173,8 @@ def from_pytorch_all(
 
     Raises:
         TypeError, ValueError: those of `from_pytorch`; a pattern that matches no normalization (the
-            message lists the prefixes of all normalizations), that does not have as many wildcards
-            as its template has places, or that cannot be inverted; two prefixes with one path.
+            message lists the prefixes of all normalizations), that has another number of wildcards
+            than its template has {}, or that cannot be inverted; two prefixes with one path.
 
     Example:
         >>> import numpy as np, jaxnorm as jn
@@ -198,7 +202,9 @@ def from_pytorch_all(
 
 
 def to_pytorch_all(variables: Mapping[str, Any], names: Mapping[str, str]) -> Arrays:
-    """The entries of a PyTorch model's normalizations: the inverse of `from_pytorch_all`.
+    """Convert the variables of a Linen model to the entries of a PyTorch model's normalizations.
+
+    This function inverts `from_pytorch_all`.
 
     Args:
         variables: {"params", "batch_stats"} of a Linen model, nested dicts.
