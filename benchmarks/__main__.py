@@ -1,9 +1,9 @@
 """Run benchmarks, print their tables, and write them into docs/.
 
-python -m benchmarks            # all benchmarks but compiled, and the figure; one size of each
+python -m benchmarks            # all benchmarks except compiled, and the figure; one size of each
 python -m benchmarks precision  # one benchmark
 python -m benchmarks compiled   # counts for accelerators, by compilers that make bench installs
-python -m benchmarks device     # this device in eight minutes: values, times, steps; has --help
+python -m benchmarks device     # values, times and steps on this device, in eight minutes
 python -m benchmarks --full     # more sizes and rounds
 """
 
@@ -75,11 +75,18 @@ def main() -> None:
     if sys.argv[1:2] == [OWN]:
         return import_module("benchmarks.device.main").main(sys.argv[2:])
     every = (*BENCHMARKS, *ON_REQUEST)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="benchmark", help=f"of {', '.join(every)}; all but the last"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--full", action="store_true", help="more sizes and rounds; slow")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="benchmark",
+        help=f"any of {', '.join(every)}; by default all except {', '.join(ON_REQUEST)}",
+    )
+    parser.add_argument("--full", action="store_true", help="measure more sizes and rounds; slow")
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
     if unknown := [name for name in names if name not in every]:

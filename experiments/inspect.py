@@ -117,7 +117,9 @@ def _place_figures(place: Place, history: Sequence[dict]) -> Iterator[go.Figure]
 def main() -> None:
     """Run the command line. An error ends in a message and an exit code."""
     try:
-        path = inspect(run_argument("inspect", "Draw what normalization does inside a network."))
+        path = inspect(
+            run_argument("inspect", "Draw what normalization does inside the network of a run.")
+        )
     except ConfigError as error:
         sys.exit(f"error: {error}")
     print(f"page: {path.resolve()}")

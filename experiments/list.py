@@ -17,6 +17,7 @@ from experiments.reports.overview import choices, find_run, run_directories, run
 from experiments.reports.table import print_full_width
 
 OUTPUT = "runs"
+OUTPUT_HELP = f"output=DIRECTORY, the directory of the runs (by default {OUTPUT})"
 
 
 def show_all(output: Path, console: Console) -> None:
@@ -56,8 +57,8 @@ def run_argument(module: str, description: str) -> Path:
     """
     usage = f"python -m experiments.{module} RUN [output=DIRECTORY]"
     parser = argparse.ArgumentParser(description=description, usage=usage)
-    parser.add_argument("run", help="its name, the beginning of its name, or its path")
-    parser.add_argument("arguments", nargs="*", help="output=DIRECTORY")
+    parser.add_argument("run", help="the run's name, the beginning of its name, or its path")
+    parser.add_argument("arguments", nargs="*", help=OUTPUT_HELP)
     given = parser.parse_args()
     return find_run(given.run, output_of(given.arguments))
 
@@ -65,10 +66,10 @@ def run_argument(module: str, description: str) -> Path:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description="Show the choices and the runs.",
+        description="Show the choices of each configuration group, and the runs.",
         usage="python -m experiments.list [output=DIRECTORY]",
     )
-    parser.add_argument("arguments", nargs="*", help=f"output=DIRECTORY (output={OUTPUT})")
+    parser.add_argument("arguments", nargs="*", help=OUTPUT_HELP)
     try:
         show_all(output_of(parser.parse_args().arguments), Console())
     except ConfigError as error:

@@ -224,9 +224,14 @@ def claimed(folder: Path | str = ".") -> list[DictConfig]:
 def main() -> None:
     """Run the command line. An error ends in a message and an exit code."""
     parser = argparse.ArgumentParser(
-        description="Report a study, or all.", usage="python -m experiments.report [overrides ...]"
+        description="Report one study, or all studies with finished runs.",
+        usage="python -m experiments.report [overrides ...]",
     )
-    parser.add_argument("overrides", nargs="*", help="as given to the study (study=norms seeds=2)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="as in training, such as study=norms seeds=2; output=DIRECTORY alone for all studies",
+    )
     overrides = parser.parse_args().overrides
     one = any(override.startswith(("study=", "study.name=")) for override in overrides)
     register_schemas()
@@ -234,7 +239,7 @@ def main() -> None:
         if not one and any(not override.startswith("output=") for override in overrides):
             raise ConfigError(
                 "the study is missing; give study=NAME, or study.name=NAME as for the sweep, or "
-                f"only output= for all; the studies are {', '.join(studies())}"
+                f"only output=DIRECTORY for all studies; the studies are {', '.join(studies())}"
             )
         (report if one else report_all)(overrides, Console())
     except (HydraException, OmegaConfBaseException, ConfigError) as error:

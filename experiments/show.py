@@ -90,7 +90,7 @@ def _made_with(run: RunState) -> Iterator[str]:
 def main() -> None:
     """Run the command line."""
     try:
-        show(run_argument("show", "Show one run."), Console())
+        show(run_argument("show", "Show the configuration and the results of one run."), Console())
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

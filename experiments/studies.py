@@ -147,10 +147,18 @@ def _report(points: Sequence[Point], overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line. An error ends in a message and an exit code."""
-    parser = argparse.ArgumentParser(description="Train and report all studies.")
-    parser.add_argument("overrides", nargs="*", help="go to each study (seeds=2 output=few)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these studies")
-    parser.add_argument("--smoke", action="store_true", help="two runs of each, a seed, few steps")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.studies", description="Train and report all studies."
+    )
+    parser.add_argument("overrides", nargs="*", help="for every study, such as seeds=2 output=few")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="train and report only these studies"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="check that the studies run: two runs of each, one seed, few steps",
+    )
     arguments = parser.parse_args()
     only = [each for each in arguments.only if "=" not in each]
     overrides = [*arguments.overrides, *(each for each in arguments.only if "=" in each)]

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR
-from experiments.list import OUTPUT, output_of
+from experiments.list import OUTPUT_HELP, output_of
 from experiments.report import claimed
 from experiments.reports.markdown import short_table, studies_page
 from experiments.reports.strip import strip
@@ -118,8 +118,12 @@ def main() -> None:
         description="Write the verdicts of all studies into README.md and docs/.",
         usage="python -m experiments.verdicts [--from-committed] [output=DIRECTORY]",
     )
-    parser.add_argument("--from-committed", action="store_true", help="use docs/studies only")
-    parser.add_argument("arguments", nargs="*", help=f"output=DIRECTORY (output={OUTPUT})")
+    parser.add_argument(
+        "--from-committed",
+        action="store_true",
+        help="read the results in docs/studies, not the runs",
+    )
+    parser.add_argument("arguments", nargs="*", help=OUTPUT_HELP)
     given = parser.parse_args()
     studies = claimed()
     try:

@@ -92,7 +92,7 @@ def contrast(**changes):
     [
         (contrast(a="norm=bacth"), "study.contrast.a is 'norm=bacth', which matches no run"),
         (contrast(a="batch"), "study.contrast.a is 'batch', which matches no run"),
-        (contrast(a="norm=ghost_batch", b="batch_size=4096"), "both match a run"),
+        (contrast(a="norm=ghost_batch", b="batch_size=4096"), "match the same run"),
         (contrast(direction="less"), "study.contrast.direction is 'less'"),
         (contrast(unit="ratio"), "study.contrast.delta is 0.5; give 1 or more"),
         (contrast(metric="test_acuracy"), "study.contrast.metric is 'test_acuracy'"),

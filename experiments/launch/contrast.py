@@ -59,8 +59,8 @@ def arm_problems(contrast: Contrast, configs: Sequence[Config]) -> Iterator[str]
     for a, b in itertools.product(of_a, of_b):
         if _runs(a, configs) & _runs(b, configs):
             yield (
-                f"study.contrast.a and b, {a!r} and {b!r}, both match a run; give arms that differ "
-                "in a value"
+                f"study.contrast.a, {a!r}, and study.contrast.b, {b!r}, match the same run; give "
+                "arms that differ in a value"
             )
 
 

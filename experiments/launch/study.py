@@ -92,7 +92,7 @@ def _check_common(configs: Sequence[Config]) -> None:
     for key in ("distributed", "launcher", "parallel.virtual_devices"):
         values = [attrgetter(key)(config) for config in configs]
         if any(value != values[0] for value in values):
-            raise ConfigError(f"{key} differs between the runs of a sweep; give one choice")
+            raise ConfigError(f"{key} differs between the runs of a sweep; give one value for all")
 
 
 def composed(overrides: Sequence[str]) -> list[Config]:
@@ -114,7 +114,7 @@ def composed(overrides: Sequence[str]) -> list[Config]:
     )
     configs = kept([to_config(config) for config in _compose(jobs)])
     if not configs:
-        raise ConfigError("study.without leaves out every run of the study")
+        raise ConfigError("study.without leaves out every run of the study; give fewer entries")
     return configs
 
 

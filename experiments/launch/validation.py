@@ -79,7 +79,7 @@ def _names(config: Config) -> Iterator[str]:
         target = OmegaConf.load(files[given["name"]])._target_ if given["name"] in files else None
         if given["_target_"] != target:
             yield (
-                f"{group}.name is {given['name']!r}, but the other values are of "
+                f"{group}.name is {given['name']!r}, but the other values belong to "
                 f"{given['_target_']}; "
                 f"choose another with {group}={'|'.join(files)}"
             )
@@ -102,13 +102,17 @@ def _training(config: Config) -> Iterator[str]:
     if isinstance(config.launcher, Local) and config.launcher.workers is not None:
         yield from at_least("launcher.workers", config.launcher.workers, 1)
     if config.timed_steps is not None and config.seeds_together:
-        yield "timed_steps times one seed, but seeds_together is true; give false, or null"
+        yield (
+            "timed_steps times one seed, but seeds_together is true; give seeds_together=false, or "
+            "null"
+        )
     if (virtual := config.parallel.virtual_devices) is not None:
         yield from at_least("parallel.virtual_devices", virtual, 1)
         if not isinstance(config.distributed, Undistributed):
             yield (
                 f"parallel.virtual_devices is {virtual}, which needs a single process, but "
-                f"distributed={config.distributed.name}; give distributed=off, or null"
+                f"distributed={config.distributed.name}; give distributed=off, or "
+                "parallel.virtual_devices=null"
             )
     every = config.evaluate_every
     if not (every in (None, "epoch") or (isinstance(every, int) and every >= 1)):
@@ -131,7 +135,7 @@ def _target(config: Config) -> Iterator[str]:
     elif config.target_of == FITTED_LOSS:
         yield from positive("target", config.target)
     elif not 0 < config.target <= 1:
-        yield f"target is {config.target}; give an accuracy above 0, at most 1, or null"
+        yield f"target is {config.target}; give an accuracy above 0 and at most 1, or null"
 
 
 def _directory(key: str, given: str) -> Iterator[str]:
@@ -173,8 +177,8 @@ def _statistics(config: Config, setup: Setup) -> Iterator[str]:
     syncs = setup.norm.syncs or not setup.norm.of_the_batch
     if not (syncs or isinstance(config.sync, GlobalSync)):
         yield (
-            f"sync={config.sync.name} is for norm=batch, but norm={name} is not defined over the "
-            "examples of some devices; give sync=global, or norm=batch"
+            f"sync={config.sync.name} is for norm=batch, but norm={name} cannot normalize by the "
+            "examples of only some devices; give sync=global, or norm=batch"
         )
     if not setup.norm.merges and isinstance(config.parallel, Pmap | ShardMap):
         yield (
@@ -296,7 +300,7 @@ def _distributed(config: DistributedConfig) -> Iterator[str]:
         if not 0 <= config.index < config.processes:
             yield (
                 f"distributed.index is {config.index}, but distributed.processes is "
-                f"{config.processes}; give each process another index from 0 to "
+                f"{config.processes}; give each process a different index from 0 to "
                 f"{config.processes - 1}"
             )
 

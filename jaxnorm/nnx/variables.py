@@ -46,8 +46,8 @@ def asked_to_evaluate(module: Stateful, use_running_average: bool | None) -> boo
         use_running_average,
         module.use_running_average,
         error_msg=(
-            f"give use_running_average to {type(module).__name__}, when it is built, in the call "
-            "or by nnx.view, or call train() or eval() of the model"
+            f"use_running_average of {type(module).__name__} is None; give True or False when the "
+            "module is built, in the call or by nnx.view, or call train() or eval() of the model"
         ),
     )
     return _checks.as_choice("use_running_average", chosen)
