@@ -57,15 +57,17 @@ def run(names: list[str], full: bool) -> None:
     """Run the benchmarks, print and publish their tables, and draw the figure if all were run."""
     from benchmarks.table import publish
 
-    measured = {}
+    measured, everything = {}, set(names) == set(BENCHMARKS)
+    if everything:
+        publish("environment", environment())
     for name in names:
         tables = import_module(MODULES.get(name, f"benchmarks.{name}")).measure(full)
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)
-        publish(name, text if name in UNTIMED else f"{text} {environment()}")
+        publish(name, text, "" if name in UNTIMED else environment())
         measured |= {table.title: table for table in tables}
-    if set(names) == set(BENCHMARKS):
+    if everything:
         from benchmarks import figure
 
         figure.save(figure.draw(measured))

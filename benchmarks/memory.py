@@ -80,7 +80,7 @@ def _kept() -> Table:
         columns=("norm", "dtype", *kept),
         rows=rows,
         notes=(
-            "All bytes kept, over the input's bytes. The input has the shape "
+            "Bytes kept for the backward pass, over the input's bytes. The input has the shape "
             f"{SHAPES['batch']}, for layer and RMS {SHAPES['layer']}."
         ),
     )
@@ -97,7 +97,7 @@ def _step(models: tuple[str, ...]) -> Table:
         columns=("model", "dtype", "Flax MB", "jaxnorm MB", "ratio"),
         rows=rows,
         notes=(
-            "Temporary memory of the compiled step of a ResNet-20 with "
+            "Temporary memory of the compiled training step. The input of the ResNet-20 is "
             f"{MODELS['ResNet-20'].shape[0]} images of 32x32."
         ),
     )

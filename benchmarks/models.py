@@ -71,10 +71,10 @@ LIBRARIES: dict[str, tuple[Any, Callable[[], AbstractContextManager[Any]]]] = {
     "Flax": (nn, nullcontext),  # compiled first: it pays for what all share
     **{name: (jnn, form) for name, form in FORMS.items()},
     "NNX": (networks.NNX(), nullcontext),
-    "floor": (networks.Nothing(), nullcontext),
-    "itself": (nn, nullcontext),
+    "none": (networks.Nothing(), nullcontext),
+    "again": (nn, nullcontext),
 }
-RATIOS = ("jaxnorm", "plain", "NNX", "PyTorch", "floor", "itself")
+RATIOS = ("jaxnorm", "plain", "NNX", "PyTorch", "none", "again")
 SECONDS, ROUNDS = 5, (7, 201)  # of all rounds of a case; the least and the most of them
 LEAST_SECONDS = 0.005  # of one timing, which is of several calls of a small model
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # of the largest value
@@ -103,16 +103,16 @@ def trained(name: str, model: Model, dtype: str, seconds: float) -> Row:
     for library, (norms, form) in LIBRARIES.items():
         step = networks.step(model.network(norms, dtype, **model.sizes))
         state = (variables, optimizer)
-        if library == "floor":
+        if library == "none":
             state = started(model, dtype, norms, x)
         with form():
             calls[library], compiling[library] = _compiled(step, x, state)
-    check_alike(name, dtype, {key: call() for key, call in calls.items() if key != "floor"})
+    check_alike(name, dtype, {key: call() for key, call in calls.items() if key != "none"})
     calls |= _in_torch(name, model.shape, dtype, train=True)
     times = _times(calls, seconds)
     compiled = {
-        "compile": compiling["jaxnorm"] / compiling["itself"],
-        "plain compile": compiling["plain"] / compiling["itself"],
+        "compile": compiling["jaxnorm"] / compiling["again"],
+        "plain compile": compiling["plain"] / compiling["again"],
     }
     return {"model": name, "dtype": dtype, "shape": model.shape, "times": times} | compiled
 
@@ -125,11 +125,11 @@ def evaluated(name: str, model: Model, dtype: str, seconds: float) -> Iterator[R
         calls = {}
         for library, (norms, form) in LIBRARIES.items():
             network = model.network(norms, dtype, train=False, **model.sizes)
-            own = started(one, dtype, norms, x)[0] if library == "floor" else variables
+            own = started(one, dtype, norms, x)[0] if library == "none" else variables
             with form():
                 calls[library], _ = _compiled(network.apply, own, x)
         calls |= _folded(one, dtype, variables, x)
-        check_alike(name, dtype, {key: call() for key, call in calls.items() if key != "floor"})
+        check_alike(name, dtype, {key: call() for key, call in calls.items() if key != "none"})
         calls |= _in_torch(name, one.shape, dtype, train=False)
         times = _times(calls, seconds)
         yield {"model": name, "dtype": dtype, "shape": one.shape, "times": times}
@@ -236,7 +236,7 @@ def _table(title: str, rows: list[Row], more: tuple[str, ...]) -> Table:
             "Flax ms",
         ),
         rows=[_cells(row, more) for row in rows],
-        notes=_notes(rows),
+        notes=_notes(title.removeprefix("Models: ").capitalize(), rows),
     )
 
 
@@ -253,19 +253,18 @@ def _ratio(row: Row, name: str) -> float | None:
     return times[name] / times["Flax"] if name in times else row.get(name)
 
 
-def _notes(rows: list[Row]) -> str:
-    """Return what the ratios are, their geometric means, the largest, and the noise."""
+def _notes(what: str, rows: list[Row]) -> str:
+    """Return what the ratios are of, their geometric means, the largest, and the noise."""
     ratios = {name: [row["times"][name] / row["times"]["Flax"] for row in rows] for name in FORMS}
-    floors = [row["times"]["floor"] / row["times"]["Flax"] for row in rows]
-    noise = max(abs(math.log(row["times"]["itself"] / row["times"]["Flax"])) for row in rows)
+    none = [row["times"]["none"] / row["times"]["Flax"] for row in rows]
+    noise = max(abs(math.log(row["times"]["again"] / row["times"]["Flax"])) for row in rows)
     largest = max(rows, key=lambda row: row["times"]["jaxnorm"] / row["times"]["Flax"])
     worst = largest["times"]["jaxnorm"] / largest["times"]["Flax"]
     means = {name: geometric_mean(values) for name, values in ratios.items()}
     return (
-        "Median times of interleaved calls over those of the same model with Flax Linen's modules, "
-        "after which the results are alike; `plain` is jaxnorm's plain form, `floor` the model "
-        "without normalizations, `itself` Flax Linen's modules once more. Geometric mean "
-        f"{means['jaxnorm']:.2f}, plain {means['plain']:.2f}, floor {geometric_mean(floors):.2f}. "
-        f"The largest ratio is {worst:.2f} ({largest['model']}, {SHORT[largest['dtype']]}); a "
-        f"model differs from itself by up to {math.expm1(noise):.0%}."
+        f"{what}: median times of interleaved calls, over that with Flax Linen's modules. "
+        f"Geometric means: jaxnorm {means['jaxnorm']:.2f}, plain {means['plain']:.2f}, none "
+        f"{geometric_mean(none):.2f}. The largest ratio of jaxnorm is {worst:.2f} "
+        f"({largest['model']}, {SHORT[largest['dtype']]}). Flax differs from itself by up to "
+        f"{math.expm1(noise):.0%}."
     )

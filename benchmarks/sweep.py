@@ -71,15 +71,16 @@ def tables(norms: Sequence[str], sizes: Sequence[int]) -> list[Table]:
         _table(
             "The native form's time over the plain one's",
             plain,
-            f"Native over plain, float32, medians of interleaved runs. At worst {plain[worst]:.2f} "
-            f"({norm}, {which}, {values:,} values). Layer and RMS of rows of up to {WIDTH} values, "
-            f"the others of {CHANNELS} channels and up to {POSITIONS} positions.",
+            "Native over plain, float32, medians of interleaved calls. At worst "
+            f"{plain[worst]:.2f} ({norm}, {which}, {values:,} elements). Layer and RMS have rows "
+            f"of up to {WIDTH} elements, the others {CHANNELS} channels and up to {POSITIONS} "
+            "positions.",
         ),
         _table(
             "The native form's time with one thread over that with all",
             {case: one[case] / every[case] for case in one},
-            f"One thread over {os.cpu_count()}, native form; where it is above 1, threads pay. "
-            "Each in a process of its own, one after the other.",
+            f"One thread over {os.cpu_count()}, native form, float32. Each was measured in a "
+            "process of its own, one after the other.",
         ),
     ]
 
@@ -105,7 +106,7 @@ def _table(title: str, ratios: Ratios, notes: str) -> Table:
         [f"{values:,}", *(f"{ratios[norm, values, which]:.2f}" for norm, which in columns)]
         for values in sizes
     ]
-    return Table(title, ("values", *(" ".join(column) for column in columns)), rows, notes)
+    return Table(title, ("elements", *(" ".join(column) for column in columns)), rows, notes)
 
 
 def _print_native(norms: Sequence[str], sizes: Sequence[int]) -> None:

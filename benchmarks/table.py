@@ -46,12 +46,19 @@ class Table(NamedTuple):
         return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", self.notes])
 
 
-def publish(name: str, text: str) -> None:
-    """Replace the text between the marks of a benchmark in the README or a page of docs/."""
+def publish(name: str, text: str, measured_with: str = "") -> None:
+    """Replace the text between the marks of a benchmark in the README or a page of docs/.
+
+    The versions and the machine follow the text, unless the page has them in its block
+    `environment`.
+    """
     begin, end = f"<!-- bench {name} -->", f"<!-- end {name} -->"
-    old, new = re.escape(begin) + ".*?" + re.escape(end), f"{begin}\n{text}\n{end}"
+    old = re.escape(begin) + ".*?" + re.escape(end)
+    said = f"<!-- bench environment -->\n{measured_with}\n"
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         if begin in (content := page.read_text()):
-            page.write_text(re.sub(old, lambda _: new, content, flags=re.DOTALL))
+            shown = text if not measured_with or said in content else f"{text} {measured_with}"
+            before, after = re.split(old, content, maxsplit=1, flags=re.DOTALL)
+            page.write_text(f"{before}{begin}\n{shown}\n{end}{after}")
             return
     raise ValueError(f"no page has the mark {begin!r} for the table of {name}")

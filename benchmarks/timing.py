@@ -65,7 +65,7 @@ def passes(
     }
 
 
-def floor(x: jax.Array, cotangent: jax.Array) -> dict[str, Callable[[], Any]]:
+def copies(x: jax.Array, cotangent: jax.Array) -> dict[str, Callable[[], Any]]:
     """Time memory traffic only: x + 1 as forward; for both also two arrays read and one written."""
     one_more = jax.jit(lambda x: x + 1).lower(x).compile()
     summed = jax.jit(lambda x, cotangent: x + cotangent).lower(x, cotangent).compile()

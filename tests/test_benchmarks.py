@@ -16,7 +16,7 @@ from benchmarks import models, networks, sweep, table
 from benchmarks.__main__ import BENCHMARKS, ON_REQUEST
 from benchmarks.forms import FORMS
 from benchmarks.ours import NORMS, affine, normalization
-from benchmarks.timing import PASSES, floor, interleaved, passes, programs
+from benchmarks.timing import PASSES, copies, interleaved, passes, programs
 from jaxnorm.kernels.library import HANDLERS
 from jaxnorm.kernels.library import library as kernels
 
@@ -40,7 +40,19 @@ def test_a_table_replaces_what_stands_between_its_marks(tmp_path, monkeypatch):
         table.publish("y", rows)
 
 
-@pytest.mark.parametrize("part", [*BENCHMARKS, *ON_REQUEST])
+def test_a_table_says_what_it_was_measured_with_unless_the_page_does(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text(
+        "<!-- bench environment -->\njax 1\n<!-- end environment -->\n"
+        "<!-- bench x -->\n<!-- end x -->\n"
+    )
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    for version, shown in (("jax 1", "text"), ("jax 2", "text jax 2")):
+        table.publish("x", "text", version)
+        text = (tmp_path / "README.md").read_text()
+        assert f"<!-- bench x -->\n{shown}\n<!-- end x -->" in text
+
+
+@pytest.mark.parametrize("part", ["environment", *BENCHMARKS, *ON_REQUEST])
 def test_a_part_has_its_marks(part):
     pages = [table.ROOT / "README.md", *(table.ROOT / "docs").glob("*.md")]
     marked = [page for page in pages if f"<!-- bench {part} -->" in page.read_text()]
@@ -55,9 +67,9 @@ def test_every_function_is_called_as_often_and_in_alternating_order():
     assert all(milliseconds >= 0 for milliseconds in times.values())
 
 
-def test_the_floor_reads_and_writes_what_it_says():
+def test_the_copies_read_and_write_what_they_say():
     x, cotangent = normals(2, 3), normals(2, 3, seed=1)
-    functions = floor(jnp.asarray(x), jnp.asarray(cotangent))
+    functions = copies(jnp.asarray(x), jnp.asarray(cotangent))
     np.testing.assert_array_equal(functions["forward"](), x + 1)
     first, second = functions["both"]()
     np.testing.assert_array_equal(first, x + 1)
@@ -99,9 +111,9 @@ def test_the_sweep_shows_ratios_and_says_the_worst(monkeypatch):
     monkeypatch.setattr(sweep, "native", native)
     monkeypatch.setattr(sweep.os, "cpu_count", lambda: 4)
     forms, threads = sweep.tables(["layer"], [100, 1000])
-    assert forms.columns == threads.columns == ("values", "layer forward", "layer both")
+    assert forms.columns == threads.columns == ("elements", "layer forward", "layer both")
     assert forms.rows == [["100", "0.25", "0.25"], ["1,000", "0.25", "2.50"]]
-    assert "At worst 2.50 (layer, both, 1,000 values)" in forms.notes
+    assert "At worst 2.50 (layer, both, 1,000 elements)" in forms.notes
     assert threads.rows == [["100", "4.00", "4.00"], ["1,000", "4.00", "4.00"]]
 
 
@@ -171,12 +183,14 @@ def test_a_model_that_differs_is_an_error():
 
 def test_a_table_of_models_has_the_ratios_their_means_and_the_noise():
     def row(name, ours, itself):
-        times = {"Flax": 2.0, "jaxnorm": ours, "plain": 2.0, "NNX": 2.0, "floor": 1.0}
+        times = {"Flax": 2.0, "jaxnorm": ours, "plain": 2.0, "NNX": 2.0, "none": 1.0}
         return {"model": name, "dtype": "bfloat16", "shape": (2, 3), "compile": 0.5} | {
-            "times": times | {"itself": itself}
+            "times": times | {"again": itself}
         }
 
-    found = models._table("Title", [row("a", 1.0, 2.0), row("b", 4.0, 1.6)], ("compile",))
+    found = models._table(
+        "Models: inference", [row("a", 1.0, 2.0), row("b", 4.0, 1.6)], ("compile",)
+    )
     assert found.columns[3:] == (
         *(f"{name} / Flax" for name in (*models.RATIOS, "compile")),
         "Flax ms",
@@ -185,8 +199,9 @@ def test_a_table_of_models_has_the_ratios_their_means_and_the_noise():
         ["a", "2x3", "bf16", "0.50", "1.00", "1.00", "-", "0.50", "1.00", "0.50", "2.00"],
         ["b", "2x3", "bf16", "2.00", "1.00", "1.00", "-", "0.50", "0.80", "0.50", "2.00"],
     ]
-    assert "Geometric mean 1.00, plain 1.00, floor 0.50" in found.notes
-    assert "The largest ratio is 2.00 (b, bf16);" in found.notes
+    assert found.notes.startswith("Inference: median times")
+    assert "means: jaxnorm 1.00, plain 1.00, none 0.50." in found.notes
+    assert "The largest ratio of jaxnorm is 2.00 (b, bf16)." in found.notes
     assert "differs from itself by up to 25%" in found.notes
 
 
@@ -245,15 +260,15 @@ def test_speed_gives_ratios_of_what_it_shows():
         rows = speed.measured("layer", (8, 64), "float32", 1)
     assert [row[:4] for row in rows] == [["layer", "8x64", "f32", which] for which in PASSES]
     assert all(re.fullmatch(r"\d+\.\d\d", cell) for row in rows for cell in row[4:])
-    assert all(len(row) == 7 + len(speed.COLUMNS) for row in rows)
+    assert all(len(row) == 6 + len(speed.COLUMNS) for row in rows)
 
 
 @with_peers
-def test_a_cell_is_a_ratio_and_its_limit():
+def test_the_first_cells_are_the_ratios():
     from benchmarks import speed
 
-    own = dict.fromkeys(speed.COLUMNS, 8.0) | {"jaxnorm": 2.0, "Flax Linen": 4.0, "floor": 1.0}
-    assert speed._cells(own)[:4] == ["0.50", "0.25", "2.00", "2.00"]
+    own = dict.fromkeys(speed.COLUMNS, 8.0) | {"jaxnorm": 2.0, "Flax Linen": 4.0, "copy": 1.0}
+    assert speed._cells(own)[:3] == ["0.50", "0.25", "2.00"]
 
 
 @with_peers
