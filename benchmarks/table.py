@@ -16,12 +16,13 @@ ROOT = Path(__file__).parent.parent
 
 
 class Table(NamedTuple):
-    """A table of text with a title."""
+    """A table of text with a title, which `heading` puts above it on a page (as "###")."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: str
+    heading: str = ""
 
     def show(self) -> None:
         """Print the table."""
@@ -43,7 +44,9 @@ class Table(NamedTuple):
     def markdown(self) -> str:
         """Return the table as Markdown."""
         rows = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", self.notes])
+        above = [f"{self.heading} {self.title}", ""] if self.heading else []
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([*above, *lines, "", self.notes])
 
 
 def publish(name: str, text: str, measured_with: str = "") -> None:

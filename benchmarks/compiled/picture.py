@@ -11,7 +11,7 @@ from benchmarks.figure import COLORS
 
 
 def draw(counts: dict[str, Counts]) -> go.Figure:
-    """The streams of each norm in float32 on one device: ours, Flax's and the floor."""
+    """The streams of each norm in float32 on one device: ours, Flax's and the minimum."""
     panels = [(platform, which) for platform in PLATFORMS for which in FLOOR]
     titles = [f"{PLATFORMS[platform]}, {which}" for platform, which in panels]
     drawn = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.2)
@@ -34,7 +34,7 @@ def draw(counts: dict[str, Counts]) -> go.Figure:
         drawn.add_scatter(
             x=list(bars["jaxnorm"]),
             y=[FLOOR[which]] * len(bars["jaxnorm"]),
-            name="floor",
+            name="minimum",
             mode="lines",
             line={"color": "#555555", "dash": "dash"},
             showlegend=index == 0,

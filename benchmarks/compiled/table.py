@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compiled import FLOOR, LIBRARIES, PLATFORMS
+from benchmarks.compiled import LIBRARIES, PLATFORMS
 from benchmarks.table import Table
 
 Counts = dict[str, Any]
@@ -22,13 +22,13 @@ CELLS: dict[str, Cell] = {
 
 
 def tables(counts: dict[str, Counts]) -> list[Table]:
-    """One device of each kind, eight devices, and whole training steps."""
+    """Whole training steps; then layers on one device of each kind, and on eight."""
     return [
+        _steps(counts),
         _layers(counts, "gpu", ("one",), ("streams", "bytes", "kernels", "temporary MB")),
         _layers(counts, "tpu", ("one",), ("streams", "thousand cycles", "kernels", "temporary MB")),
         _layers(counts, "gpu", ("jit", "shard_map"), ("streams", "kernels", "collectives")),
         _layers(counts, "tpu", ("jit", "shard_map"), ("streams", "thousand cycles", "collectives")),
-        _steps(counts),
     ]
 
 
@@ -45,7 +45,7 @@ def _layers(
     device = f"eight {PLATFORMS[platform]}s" if several else f"one {PLATFORMS[platform]}"
     return Table(
         title=f"Layers on {device}",
-        columns=("norm", "input", "dtype", "way" if several else "mask", "pass", "floor", *shown),
+        columns=("norm", "input", "dtype", "way" if several else "mask", "pass", *shown),
         rows=[
             [
                 norm,
@@ -53,12 +53,12 @@ def _layers(
                 dtype,
                 way if several else {"masked": "yes", "whole": "no"}[masked],
                 which,
-                str(FLOOR[which]),
                 *(_beside(CELLS.get(cell, _bytes(size, dtype)), both) for cell in shown),
             ]
             for (norm, size, dtype, masked, way, which), both in rows.items()
         ],
-        notes=f"A layer on {device}. A cell is jaxnorm's count / Flax's.",
+        notes="A cell is jaxnorm's count / Flax's.",
+        heading="###",
     )
 
 
@@ -90,9 +90,10 @@ def _steps(counts: dict[str, Counts]) -> Table:
             for (network, dtype, platform), both in rows.items()
         ],
         notes=(
-            "A training step on one device. A cell is jaxnorm's count / Flax's. "
-            f"All of these tables: compiled with {_versions()}."
+            "On one device. A cell is jaxnorm's count / Flax's, here and below. All programs were "
+            f"compiled with {_versions()}."
         ),
+        heading="###",
     )
 
 

@@ -156,7 +156,7 @@ def page(report: Record) -> str:
         "Values: the largest error over the largest value, jaxnorm / Flax, against NumPy in "
         "float64.",
         _table(("norm", "input", "dtype", "mean", *GRADIENTS), _values(report)),
-        "Layers: milliseconds (GB/s: the bytes of the floor over the time), medians of "
+        "Layers: milliseconds (GB/s: the fewest bytes to move, over the time), medians of "
         "interleaved timings, each of several calls. They include the dispatch, which bounds "
         "small inputs: the copy of the input shows it.",
         _table(("norm", "input", "dtype", "pass", *COMPARED), _layers(report)),

@@ -171,7 +171,7 @@ def compiled(programs: dict[Any, tuple[Callable[..., Any], list[Any]]]) -> tuple
 
 
 def layer(norm: str, shape: layers.Shape, dtype: str, rounds: int) -> Record:
-    """Milliseconds of every library and pass, and the bytes of the floor over them."""
+    """Milliseconds of every library and pass, and the fewest bytes to move over them."""
     _, shapes = layers.program(layers.Case(norm, shape, dtype, "both"), "here")
     given = arguments(shapes)  # the same of all libraries
     x = given[0]
