@@ -2,4 +2,7 @@
 
 PLATFORMS = {"gpu": "H100", "tpu": "TPU v5e"}
 LIBRARIES = ("jaxnorm", "Flax")
-FLOOR = {"forward": 2, "both": 5}  # the fewest streams: the input and the output; then two read and one written
+FLOOR = {
+    "forward": 2,
+    "both": 5,
+}  # the fewest: the input and the output; then two read, one written
