@@ -82,8 +82,8 @@ def sample_axes(ndim: int, channels: Sequence[int]) -> tuple[int, ...]:
     reduced = positions(ndim, channels)
     if not reduced:
         raise ValueError(
-            f"an input with {ndim} axes has no axis to measure over other than the batch axis 0 "
-            f"and the channel axes {tuple(channels)}; give it at least one axis of positions"
+            f"an input with {ndim} axes has no axis to measure over besides the batch axis 0 and "
+            f"the channel axes {tuple(channels)}; give it at least one axis of positions"
         )
     return reduced
 
@@ -121,7 +121,7 @@ def group_size_of(num_channels: int, num_groups: int | None, group_size: int | N
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             f"give exactly one of num_groups and group_size, got num_groups={num_groups!r} and "
-            f"group_size={group_size!r} (num_groups=None if group_size is given)"
+            f"group_size={group_size!r} (with group_size, pass num_groups=None)"
         )
     size = _equal_size("channels", num_channels, "num_groups", num_groups, "group_size", group_size)
     return max(size, 1)  # zero channels have zero groups of size 1
@@ -195,8 +195,8 @@ def mapped_size(axis_name: AxisName | None, axis_index_groups: AxisIndexGroups) 
     except NameError:
         raise ValueError(
             f"axis_name={axis_name!r} is not mapped here: statistics can be merged over it only "
-            "inside pmap, shard_map or vmap with that axis name; or leave axis_name out, since "
-            "under jit with sharded arrays statistics are global without it"
+            "inside pmap, shard_map or vmap with that axis name; under jit with sharded arrays, "
+            "leave axis_name out, since statistics are global without it"
         ) from None
     if axis_index_groups is None:
         return size

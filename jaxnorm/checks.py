@@ -105,7 +105,7 @@ def check_real(name: str, dtype: Any) -> None:
     """Check that a dtype of online normalization is not complex."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
-            f"{name} is {jnp.dtype(dtype).name}, but online normalization takes real numbers; give "
+            f"{name} is {jnp.dtype(dtype).name}, but online normalization needs real numbers; give "
             "the real and the imaginary part as separate channels"
         )
 
@@ -203,9 +203,9 @@ def as_parameter(
         others = tuple(x.shape[axis] for axis in _axes.other_axes(x.ndim, features))
         raise ValueError(
             f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the input "
-            f"have shape {shape}; give {name} this shape, or by example with the first of the "
-            f"other axes in front, up to {others + shape}, each in its size or 1 (the feature axes "
-            "come last, wherever the input has them); or None to leave it out"
+            f"have shape {shape}; give {name} this shape; or, to give each example its own, put "
+            f"leading axes of the input in front, up to {others + shape}, each of full size or 1 "
+            "(the feature axes come last, wherever the input has them); or None to leave it out"
         )
     if jnp.iscomplexobj(value) and jnp.isrealobj(x):
         raise TypeError(f"{name} is {value.dtype}, but the input is real; give a real {name}")
@@ -237,10 +237,10 @@ def as_flags(what: str, flags: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
         missing = len(shape) - flags.ndim
         of_first_axes = missing > 0 and _broadcasts(flags.shape, shape[: flags.ndim])
         expanded = f"mask[..., {', '.join(['None'] * missing)}]"
-        cure = f"; for a mask of the first axes give {expanded}" if of_first_axes else ""
+        cure = f"; for a mask over the first axes, give {expanded}" if of_first_axes else ""
         raise ValueError(
-            f"{what} has shape {flags.shape}, which does not broadcast to the input's "
-            f"{shape}; each axis size, from the last, must be 1 or the input's{cure}"
+            f"{what} has shape {flags.shape}, which does not broadcast to the input's shape "
+            f"{shape}; counted from the last axis, each size must be 1 or the input's{cure}"
         )
     return flags.astype(bool).reshape((1,) * (len(shape) - flags.ndim) + flags.shape)
 

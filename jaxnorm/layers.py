@@ -152,8 +152,8 @@ def _check_named(layer: Layer) -> None:
         raise TypeError(f"layer must be a string such as 'flax.Conv', got {name!r}")
     if name not in AXES:
         raise ValueError(
-            f"layer={name!r} is none of {', '.join(AXES)}; for another layer give the axes of its "
-            "kernel, for example kernel_axis=-1"
+            f"layer={name!r} is not one of {', '.join(AXES)}; for another layer give the axes of "
+            "its kernel, for example kernel_axis=-1"
         )
     axes = {"kernel_axis": (layer.kernel_axis, -1), "input_axis": (layer.input_axis, None)}
     for option, (value, default) in axes.items():
@@ -237,7 +237,7 @@ def _by_equation(name: str, equation: str, shape: tuple[int, ...], into_next: bo
     x, names, y = match[1], match[2], match[3]
     kernel = f"the kernel of {name}, {names!r} of {equation!r}, of shape {shape}"
     if len(names) != len(shape) or len(set(names)) != len(names):
-        raise ValueError(f"{kernel}, must have one axis for each letter, and each letter once")
+        raise ValueError(f"{kernel}, must have one axis for each letter, and no letter twice")
     channels, array = (x, "input") if into_next else (y, "output")
     if channels[-1:] not in tuple(names):
         raise ValueError(
@@ -297,7 +297,7 @@ def _by_axes(layer: Layer, shape: tuple[int, ...], into_next: bool) -> Layout:
             f"groups={layer.groups} needs the type of the layer; give it, for example "
             "layer='pytorch.ConvTranspose2d'"
         )
-    cure += " (the last in Flax, 0 in OIHW), or give layer, as 'pytorch.ConvTranspose2d'"
+    cure += " (the last in Flax, 0 in OIHW), or give for example layer='pytorch.Conv2d'"
     names, sizes = _split(axes, shape, {"groups": layer.groups}, kernel)
     inputs_named = ("groups", "in") if into_next else ()
     return _laid_out(names, sizes, inputs_named, ("groups", "out"), (), kernel, cure)

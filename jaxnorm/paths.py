@@ -41,9 +41,9 @@ def check_found(
     for part in parts:
         if not any(matches(path, part) for path in paths):
             known = [joined(path) for path in paths]
+            found = f"found only at {known}" if known else "found nowhere"
             raise ValueError(
-                f"no {what} in the part {part!r}; there are {known}"
-                f"{_other_kinds(part, paths, others)}"
+                f"no {what} in the part {part!r}; {found}{_other_kinds(part, paths, others)}"
             )
 
 
@@ -51,12 +51,12 @@ def _other_kinds(part: str, paths: Sequence[Sequence[Any]], others: Mapping[Any,
     """The parts of other kinds inside the part, or in the whole tree if it has none of the kind."""
     inside = {path: other for path, other in others.items() if matches(path, part)}
     listed = [
-        f"{joined(path)!r} ({other})"
+        f"{joined(path)!r} ({other})" if path else f"the root ({other})"
         for path, other in (inside or ({} if paths else others)).items()
     ]
     if not listed:
         return ""
-    return f"; others are {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
+    return f", but there is {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}"
 
 
 def joined(path: Sequence[Any]) -> str:

@@ -76,7 +76,7 @@ def check_fit(
         "the fit",
         {key: [shape] for key in FIT},
         "the features",
-        f"check feature_axis, or fit these with jaxnorm.init_input_stats({_width(shape)})"
+        f"check feature_axis, or start a new fit with jaxnorm.init_input_stats({_width(shape)})"
         f"{of_one_feature if of_one else ''}",
         "make it with jaxnorm.init_input_stats(number of features)",
     )
@@ -121,17 +121,17 @@ def _check_entries(
     if not isinstance(stats, Mapping):
         raise TypeError(f"{what} must be a dict, got {type(stats).__name__}; {cure}")
     if missing := [key for key in shapes if key not in stats]:
-        raise ValueError(f"{missing} are missing from {what} with the keys {sorted(stats)}; {cure}")
+        raise ValueError(f"{missing} missing from {what}, whose keys are {sorted(stats)}; {cure}")
     for key, allowed in shapes.items():
         value = stats[key]
         if not hasattr(value, "dtype"):
             raise TypeError(
-                f"the {key} of {what} must be an array, got {value!r}; convert it, for example by "
+                f"{key!r} of {what} must be an array, got {value!r}; convert it, for example by "
                 f"jnp.asarray(stats[{key!r}]), or {cure}"
             )
         if value.shape not in allowed:
             raise ValueError(
-                f"the {key} of {what} has shape {value.shape}, but {features} need "
+                f"{key!r} of {what} has shape {value.shape}, but {features} need "
                 f"{' or '.join(map(str, allowed))}; {shape_cure}"
             )
 
@@ -151,13 +151,13 @@ def check_at_least_float32(stats: BatchStats, what: str) -> None:
             dtype = jnp.result_type(leaf)
             if key in _FLOATING and not jnp.issubdtype(dtype, jnp.inexact):
                 raise TypeError(
-                    f"the {key} of {what} is {dtype}, which cannot hold it; give jnp.float32 or "
+                    f"the {key} of {what} is {dtype}, but must be floating; give jnp.float32 or "
                     "wider"
                 )
             if _dtypes.is_below_float32(dtype):
                 raise ValueError(
-                    f"the {key} of {what} is {dtype}, in which small steps are lost; statistics "
-                    f"are kept in float32 at least, so widen them once: {CONVERSION}"
+                    f"the {key} of {what} is {dtype}, in which small updates are lost; statistics "
+                    f"need float32 at least, so widen them once: {CONVERSION}"
                 )
 
 
@@ -165,7 +165,8 @@ def check_fit_dtype(dtype: Any) -> None:
     """Check for a real dtype in which a fit can be kept."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
-            f"dtype={jnp.dtype(dtype).name} has no order; give jnp.float32 or jnp.float64"
+            f"a fit cannot have dtype={jnp.dtype(dtype).name}, since complex numbers have no "
+            "minimum and no maximum; give jnp.float32 or jnp.float64"
         )
     check_stats_dtype(dtype)
 
@@ -175,9 +176,8 @@ def check_stats_dtype(dtype: Any) -> None:
     _checks.check_inexact("dtype", dtype)
     if _dtypes.is_below_float32(jnp.dtype(dtype)):
         raise ValueError(
-            f"dtype={jnp.dtype(dtype).name} is too narrow for statistics, in which small steps "
-            "would be lost; give jnp.float32 or wider (inputs may be narrower; modules: "
-            "stats_dtype)"
+            f"dtype={jnp.dtype(dtype).name} is too narrow for statistics: small updates would be "
+            "lost; give jnp.float32 or wider (inputs may be narrower; modules: stats_dtype)"
         )
 
 
@@ -185,9 +185,9 @@ def check_mean_dtype(stats: BatchStats, x: jax.Array) -> None:
     """Check that the running mean can hold the mean of the input."""
     if jnp.iscomplexobj(x) and jnp.isrealobj(stats["mean"]):
         raise TypeError(
-            f"the input is {x.dtype}, but the running mean is {stats['mean'].dtype}, which no "
-            f"update changes; start the statistics with dtype=jnp.{x.dtype} (modules: dtype "
-            "or stats_dtype)"
+            f"the input is {x.dtype}, but the running mean is {stats['mean'].dtype}, and updates "
+            f"keep its dtype; start the statistics with dtype=jnp.{x.dtype} (modules: dtype or "
+            "stats_dtype)"
         )
 
 

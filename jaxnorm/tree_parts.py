@@ -132,7 +132,7 @@ def as_alike(trees: Iterable[Any]) -> list[Any]:
         )
     trees = list(trees)
     if not trees:
-        raise ValueError("there are no trees to merge; give one at least")
+        raise ValueError("there are no trees to merge; give at least one")
     _check_has_stats(trees[0])
     first = _described(trees[0])
     for place, tree in enumerate(trees):

@@ -471,7 +471,7 @@ def test_finish_without_start_is_an_error(finish):
     with pytest.raises(ValueError, match="statistics that are being recomputed"):
         finish({"norm": fresh("batch", 3)})
     started = {"a": jn.start_recomputing(fresh("batch", 3)), "b": fresh("batch", 3)}
-    with pytest.raises(ValueError, match=r"in the part 'b'; there are \['a'\]"):
+    with pytest.raises(ValueError, match=r"in the part 'b'; found only at \['a'\]"):
         finish(started, "b")
 
 
@@ -497,9 +497,9 @@ def test_a_state_of_nnx_is_an_error_that_names_the_function_for_models(function)
 
 
 def test_a_part_that_is_not_there_is_an_error_that_lists_what_is():
-    with pytest.raises(ValueError, match=r"in the part 'head'; there are \['encoder/norm'\]"):
+    with pytest.raises(ValueError, match=r"in the part 'head'; found only at \['encoder/norm'\]"):
         jn.start_recomputing({"encoder": {"norm": fresh("batch", 2)}}, "head")
-    with pytest.raises(ValueError, match=r"in the part 'head'; there are \['norm'\]"):
+    with pytest.raises(ValueError, match=r"in the part 'head'; found only at \['norm'\]"):
         jnnx.start_recomputing(nnx.Dict(norm=jnnx.BatchNorm(3, rngs=nnx.Rngs(0))), "head")
 
 
@@ -533,7 +533,7 @@ def test_what_there_is_of_another_kind_is_said():
             "'Dense_0' .with kernel.",
         ),
     ):
-        with pytest.raises(ValueError, match=rf"in the part '\*'; there are \[\]; others.*{words}"):
+        with pytest.raises(ValueError, match=rf"in the part '\*'; found nowhere, but.*{words}"):
             call()
 
 
