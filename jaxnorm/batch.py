@@ -45,34 +45,38 @@ def batch_norm(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Batch normalization.
+    """Normalize each channel over the batch, or with running statistics (batch normalization).
 
-    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
-    each channel over every example and position (`train=True`), or with the running statistics.
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias. With `train=True`, mean and var are the
+    mean and the biased variance of each channel over all examples and positions of the batch;
+    with `train=False`, they are the running statistics.
 
     Args:
         x: floating or complex [..., C] (C at `channel_axis`).
         stats: running statistics as from `init_batch_stats(C)`. Statistics with the mark of
-            `freeze_stats` are used and not updated, whatever `train` is; with the mark of
-            `start_recomputing`, new statistics beside them merge all batches.
-        scale, bias: [C], or None for 1 and 0. By example they have the first of the other axes of
-            `x` in front, each in its size or 1: [N, C] for `x` [N, ..., C].
-        train: a Python bool: measure this batch and update `stats`, or use `stats`.
+            `freeze_stats` are used and not updated, whatever `train` is. With the mark of
+            `start_recomputing`, training merges all batches into a new entry beside them.
+        scale, bias: [C], or None for 1 and 0. To give each example its own, put leading axes of
+            `x` in front of C, each of full size or 1: [N, C] for `x` [N, ..., C].
+        train: a Python bool. True normalizes with the statistics of this batch and updates
+            `stats`; False normalizes with `stats`.
         momentum: weight of the old value, `new = momentum * old + (1 - momentum) * batch`; None
-            merges all batches exactly, for `init_batch_stats(C, momentum=None)`.
-        epsilon: added to the variance. Like `momentum`, a number, or an array that holds one,
-            traced or not.
-        channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
-        where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
+            merges all batches exactly and needs `init_batch_stats(C, momentum=None)`.
+        epsilon: added to the variance. Like `momentum`, a number or a scalar array, which may be
+            traced.
+        channel_axis: the channel axis, or several; C is then their shape, in ascending order.
+        where: a mask that broadcasts to `x`, nonzero at the positions to measure. The others affect
+            neither the statistics nor the results and gradients at these positions.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge statistics over.
         axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
-        skip_nonfinite: do not update the running statistics in a step in which a moment of any
-            channel on this device is not finite (under `shard_map`, channels may be split).
+        skip_nonfinite: True skips the update of the running statistics in a step where the mean
+            or the variance of any channel on this device is not finite (under `shard_map`,
+            channels may be split).
 
     Returns:
         (y, stats): y has the shape and dtype of `x`. stats are the running statistics after this
-        step, with the shapes and dtypes that were given and, on a mesh with explicit axes, sharded
-        as the channels of `x` are; with `train=False` they are returned as given.
+        step, with the shapes and dtypes of the given ones; on a mesh with explicit axes, they are
+        sharded like the channels of `x`. With `train=False` they are returned as given.
 
     Raises:
         TypeError: an integer input, a `train` that is not a bool, training real statistics on
@@ -82,9 +86,9 @@ def batch_norm(
             mapped, a momentum outside [0, 1], and the like; the message says what would work.
 
     Conventions:
-        Momentum is the weight of the old value, as in Flax and Keras (PyTorch's is one minus it).
-        The running variance is biased, as in Flax, Haiku and Keras (PyTorch's is not). Epsilon is
-        1e-5, as in Flax and PyTorch (Keras: 1e-3).
+        Momentum is the weight of the old value, as in Flax and Keras (PyTorch's momentum is 1 minus
+        this). The running variance is biased, as in Flax, Haiku and Keras (PyTorch: unbiased).
+        Epsilon is 1e-5, as in Flax and PyTorch (Keras: 1e-3).
 
     References:
         Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing
@@ -137,18 +141,19 @@ def ghost_batch_norm(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Ghost batch normalization: batch normalization of each contiguous slice of the batch.
+    """Normalize each contiguous slice of the batch on its own (ghost batch normalization).
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
-    each channel over its slice, the ghost. One update merges the moments of all ghosts (the
-    variance within and between them) into the running statistics, so the update is that of the
-    whole batch.
+    each channel over one slice, a ghost. The running statistics are updated once, with the moments
+    of all ghosts merged (the variance within and between them), so the update is that of the whole
+    batch.
 
     Args:
-        ghost_size: the number of examples of axis 0 in a ghost; exclusive with `num_ghosts`.
-        num_ghosts: the number of ghosts in the batch; exclusive with `ghost_size`.
-        axis_name: mapped axis or axes to merge the running statistics over; every ghost lies on one
-            device.
+        ghost_size: the number of examples (along axis 0) in a ghost. Give either this or
+            `num_ghosts`.
+        num_ghosts: the number of ghosts in the batch. Give either this or `ghost_size`.
+        axis_name: mapped axis or axes to merge the running statistics over; each device has its
+            own ghosts.
 
     The other arguments, the results and the errors are those of `batch_norm`; the channels cannot
     be on axis 0, the batch axis. Evaluation takes a batch of any size.
@@ -241,18 +246,20 @@ def batch_renorm(
     axis_index_groups: _axes.AxisIndexGroups = None,
     skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Batch renormalization: the running statistics correct the statistics of the batch.
+    """Normalize over the batch, corrected by the running statistics (batch renormalization).
 
-    y = ((x - m_B) / s_B * r + d) * scale + bias, with s = sqrt(var + epsilon),
-    r = clip(s_B / s, 1 / r_max, r_max) and d = clip((m_B - m) / s, -d_max, d_max), where m and s
-    are the running statistics before this step's update, and no gradient goes through r and d.
-    As long as nothing is clipped, training gives the same result as evaluation.
+    y = ((x - m_B) / s_B * r + d) * scale + bias, with r = clip(s_B / s, 1 / r_max, r_max) and
+    d = clip((m_B - m) / s, -d_max, d_max). Here m_B and s_B are the mean and sqrt(var + epsilon)
+    of the batch, and m and s those of the running statistics before this step's update; no
+    gradient goes through r and d. As long as nothing is clipped, training gives the same result as
+    evaluation.
 
     Args:
         stats: running statistics as from `init_renorm_stats(C)`, which count the steps.
         r_max: a number >= 1, or a schedule: a function of `stats["steps"]`, such as optax's.
-        d_max: a number >= 0, or a schedule. The defaults are the paper's: 1 and 0 for 5,000 steps
-            (plain batch normalization), then linearly to 3 at step 40,000 and 5 at step 25,000.
+        d_max: a number >= 0, or a schedule. The default schedules are the paper's: r_max = 1 and
+            d_max = 0 for 5,000 steps (plain batch normalization); then r_max grows linearly to 3
+            at step 40,000, and d_max to 5 at step 25,000.
 
     The other arguments, the results and the errors are those of `batch_norm`.
 

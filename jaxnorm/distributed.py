@@ -28,16 +28,16 @@ def sync_moments(
     """Merge the moments of all devices of the mapped axes; every device gets the result.
 
     One all-gather over all names collects the moments of the devices (three numbers for each
-    channel), and each device merges them, so devices may have different counts, or none. Where the
-    all-gather would bring more than 1 MiB (devices times channels above 87,381), all-reduces merge
-    instead: of the counts, the means, and the squares about the merged mean.
+    channel), and each device merges them. Devices may have different counts, or a count of 0. If
+    the all-gather would bring more than 1 MiB (devices times channels above 87,381), all-reduces
+    are used instead: of the counts, the means, and the squares about the merged mean.
 
     Args:
         m: the moments of this device.
         axis_name: a name or a tuple of names mapped by `pmap`, `shard_map` or `vmap`; None merges
             nothing.
-        axis_index_groups: for one name, lists of indices; the devices of each list are merged among
-            themselves (under `pmap` and `shard_map`; JAX's `vmap` has no groups).
+        axis_index_groups: for one name, lists of device indices; each list is merged separately
+            (under `pmap` and `shard_map`; JAX's `vmap` has no groups).
 
     Raises:
         ValueError: a name that is not mapped, a name of `vmap` inside a `shard_map` that checks

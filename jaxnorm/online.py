@@ -40,7 +40,9 @@ Control = tuple[jax.Array, jax.Array]
 def init_online_stats(
     num_channels: int | Sequence[int], *, dtype: Any = jnp.float32
 ) -> dict[str, jax.Array]:
-    """As `init_batch_stats`, with the errors of the two control processes, which start at zero.
+    """Make new statistics for `online_norm`: mean 0, variance 1 and two control processes at 0.
+
+    No step changes the shape or the dtype of any entry.
 
     Args:
         num_channels: the width C, or the shape of several channel axes in ascending order.
@@ -79,18 +81,17 @@ def online_norm(
 ) -> tuple[jax.Array, Any]:
     """Online normalization: normalize each example by the statistics of the examples before it.
 
-    Axis 0 is time: a batch of N is N steps of one example, forward and backward. For each example,
-    let E and V be the mean and the biased variance of a channel over its positions, mean and var
-    the statistics before the example, a = `forward_decay`, b = `backward_decay` and
+    Axis 0 is time: a batch of N examples is N steps of one example each, forward and backward. For
+    each example, let E and V be the mean and the biased variance of a channel over its positions,
+    mean and var the statistics before the example, a = `forward_decay`, b = `backward_decay` and
     r = 1 / sqrt(var + epsilon):
 
         y = (x - mean) r                                    (the result is y * scale + bias)
         mean <- a mean + (1 - a) E[x]
         var  <- a var  + (1 - a) V[x] + a (1 - a) (E[x] - mean)^2
 
-    so the new statistics are the merge of the old moments, with weight a, and the example's, with
-    weight 1 - a. If g is the gradient of y, the gradient of x is not the derivative of these
-    formulas but x' in
+    The new statistics merge the old moments, with weight a, and the example's, with weight 1 - a.
+    If g is the gradient of y, the gradient of x is not the derivative of these formulas but x' in
 
         h = g - (1 - b) control_y y,     control_y <- control_y + E[h y]
         x' = h r - (1 - b) control_x,    control_x <- control_x + E[x'].
@@ -106,18 +107,20 @@ def online_norm(
             and not updated, whatever `train` is; in training the gradient of their control entries
             is then their old value. With `train=False` these entries are not needed, and their
             gradient is zero.
-        scale, bias: [C], by example [N, C] and the like (`batch_norm`), or None for 1 and 0.
-        train: a Python bool: update `stats` after each example, or use `stats` for all examples.
+        scale, bias: [C], or None for 1 and 0; [N, C] and the like give each example its own, as in
+            `batch_norm`.
+        train: a Python bool. True updates the statistics after each example; False uses `stats` for
+            all examples.
         forward_decay, backward_decay: weights of the old value, in [0, 1].
-        epsilon: added to the variance. Like the decays, a number or an array that holds one.
-        channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
-        where: nonzero where a position counts; broadcasts to `x`. The others change nothing and get
-            no gradient; an example without such a position is skipped.
+        epsilon: added to the variance. Like the decays, a number or a scalar array.
+        channel_axis: the channel axis, or several; C is then their shape, in ascending order.
+        where: a mask that broadcasts to `x`, nonzero at the positions to measure. The others change
+            nothing and get no gradient; an example without a position to measure is skipped.
 
     Returns:
-        (y, stats): y has the shape and dtype of `x`. stats have `mean` and `var` after the last
-        example, with the shapes and dtypes that were given; with `train=False` they are returned as
-        given.
+        (y, stats): y has the shape and dtype of `x`. stats hold the mean and the variance after the
+        last example, with the shapes and dtypes of the given ones; with `train=False` they are
+        returned as given.
 
     Raises:
         TypeError: an integer or complex input, a `train` that is not a bool.
@@ -128,14 +131,14 @@ def online_norm(
     Conventions:
         One value per channel (N = 1, no positions) is enough in training. The decays are the
         paper's for ImageNet; short runs need smaller ones. The first outputs are as far from mean 0
-        and variance 1 as the input is, and `control_y` converges only if (1 - b) E[y^2] < 2:
+        and variance 1 as the input is, and `control_y` converges only if (1 - b) E[y^2] < 2, so
         standardize the input of the first layer.
         The loss is that of one example, or the sum over a batch; a mean over N scales every step's
         gradient by 1 / N, and the control processes, which are linear, scale with it.
         The paper's layer scaling is `rms_norm` after this function, over all features of an
         example.
-        There is no `axis_name`: examples follow one another in time, so each device has its own
-        stream.
+        There is no `axis_name`: examples follow one another in time, so each device has a stream
+        and statistics of its own.
         In training, only reverse-mode differentiation of first order works (`grad`, `vjp`).
 
     References:

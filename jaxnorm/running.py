@@ -31,19 +31,20 @@ def init_batch_stats(
     dtype: Any = jnp.float32,
     count_per_channel: bool = False,
 ) -> dict[str, jax.Array]:
-    """New running statistics: mean 0 and variance 1, so that evaluation gives x / sqrt(1 + eps).
+    """Make new running statistics for `batch_norm` or `ghost_batch_norm`: mean 0 and variance 1.
 
-    No training step changes the shape or the dtype of any entry. On a mesh with explicit axes, the
-    statistics that a step returns are sharded as the channels of its input; to carry them through
-    `lax.scan`, shard the new ones in the same way, with `jax.device_put`.
+    With them, evaluation gives x / sqrt(1 + epsilon). No training step changes the shape or the
+    dtype of any entry. On a mesh with explicit axes, the statistics that a step returns are sharded
+    like the channels of its input; to carry them through `lax.scan`, shard the new ones in the same
+    way, with `jax.device_put`.
 
     Args:
         num_channels: the width C, or the shape of several channel axes in ascending order.
         momentum: the same as for the normalization; None adds the count that the exact cumulative
             merge needs.
         dtype: of the mean; float32, or wider to keep the precision of wider inputs (complex for
-            complex inputs). Narrower inputs have float32 statistics, because a narrower dtype would
-            lose every update below half a unit in the last place.
+            complex inputs). For narrower inputs keep float32, because a narrower dtype would lose
+            every update below half a unit in the last place.
         count_per_channel: with `momentum=None`, keep a count for each channel, for masks that
             differ by channel.
 
@@ -84,7 +85,10 @@ def init_renorm_stats(
     dtype: Any = jnp.float32,
     count_per_channel: bool = False,
 ) -> dict[str, jax.Array]:
-    """As `init_batch_stats`, with the number of training steps, {"steps": i32[] zero}.
+    """Make new running statistics for `batch_renorm`: those of `init_batch_stats`, and the steps.
+
+    The arguments and the errors are those of `init_batch_stats`. The result has one more entry,
+    "steps": int32[], the number of training steps so far.
 
     Example:
         >>> import jaxnorm as jn

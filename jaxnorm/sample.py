@@ -47,24 +47,25 @@ def layer_norm(
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
-    """Layer normalization.
+    """Normalize each example over its features (layer normalization).
 
-    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
-    each example over `reduction_axes`.
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance over
+    `reduction_axes`, at each index of the other axes.
 
     Args:
         x: floating or complex, any shape.
         scale, bias: of the shape of `feature_axes` of `x` in ascending order, or None for 1 and 0.
-            By example they have the first of the other axes of `x` in front, each in its size or 1:
-            for `x` [N, T, C] beside [C] also [N, C], [N, 1, C] or [N, T, C].
+            To give each example its own, put leading axes of `x` in front of these, each of
+            full size or 1: for `x` [N, T, C], [C] may also be [N, C], [N, 1, C] or [N, T, C].
         reduction_axes: the axis or axes to measure over.
         feature_axes: the axis or axes that the scale and the bias have.
-        epsilon: added to the variance; a number, or an array that holds one, traced or not.
-        where: nonzero where a position counts; broadcasts to `x`. The others change nothing.
+        epsilon: added to the variance; a number or a scalar array, which may be traced.
+        where: a mask that broadcasts to `x`, nonzero at the positions to measure. The others affect
+            neither the statistics nor the results and gradients at these positions.
         segment_ids: int [N], the segment of each of the N rows of `x` (its entries along axis 0),
-            in any order. Each segment is in the place of each example: its rows are measured
-            together, over `reduction_axes` (which may name axis 0 or not). A row with an id outside
-            [0, num_segments) counts nowhere, and its result is the bias.
+            in any order. Each segment is then normalized like one example: its rows are measured
+            together, over `reduction_axes` (whether these include axis 0 or not). A row with an id
+            outside [0, num_segments) belongs to no segment, and its result is the bias.
         num_segments: the number of segments, a Python int; some may have no rows.
         axis_name: mapped axis or axes over which the features are split.
         axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
@@ -76,12 +77,12 @@ def layer_norm(
         TypeError: an integer input.
         ValueError: an axis out of range or given twice, one value to measure over, a scale of the
             wrong shape, a mask that does not broadcast, an axis name that is not mapped, a negative
-            epsilon; one of `segment_ids` and `num_segments` without the other, ids of another shape
-            than [N], features along axis 0 with them.
+            epsilon; one of `segment_ids` and `num_segments` without the other, ids whose shape is
+            not [N], segments together with features along axis 0.
 
     Conventions:
         One value to measure over is an error: its variance is zero, and the output would be only
-        the bias, as it is in Flax. A mask or a segment may leave one value; the result is then the
+        the bias, as in Flax. A mask or a segment may leave only one value; the result is then the
         bias.
         Epsilon is 1e-6, as in Flax (PyTorch, Haiku and Equinox: 1e-5; Keras: 1e-3).
 
@@ -128,17 +129,17 @@ def rms_norm(
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
-    """Root mean square normalization: layer normalization about zero.
+    """Divide each example by the root mean square of its features (RMS normalization).
 
     y = x / sqrt(mean(|x|^2) + epsilon) * (scale + scale_offset).
 
     Args:
-        scale_offset: added to the scale in float32; 1.0 for models that store their weight as
-            w - 1, so that weight decay pulls the weight to one.
+        scale_offset: added to the scale in float32; 1.0 for models that store their weight w as
+            w - 1, so that weight decay pulls w to one.
 
     The other arguments, the result and the errors are those of `layer_norm`; a `scale_offset`
-    without a scale is a `ValueError` too. One value to measure over is no error: the result has
-    its sign. A position that does not count and is not finite yields 0.
+    without a scale is a `ValueError` too. One value to measure over is no error: the result is its
+    sign, times the scale. A masked position that is not finite gives 0.
 
     Conventions:
         Epsilon is 1e-6, as in Flax (PyTorch: the dtype's machine epsilon by default).
@@ -185,24 +186,25 @@ def group_norm(
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
-    """Group normalization.
+    """Normalize each group of channels of each example (group normalization).
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
-    each group of consecutive channels of each example, over the group and the positions.
+    each example over the positions and the consecutive channels of a group.
 
     Args:
         x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch; or [C],
             one example.
-        scale, bias: [C], by example [N, C] and the like (`layer_norm`), or None for 1 and 0.
+        scale, bias: [C], or None for 1 and 0; [N, C] and the like give each example its own, as in
+            `layer_norm`.
         num_groups: the number of groups of channels; None if `group_size` is given.
-        group_size: the number of channels of a group; exclusive with `num_groups`.
-        channel_axis: the axis of the channels.
+        group_size: the number of channels in a group; needs `num_groups=None`.
+        channel_axis: the channel axis.
         reduction_axes: the axes to measure over, including the channel axis; None for all except
             axis 0.
 
-    The other arguments, the result and the errors are those of `layer_norm`; groups that do not
-    divide the channels are a `ValueError` too. With `segment_ids` a group is measured over the
-    rows and positions of its segment.
+    The other arguments, the result and the errors are those of `layer_norm`; a number or a size of
+    groups that does not divide the channels is a `ValueError` too. With `segment_ids`, a group is
+    measured over the rows and positions of its segment.
 
     Conventions:
         32 groups and epsilon 1e-6, as in Flax (PyTorch and Haiku: 1e-5, Keras: 1e-3).
@@ -252,19 +254,23 @@ def instance_norm(
     axis_name: _axes.AxisName | None = None,
     axis_index_groups: _axes.AxisIndexGroups = None,
 ) -> jax.Array:
-    """Instance normalization.
+    """Normalize each channel of each example over its positions (instance normalization).
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, with the mean and the biased variance of
-    each channel of each example over the positions.
+    each channel of each example.
 
     Args:
         x: floating or complex [N, ..., C] (C at `channel_axis`), where axis 0 is the batch, with at
-            least one axis of positions (or none with `segment_ids`: a channel is measured over the
-            rows and positions of its segment).
-        scale, bias: [C], by example [N, C] and the like (`layer_norm`), or None for 1 and 0.
-        channel_axis: the axis of the channels; or several, and C is their shape in ascending order.
+            least one axis of positions (with `segment_ids`, none is needed: a channel is measured
+            over the rows and positions of its segment).
+        scale, bias: [C], or None for 1 and 0; [N, C] and the like give each example its own, as in
+            `layer_norm`.
+        channel_axis: the channel axis, or several; C is then their shape, in ascending order.
 
     The other arguments, the result and the errors are those of `layer_norm`.
+
+    Conventions:
+        Epsilon is 1e-6, as in Flax (PyTorch and Haiku: 1e-5).
 
     References:
         Ulyanov, Vedaldi and Lempitsky, "Instance normalization: the missing ingredient for fast

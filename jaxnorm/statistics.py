@@ -35,8 +35,8 @@ _MERGED_UNIT = 512.0  # for means, which lie closer together and are fewer
 class Moments(NamedTuple):
     """The number of values, their mean, and their biased variance.
 
-    The three have one shape. `count` and `var` are real; an empty measurement has count, mean and
-    variance 0 and is the identity of the merge.
+    The three have the same shape. `count` and `var` are real. Moments of no values have count, mean
+    and variance 0; merging them changes nothing.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
@@ -72,34 +72,34 @@ def moments(
     segment_ids: ArrayLike | None = None,
     num_segments: int | None = None,
 ) -> Moments:
-    """Measure count, mean and biased variance of `x` over `axis`.
+    """Measure the count, the mean and the biased variance of `x` over `axis`.
 
     mean = sum(x) / n and var = sum(|x - mean|^2) / n, from the deviations from a center near the
     mean (Chan, Golub and LeVeque 1983, equation 1.7) or by merging moments (2.1), so that no
-    precision is lost when the mean is much larger than the deviation. `forms.py` says which of the
-    two is taken, and how exact they are.
+    precision is lost when the mean is much larger than the deviation. The device and the axes
+    decide which of the two is used.
 
     Args:
         x: floating or complex, any shape.
         axis: the axis or axes to measure over.
-        where: nonzero where a value counts; broadcasts to `x`. The other values may be anything,
-            NaN included.
+        where: a mask that broadcasts to `x`, nonzero at the values to measure. The other values may
+            be anything, NaN included.
         segment_ids: int [N], the segment of each of the N entries of `x` along axis 0, in any
-            order. Each segment is measured apart, over all its entries (whether `axis` names axis
-            0 or not) and the other axes in `axis`. An entry with an id outside [0, num_segments)
-            does not count.
+            order. Each segment is measured separately, over all its entries (whether `axis`
+            includes axis 0 or not) and the other axes in `axis`. An entry with an id outside
+            [0, num_segments) belongs to no segment.
         num_segments: the number of segments, a Python int.
 
     Returns:
         `Moments` of the shape of `x` without `axis`, in float32 at least (float64 and complex keep
         their precision; count and variance are real). The variance is infinite where the squares of
-        the deviations sum to more than 1e36 (in float32). With `segment_ids` the segments are along
-        the first axis, [num_segments, ...]; one without entries has count 0.
+        the deviations sum to more than 1e36 (in float32). With `segment_ids`, the first axis is
+        that of the segments, [num_segments, ...]; a segment without entries has count 0.
 
     Raises:
-        TypeError: an integer input; ids that are no integers.
+        TypeError: an integer input; ids that are not integers.
         ValueError: an axis out of range or given twice; a mask that does not broadcast; one of
-            `segment_ids` and `num_segments` without the other, or ids of another shape than [N].
+            `segment_ids` and `num_segments` without the other, or ids whose shape is not [N].
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -219,6 +219,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     Args:
         a, b: moments whose shapes broadcast to each other.
 
+    Returns:
+        Moments of the broadcast shape.
+
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
         >>> x = jnp.array([1.0, 2.0, 6.0, 7.0])
@@ -232,10 +235,10 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def merge_moments_axis(m: Moments, axis: _axes.Axes) -> Moments:
-    """Merge the moments of all sets of values along array axes of `m`.
+    """Merge the moments of all sets of values along one or more array axes of `m`.
 
-    n = sum(n_i), mean = sum(n_i mean_i) / n, and the variance is that within and between the sets,
-    var = sum(n_i (var_i + |mean_i - mean|^2)) / n.
+    n = sum(n_i), mean = sum(n_i mean_i) / n, and var = sum(n_i (var_i + |mean_i - mean|^2)) / n,
+    the variance within and between the sets.
 
     Args:
         m: moments with one set of values at each index of `axis`.
@@ -246,6 +249,12 @@ def merge_moments_axis(m: Moments, axis: _axes.Axes) -> Moments:
 
     References:
         Chan, Golub and LeVeque 1983, equations 2.1, for any number of sets at once.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxnorm as jn
+        >>> m = jn.moments(jnp.array([[1.0, 3.0], [6.0, 8.0]]), 1)
+        >>> print(m.mean, jn.merge_moments_axis(m, 0).mean)
+        [2. 7.] 4.5
     """
     m = Moments(*jnp.broadcast_arrays(*m))
     merged = _axes.canonical_axes(m.mean.ndim, axis)

@@ -24,17 +24,18 @@ def standardize_kernel(
 ) -> jax.Array:
     """Standardize the kernel of each output channel of a dense or convolutional layer.
 
-    (kernel - mean) / sqrt(var + epsilon) * gain, with the mean and the biased variance of each
-    output channel's kernel over all other axes. This is `layer_norm` of the kernel over these axes:
-    as exact, with the same derivative. Call it on the trained kernel in every step, before the
-    layer uses it; in evaluation, the result can be kept.
+    The result is (kernel - mean) / sqrt(var + epsilon) * gain, with the mean and the biased
+    variance of each output channel's kernel over all other axes. This is `layer_norm` of the kernel
+    over these axes: as exact, with the same derivative. In every training step, call it on the
+    trained kernel before the layer uses it; in evaluation, you can compute the result once and keep
+    it.
 
     Args:
         kernel: floating or complex, with C output channels and more than one value for each.
         gain: [C], or one number for all channels; None for 1.
-        epsilon: added to the variance; a number, or an array that holds one, traced or not.
+        epsilon: added to the variance; a number or a scalar array, which may be traced.
         kernel_axis: the axis of the output channels: the last in Flax, Haiku and Keras, the first
-            in PyTorch; or several, and C is their shape in ascending order.
+            in PyTorch; or several axes, and C is then their shape, in ascending order.
 
     Returns:
         The kernel, of the shape and dtype of `kernel`. Its statistics are computed in float32 at
@@ -43,13 +44,14 @@ def standardize_kernel(
     Raises:
         TypeError: a kernel of integers.
         ValueError: an axis out of range or given twice, one value for each output channel, a gain
-            of another shape, a negative epsilon.
+            of the wrong shape, a negative epsilon.
 
     Conventions:
         Qiao et al. and BiT have no gain and a small epsilon (BiT in PyTorch: 1e-10). An epsilon
-        that is not small beside the variance shrinks the result: by 1 / sqrt(1 + epsilon * n) for
-        n values of variance 1 / n, as most initializers draw them (n = 576: 0.97; n = 4608: 0.83).
-        A normalization after the layer divides by this factor again.
+        that is not much smaller than the variance shrinks the result, by 1 / sqrt(1 + epsilon * n)
+        for n values of variance 1 / n, as most initializers draw them (n = 576: 0.97; n = 4608:
+        0.83).
+        A normalization after the layer cancels this factor.
 
         NFNets ("scaled" weight standardization) keep the variance of the input: the result has
         variance gain^2 / n. Give gain=gain / sqrt(n) and epsilon=1e-4 / n. The reference code

@@ -16,13 +16,13 @@ _wanted = jax.make_user_context(False)  # a part of the key of every cache of `j
 
 @contextlib.contextmanager
 def standard_primitives() -> Iterator[None]:
-    """Trace functions inside to JAX's own primitives only.
+    """Use JAX's own primitives only, in all functions that are traced inside this context.
 
     Otherwise jaxnorm's functions and modules use two primitives of their own: one becomes a native
     kernel when a program is compiled for a CPU, and one holds a derivative with its transpose.
     Tools that convert a jaxpr (to ONNX, to TensorFlow) or interpret it do not know them. The values
-    are the same up to rounding. JAX derives a gradient that is traced inside from the operations,
-    so its backward pass keeps more arrays.
+    are the same up to rounding. Gradients that are traced inside are JAX's own derivatives of the
+    operations, so the backward pass keeps more arrays.
 
     The environment variable `JAXNORM_KERNELS=off` does the same for a whole process.
 
