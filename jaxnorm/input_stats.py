@@ -33,8 +33,9 @@ __all__ = ["init_input_stats", "merge_input_stats", "update_input_stats"]
 def init_input_stats(
     num_features: int | Sequence[int] | Mapping[str, Any], *, dtype: Any = jnp.float32
 ) -> dict[str, Any]:
-    """A new fit, which has seen no example: scaling by it does not change the inputs.
+    """Make a new fit to inputs: statistics of no examples yet, with which scaling changes nothing.
 
+    `update_input_stats` updates the fit, and `standardize_inputs` and `min_max_inputs` scale by it.
     No update changes the shape or the dtype of any entry.
 
     Args:
@@ -64,8 +65,8 @@ def init_input_stats(
     if isinstance(num_features, Mapping):
         if {"mean", "var"} <= num_features.keys():
             raise ValueError(
-                f"the inputs have the keys {sorted(map(str, num_features))}, and their fit would "
-                "be taken for running statistics, which have mean and var; rename 'mean' or 'var'"
+                f"the inputs have the keys {sorted(map(str, num_features))}, so their fit would "
+                "look like running statistics, which have mean and var; rename 'mean' or 'var'"
             )
         fits = {}
         for key, width in num_features.items():
@@ -74,8 +75,8 @@ def init_input_stats(
         return fits
     if given := getattr(num_features, "shape", ()):
         raise TypeError(
-            f"num_features must be numbers, got an array of shape {given}; give "
-            "the width, x.shape[-1], for nested inputs jax.tree.map(lambda x: x.shape[-1], x)"
+            f"num_features must be numbers, got an array of shape {given}; give the width, "
+            "x.shape[-1], or for nested inputs jax.tree.map(lambda x: x.shape[-1], x)"
         )
     shape = _axes.as_shape("num_features", num_features)
     _states.check_fit_dtype(dtype)
@@ -97,13 +98,13 @@ def update_input_stats(
     skip_nan: bool = False,
     decay: ArrayLike = 1.0,
 ) -> Any:
-    """The fit to the examples that `fit` has seen and to those of `x`.
+    """Update a fit to inputs with the examples of `x`.
 
     The moments of `x` are merged into those of the fit as by `merge_moments`; the minimum and the
     maximum are exact. No gradient goes through a fit.
 
-    With a `decay`, the fit forgets, and so follows inputs that change: the count of the fit is
-    multiplied by the decay before the merge. A batch that is k updates old has a weight of decay^k,
+    With a `decay` below 1, the fit follows inputs that change: before the merge, the count of the
+    fit is multiplied by the decay. A batch that is k updates old has a weight of decay^k,
     and the count of batches of n examples tends to n / (1 - decay). The minimum and the maximum
     stay those of all examples.
 
@@ -112,20 +113,20 @@ def update_input_stats(
             is.
         x: floating [..., F] (F at `feature_axis`), with any number of examples, including zero; or
             a nested dict of inputs, with the keys of the fit.
-        feature_axis: the axis of the features; or several, and F is their shape in ascending order.
-            Of nested inputs one for all entries, or a nested dict.
-        where: nonzero where a value counts; broadcasts to `x`. The others change nothing. Of nested
-            inputs one that broadcasts to all entries, or a nested dict.
+        feature_axis: the feature axis, or several; F is then their shape, in ascending order. For
+            nested inputs, one for all entries, or a nested dict.
+        where: a mask that broadcasts to `x`, nonzero at the values to count. The others change
+            nothing. For nested inputs, one that broadcasts to all entries, or a nested dict.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) to merge the fit over; under
             `jit` with sharded arrays the fit is global without it.
         axis_index_groups: lists of indices of the mapped axis; each list is merged separately.
-        skip_nan: a NaN does not count. Otherwise one NaN makes the mean, variance, min and max of
+        skip_nan: True leaves out NaN. Otherwise one NaN makes the mean, variance, min and max of
             its feature NaN permanently.
-        decay: the weight of what was seen before, in [0, 1], at each update in which a value of the
-            feature counts; 1 forgets nothing.
+        decay: the weight of the earlier examples, in [0, 1]. It applies to a feature in each update
+            in which at least one of its values counts; 1 forgets nothing.
 
     Returns:
-        The new fit, with the shapes and dtypes that were given. For a constant feature the mean,
+        The new fit, with the shapes and dtypes of the given one. For a constant feature the mean,
         the min and the max are exactly its value, and the variance is exactly 0.
 
     Raises:
@@ -135,7 +136,7 @@ def update_input_stats(
             that is not mapped, a decay outside [0, 1].
 
     Conventions:
-        NaN count unless they are skipped (scikit-learn's scalers always skip them). The variance is
+        NaN count by default (scikit-learn's scalers always skip them). The variance is
         biased, as in scikit-learn.
 
     References:
@@ -190,7 +191,7 @@ def updated(
 
 @by_entry
 def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
-    """The fit to the examples of two fits, for example of two files or processes.
+    """Merge two fits, for example of two files or processes, into the fit to all their examples.
 
     The merge is associative and commutative up to the rounding of moments, and a new fit is its
     identity. No example may belong to both fits.
@@ -199,7 +200,7 @@ def merge_input_stats(a: _states.BatchStats, b: _states.BatchStats) -> Any:
         a, b: fits of the same width, or nested dicts of fits with the same keys.
 
     Returns:
-        The merged fit, in the dtypes of `a`, and frozen if `a` is.
+        The merged fit, with the dtypes of `a`; it is frozen if `a` is.
 
     Raises:
         ValueError: fits that have different widths, are narrower than float32 or lack an entry.

@@ -39,8 +39,8 @@ def standardize_inputs(
     changes nothing except by epsilon.
 
     With center=False the mean is not subtracted: y = x / sqrt(var + epsilon), with the variance
-    about the mean, and x = y * sqrt(var + epsilon). The divisor of a constant feature is 1 then,
-    whatever epsilon is.
+    about the mean, and the inverse is x = y * sqrt(var + epsilon). Then the divisor of a constant
+    feature is 1, whatever epsilon is.
 
     Args:
         x: floating [..., F] (F at `feature_axis`); or a nested dict of inputs, with the keys of the
@@ -48,17 +48,17 @@ def standardize_inputs(
         fit: as from `update_input_stats`.
         epsilon: added to the variance.
         clip: the bound of |y|, a positive number; None for no bound.
-        feature_axis: the axis of the features; or several, and F is their shape in ascending order.
-        where: nonzero where a value counts; broadcasts to `x`. The others are standardized in the
-            same way, and give 0 where they are not finite.
+        feature_axis: the feature axis, or several; F is then their shape, in ascending order.
+        where: a mask that broadcasts to `x`. Where it is zero and `x` is not finite, the result is
+            0; everything else is standardized as usual.
         invert: compute x from y, up to rounding; not with `clip`, which has no inverse.
-        center: a Python bool; False divides only.
+        center: a Python bool; False only divides.
 
     For nested inputs, `feature_axis` and `where` are as for `update_input_stats`.
 
     Returns:
-        y of the shape and dtype of `x`, computed in float32, or wider where `x` or the fit is. NaN
-        stay NaN.
+        y of the shape and dtype of `x`, computed in float32, or wider if `x` or the fit is wider.
+        NaN stay NaN, unless they are masked.
 
     Raises:
         TypeError: an integer or complex input.
@@ -113,17 +113,18 @@ def min_max_inputs(
             fit.
         fit: as from `update_input_stats`.
         low, high: the range, two numbers.
-        clip: clip to the range the results of values beyond the minimum and maximum of the fit.
-        feature_axis: the axis of the features; or several, and F is their shape in ascending order.
-        where: nonzero where a value counts; broadcasts to `x`. The others are scaled in the same
-            way, and give `low` where they are not finite.
+        clip: True clips the results to the range, for values beyond the minimum and maximum of the
+            fit.
+        feature_axis: the feature axis, or several; F is then their shape, in ascending order.
+        where: a mask that broadcasts to `x`. Where it is zero and `x` is not finite, the result is
+            `low`; everything else is scaled as usual.
         invert: compute x from y, up to rounding; not with `clip`, which has no inverse.
 
     For nested inputs, `feature_axis` and `where` are as for `update_input_stats`.
 
     Returns:
-        y of the shape and dtype of `x`, computed in float32, or wider where `x` or the fit is. NaN
-        stay NaN.
+        y of the shape and dtype of `x`, computed in float32, or wider if `x` or the fit is wider.
+        NaN stay NaN, unless they are masked.
 
     Raises:
         TypeError: an integer or complex input.
@@ -132,7 +133,7 @@ def min_max_inputs(
             those of the fit.
 
     Conventions:
-        The width of a constant is 1, as in scikit-learn's `MinMaxScaler`.
+        A constant feature is divided by 1, as in scikit-learn's `MinMaxScaler`.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -181,7 +182,7 @@ def normalize_observations(
     """Standardize observations of an environment by the fit to all observations so far.
 
     This is one step of running observation normalization: `update_input_stats`, then
-    `standardize_inputs` by the new fit. Environments that run in parallel, along the leading axes
+    `standardize_inputs` with the new fit. Environments that run in parallel, along the leading axes
     of `x` and over `axis_name`, share the fit.
 
     Args:
@@ -199,10 +200,10 @@ def normalize_observations(
         (y, fit): y of the shape and dtype of `x`, and the new fit.
 
     Conventions:
-        This is gymnasium's `NormalizeObservation`, except that that one starts from a count of 1e-4
-        (with mean 0 and variance 1), where this one starts from 0, and does not clip. brax's
-        `running_statistics` start from a count of 0 too, bound the deviation to [1e-6, 1e6], where
-        this one adds epsilon, and normalize and update in two calls.
+        gymnasium's `NormalizeObservation` does the same, but starts from a count of 1e-4 (with mean
+        0 and variance 1; this function: 0) and does not clip. brax's `running_statistics` start
+        from a count of 0 too, but bound the deviation to [1e-6, 1e6] (this function adds epsilon),
+        and update and normalize in two calls.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn

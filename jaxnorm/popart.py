@@ -24,26 +24,28 @@ def preserve_outputs(
     kernel_axis: int = -1,
     layer: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """PopArt: correct the layer whose outputs are standardized targets for a new fit of these.
+    """Correct the last layer of a model when the fit to its standardized targets changes (PopArt).
 
-    The layer's outputs y stand for the values s * y + mean, with s = sqrt(var + epsilon), where the
-    fit is that of the targets. With the corrected kernel and bias,
+    The layer's outputs y stand for the values s * y + mean, with the mean and
+    s = sqrt(var + epsilon) of the targets. With the corrected kernel and bias,
 
         kernel' = kernel * s / s'  and  bias' = (s * bias + mean - mean') / s',
 
-    the outputs stand for the same values with the new fit, whatever the input of the layer is.
+    the outputs stand for the same values under the new fit (mean' and s'), whatever the input of
+    the layer is.
 
     Args:
         kernel: that of the last layer, floating, of any shape with F outputs at `kernel_axis`.
-        bias: [F]; None if the layer has none, and the result is the bias that it needs.
+        bias: [F]; None if the layer has none, and then the result is the bias that it needs.
         old, new: fits of the targets, [F], before and after `update_input_stats`.
         epsilon: that of `standardize_inputs` for the targets.
         kernel_axis: the axis of the outputs, if no layer is given.
         layer: the type of the layer, "flax.Dense" or another, as for `fold_batch_norm`.
 
     Returns:
-        The kernel in its dtype, and the bias in the dtype of the old bias, or of the kernel if
-        there was no bias. Both are computed in float32 at least and rounded once.
+        The new kernel, in the dtype of the old one, and the new bias, in the dtype of the old bias,
+        or of the kernel if there was no bias. Both are computed in float32 at least and rounded
+        once.
 
     Raises:
         TypeError: a kernel of integers.
@@ -51,8 +53,8 @@ def preserve_outputs(
             than float32 or lacks an entry.
 
     Conventions:
-        The divisor of targets that never varied is 1, as in `standardize_inputs`. The state of the
-        optimizer stays as it is, as in the paper.
+        The divisor of targets that never varied is 1, as in `standardize_inputs`. Keep the state of
+        the optimizer as it is, as in the paper.
 
     References:
         van Hasselt et al., "Learning values across many orders of magnitude", 2016, section 2.1

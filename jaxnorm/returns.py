@@ -31,9 +31,10 @@ _EACH = "jaxnorm.update_return_stats(fit[key], x[key], done[key], discount=...)"
 def init_return_stats(
     num_environments: int | Sequence[int], *, dtype: Any = jnp.float32
 ) -> dict[str, Any]:
-    """A new fit to returns, which has seen no reward: scaling by it does not change rewards.
+    """Make a new fit to discounted returns, of no rewards yet, with which scaling changes nothing.
 
-    No update changes the shape or the dtype of any entry.
+    `update_return_stats` updates the fit, and `scale_rewards` scales rewards by it. No update
+    changes the shape or the dtype of any entry.
 
     Args:
         num_environments: the number of environments that run in parallel, or their shape; () for
@@ -72,11 +73,11 @@ def update_return_stats(
     axis_index_groups: _axes.AxisIndexGroups = None,
     decay: ArrayLike = 1.0,
 ) -> Any:
-    """The fit to the discounted returns of all steps that `fit` has seen, and of this one.
+    """Update a fit to discounted returns with the rewards of a step, or of several steps.
 
-    Each environment goes on with its return, return = discount * return + reward; the moments of
-    the new returns are merged into those of the fit, as by `update_input_stats`; then the return of
-    an environment that is done becomes 0. No gradient goes through a fit.
+    The return of each environment becomes discount * return + reward. The moments of the new
+    returns are merged into those of the fit, as by `update_input_stats`. Then the return of each
+    environment that is done becomes 0. No gradient goes through a fit.
 
     Args:
         fit: as from `init_return_stats`; a fit with the mark of `freeze_stats` is returned as it
@@ -85,16 +86,16 @@ def update_return_stats(
             successive steps along this axis, as of a rollout [T, N].
         done: nonzero where this step ended the episode; broadcasts to `reward`.
         discount: the discount of the return, gamma, in [0, 1].
-        time_axis: the axis of time of `reward`; None for one step. The result is that of one call
-            for each step, up to rounding, but the moments are measured, merged and synced at once.
-        where: nonzero where a reward counts; broadcasts to `reward`. The others, NaN included,
-            change neither the return nor the fit. `done` ends the return all the same.
-        axis_name, axis_index_groups: as for `update_input_stats`. Each device has the returns of
+        time_axis: the time axis of `reward`; None for one step. The result is that of one call for
+            each step, up to rounding, but the moments are measured, merged and synced at once.
+        where: a mask that broadcasts to `reward`, nonzero at the rewards to count. The others, NaN
+            included, change neither the return nor the fit, but `done` still ends the return.
+        axis_name, axis_index_groups: as for `update_input_stats`. Each device keeps the returns of
             its own environments.
-        decay: as for `update_input_stats`, for each call.
+        decay: as for `update_input_stats`, applied once in each call.
 
     Returns:
-        The new fit, with the shapes and dtypes that were given.
+        The new fit, with the shapes and dtypes of the given one.
 
     Raises:
         TypeError: integer or complex rewards.
@@ -103,13 +104,14 @@ def update_return_stats(
             a decay outside [0, 1].
 
     Conventions:
-        This is the order of stable-baselines3's `VecNormalize`, which starts from a count of 1e-4
-        (with mean 0 and variance 1), where this one starts from 0. gymnasium's `NormalizeReward`
-        starts from 1e-4 too, and a termination cuts the return there before the reward of its step
-        is added, while a truncation does not cut it: `update_return_stats({**fit, "returns":
-        fit["returns"] * (1 - terminated)}, reward, False, discount=discount)`. Its vector form
-        with autoreset in the same step cuts at both, and after the reward too; with autoreset in
-        the next step it leaves out the step that only resets, as `where` does here.
+        This is the order of stable-baselines3's `VecNormalize`. It starts from a count of 1e-4
+        (with mean 0 and variance 1), this function from 0. gymnasium's `NormalizeReward` starts
+        from 1e-4 too. There, a termination sets the return to 0 before the reward of its step is
+        added, and a truncation does not: `update_return_stats({**fit, "returns": fit["returns"] *
+        (1 - terminated)}, reward, False, discount=discount)`. gymnasium's vector form with
+        autoreset in the same step also sets it to 0 after the reward of every step that is done;
+        with autoreset in the next step, it leaves out the step that only resets, as `where` does
+        here.
 
     References:
         Engstrom et al., "Implementation matters in deep policy gradients: a case study on PPO and
@@ -179,9 +181,9 @@ def scale_rewards(
     """Scale rewards by the standard deviation of their discounted returns.
 
     y = reward / sqrt(var + epsilon), then clipped to +- clip; the inverse is
-    reward = y * sqrt(var + epsilon). No mean is subtracted, which would change what is rewarded.
-    Where var is 0, as for one return or equal ones, the divisor is 1. A new fit changes nothing
-    except by epsilon.
+    reward = y * sqrt(var + epsilon). The mean is not subtracted, because that would change what is
+    rewarded. Where var is 0, as for a single return or equal returns, the divisor is 1. A new fit
+    changes nothing except by epsilon.
 
     Args:
         reward: floating, of any shape.
@@ -200,9 +202,9 @@ def scale_rewards(
             positive, `clip` with `invert`.
 
     Conventions:
-        gymnasium's `NormalizeReward` is without `clip`, stable-baselines3's `VecNormalize` has
-        clip=10. Both divide by sqrt(var + epsilon) too where the returns are equal, as at the first
-        step, and scale the rewards up there.
+        gymnasium's `NormalizeReward` does not clip; stable-baselines3's `VecNormalize` has
+        clip=10. Where the returns are equal, as at the first step, both still divide by
+        sqrt(var + epsilon), which scales the rewards up.
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
