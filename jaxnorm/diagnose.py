@@ -30,58 +30,64 @@ def diagnose(
     epsilon: ArrayLike = 1e-5,
     batch_values: ArrayLike | None = None,
 ) -> Diagnosis:
-    """Say what is wrong with running statistics: why a model is good in training and bad in use.
+    """Find problems of running statistics that make a model good in training but bad in evaluation.
 
-    For each normalization, an effect is by how many standard deviations evaluation moves an input
-    that lies one standard deviation from the mean; from 0.2 on it is a finding, a warning, and from
-    0.8 an error.
+    The effect of a problem is the number of standard deviations by which evaluation moves an input
+    that lies one standard deviation from the mean. An effect of 0.2 or more is a warning, and one
+    of 0.8 or more an error. The findings are:
 
     - "never_updated": the statistics are the initial zeros and ones.
-    - "not_converged": the first mean 0 and variance 1 still have the weight w = momentum ** steps.
-      The effect is w, or what it is on these statistics, if that is more.
-    - "mean_off", "variance_off": |mean - mean_m| / sqrt(var_m + epsilon) and half of
-      |log((var + epsilon) / (var_m + epsilon))|, for mean_m and var_m of `measured`, and without
-      the weight w; if that is more than the sampling errors of both, 1 / sqrt(n) and
-      1 / sqrt(2 (n - 1)) standard deviations for n normal values.
+    - "not_converged": the initial mean 0 and variance 1 still have the weight w = momentum ** steps
+      in the statistics. The effect is w, or the distance to the statistics without this part if
+      that is larger.
+    - "mean_off", "variance_off": the statistics differ from `measured`, by
+      |mean - mean_m| / sqrt(var_m + epsilon) or by half of
+      |log((var + epsilon) / (var_m + epsilon))|. Here mean and var are the running ones without the
+      part of weight w, and mean_m and var_m are those of `measured`. Differences that the sampling
+      errors of both explain are left out; they are 1 / sqrt(n) and 1 / sqrt(2 (n - 1)) standard
+      deviations for n normal values.
     - "not_finite", "large": values that are NaN, infinite, or beyond float16.
-    - "small_batch": the means of batches of n values scatter by 1 / sqrt(n), the effect.
-    - "half_precision": bfloat16 or float16 loses updates below half a unit in the last place, at
-      most the distance from `measured`. Without it this is no error; below 0.2 it is a note.
-    - "constant", "epsilon": channels with no variance, or with little beside epsilon; notes.
-    - "unfinished", "few_measured", "frozen": statistics in the middle of recomputing, measured on
-      fewer than 25 values, or marked by `freeze_stats`.
+    - "small_batch": the means of batches of n values scatter by 1 / sqrt(n), which is the effect.
+    - "half_precision": bfloat16 or float16 loses updates below half a unit in the last place, but
+      no more than the distance from `measured`. Without `measured` it is a warning at most. With an
+      effect below 0.2 it is a note.
+    - "constant", "epsilon": channels without variance, or with a variance that is small beside
+      epsilon; notes.
+    - "unfinished", "few_measured", "frozen": statistics that are being recomputed, are measured on
+      fewer than 25 values, or are marked by `freeze_stats`.
 
     The statistics are copied to the host; nothing is compiled. For NNX models use
     `jaxnorm.nnx.diagnose`.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
-            `variables["batch_stats"]`: of `batch_norm`, `ghost_batch_norm`, `batch_renorm`,
-            `online_norm`, of Flax's own, and fits to inputs.
-        measured: statistics of the present data at the present weights, in the same structure;
-            best a tree of `start_recomputing` after a pass over some hundred examples or more,
-            which knows their counts, before `finish_recomputing`. `Moments` may take the place of
-            a dict, and paths may be missing. None takes what is being recomputed in `batch_stats`.
-        momentum: of the normalizations, those of cumulative statistics excepted: the weight of the
-            old value, as in Flax. PyTorch's momentum of 0.1 is 0.9 here.
-        steps: the number of training steps since the statistics were zeros and ones, so None for
-            loaded or recomputed ones; batch renormalization knows its own.
-        epsilon: of the normalizations.
-        batch_values: the number of values of a channel in a batch of training (or in a ghost):
-            examples, times positions where there are any. Positions of one image resemble each
-            other; where a batch has few images, give their number.
+            `variables["batch_stats"]`: those of `batch_norm`, `ghost_batch_norm`, `batch_renorm`,
+            `online_norm` and Flax's own `BatchNorm`, and fits to inputs.
+        measured: statistics of the present data with the present weights, in the same structure.
+            Best is a tree of `start_recomputing` after a pass over some hundred examples or more,
+            before `finish_recomputing`, because it still has the counts. `Moments` may stand in
+            place of a dict, and paths may be missing. With None, the statistics that are being
+            recomputed in `batch_stats` are used.
+        momentum: that of the normalizations, the weight of the old value, as in Flax (PyTorch's
+            momentum of 0.1 is 0.9 here). It has no effect on cumulative statistics.
+        steps: the number of training steps since the statistics were zeros and ones; None for
+            loaded or recomputed statistics. Batch renormalization counts its own steps.
+        epsilon: that of the normalizations.
+        batch_values: the number of values of a channel in a training batch (or in a ghost):
+            examples, times positions if there are any. Positions of one image resemble each other,
+            so for batches of few images give the number of images.
 
     Returns:
-        A `Diagnosis`: `rows`, a tuple of `Finding`, and what was looked at. `str()` is a table.
+        A `Diagnosis`: `rows`, a tuple of `Finding`, and what was checked. `str()` gives a table.
 
     Raises:
-        TypeError: statistics that are no dicts, or traced.
-        ValueError: a tree without statistics, measured statistics of other paths or shapes, steps
-            without a momentum.
+        TypeError: statistics that are not dicts, or are traced.
+        ValueError: a tree without statistics, a `measured` without a path in common or with other
+            shapes, steps without a momentum.
 
     References:
-        Cohen, "Statistical power analysis for the behavioral sciences", 1988, section 2.2, for what
-        is a small and a large effect.
+        Cohen, "Statistical power analysis for the behavioral sciences", 1988, section 2.2 (small
+        and large effects).
 
     Example:
         >>> import jax.numpy as jnp, jaxnorm as jn
@@ -103,7 +109,7 @@ def diagnose(
     _checks.check_epsilon(epsilon)
     if steps is not None and momentum is None:
         raise ValueError(
-            f"steps={steps!r} needs a momentum: momentum ** steps is the weight that the first "
+            f"steps={steps!r} needs a momentum: momentum ** steps is the weight that the initial "
             "values still have; give momentum too"
         )
     stats, others = statistics_by_path(batch_stats)
@@ -186,7 +192,10 @@ def diagnosed(
 def _on_host(by_path: Mapping[Any, Any]) -> dict[Any, Any]:
     """The arrays in NumPy, in the same order."""
     if any(map(_checks.is_traced, jax.tree.leaves(list(by_path.values())))):
-        raise TypeError("diagnose needs values, and these are traced; call it outside of jit")
+        raise TypeError(
+            "diagnose needs the values of the statistics, but they are traced; call it outside of "
+            "jit"
+        )
     return dict(zip(by_path, jax.device_get(list(by_path.values())), strict=True))
 
 

@@ -30,13 +30,13 @@ FIGURES = {  # how figures read in the text; other findings have none
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What `diagnose` found; `str()` gives a table with causes and cures.
+    """The result of `diagnose`; `str()` gives a table with causes and cures.
 
     Attributes:
         rows: the findings, by severity, then in the order of the model.
         names: the paths of all normalizations.
-        looked_at: what was looked at, in words.
-        not_looked_at: what was not looked at and why, in words.
+        looked_at: descriptions of what was checked.
+        not_looked_at: descriptions of what could not be checked, and why.
     """
 
     rows: tuple[Finding, ...]

@@ -24,20 +24,21 @@ SMALL_EFFECT, LARGE_EFFECT = 0.2, 0.8
 
 
 class Finding(NamedTuple):
-    """A finding in one normalization.
+    """Something that `diagnose` found in one normalization.
 
     Attributes:
-        name: the path of the normalization; empty if it is the whole tree.
+        name: the path of the normalization; empty if the tree is the statistics of one.
         finding: "not_finite", "never_updated", "unfinished", "not_converged", "mean_off",
             "variance_off", "small_batch", "half_precision", "large", "few_measured", "constant",
             "epsilon" or "frozen".
-        severity: "error" if evaluation is wrong, "warning" if it may differ from training, "note"
-            for what evaluation and training share or what is meant.
-        figure: how much, in the worst channel; None where there is no number.
-        channels: the indices of the channels; tuples if the statistics have several axes.
+        severity: "error" if evaluation is wrong, "warning" if evaluation may differ from training,
+            "note" if both are affected alike, or if it may be intended.
+        figure: the size of the problem in the worst channel, as the table of `Diagnosis` shows it;
+            None if the finding has no number.
+        channels: the indices of the affected channels; tuples if the statistics have several axes.
         num_channels: the number of all channels.
-        cause: the likely cause, in words.
-        cure: what to do, in words.
+        cause: a description of the likely cause.
+        cure: a description of what to do.
     """
 
     name: str
