@@ -37,11 +37,11 @@ def fold_batch_norm(
 ) -> tuple[jax.Array, jax.Array]:
     """Fold a normalization into the layer before it: return the layer's new kernel and bias.
 
-    They are kernel * s and (bias - mean) * s + norm_bias, with s = norm_scale / sqrt(var + epsilon)
-    along the kernel's output channels. With them, a layer that is linear in its kernel and adds its
-    bias to each channel gives the result of the old layer followed by `batch_norm`,
-    `ghost_batch_norm` or `batch_renorm` in evaluation. Strides, dilation, padding and groups of the
-    input's channels do not matter.
+    The new kernel is kernel * s, along its output channels, and the new bias is
+    (bias - mean) * s + norm_bias, with s = norm_scale / sqrt(var + epsilon). With them, the layer
+    gives the result of the old layer followed by `batch_norm`, `ghost_batch_norm` or `batch_renorm`
+    in evaluation. The layer must be linear in its kernel and add its bias to each channel. Strides,
+    dilation, padding and groups of the input's channels do not matter.
 
     Args:
         kernel: of any shape, floating or complex, with C output channels.
@@ -49,7 +49,7 @@ def fold_batch_norm(
             positions of the output before the channels. The bias of a layer with an equation has
             the axes that its kernel and its output share, in the output's order and with the
             channels last.
-        stats: {"mean", "var"}, each [C], as in evaluation.
+        stats: {"mean", "var"}, each [C]: the running statistics that evaluation uses.
         norm_scale, norm_bias: those of the normalization, [C]; None if it has none.
         epsilon: that of the normalization: 1e-5 in Flax and PyTorch, 1e-3 in Keras.
         kernel_axis: the axis of the output channels, if no layer is given.
@@ -58,14 +58,14 @@ def fold_batch_norm(
             the error for an unknown type list them.
         groups: the layer's groups, which PyTorch's transposed convolutions need.
         transpose_kernel: the option of Flax's `ConvTranspose`.
-        equation: "abc,cd->abd", the input, the kernel and the output, for "flax.Einsum",
-            "keras.EinsumDense", and "flax.DenseGeneral" and "flax.LinearGeneral" with more than two
-            axes.
+        equation: the axes of the input, the kernel and the output, such as "abc,cd->abd", for
+            "flax.Einsum", "keras.EinsumDense", and for "flax.DenseGeneral" and "flax.LinearGeneral"
+            with a kernel of more than two axes.
 
     Returns:
-        The kernel in its dtype, and the bias in the dtype of the old bias, or of the kernel if
-        there was no bias, because a wider bias would promote the whole layer. Both are computed in
-        float32 at least and rounded once.
+        The new kernel, in the dtype of the old one, and the new bias, in the dtype of the old bias,
+        or of the kernel if there was no bias, because a wider bias would promote the whole layer.
+        Both are computed in float32 at least and rounded once.
 
     Raises:
         TypeError: a kernel of integers (fold before quantizing), complex statistics for a real
@@ -115,10 +115,10 @@ def fold_batch_norm_into_next(
 ) -> tuple[jax.Array, jax.Array]:
     """Fold a normalization into the layer after it: return the layer's new kernel and bias.
 
-    They are kernel * s along the kernel's input channels and bias + sum(kernel * t), with
-    s = norm_scale / sqrt(var + epsilon) and t = norm_bias - mean * s, since a normalization in
-    evaluation gives x * s + t; the sum is over all axes of the kernel except that of the output
-    channels. The normalization may be `batch_norm`, `ghost_batch_norm`, `batch_renorm` or
+    A normalization in evaluation gives x * s + t, with s = norm_scale / sqrt(var + epsilon) and
+    t = norm_bias - mean * s. The new kernel is kernel * s, along its input channels, and the new
+    bias is bias + sum(kernel * t), where the sum is over all axes of the kernel except that of the
+    output channels. The normalization may be `batch_norm`, `ghost_batch_norm`, `batch_renorm` or
     `standardize_inputs` (centered, without a `clip`). Strides and dilation of the kernel do not
     matter.
 
@@ -126,25 +126,26 @@ def fold_batch_norm_into_next(
     the input itself, and the bias would hold t for the padded positions too. So the layer must have
     no padding, or pad with values of the input ("CIRCULAR", "REFLECT", "REPLICATE"), or have a
     window of one position, for which "SAME" and "CAUSAL" do not pad. In other cases, pad the input
-    of the layer with the value that is normalized to zero, mean - norm_bias * sqrt(var + epsilon) /
+    of the normalization with the value that becomes zero, mean - norm_bias * sqrt(var + epsilon) /
     norm_scale (the mean if there is no norm_bias), give the layer no padding, and fold with
     padding="VALID". If t is zero in every channel, padding="VALID" is right for any padding. A
-    dilation of the input is a padding with zeros too. A transposed convolution sums over different
-    positions of its kernel at each position of its output, so no single bias can hold the sum of
-    t, and folding is an error.
+    dilation of the input is a padding with zeros too. Folding into a transposed convolution is an
+    error: it sums over different positions of its kernel at each position of its output, so no
+    single bias can hold the sum of t.
 
     Args:
         kernel: of any shape, floating or complex, with C input channels.
         bias: the layer's bias, [out]; None if it has none. The bias of "flax.ConvLocal" has the
             positions of the output before the channels. The bias of a layer with an equation has
             the axes that its kernel and its output share, in the output's order.
-        stats: {"mean", "var"}, each [C], as in evaluation; or a fit as from `update_input_stats`,
-            whose features with var + epsilon = 0 are divided by 1, as by `standardize_inputs`.
+        stats: {"mean", "var"}, each [C]: the running statistics that evaluation uses; or a fit as
+            from `update_input_stats`, whose features with var + epsilon = 0 are divided by 1, as in
+            `standardize_inputs`.
         norm_scale, norm_bias: those of the normalization, [C]; None if it has none.
         epsilon: that of the normalization: 1e-5 in Flax and PyTorch, 1e-3 in Keras, by default 0 in
             `standardize_inputs`.
-        kernel_axis, input_axis: the axes of the output channels and of the input channels of a
-            group, if no layer is given; by default the last and the one before it.
+        kernel_axis, input_axis: the axis of the output channels and that of the input channels of
+            a group, if no layer is given; by default the last axis and the one before it.
         layer: the type of the layer, as for `fold_batch_norm`.
         groups: the layer's groups of input channels.
         transpose_kernel: the option of Flax's `ConvTranspose`.
@@ -153,8 +154,9 @@ def fold_batch_norm_into_next(
             a number or a pair for each position axis.
 
     Returns:
-        The kernel in its dtype, and the bias in the dtype of the old bias, or of the kernel if
-        there was no bias. Both are computed in float32 at least and rounded once.
+        The new kernel, in the dtype of the old one, and the new bias, in the dtype of the old bias,
+        or of the kernel if there was no bias. Both are computed in float32 at least and rounded
+        once.
 
     Raises:
         TypeError: a kernel of integers, complex statistics for a real kernel, a padding of another
@@ -285,8 +287,9 @@ def _check_window(layer: _layers.Layer, layout: _layers.Layout, padding: Padding
     if "Transpose" in name:
         raise ValueError(
             f"{name} sums over different positions of its kernel at each position of its output, "
-            "at the border and with strides, so no single bias can hold the shift of a "
-            "normalization before it; keep this normalization, or fold it into a layer before it"
+            "at the border and with strides, so no single bias can hold the shift that a "
+            "normalization before it adds; keep this normalization, or fold it into a layer before "
+            "it"
         )
     if layout.window is None:
         if padding is not None:
@@ -303,11 +306,11 @@ def _check_window(layer: _layers.Layer, layout: _layers.Layout, padding: Padding
     if not _is_exact(padding, layout.window):
         raise ValueError(
             f"padding={padding!r} cannot be folded: the layer pads the normalized input with "
-            "zeros, and after folding it would pad the input of the normalization, where zero is "
-            "another value, so the border would be wrong; pad that input with mean - norm_bias * "
-            "sqrt(var + epsilon) / norm_scale in each channel (the mean if there is no "
-            "norm_bias), which is normalized to zero, give the layer no padding, and fold with "
-            "padding='VALID'"
+            "zeros, but after folding it would pad the input of the normalization, where zero is "
+            "not the same value, so the border would be wrong; pad that input with mean - "
+            "norm_bias * sqrt(var + epsilon) / norm_scale in each channel (the mean if there is no "
+            "norm_bias), which the normalization turns into zero, give the layer no padding, and "
+            "fold with padding='VALID'"
         )
 
 
@@ -317,7 +320,7 @@ def _is_exact(padding: Any, window: Sequence[int]) -> bool:
         known = (*INPUT_PADDINGS, *ZERO_PADDINGS)
         if padding.upper() not in known:
             raise ValueError(
-                f"padding={padding!r} is none of {', '.join(known)} (upper or lower case)"
+                f"padding={padding!r} is not one of {', '.join(known)} (upper or lower case)"
             )
         return padding.upper() in INPUT_PADDINGS or all(size == 1 for size in window)
     try:
@@ -344,7 +347,8 @@ def _check_stats(stats: _states.BatchStats) -> None:
     """Check that the running statistics have the entries that folding needs."""
     if not isinstance(stats, Mapping):
         raise TypeError(
-            f"the running statistics must be a dict with mean and var, got {type(stats).__name__}"
+            "the running statistics must be a dict with mean and var, such as those of batch_norm, "
+            f"got a {type(stats).__name__}"
         )
     if missing := [key for key in ("mean", "var") if key not in stats]:
         raise ValueError(
@@ -367,8 +371,9 @@ def _as_channel_array(
     value = jnp.asarray(value)
     if value.shape != shape:
         raise ValueError(
-            f"{name} has shape {value.shape}, but {needs}, which need {shape}; {cure(value.shape)}"
+            f"{name} has shape {value.shape}, but {needs}, which need shape {shape}; "
+            f"{cure(value.shape)}"
         )
     if jnp.iscomplexobj(value) and jnp.isrealobj(kernel):
-        raise TypeError(f"{name} is {value.dtype}, but the kernel is real; give a real {name}")
+        raise TypeError(f"{name} is {value.dtype}, but the kernel is real; give real numbers")
     return value

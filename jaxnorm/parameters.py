@@ -14,10 +14,10 @@ __all__ = ["weight_decay_mask", "zero_scales"]
 
 
 def weight_decay_mask(params: Any, *, leave_out: Sequence[str] = ("scale", "bias")) -> Any:
-    """The mask for weight decay: True for all parameters except scales and biases.
+    """Make a mask for weight decay: True for all parameters except scales and biases.
 
-    Only the name of a parameter matters, so the biases of dense and convolutional layers are left
-    out too, and embeddings are not.
+    Only the name of a parameter matters: the biases of dense and convolutional layers are left out
+    too, but embeddings are not.
 
     Args:
         params: parameters of Linen (dict or FrozenDict), an NNX state, or any tree with names.
@@ -51,7 +51,11 @@ def zero_scales(params: Any, part: str, *parts: str) -> Any:
 
     Args:
         params: nested dicts of parameters, as Linen's `variables["params"]`, or an NNX state.
-        part, parts: paths of normalizations, or of parts of the model that contain them.
+        part, parts: paths of normalizations, or of parts of the model that contain them; `*` and
+            `?` in a path stand for any characters.
+
+    Returns:
+        A new tree with the structure of `params`.
 
     Raises:
         ValueError: a part without a scale; the message lists the paths of all scales.

@@ -36,14 +36,18 @@ def sync_batch_stats(
     so do the minima and maxima of fits to inputs.
 
     Replicas have equal weights; cumulative statistics (`momentum=None`, or recomputed ones) are
-    weighted by their `count`. The merged counts are sums, so use the merged statistics for
-    evaluation or saving only, and continue training with the statistics before the merge.
+    weighted by their `count`. The merged counts are sums over the replicas, so use the merged
+    statistics only for evaluation or saving, and continue training with those before the merge.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
-        axis_name, axis_index_groups: as for `sync_moments`. To merge statistics with the replicas
-            on a first axis, as `pmap` returns them, use `pmap` again, or `vmap` on one device.
+        axis_name, axis_index_groups: as for `sync_moments`. To merge statistics that have the
+            replicas on a first axis, as `pmap` returns them, call this under `pmap`, or under
+            `vmap` on one device.
+
+    Returns:
+        A tree of the same structure, with the same values on all replicas (of a group).
 
     Raises:
         ValueError: a name that is not mapped, a tree without statistics, statistics narrower than
@@ -70,39 +74,39 @@ def sync_batch_stats(
 def merge_batch_stats(
     trees: Iterable[Any], weights: ArrayLike | Sequence[ArrayLike] | None = None
 ) -> Any:
-    """Merge trees of running statistics: of federated clients, of replicas, of checkpoints.
+    """Merge trees of running statistics, such as those of federated clients or of checkpoints.
 
     With the weights w_i divided by their sum, mean = sum(w_i mean_i) and
-    var = sum(w_i (var_i + |mean_i - mean|^2)): the moments of the mixture. The variance within the
-    trees and the variance between their means are both part of it; an average of the variances
-    would lose the second. `sync_batch_stats` is the same for the devices of a mapped axis.
+    var = sum(w_i (var_i + |mean_i - mean|^2)): the moments of the mixture. The result includes the
+    variance between the means, which an average of the variances would lose. `sync_batch_stats`
+    does the same for the devices of a mapped axis.
 
     Args:
-        trees: trees of one structure, each the statistics of one normalization or nested dicts of
-            them, as Linen's `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
-        weights: a finite number for each tree, 0 or more, not all 0; they need not sum to 1. Only
-            their ratios count; a weight of less than 1e-38 of the largest one counts as 0. None
-            weighs cumulative statistics (`momentum=None`, recomputed ones, fits to inputs) by
-            their `count`, and other statistics equally.
+        trees: trees of the same structure, each the statistics of one normalization or nested dicts
+            of them, as Linen's `variables["batch_stats"]` or `nnx.state(model, nnx.BatchStat)`.
+        weights: a finite number for each tree, 0 or more, not all 0; they need not sum to 1. A
+            weight below 1e-38 times the largest one is taken as 0. With None, cumulative statistics
+            (`momentum=None`, recomputed ones, fits to inputs) are weighted by their `count`, and
+            other statistics equally.
 
     Returns:
-        A tree of the structure, the shapes and the dtypes of the first tree. A `count` is the sum
+        A tree with the structure, the shapes and the dtypes of the first tree. A `count` is the sum
         of the counts, and `steps` is their maximum; `min` and `max` are those of all trees. Other
         entries of statistics (marks, the control processes of `online_norm`) are those of the
         first tree. So are arrays that belong to no statistics; they must be equal in all trees
         (traced arrays are not checked).
 
-    Trees of weight 0, and statistics of count 0 whatever their weight, add nothing to what is
-    merged, even if they hold NaN. A channel to which nothing adds has mean 0 and variance 1.
+    Trees of weight 0, and statistics of count 0 whatever their weight, do not affect the merged
+    statistics, even if they hold NaN. A channel without any others has mean 0 and variance 1.
 
     Raises:
         TypeError: a single tree in place of several; a dict or a set of weights, a weight that is
             not a real number.
         ValueError: no trees, trees that differ in structure, shapes or dtypes (the message has the
-            path), trees without statistics, arrays of no statistics that differ, as the parameters
-            in whole `variables` do, statistics narrower than float32; another number of weights
-            than of trees, a weight that is negative or not finite, weights that are all 0
-            (traced weights are not checked).
+            path), trees without statistics, statistics narrower than float32; other arrays that
+            differ, such as the parameters in whole `variables`; not one weight for each tree, a
+            weight that is negative or not finite, weights that are all 0 (traced weights are not
+            checked).
 
     References:
         Chan, Golub and LeVeque 1983, equations 2.1, with weights in place of counts.
@@ -196,7 +200,7 @@ def _as_weights(weights: Any, number: int) -> jax.Array:
     """The weights of so many trees in one vector, divided by a power of 2 near the largest."""
     if isinstance(weights, Mapping | AbstractSet):
         raise TypeError(
-            f"weights must be a sequence of numbers in the order of the trees, got the "
+            "weights must be a sequence of numbers in the order of the trees, got the "
             f"{type(weights).__name__} {weights!r}; give a list"
         )
     known = hasattr(weights, "tolist") and not _checks.is_traced(weights)
@@ -205,7 +209,7 @@ def _as_weights(weights: Any, number: int) -> jax.Array:
     except TypeError:
         raise TypeError(f"weights must be a sequence of numbers, got {weights!r}") from None
     if len(values) != number:
-        raise ValueError(f"there are {number} trees and {len(values)} weights; give each tree one")
+        raise ValueError(f"got {len(values)} weights for {number} trees; give each tree one weight")
     for place, value in enumerate(values):
         _checks.check_number(f"weights[{place}]", value, 0.0)
     if any(map(_checks.is_traced, values)):
@@ -213,6 +217,6 @@ def _as_weights(weights: Any, number: int) -> jax.Array:
         return jnp.ldexp(stacked, -jnp.frexp(jnp.max(stacked))[1])
     numbers = [float(value) for value in values]  # in float64, whatever dtype JAX has
     if not any(numbers):
-        raise ValueError(f"the weights {values} are all 0; give a tree a weight above 0")
+        raise ValueError(f"the weights {values} are all 0; give at least one tree a weight above 0")
     exponent = math.frexp(max(numbers))[1]
     return jnp.asarray([math.ldexp(number, -exponent) for number in numbers], float)

@@ -31,25 +31,29 @@ _OF_BATCHES = {"mean", "var", "count", "steps", "frozen", "recomputed"}  # fits 
 def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
     """Freeze running statistics: training uses them and does not update them, like evaluation.
 
-    This function marks the statistics of each named normalization by an entry "frozen" without a
-    value, so the tree keeps its leaves. `batch_norm`, `ghost_batch_norm`, `batch_renorm`,
-    `online_norm` and the Linen modules then normalize with these statistics, whatever `train` or
-    `use_running_average` is, and do not update them; `update_input_stats` does not update a marked
-    fit either. The parameters are still trained; to freeze them, use the optimizer. For NNX models
-    use `jaxnorm.nnx.freeze_stats`.
+    This function marks the statistics of each named normalization with an entry "frozen" that has
+    no value, so the leaves of the tree stay the same. `batch_norm`, `ghost_batch_norm`,
+    `batch_renorm`, `online_norm` and the Linen modules then normalize with these statistics and do
+    not update them, whatever `train` or `use_running_average` is; `update_input_stats` does not
+    update a marked fit either. The parameters are still trained; to freeze them, use the optimizer.
+    For NNX models use `jaxnorm.nnx.freeze_stats`.
 
-    A tree does not say which modules its statistics belong to, and Flax's own `BatchNorm` ignores
-    the mark. `jaxnorm.linen.check_marks` finds such modules in a model, and
+    Flax's own `BatchNorm` ignores the mark, and the tree does not show which modules its statistics
+    belong to. `jaxnorm.linen.check_marks` finds such modules in a model, and
     `jaxnorm.linen.BatchNorm` replaces them, with the same arguments and variables.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]`.
-        parts: paths of normalizations, or of parts of the model that contain them; without any,
-            the whole tree.
+        parts: paths of normalizations, or of parts of the model that contain them, such as
+            "encoder/norm" or "block_*" (`*` and `?` stand for any characters); without any, the
+            whole tree.
         frozen: False removes the mark. Remove it before saving a checkpoint that will be restored
             into the variables that `init` makes; a checkpoint with the mark must be restored into
             variables with the same mark.
+
+    Returns:
+        A new tree with the marks, or without them.
 
     Raises:
         TypeError: the state of an NNX model, which ignores the mark.
@@ -74,27 +78,30 @@ def freeze_stats(batch_stats: Any, *parts: str, frozen: bool = True) -> Any:
 
 
 def start_recomputing(batch_stats: Any, *parts: str) -> Any:
-    """Start recomputing running statistics: new ones, beside the old ones, merge all batches.
+    """Start recomputing running statistics: training merges all batches into new ones.
 
-    Until `finish_recomputing`, every training step merges the moments of its batch exactly, within
-    and between batches, weighted by their counts, whatever the momentum is. The old statistics do
-    not change; evaluation and the corrections of batch renormalization use them. After one pass
-    over the data, every layer has the moments of all its inputs, where earlier layers normalized
-    each batch by its own moments ("precise" statistics). During this pass, do not update the
-    parameters.
+    Until `finish_recomputing`, every training step merges the moments of its batch into the new
+    statistics, exactly (within and between batches, weighted by their counts), whatever the
+    momentum is. The old statistics do not change; evaluation and the corrections of batch
+    renormalization use them. Do not update the parameters during the pass over the data. After one
+    pass, each layer has the moments of all inputs that it had in training, where the layers before
+    it normalize each batch by its own moments ("precise" statistics).
 
-    This function adds to the statistics of each named normalization an entry "recomputed" with a
+    This function adds an entry "recomputed" to the statistics of each named normalization, with a
     count, a mean and a variance for each channel, so a jitted step is compiled again. `batch_norm`,
     `ghost_batch_norm`, `batch_renorm` and the Linen modules use the entry; for NNX models use
     `jaxnorm.nnx.start_recomputing`. Flax's own `BatchNorm` ignores it
-    (`jaxnorm.linen.check_marks`). Frozen statistics do not change. Statistics with other entries
-    (fits to inputs) are not marked.
+    (`jaxnorm.linen.check_marks`). Frozen statistics do not change. Fits to inputs, which have other
+    entries, are not marked.
 
     Args:
         batch_stats: the statistics of one normalization, or nested dicts of them, as Linen's
             `variables["batch_stats"]`.
-        parts: paths of normalizations, or of parts of the model that contain them; without any,
-            the whole tree.
+        parts: paths of normalizations, or of parts of the model that contain them, as for
+            `freeze_stats`; without any, the whole tree.
+
+    Returns:
+        A new tree with the entries.
 
     Raises:
         TypeError: the state of an NNX model.
@@ -128,13 +135,16 @@ def start_recomputing(batch_stats: Any, *parts: str) -> Any:
 def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
     """Replace the running statistics by the recomputed ones, and remove the entry "recomputed".
 
-    Statistics with a count of 0 are not replaced, and a warning names them if the counts are known
-    (not under `jit`). The `steps` of batch renormalization do not change.
+    Statistics with a count of 0 are not replaced; outside `jit`, a warning names them. The `steps`
+    of batch renormalization do not change.
 
     Args:
         batch_stats: the result of `start_recomputing`, after any number of training steps.
         parts: paths of normalizations that are being recomputed, or of parts of the model that
-            contain them; without any, the whole tree.
+            contain them, as for `freeze_stats`; without any, the whole tree.
+
+    Returns:
+        A new tree with the recomputed statistics in place of the old ones.
 
     Raises:
         TypeError: the state of an NNX model.
@@ -153,16 +163,19 @@ def finish_recomputing(batch_stats: Any, *parts: str) -> Any:
 def finish_accumulating(batch_stats: Any, *parts: str, momentum: ArrayLike | None = 0.99) -> Any:
     """Update the running statistics once, exactly, after a step of several micro-batches.
 
-    new = momentum * old + (1 - momentum) * merged, where merged are the moments of all
+    new = momentum * old + (1 - momentum) * merged, where merged is the mean or the variance of all
     micro-batches since `start_recomputing`, as of one large batch. The `steps` of batch
-    renormalization grow by one. Statistics with a count of 0 are not updated, with a warning as in
-    `finish_recomputing`.
+    renormalization grow by one. Statistics with a count of 0 are not updated; outside `jit`, a
+    warning names them.
 
     Args:
         batch_stats: the result of `start_recomputing`, after the micro-batches of a step.
         parts: paths of normalizations that are being recomputed, or of parts of the model that
-            contain them; without any, the whole tree.
+            contain them, as for `freeze_stats`; without any, the whole tree.
         momentum: the weight of the old value, as for the normalizations; None merges exactly.
+
+    Returns:
+        A new tree with the updated statistics, without the entries "recomputed".
 
     Raises:
         TypeError: the state of an NNX model.

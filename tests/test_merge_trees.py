@@ -321,7 +321,7 @@ def test_errors_say_what_was_given():
     with pytest.raises(TypeError, match=r"sequence of trees, got one dict with the keys .'mean'"):
         jn.merge_batch_stats(batch)
     for weights, error, words in (
-        ([1], ValueError, "2 trees and 1 weights"),
+        ([1], ValueError, "1 weights for 2 trees"),
         ([1, -1], ValueError, r"weights\[1\]=-1 must be a number >= 0"),
         (np.array([np.nan, 1]), ValueError, r"weights\[0\]=nan"),
         ([1, np.inf], ValueError, r"weights\[1\]=inf"),
