@@ -125,7 +125,7 @@ def at_two_places(output, gains, **changes):
 def test_every_place_is_tuned_and_compared(tmp_path):
     asked, points = at_two_places(tmp_path, (1.0, 4.0))
     ten, twenty = compare(asked, points)
-    assert (ten.place, twenty.place) == ("10", "20")
+    assert (ten.place, twenty.place) == ("hidden 10", "hidden 20")
     np.testing.assert_allclose(ten.d, [1.0] * 8)
     np.testing.assert_allclose(twenty.d, [4.0] * 8)
     assert (ten.tuned, ten.open_because) == (False, "0 of 8 fresh seeds of both arms are there")
@@ -135,7 +135,7 @@ def test_places_that_one_arm_lacks_are_left_out(tmp_path):
     asked, points = at_two_places(tmp_path, (1.0, 4.0))
     kept = [p for p in points if p.values["norm"] != "none" or p is points[1]]
     [result] = compare(asked, kept)
-    assert result.place == "10"
+    assert result.place == "hidden 10"
     np.testing.assert_allclose(result.d, [1.0] * 8)
 
 

@@ -287,17 +287,18 @@ def test_a_study_at_several_places_has_a_verdict_for_each(root):
     keep_entry(root / STUDIES, entry("worse", places))
     texts = published(root, [OmegaConf.create(study("worse"))])
     page, readme = texts[root / "docs" / "studies.md"], texts[root / "README.md"]
-    words = "0: does not hold, no difference<br>12: holds<br>16: holds"
+    names = ["batch size 0", "batch size 12", "batch size 16"]
+    words = f"{names[0]}: does not hold, no difference<br>{names[1]}: holds<br>{names[2]}: holds"
     assert f"| **does not hold**<br>{words} |" in page
     mean = sum(place.mean for place in places) / 3
     assert f"- verdict: **does not hold**: mean of 3 places {mean:+.2f} points\n" in page
-    assert "\n- 16: holds: 91.0 % against 90.0 %, mean +1.0" in page
+    assert "\n- batch size 16: holds: 91.0 % against 90.0 %, mean +1.0" in page
     assert page.count("the best of 3 trials") == 6
     [row] = [line for line in readme.splitlines() if line.startswith("| [")]
     _, verdict, measured, _ = row.split(" | ")
     assert verdict == "**does not hold**"
     of_places = measured.split("<br>")
-    assert [text.partition(":")[0] for text in of_places] == ["0", "12", "16"]
+    assert [text.partition(":")[0] for text in of_places] == names
     assert of_places[0].endswith(" points): does not hold, no difference")
     assert all(text.endswith(" points): holds") for text in of_places[1:])
     assert measured.count(" % against 90.0 % (") == 3

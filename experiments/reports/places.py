@@ -20,7 +20,7 @@ from experiments.launch.contrast import arms_of, form_problems
 from experiments.launch.selection import overridden, picks
 from experiments.reports.arms import TUNING_SEEDS, Tuned, tune
 from experiments.reports.metrics import Metric
-from experiments.reports.results import Point, distinct, value_label, values_at
+from experiments.reports.results import Point, distinct, named_value, value_label, values_at
 
 SIGNIFICANCE = 0.05
 CONTRASTS = 48  # the level of an interval is corrected for this number of contrasts
@@ -85,7 +85,7 @@ def _where(
         for a, b in itertools.product(of_a, of_b):
             if all(any(picks(arm, p.values) for p in own) for arm in (a, b)):
                 found = True
-                words = [*map(value_label, values)]
+                words = [named_value(*pair) for pair in zip(contrast.each, values, strict=True)]
                 if len(of_a) > 1:
                     words.append(_words(a))
                 if len(of_b) > 1:

@@ -170,14 +170,15 @@ def value_label(value: Any) -> str:
     return str(value).lower() if value is None else str(value).replace("_", " ")
 
 
+def named_value(key: str, value: Any) -> str:
+    """Return a text as it is, and another value with its key, such as "learning rate 0.1"."""
+    text = value_label(value)
+    return text if isinstance(value, str) else f"{key_label(key)} {text}"
+
+
 def label(point: Point, keys: Sequence[str]) -> str:
     """Return a label that distinguishes a run in its study."""
-    words = []
-    for key in keys:
-        value = value_label(point.values.get(key))
-        words.append(
-            value if isinstance(point.values.get(key), str) else f"{key_label(key)} {value}"
-        )
+    words = [named_value(key, point.values.get(key)) for key in keys]
     return ", ".join(words) or point.directory.name
 
 
