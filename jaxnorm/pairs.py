@@ -38,8 +38,12 @@ Inner = Callable[..., Any]
 Interceptor = Callable[[str, Any, Inner, Sequence[Any], Mapping[str, Any]], Any]
 
 
-def record_calls(run: Callable[[Interceptor], Any]) -> list[Call]:
-    """Record every call of a module in an abstract evaluation, inner calls before outer calls."""
+def record_calls(run: Callable[..., Any], *variables: Any) -> list[Call]:
+    """Record every call of a module in an abstract evaluation, inner calls before outer calls.
+
+    Args:
+        run: a function of the variables and an interceptor.
+    """
     calls: list[Call] = []
 
     def record(
@@ -50,7 +54,7 @@ def record_calls(run: Callable[[Interceptor], Any]) -> list[Call]:
         calls.append(Call(path, module, first, tuple(rest), output))
         return output
 
-    jax.eval_shape(lambda: run(record))
+    jax.eval_shape(lambda *given: run(*given, record), *variables)
     return calls
 
 

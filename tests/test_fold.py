@@ -741,6 +741,28 @@ def test_integers_that_an_input_normalization_made_floating(center):
     alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
 
 
+class Counting(nnx.Module):
+    """Counts its calls, also in evaluation."""
+
+    def __init__(self):
+        self.dense = nnx.Linear(4, 2, rngs=nnx.Rngs(KEY))
+        self.norm = jnnx.BatchNorm(2, rngs=nnx.Rngs(KEY))
+        self.calls = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, x):
+        self.calls[...] += 1
+        return self.norm(self.dense(x))
+
+
+def test_an_nnx_model_that_changes_a_variable_in_evaluation():
+    model = Counting()
+    model(IMAGES)
+    folded = jnnx.fold(model, {"dense": "norm"}, IMAGES)
+    assert (int(model.calls[...]), int(folded.calls[...])) == (1, 1)
+    model.eval()
+    alike(folded(IMAGES), model(IMAGES), ulps=64)
+
+
 class NnxNext(nnx.Module):
     """Normalizations of NNX, each before a layer, and one after."""
 

@@ -82,7 +82,7 @@ def fold(
     def run(variables: Any, interceptor: _pairs.Interceptor | None = None) -> Any:
         return _apply(model, variables, args, options, interceptor)
 
-    calls = _pairs.record_calls(lambda interceptor: run(variables, interceptor))
+    calls = _pairs.record_calls(run, variables)
     found = _pairs.find_pairs(pairs, calls, _FOLDABLE)
     folded = _folded(variables, found)
 

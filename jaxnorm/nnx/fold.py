@@ -102,7 +102,7 @@ def fold(
         with _intercepted(copy, interceptor):
             return copy(*args, **options)
 
-    calls = _pairs.record_calls(lambda interceptor: run(*unfolded, interceptor))
+    calls = _pairs.record_calls(partial(run, unfolded[0]), unfolded[1])
     found = _pairs.find_pairs(pairs, calls, (nnx.BatchNorm, BatchNorm, StandardizeInputs))
     for pair in found:
         _fold_pair(folded, pair)
