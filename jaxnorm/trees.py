@@ -221,12 +221,12 @@ def saw_nothing(stats: Mapping[str, Any]) -> bool:
 
 
 def warn_of_nothing_seen(paths: Iterable[Sequence[Any]]) -> None:
-    """Warn of statistics that do not change because their recomputed count is 0."""
+    """Warn of statistics that are not replaced because their recomputed count is 0."""
     if names := [joined(path) for path in paths]:
         where = f" at {names}" if any(names) else ""
         warnings.warn(
-            f"nothing was counted since start_recomputing{where}, so the statistics do not "
-            "change: the model ran in evaluation, or did not run, or a normalization ignores the "
+            f"nothing was counted since start_recomputing{where}, so the statistics are not "
+            "replaced: the model ran in evaluation, or did not run, or a normalization ignores the "
             "mark, such as Flax's own BatchNorm (jaxnorm's BatchNorm replaces it, with the same "
             "arguments and variables)",
             stacklevel=4,
