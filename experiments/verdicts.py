@@ -21,7 +21,7 @@ from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR
 from experiments.list import OUTPUT_HELP, output_of
 from experiments.report import claimed
-from experiments.reports.markdown import short_table, studies_page
+from experiments.reports.markdown import studies_page, verdict_table
 from experiments.reports.strip import strip
 from experiments.reports.verdicts import (
     KEPT,
@@ -79,7 +79,7 @@ def published(root: Path, studies: Sequence[DictConfig]) -> dict[Path, str]:
         if entry.name in kept and path.exists():
             texts[path] = _opened(path, entry, verdicts[entry.name])
     readme, page = root / "README.md", root / "docs" / "studies.md"
-    texts[readme] = _filled(readme, short_table(entries, verdicts))
+    texts[readme] = _filled(readme, verdict_table(entries, verdicts))
     texts[page] = _filled(page, studies_page(entries, verdicts))
     return texts
 

@@ -1,4 +1,4 @@
-"""The verdicts as Markdown: a short table for the README, and a page with all of each study."""
+"""The verdicts as Markdown: a table for the README, and a page with all of each study."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,45 +19,41 @@ from experiments.reports.verdicts import (
     Entry,
     Judged,
     Verdict,
-    delta_text,
     figure_title,
     levels_text,
     place_text,
     verdict_text,
 )
 
-HEAD = (
-    "study",
-    "claim",
-    "verdict",
-    "a against b",
-    "difference (95 % interval, not corrected)",
-    "figure",
-)
-SHORT_HEAD = ("claim", "verdict", "measured", "model and data")
+HEAD = ("claim", "verdict", "measured", "model and data")
 WORDS = (HOLDS, DOES_NOT_HOLD, CANNOT_TELL, OPEN, NOT_RUN)
-FIGURE_WIDTH = 260
 COUNTED = "†"
 LEGEND = f"{COUNTED}: seeds of an arm diverged or missed their target; its section says how many."
 LINE = "<br>"
 REPEATED = re.compile(r"\b(\w+)(,\1\b){3,}")
 
 
-def short_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
-    """Return the number of each verdict, and a table of the claims that ran, by verdict."""
+def verdict_table(
+    entries: Sequence[Entry], verdicts: Mapping[str, Verdict], page: str = "docs/studies.md"
+) -> str:
+    """Return the number of each verdict, and a table of the claims that ran, by verdict.
+
+    Args:
+        page: the path of the page with the sections; "" if the table is on this page.
+    """
     ran = [entry for entry in entries if entry.open_because != NOT_RUN]
     grouped = sorted(ran, key=lambda one: WORDS.index(_word(one, verdicts[one.name])))
-    rows = [_short_row(entry, verdicts[entry.name]) for entry in grouped]
-    return _table(_counts(entries, verdicts), SHORT_HEAD, rows)
+    rows = [HEAD, ["---"] * len(HEAD), *(_row(each, verdicts[each.name], page) for each in grouped)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    marked = any(COUNTED in line for line in lines)
+    return "\n".join([_counts(entries, verdicts), "", *lines, *(["", LEGEND] if marked else [])])
 
 
-def _short_row(entry: Entry, judged: Verdict) -> list[str]:
-    claim = f"[{_cell(entry.claim or entry.name)}](docs/studies.md#{entry.name})"
-    pairs = list(zip(entry.places, judged.places, strict=False))
+def _row(entry: Entry, judged: Verdict, page: str) -> list[str]:
+    claim = f"[{_cell(entry.claim or entry.name)}]({page}#{entry.name})"
+    word, words = _verdict(entry, judged)
     measured = [compared.at_place(_measured(compared)) for compared in entry.places]
-    word, _, of_places = _verdict(entry, judged).partition(LINE)
-    if of_places:
-        words = [_place_word(compared, each) for compared, each in pairs]
+    if words:
         measured = [f"{text}: {said}" for text, said in zip(measured, words, strict=True)]
     return [claim, word, LINE.join(measured), _cell(entry.setting)]
 
@@ -65,18 +61,6 @@ def _short_row(entry: Entry, judged: Verdict) -> list[str]:
 def _measured(compared: Comparison) -> str:
     """Return both levels and the difference, such as "84.1 % against 82.9 % (+1.2 points)"."""
     return f"{levels_text(compared)} ({compared.text(compared.mean)})"
-
-
-def verdict_table(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
-    """Return the number of each verdict, and a table with all of each study."""
-    rows = [_row(entry, verdicts[entry.name]) for entry in entries]
-    return _table(_counts(entries, verdicts), HEAD, rows)
-
-
-def _table(counts: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    marked = any(COUNTED in line for line in lines)
-    return "\n".join([counts, "", *lines, *(["", LEGEND] if marked else [])])
 
 
 def _counts(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
@@ -89,60 +73,20 @@ def _word(entry: Entry, judged: Verdict) -> str:
     return NOT_RUN if entry.open_because == NOT_RUN else judged.word
 
 
-def _row(entry: Entry, judged: Verdict) -> list[str]:
-    study = f"[{entry.name}](studies.md#{entry.name})"
-    claim = _cell(f"{entry.claim or ''} ({entry.source})" if entry.source else entry.claim or "")
-    if not entry.places:
-        return [study, claim, _verdict(entry, judged), "", "", ""]
-    title = figure_title(entry.places)
-    figure = f'<img src="studies/{entry.name}.svg" width="{FIGURE_WIDTH}" alt="{title}">'
-    first = entry.places[0]
-    arms = LINE.join(compared.at_place(_arms(compared)) for compared in entry.places)
-    effects = LINE.join(compared.at_place(_effect(compared)) for compared in entry.places)
-    return [
-        study,
-        claim,
-        _verdict(entry, judged),
-        _cell(f"{arms}; {first.metric}"),
-        f"{effects}; {_delta(first)}",
-        figure,
-    ]
-
-
-def _effect(compared: Comparison) -> str:
-    low, high = (compared.text(bound).split()[0] for bound in compared.interval95)
-    return f"**{compared.text(compared.mean)}** ({low} to {high})"
-
-
-def _delta(compared: Comparison) -> str:
-    words = {"equal": "equal within", "at_least": "at least b less"}
-    return f"{words.get(compared.direction, 'delta')} {delta_text(compared)}"
-
-
-def _verdict(entry: Entry, judged: Verdict) -> str:
-    """Return the verdict on the claim, and below it those of its places if they differ."""
+def _verdict(entry: Entry, judged: Verdict) -> tuple[str, list[str]]:
+    """Return the verdict on the claim, and those of its places if they differ."""
     word = f"**{_word(entry, judged)}**"
-    pairs = list(zip(entry.places, judged.places, strict=False))
-    if not pairs:
-        return word
+    words = [_place_word(*pair) for pair in zip(entry.places, judged.places, strict=False)]
     mark = f" {COUNTED}" if any(compared.remarks for compared in entry.places) else ""
-    if len({_place_word(compared, each) for compared, each in pairs}) == 1:
-        beside = note(pairs[0][0], judged.word)
-        return f"{word}{f', {beside}' if beside else ''}{mark}"
-    lines = [compared.at_place(_place_word(compared, each)) for compared, each in pairs]
-    return f"{word}{mark}{LINE}{LINE.join(lines)}"
+    if len(set(words)) > 1:
+        return f"{word}{mark}", words
+    beside = note(entry.places[0], judged.word) if words else ""
+    return f"{word}{f', {beside}' if beside else ''}{mark}", []
 
 
 def _place_word(compared: Comparison, judged: Judged) -> str:
     beside = note(compared, judged.word)
     return f"{judged.word}{f', {beside}' if beside else ''}"
-
-
-def _arms(compared: Comparison) -> str:
-    return " against ".join(
-        f"`{_shortened(arm.overrides)}`{f' ({arm.chosen})' if len(arm.trials) > 1 else ''}"
-        for arm in (compared.a, compared.b)
-    )
 
 
 def _shortened(overrides: str) -> str:
@@ -153,7 +97,7 @@ def _shortened(overrides: str) -> str:
 def studies_page(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
     """Return the table, the rule and a section for each study."""
     sections = [_section(entry, verdicts[entry.name]) for entry in entries]
-    return "\n\n".join([verdict_table(entries, verdicts), "## The rule", *RULE, *sections])
+    return "\n\n".join([verdict_table(entries, verdicts, ""), "## The rule", *RULE, *sections])
 
 
 def _section(entry: Entry, judged: Verdict) -> str:
