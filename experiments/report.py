@@ -158,7 +158,7 @@ def _compared(study: StudyConfig, points: Sequence[Point]) -> Sequence[Point]:
     """Return the runs that the contrast compares; all if there is no contrast."""
     if study.contrast is None:
         return points
-    arms = itertools.chain(*arms_of(study.contrast))
+    arms = [*itertools.chain(*arms_of(study.contrast))]
     return [p for p in points if any(picks(arm, p.values) for arm in arms)]
 
 

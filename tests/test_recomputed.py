@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "docs" / "studies").glob("*.json"))
 FAMILY = sorted((ROOT / "configs" / "study").glob("*.yaml"))
 LEVEL = 0.05 / 48
+MODELS = ("mlp", "cnn", "resnet", "lstm", "gru", "transformer")
 
 
 def read(path):
@@ -110,6 +111,16 @@ def test_the_page_has_the_verdict_that_follows_from_the_seeds(path, judged):
     readme = (ROOT / "README.md").read_text()
     [row] = [line for line in readme.splitlines() if f"studies.md#{path.stem})" in line]
     assert f"| **{verdict}**" in row
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_setting_names_models_and_data(path):
+    models, data = read(path)["setting"].split(" on ")
+    assert models
+    assert data
+    for place in read(path)["places"]:
+        first = place["place"].partition(",")[0]
+        assert first not in MODELS or first in re.split(", | and ", models)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,20 @@ from scipy import stats
 from experiments.config import Contrast, StudyConfig, register_schemas
 from experiments.errors import ConfigError
 from experiments.launch.study import CONFIG_DIR, grid
+from experiments.report import _compared as compared
+from experiments.report import _setting as setting
 from experiments.report import changes, family, report, report_all, studies, write_report
 from experiments.reports import page
 from experiments.reports.comparison import Comparison
 from experiments.reports.metrics import metric
-from experiments.reports.results import collect, label, shortfalls, swept_keys, value_label
+from experiments.reports.results import (
+    Point,
+    collect,
+    label,
+    shortfalls,
+    swept_keys,
+    value_label,
+)
 from experiments.reports.table import study_table
 from experiments.runs.directory import run_directory
 
@@ -344,3 +354,21 @@ def test_what_a_report_needs_is_told(tmp_path, overrides):
 def test_text_of_a_configuration_is_never_markup(tmp_path):
     assert "&lt;b&gt;" in page.table(["<b>"], [["<b>"]])
     assert not re.search("<b>", page.table(["<b>"], [["<b>"]]) + page.terms([("<b>", "<b>")]))
+
+
+def test_the_setting_names_the_models_and_data_of_all_runs_of_both_arms():
+    runs = [
+        ("none", "mlp", "digits"),
+        ("layer", "cnn", "letters"),
+        ("rms", "lstm", "digits"),
+        ("batch", "gru", "digits"),
+    ]
+    points = [
+        Point(None, Path(), {"norm": norm, "model": model, "data": data}, {})
+        for norm, model, data in runs
+    ]
+    contrast = Contrast(
+        "norm=layer or norm=rms", "norm=batch", "test_accuracy", "greater", 1.0, "points"
+    )
+    study = StudyConfig(name="one", contrast=contrast)
+    assert setting(compared(study, points)) == "cnn, lstm and gru on letters and digits"
