@@ -10,7 +10,6 @@ verdict does not change.
 """
 
 import argparse
-import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -158,8 +157,8 @@ def _compared(study: StudyConfig, points: Sequence[Point]) -> Sequence[Point]:
     """Return the runs that the contrast compares; all if there is no contrast."""
     if study.contrast is None:
         return points
-    arms = [*itertools.chain(*arms_of(study.contrast))]
-    return [p for p in points if any(picks(arm, p.values) for arm in arms)]
+    of_a, of_b = arms_of(study.contrast)
+    return [p for p in points if any(picks(arm, p.values) for arm in (*of_a, *of_b))]
 
 
 def _setting(points: Sequence[Point]) -> str:

@@ -38,7 +38,7 @@ Inner = Callable[..., Any]
 Interceptor = Callable[[str, Any, Inner, Sequence[Any], Mapping[str, Any]], Any]
 
 
-def record_calls(run: Callable[..., Any], *variables: Any) -> list[Call]:
+def record_calls(run: Callable[[Any, Interceptor], Any], variables: Any) -> list[Call]:
     """Record every call of a module in an abstract evaluation, inner calls before outer calls.
 
     Args:
@@ -54,7 +54,7 @@ def record_calls(run: Callable[..., Any], *variables: Any) -> list[Call]:
         calls.append(Call(path, module, first, tuple(rest), output))
         return output
 
-    jax.eval_shape(lambda *given: run(*given, record), *variables)
+    jax.eval_shape(lambda given: run(given, record), variables)
     return calls
 
 

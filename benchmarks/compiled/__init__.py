@@ -2,7 +2,5 @@
 
 PLATFORMS = {"gpu": "H100", "tpu": "TPU v5e"}
 LIBRARIES = ("jaxnorm", "Flax")
-FLOOR = {
-    "forward": 2,
-    "both": 5,
-}  # the fewest: the input and the output; then two read, one written
+# The fewest streams: the input and the output; for both passes also two are read and one written.
+FLOOR = {"forward": 2, "both": 5}

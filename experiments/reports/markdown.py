@@ -19,6 +19,7 @@ from experiments.reports.verdicts import (
     Entry,
     Judged,
     Verdict,
+    counts_text,
     figure_title,
     levels_text,
     place_text,
@@ -64,9 +65,8 @@ def _measured(compared: Comparison) -> str:
 
 
 def _counts(entries: Sequence[Entry], verdicts: Mapping[str, Verdict]) -> str:
-    words = [_word(entry, verdicts[entry.name]) for entry in entries]
-    counts = ", ".join(f"{word} {words.count(word)}" for word in WORDS if word in words)
-    return f"Verdicts of {len(entries)} claims: {counts or 'none'}."
+    words = sorted((_word(one, verdicts[one.name]) for one in entries), key=WORDS.index)
+    return f"Verdicts of {len(entries)} claims: {counts_text(words) or 'none'}."
 
 
 def _word(entry: Entry, judged: Verdict) -> str:

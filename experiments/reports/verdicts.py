@@ -340,7 +340,11 @@ def rule() -> str:
     return "".join(f"<p>{escape(text)}</p>" for text in RULE)
 
 
+def counts_text(words: Sequence[str]) -> str:
+    """Return how often each verdict occurs, in the order of the words: "holds 2, open 1"."""
+    return ", ".join(f"{word} {words.count(word)}" for word in dict.fromkeys(words))
+
+
 def _counts(verdicts: dict[str, Verdict]) -> str:
-    words = [judged.word for judged in verdicts.values()]
-    counts = ", ".join(f"{word} {words.count(word)}" for word in dict.fromkeys(words))
+    counts = counts_text([judged.word for judged in verdicts.values()])
     return f"Claims: {counts}." if counts else "No study has a primary contrast."
