@@ -11,18 +11,19 @@ from scipy import stats
 from experiments.errors import ConfigError
 from experiments.launch.contrast import DIRECTIONS
 from experiments.reports import comparison
-from experiments.reports.comparison import (
+from experiments.reports.comparison import compare
+from experiments.reports.metrics import metric
+from experiments.reports.results import collect
+from experiments.reports.rule import (
     CANNOT_TELL,
     DOES_NOT_HOLD,
     HOLDS,
     OPEN,
-    compare,
+    adjusted,
+    fresh_seeds,
     overall,
-    verdict,
+    p_value,
 )
-from experiments.reports.metrics import metric
-from experiments.reports.places import fresh_seeds
-from experiments.reports.results import collect
 from experiments.reports.verdicts import Entry, judge, verdict_text
 
 NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2, 0.25, -0.25])  # points, of mean 0
@@ -92,7 +93,7 @@ def test_the_fresh_seeds_are_eight_to_sixty_four():
 )
 def test_the_words_of_a_claim_of_more(tmp_path, gain, spread, word, note):
     result = compared(tmp_path, gain, spread * NOISE)
-    assert verdict(result, result.p) == word
+    assert result.verdict(result.p) == word
     assert comparison.note(result, word) == note
 
 
@@ -102,7 +103,7 @@ def test_the_words_of_a_claim_of_more(tmp_path, gain, spread, word, note):
 )
 def test_the_words_of_a_claim_of_equality(tmp_path, gain, spread, word):
     result = compared(tmp_path, gain, spread * NOISE, direction="equal")
-    assert verdict(result, result.p) == word
+    assert result.verdict(result.p) == word
     assert comparison.note(result, word) == ""
 
 
@@ -113,7 +114,7 @@ def test_the_words_of_a_claim_of_equality(tmp_path, gain, spread, word):
 def test_the_words_of_a_claim_of_no_loss(tmp_path, gain, spread, word):
     result = compared(tmp_path, gain, spread * NOISE, direction="at_least")
     np.testing.assert_allclose(result.p, stats.ttest_1samp(result.d, -0.5).pvalue)
-    assert verdict(result, result.p) == word
+    assert result.verdict(result.p) == word
     assert comparison.note(result, word) == ""
 
 
@@ -121,12 +122,12 @@ def test_equality_is_two_one_sided_tests():
     d = 0.1 + NOISE
     above = stats.ttest_1samp(d, -0.5, alternative="greater").pvalue
     below = stats.ttest_1samp(d, 0.5, alternative="less").pvalue
-    np.testing.assert_allclose(comparison.p_value(d, [-0.5, 0.5]), max(above, below))
+    np.testing.assert_allclose(p_value(d, [-0.5, 0.5]), max(above, below))
 
 
 @pytest.mark.long
 def test_a_correction_for_others_can_take_a_verdict_away(tmp_path):
-    result = compared(tmp_path, 0.65)
+    result = compared(tmp_path, 0.65).earlier
     assert 0.017 < result.p < 0.05
     alone = reported("one", [result])
     judged = judge([alone], ["one"])["one"]
@@ -178,8 +179,8 @@ def test_a_claim_is_of_all_its_places():
 
 
 def test_the_correction_is_holms():
-    np.testing.assert_allclose(comparison.adjusted([0.01, 0.04, 0.02]), [0.03, 0.04, 0.04])
-    assert comparison.adjusted([]) == []
+    np.testing.assert_allclose(adjusted([0.01, 0.04, 0.02]), [0.03, 0.04, 0.04])
+    assert adjusted([]) == []
 
 
 @pytest.mark.long
@@ -189,6 +190,55 @@ def test_a_study_without_enough_seeds_is_open(tmp_path):
     assert reason == "1 seeds of both arms are finished, and a comparison needs two"
     entries = [reported("waiting", [], reason), reported("plain", [])]
     assert judge(entries, ["waiting"]) == {"waiting": (OPEN, [], 1)}
+
+
+def staged(output, second, third=None, spread=1):
+    """Compare arms of one difference in the second stage and another one in the third."""
+    n, most = fresh_seeds(spread * float(np.std(NOISE, ddof=1)), 0.5), 8 + 2 * 64
+    d = second + spread * np.tile(NOISE, 17)
+    if third is not None:
+        d[8 + n :] += third - second
+    number = 8 + n if third is None else most
+    configs = [arm(output, "batch", 60 + d[:number]), arm(output, "none", np.full(number, 60.0))]
+    return one(contrast(), configs), n, d
+
+
+def test_a_second_stage_that_cannot_tell_calls_for_a_third(tmp_path):
+    result, n, d = staged(tmp_path, 0.6)
+    assert result.open_because.startswith("0 of ")
+    asked = int(result.open_because.split()[2])
+    second = d[8 : 8 + n]
+    distance = np.mean(second) - 0.5
+
+    def half_width(number):
+        return stats.t.isf(0.05 / 48 / 2, number - 1) * np.std(second, ddof=1) / np.sqrt(number)
+
+    assert 8 < asked <= 64
+    assert asked == 64 or half_width(asked) <= distance / 2
+    assert half_width(asked - 1) > distance / 2
+    assert result.earlier is None
+    assert result.seeds == list(range(8, 8 + n))
+
+
+def test_the_third_stage_alone_decides_and_both_are_corrected_for(tmp_path):
+    result, n, d = staged(tmp_path, 0.55, 0.9)
+    assert result.open_because is None
+    assert result.seeds == list(range(8 + n, 8 + n + len(result.seeds)))
+    np.testing.assert_allclose(result.d, d[8 + n : 8 + n + len(result.seeds)])
+    assert result.earlier.seeds == list(range(8, 8 + n))
+    np.testing.assert_allclose(result.earlier.d, d[8 : 8 + n])
+    judged = judge([reported("one", [result])], ["one", "two"])["one"]
+    assert (judged.word, judged.family) == (HOLDS, 3)
+    assert judged.places[0].p == pytest.approx(3 * result.p)
+    assert "before" not in verdict_text(reported("one", [result]), judged)
+
+
+def test_a_second_stage_that_decides_is_the_last(tmp_path):
+    for gain in (2.0, -2.0):
+        result, n, _ = staged(tmp_path / str(gain), gain)
+        assert (result.open_because, result.earlier, len(result.seeds)) == (None, None, n)
+    result, n, _ = staged(tmp_path / "most", 0.55, spread=20)
+    assert (result.open_because, result.earlier, n) == (None, None, 64)
 
 
 def test_several_arms_b_are_compared_one_by_one(tmp_path):
@@ -210,7 +260,7 @@ def test_divergence_counts_as_chance_and_is_counted(tmp_path):
     result = one(contrast(), configs)
     assert result.d == pytest.approx([80.0] * 8)
     assert result.remarks == ["norm=none: 8 of 8 seeds diverged."]
-    assert (result.p, verdict(result, result.p)) == (0.0, HOLDS)  # no spread at all
+    assert (result.p, result.verdict(result.p)) == (0.0, HOLDS)  # no spread at all
 
 
 def test_seeds_that_miss_a_training_loss_are_counted(tmp_path):

@@ -12,8 +12,8 @@ from experiments.errors import ConfigError
 from experiments.launch import stages
 from experiments.launch.stages import EXTENSIONS, next_value
 from experiments.reports.comparison import compare
-from experiments.reports.places import fresh_seeds
 from experiments.reports.results import collect
+from experiments.reports.rule import fresh_seeds
 from experiments.runs.directory import run_directory
 
 RATE = "optimizer.learning_rate"

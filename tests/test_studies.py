@@ -21,8 +21,9 @@ from experiments.launch.study import CONFIG_DIR, composed, fallback, grid
 from experiments.report import changes, claimed, studies
 from experiments.reports.arms import TUNING_SEEDS
 from experiments.reports.metrics import Metric
-from experiments.reports.places import CONTRASTS, places
+from experiments.reports.places import places
 from experiments.reports.results import Point, values_of
+from experiments.reports.rule import CONTRASTS
 
 FILES = sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))
 

@@ -17,8 +17,8 @@ from experiments.config import Contrast
 from experiments.errors import ConfigError
 from experiments.report import claimed
 from experiments.reports.comparison import compare
-from experiments.reports.places import fresh_seeds
 from experiments.reports.results import collect
+from experiments.reports.rule import fresh_seeds
 from experiments.reports.strip import strip
 from experiments.reports.verdicts import KEPT, RULE, Entry, keep_entry, refresh, write_entry
 from experiments.verdicts import BEGIN, END, ROOT, STUDIES, keep, published

@@ -3,7 +3,8 @@
 The first stage is the grid of the study with `TUNING_SEEDS` seeds. If an arm chooses the end of a
 grid of numbers, both arms get the next value beyond it, at most `EXTENSIONS` times at each end. A
 metric that is a range of values, such as the highest rate that trains, is extended in the same way
-and then bisected to an eighth of a decade. The second stage is fresh seeds of the chosen runs.
+and then bisected to an eighth of a decade. The second stage is fresh seeds of the chosen runs, and
+so is the third, if the second decides nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ def planned(configs: Sequence[Config]) -> list[Point]:
             break
         added = _by_run(c for place in found for c in _next(place, measured, stated))
         if added.keys() <= points.keys():
-            added = _second_stage(found)
+            added = _fresh(found)
         changed = {
             name: config
             for name, config in added.items()
@@ -160,13 +161,14 @@ def _with_value(config: Config, key: str, value: float) -> Config:
     return replace(config, **{group: whole})
 
 
-def _second_stage(found: Sequence[Place]) -> dict[str, Config]:
+def _fresh(found: Sequence[Place]) -> dict[str, Config]:
     """Return the chosen runs with their fresh seeds."""
     wanted: dict[str, Config] = {}
     for place in found:
-        seeds = TUNING_SEEDS + place.wanted
         for point in (*place.a.best, *place.b.best):
             name = point.directory.name
-            most = max(seeds, wanted[name].seeds if name in wanted else point.config.seeds)
+            most = max(
+                place.last.stop, wanted[name].seeds if name in wanted else point.config.seeds
+            )
             wanted[name] = replace(point.config, seeds=most)
     return wanted

@@ -1,23 +1,15 @@
 """The primary contrast of a study, compared by seed at every place, and the verdict on its claim.
 
 For each seed d = a - b, in points of accuracy, nats or decades, or log2(a / b) if the unit is a
-ratio. The first `TUNING_SEEDS` seeds tune the arms, and the standard deviation of their d
-determines how many other seeds are compared (`experiments.reports.places`). The rule for each
-place: a two-sided t-test of d against delta for "greater", and against -delta for "at_least";
-two one-sided tests at -delta and delta for "equal" (Schuirmann 1987); Holm's correction (1979) over
-the places of all studies. A claim is of all its places (an intersection-union test, Berger 1982).
+ratio. `experiments.reports.places` determines the seeds, `experiments.reports.rule` the verdict.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.config import FITTED_LOSS, Contrast
 from experiments.errors import ConfigError
@@ -25,14 +17,18 @@ from experiments.launch.contrast import DECADES
 from experiments.launch.selection import overridden
 from experiments.reports.arms import TUNING_SEEDS, Arm, Tuned, ends_text
 from experiments.reports.metrics import Metric, mean_interval, metric, trained_values
-from experiments.reports.places import SIGNIFICANCE, Place, differences, margin_of, places
+from experiments.reports.places import Place, places
 from experiments.reports.ranges import ends_that_train, wide_gaps
 from experiments.reports.results import Point, distinct, key_label, value_label
+from experiments.reports.rule import (
+    DOES_NOT_HOLD,
+    bounds_of,
+    differences,
+    margin_of,
+    p_value,
+    verdict,
+)
 
-HOLDS = "holds"
-DOES_NOT_HOLD = "does not hold"
-CANNOT_TELL = "cannot tell here"
-OPEN = "open"
 UNINFORMATIVE = (
     "every seed of both arms diverged or missed its target, so there is nothing to compare"
 )
@@ -49,6 +45,8 @@ class Comparison:
         levels: the metric of each of these seeds, for "a" and "b".
         spread: the standard deviation of d over the tuning seeds; None if there are fewer than two.
         open_because: what the rule requires and is missing; None if nothing is.
+        undecided: the seeds and levels of a second stage that decided nothing, if those of a third
+            stage are compared.
     """
 
     place: str
@@ -63,6 +61,7 @@ class Comparison:
     spread: float | None
     remarks: list[str]
     open_because: str | None
+    undecided: dict[str, Any] | None = None
 
     @property
     def d(self) -> np.ndarray:
@@ -88,13 +87,23 @@ class Comparison:
     @property
     def bounds(self) -> list[float]:
         """The differences that d is tested against."""
-        within = {"greater": [self.margin], "at_least": [-self.margin]}
-        return within.get(self.direction, [-self.margin, self.margin])
+        return bounds_of(self.direction, self.margin)
 
     @property
     def p(self) -> float:
         """The p-value of the rule, before Holm's correction."""
         return p_value(self.d, self.bounds)
+
+    def verdict(self, adjusted_p: float) -> str:
+        """Return the verdict of the rule."""
+        return verdict(self.d, self.bounds, adjusted_p)
+
+    @property
+    def earlier(self) -> "Comparison | None":
+        """The comparison of the second stage, if that of the third is this one."""
+        if self.undecided is None:
+            return None
+        return replace(self, **self.undecided, undecided=None, remarks=[], open_because=None)
 
     @property
     def level_means(self) -> tuple[float, float]:
@@ -157,15 +166,18 @@ def _comparison(measured: Metric, place: Place) -> Comparison:
         direction=contrast.direction,
         unit=contrast.unit,
         delta=contrast.delta,
-        seeds=seeds,
-        levels={
-            side: [tuned.values[seed] for seed in seeds]
-            for side, tuned in (("a", place.a), ("b", place.b))
-        },
+        **_compared(place, seeds),
         spread=place.spread,
         remarks=[*_remarks(measured, place, seeds)],
         open_because=_open_because(measured, place, seeds),
+        undecided=_compared(place, list(place.second)) if seeds[0] in place.third else None,
     )
+
+
+def _compared(place: Place, seeds: list[int]) -> dict[str, Any]:
+    arms = {"a": place.a, "b": place.b}
+    levels = {side: [tuned.values[seed] for seed in seeds] for side, tuned in arms.items()}
+    return {"seeds": seeds, "levels": levels}
 
 
 def along(
@@ -203,44 +215,6 @@ def _at(
         )
 
 
-def p_value(d: np.ndarray, bounds: Sequence[float]) -> float:
-    """Return the p-value of d against one bound, or of its equality between two bounds."""
-    if np.std(d) <= 1e-9 * max(1.0, float(np.max(np.abs(d)))):  # no deviation: the sign is certain
-        mean = float(np.mean(d))
-        if len(bounds) == 2:
-            return 0.0 if bounds[0] < mean < bounds[1] else 1.0
-        return 1.0 if math.isclose(mean, bounds[0]) else 0.0
-    if len(bounds) == 2:
-        return float(ttost_paired(d, np.zeros_like(d), *bounds)[0])
-    return float(stats.ttest_1samp(d, bounds[0]).pvalue)
-
-
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values after Holm's correction."""
-    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
-
-
-def verdict(compared: Comparison, adjusted_p: float) -> str:
-    """Return the verdict of the rule at a place."""
-    if compared.direction == "equal":
-        low, high = compared.interval95
-        if adjusted_p < SIGNIFICANCE:
-            return HOLDS
-        outside = low > compared.margin or high < -compared.margin
-        return DOES_NOT_HOLD if outside else CANNOT_TELL
-    if adjusted_p < SIGNIFICANCE:
-        return HOLDS if compared.mean > compared.bounds[0] else DOES_NOT_HOLD
-    return CANNOT_TELL
-
-
-def overall(words: Sequence[str]) -> str:
-    """Return the verdict on a claim from those of its places: it is a claim of all of them."""
-    for word in (DOES_NOT_HOLD, OPEN, CANNOT_TELL):
-        if word in words:
-            return word
-    return HOLDS
-
-
 def note(compared: Comparison, word: str) -> str:
     """Return the note beside "does not hold" of a claim of more; "" otherwise."""
     if word != DOES_NOT_HOLD or compared.direction != "greater":
@@ -268,12 +242,11 @@ def _open_because(measured: Metric, place: Place, seeds: Sequence[int]) -> str |
     if not _informative(measured, place, seeds):
         return UNINFORMATIVE
     lacking = [lack for tuned in (place.a, place.b) for lack in _lacking(measured, tuned)]
-    first = sum(seed < TUNING_SEEDS for seed in place.d)
-    fresh = sum(seed >= TUNING_SEEDS for seed in seeds)
+    first, fresh = len(place.finished(range(TUNING_SEEDS))), len(place.finished(place.last))
     if first < TUNING_SEEDS:
         lacking.insert(0, f"{first} of {TUNING_SEEDS} tuning seeds of both arms are there")
-    elif fresh < place.wanted:
-        lacking.insert(0, f"{fresh} of {place.wanted} fresh seeds of both arms are there")
+    elif fresh < len(place.last):
+        lacking.insert(0, f"{fresh} of {len(place.last)} fresh seeds of both arms are there")
     a, b = len(place.a.asked), len(place.b.asked)
     if a != b and place.a.arm.grid.keys() == place.b.arm.grid.keys():
         lacking.append(f"the arms have unequal numbers of trials, {a} and {b}")

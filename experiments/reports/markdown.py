@@ -4,14 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.reports.arms import trials_text
-from experiments.reports.comparison import (
-    CANNOT_TELL,
-    DOES_NOT_HOLD,
-    HOLDS,
-    OPEN,
-    Comparison,
-    note,
-)
+from experiments.reports.comparison import Comparison, note
+from experiments.reports.rule import CANNOT_TELL, DOES_NOT_HOLD, HOLDS, OPEN
 from experiments.reports.verdicts import (
     KEPT,
     NOT_RUN,
@@ -19,6 +13,7 @@ from experiments.reports.verdicts import (
     Entry,
     Judged,
     Verdict,
+    before_text,
     counts_text,
     figure_title,
     levels_text,
@@ -122,6 +117,7 @@ def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
         for side, arm in (("a", compared.a), ("b", compared.b)):
             yield side, f"`{_shortened(arm.overrides)}`: {trials_text(arm)}"
         yield "counted", " ".join(compared.remarks)
+        yield "before", before_text(compared)
     numbers_at = f"; [all numbers](studies/{entry.name}{KEPT})" if entry.done else ""
     yield "made by", f"`make study STUDY={entry.name}`{numbers_at}"
     yield "cost", entry.done

@@ -1,18 +1,17 @@
 """The places where the arms of a contrast are tuned and compared.
 
 The first `TUNING_SEEDS` seeds tune the arms, and the standard deviation of their d determines how
-many fresh seeds are compared (two stages, after Stein 1945). Only the fresh seeds are tested, with
-their own standard deviation, so the t-test is exact whatever their number was determined by.
+many fresh seeds are compared (two stages, after Stein 1945). Where these decide nothing, further
+seeds are compared once more, in a third stage. Each comparison tests its own seeds, with their own
+standard deviation, so the t-test is exact whatever their number was determined by.
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from experiments.config import Contrast
 from experiments.errors import ConfigError
@@ -21,10 +20,18 @@ from experiments.launch.selection import overridden, picks
 from experiments.reports.arms import TUNING_SEEDS, Tuned, tune
 from experiments.reports.metrics import Metric
 from experiments.reports.results import Point, distinct, named_value, value_label, values_at
-
-SIGNIFICANCE = 0.05
-CONTRASTS = 48  # the level of an interval is corrected for this number of contrasts
-FEWEST, MOST = 8, 64  # fresh seeds
+from experiments.reports.rule import (
+    CANNOT_TELL,
+    CONTRASTS,
+    MOST,
+    bounds_of,
+    differences,
+    fresh_seeds,
+    margin_of,
+    overall,
+    p_value,
+    verdict,
+)
 
 
 class Place(NamedTuple):
@@ -33,6 +40,7 @@ class Place(NamedTuple):
     Attributes:
         contrast: the contrast of this place.
         d: the difference for each common seed.
+        third: the seeds of the third stage; none if the second decides.
     """
 
     name: str
@@ -40,6 +48,7 @@ class Place(NamedTuple):
     a: Tuned
     b: Tuned
     d: dict[int, float]
+    third: range = range(0)
 
     @property
     def spread(self) -> float | None:
@@ -48,30 +57,79 @@ class Place(NamedTuple):
         return float(np.std(first, ddof=1)) if len(first) > 1 else None
 
     @property
-    def wanted(self) -> int:
-        """The number of fresh seeds that the rule compares."""
-        margin = margin_of(self.contrast.unit, self.contrast.delta)
-        return fresh_seeds(self.spread or 0.0, margin)
+    def second(self) -> range:
+        """The fresh seeds of the second stage."""
+        return range(TUNING_SEEDS, TUNING_SEEDS + fresh_seeds(self.spread or 0.0, self._margin))
+
+    @property
+    def last(self) -> range:
+        """The fresh seeds of the last stage that the rule asks for."""
+        return self.third or self.second
 
     @property
     def seeds(self) -> list[int]:
-        """The fresh seeds that are finished, or the tuning seeds until two of them are."""
-        asked = range(TUNING_SEEDS, TUNING_SEEDS + self.wanted)
-        fresh = [seed for seed in asked if seed in self.d]
-        return fresh if len(fresh) > 1 else [seed for seed in self.d if seed < TUNING_SEEDS]
+        """The seeds that are compared: those of the last stage of which two are finished."""
+        for stage in (self.third, self.second):
+            if len(finished := self.finished(stage)) > 1:
+                return finished
+        return self.finished(range(TUNING_SEEDS))
+
+    def finished(self, stage: range) -> list[int]:
+        """Return the seeds of a stage that are finished in both arms."""
+        return [seed for seed in stage if seed in self.d]
+
+    @property
+    def second_word(self) -> str | None:
+        """The verdict of the second stage at the level of the correction; None before its end."""
+        if len(self.finished(self.second)) < len(self.second):
+            return None
+        p = p_value(self._d_second, self._bounds)
+        return verdict(self._d_second, self._bounds, CONTRASTS * p)
+
+    def with_third_stage(self) -> "Place":
+        """Return the place with a third stage, unless the second has the most seeds.
+
+        The half-width of the third interval is at most half the distance between the mean of the
+        second stage and the bound that d is tested against, where `MOST` seeds suffice.
+        """
+        if len(self.second) == MOST:
+            return self
+        distance = min(abs(float(np.mean(self._d_second)) - bound) for bound in self._bounds)
+        number = fresh_seeds(float(np.std(self._d_second, ddof=1)), distance)
+        return self._replace(third=range(self.second.stop, self.second.stop + number))
+
+    @property
+    def _margin(self) -> float:
+        return margin_of(self.contrast.unit, self.contrast.delta)
+
+    @property
+    def _bounds(self) -> list[float]:
+        return bounds_of(self.contrast.direction, self._margin)
+
+    @property
+    def _d_second(self) -> np.ndarray:
+        return np.array([self.d[seed] for seed in self.second])
 
 
 def places(contrast: Contrast, points: Sequence[Point], measured: Metric) -> list[Place]:
     """Return the places of a contrast with its tuned arms.
 
-    There is a place for all values of `contrast.each` and every pair of arms that have runs.
+    There is a place for all values of `contrast.each` and every pair of arms that have runs. If the
+    second stage does not decide the claim, the places that cannot tell have a third.
 
     Raises:
         ConfigError: the contrast is invalid, or selects no run of the study.
     """
     if problems := [*form_problems(contrast)]:
         raise ConfigError("; ".join(problems))
-    return [_place(there, own, measured, name) for there, name, own in _where(contrast, points)]
+    found = [_place(there, own, measured, name) for there, name, own in _where(contrast, points)]
+    words = [place.second_word for place in found]
+    if None in words or overall(words) != CANNOT_TELL:
+        return found
+    return [
+        place.with_third_stage() if word == CANNOT_TELL else place
+        for place, word in zip(found, words, strict=True)
+    ]
 
 
 def _where(
@@ -107,27 +165,3 @@ def _place(contrast: Contrast, points: Sequence[Point], measured: Metric, name: 
     seeds = sorted(a.values.keys() & b.values.keys())
     d = differences(contrast.unit, [a.values[s] for s in seeds], [b.values[s] for s in seeds])
     return Place(name, contrast, a, b, dict(zip(seeds, d.tolist(), strict=True)))
-
-
-def fresh_seeds(spread: float, margin: float) -> int:
-    """Return how many fresh seeds the rule compares.
-
-    This is the smallest number from `FEWEST` to `MOST` whose interval of d, at the level of the
-    correction, is expected to have a half-width of at most half the margin.
-    """
-    level = SIGNIFICANCE / CONTRASTS
-    for n in range(FEWEST, MOST):
-        if stats.t.ppf(1 - level / 2, n - 1) * spread / math.sqrt(n) <= margin / 2:
-            return n
-    return MOST
-
-
-def differences(unit: str, of_a: Sequence[float], of_b: Sequence[float]) -> np.ndarray:
-    """Return d, which is log2(a / b) if the unit is a ratio."""
-    a, b = np.array(of_a), np.array(of_b)
-    return np.log2(a / b) if unit == "ratio" else a - b
-
-
-def margin_of(unit: str, delta: float) -> float:
-    """Return delta in the unit of d."""
-    return math.log2(delta) if unit == "ratio" else delta

@@ -14,15 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.reports.arms import trials_text
-from experiments.reports.comparison import (
-    OPEN,
-    Comparison,
-    adjusted,
-    note,
-    overall,
-    verdict,
-)
+from experiments.reports.comparison import Comparison, note
 from experiments.reports.page import caption, terms, write_page
+from experiments.reports.rule import OPEN, adjusted, overall
 from experiments.reports.strip import strip
 
 SUFFIX = ".study.json"
@@ -49,8 +43,14 @@ RULE = (
     "the smallest, from 8 to 64, at which an interval at the level 0.05 / 48 would have a "
     "half-width of at most delta / 2. The test has the standard deviation of the fresh seeds, so "
     "the choice of their number does not bias it. Test data are used for the chosen runs only: in "
-    "the first stage for the standard deviation, in the second for the comparison. The test set is "
-    "the same for all seeds, so the intervals do not contain what another test set would change.",
+    "the first stage for the standard deviation, then for the comparison. The test set is the same "
+    "for all seeds, so the intervals do not contain what another test set would change.",
+    "If a claim cannot be told after the second stage, at the level 0.05 / 48 at each place, then "
+    "each of its places that cannot tell has a third stage, unless its second stage had 64 seeds. "
+    "The third stage has 8 to 64 further seeds: the smallest number at which an interval, with the "
+    "standard deviation of the second stage, would have a half-width of at most half the distance "
+    "between the mean of the second stage and delta. These seeds alone then decide, and there is "
+    "no fourth stage. Both comparisons count in the correction below.",
     "The claim that a is greater is tested by a two-sided t-test of d against delta, and the claim "
     "that a is at least b by a test against -delta. If the adjusted p is below 0.05, a mean above "
     "the bound gives “holds”, and a mean below it gives “does not hold”; otherwise the verdict is "
@@ -151,7 +151,7 @@ def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]
     Args:
         entries: the reported studies. Studies outside the family get no verdict and do not count.
         family: the names of all studies that have a primary contrast. Places that are open, and
-            studies that are not reported, count with p = 1.
+            studies that are not reported, count with p = 1. A second stage before a third counts.
     """
     by_name = {entry.name: entry for entry in entries if entry.name in family and entry.claims}
     closed = [
@@ -160,14 +160,18 @@ def judge(entries: Sequence[Entry], family: Sequence[str]) -> dict[str, Verdict]
         for at, compared in enumerate(entry.places)
         if entry.open_because is None and compared.open_because is None
     ]
-    size = sum(max(1, len(by_name[name].places)) if name in by_name else 1 for name in family)
-    p_values = [by_name[name].places[at].p for name, at in closed]
-    corrected = adjusted([*p_values, *[1.0] * (size - len(closed))])
+    earlier = [each.earlier for entry in by_name.values() for each in entry.places]
+    undecided = [compared.p for compared in earlier if compared is not None]
+    size = len(undecided) + sum(
+        max(1, len(by_name[name].places)) if name in by_name else 1 for name in family
+    )
+    p_values = [*[by_name[name].places[at].p for name, at in closed], *undecided]
+    corrected = adjusted([*p_values, *[1.0] * (size - len(p_values))])
     p_of = dict(zip(closed, corrected, strict=False))
     verdicts = {}
     for name, entry in by_name.items():
         judged = [
-            Judged(verdict(compared, p_of[name, at]), p_of[name, at])
+            Judged(compared.verdict(p_of[name, at]), p_of[name, at])
             if (name, at) in p_of
             else Judged(OPEN, None)
             for at, compared in enumerate(entry.places)
@@ -241,6 +245,13 @@ def numbers(compared: Comparison) -> str:
     )
 
 
+def before_text(compared: Comparison) -> str:
+    """Return the numbers of a second stage that decided nothing; "" if there is none."""
+    if compared.earlier is None:
+        return ""
+    return f"the second stage could not tell: {numbers(compared.earlier)}"
+
+
 def levels_text(compared: Comparison) -> str:
     """Return the mean of both arms in the unit of the metric, such as "84.1 % against 82.9 %".
 
@@ -295,6 +306,7 @@ def _arms(compared: Comparison) -> str:
             ("a", f"{compared.a.overrides} - {trials_text(compared.a)}"),
             ("b", f"{compared.b.overrides} - {trials_text(compared.b)}"),
             ("counted", " ".join(compared.remarks)),
+            ("before", before_text(compared)),
         ]
     )
 
