@@ -4,14 +4,15 @@ import inspect
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
-from flax import nnx
+from flax import linen, nnx
 
 import jaxnorm
 
 project = "jaxnorm"
-copyright = "The jaxnorm authors"
+author = copyright = "The jaxnorm authors"
 version = release = jaxnorm.__version__
 
 extensions = [
@@ -45,6 +46,8 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Conventions", ("In the call", "params_style")]
 
+MODULES = (linen.Module, nnx.Module)
+
 html_theme = "sphinx_book_theme"
 html_title = "jaxnorm"
 html_context = {"default_mode": "auto"}
@@ -68,13 +71,22 @@ def as_restructured_text(app, what, name, subject, options, lines):
 
 
 def constructor(app, what, name, subject, options, signature, annotation):
-    """The arguments of an NNX module are those of its __init__; its metaclass hides them."""
-    if what == "class" and isinstance(subject, type) and issubclass(subject, nnx.Module):
+    """The arguments of a Flax module are those of its __init__; NNX's metaclass hides them."""
+    if what == "class" and isinstance(subject, type) and issubclass(subject, MODULES):
         arguments = list(inspect.signature(subject.__init__).parameters.values())[1:]
-        plain = [argument.replace(annotation=argument.empty) for argument in arguments]
+        plain = [each.replace(annotation=each.empty) for each in arguments if each.name != "parent"]
         text = str(inspect.Signature(plain))
         return re.sub(r"<(?:function|class) '?([\w.]+)'?(?: at 0x\w+)?>", r"\1", text), None
     return None
+
+
+class Field(NamedTuple):
+    name: str
+
+
+def skip_fields(app, what, name, member, skip, options):
+    """The docstring of a named tuple describes its fields; those of the fields say nothing."""
+    return True if isinstance(member, type(Field.name)) else None
 
 
 def with_figures_of_the_studies(app, exception):
@@ -88,4 +100,5 @@ def with_figures_of_the_studies(app, exception):
 def setup(app):
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", constructor)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("build-finished", with_figures_of_the_studies)
