@@ -29,12 +29,13 @@ BENCHMARKS = ("speed", "sweep", "models", "memory", "precision", "collectives", 
 ON_REQUEST = ("compiled",)  # has its own environment, and is the same on every machine
 MODULES = {"compiled": "benchmarks.compiled.part"}
 OWN = "device"  # what a device at hand does: it has arguments of its own and needs no peers
-UNTIMED = ("scaling", *ON_REQUEST)
+UNMEASURED = ("scaling", *ON_REQUEST)
+UNTIMED = ("precision", "collectives")  # the number of cores does not change them
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 
-def environment() -> str:
-    """Return the versions, the device and the number of threads."""
+def environment(*, timed: bool = True) -> str:
+    """Return the versions, the device and, for times, the number of cores and threads."""
     import jax
     import torch
 
@@ -42,9 +43,10 @@ def environment() -> str:
 
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     device = jax.devices()[0].device_kind
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, " if timed else ""
     return (
         f"Measured with Python {platform.python_version()}, {versions}; {device}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {_kernels(*library())}."
+        f"{cores}{_kernels(*library())}."
     )
 
 
@@ -65,7 +67,7 @@ def run(names: list[str], full: bool) -> None:
         for table in tables:
             table.show()
         text = "\n\n".join(table.markdown() for table in tables)
-        publish(name, text, "" if name in UNTIMED else environment())
+        publish(name, text, "" if name in UNMEASURED else environment(timed=name not in UNTIMED))
         measured |= {table.title: table for table in tables}
     if everything:
         from benchmarks import figure

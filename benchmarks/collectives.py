@@ -144,8 +144,9 @@ def measure(full: bool) -> list[Table]:
             columns=("way", "devices", "channels", "batch", *libraries),
             rows=counted(),
             notes=(
-                "One layer and one training step in float32; the bytes that each device has of the "
-                "collectives' results. Under jit the batch is sharded, without an axis name."
+                "The collectives of one layer in one training step in float32, and the bytes of "
+                "their results on each device. Under jit there is no axis name, and the batch is "
+                "sharded."
             ),
         )
     ]

@@ -54,8 +54,8 @@ def measure(full: bool) -> list[Table]:
         columns=("norm", "mean / std", *errors),
         rows=rows,
         notes=(
-            "Standard normal input plus a mean; "
-            f"shape {SHAPES['batch']}, layer and RMS {SHAPES['layer']}; epsilon {EPSILON:g}."
+            "The input is a constant mean plus standard normal values. Its shape is "
+            f"{SHAPES['batch']}, for layer and RMS {SHAPES['layer']}. Epsilon is {EPSILON:g}."
         ),
     )
     return [table]

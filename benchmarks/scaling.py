@@ -79,9 +79,10 @@ def _at_scale() -> Table:
         columns=("devices", "forward", "forward µs", "backward µs", "global ms", "groups ms"),
         rows=rows,
         notes=(
-            f"One layer of {CHANNELS} channels; then a ResNet-50's {sum(RESNET_50.values())} "
-            f"layers in global scope and in groups of {GROUP} devices. {START * 1e6:.0f} µs to "
-            f"start, {HOP * 1e6:.0f} µs a hop, {BANDWIDTH / 1e9:.0f} GB/s: computed, not measured."
+            f"Computed, not measured. One layer has {CHANNELS} channels. A ResNet-50 has "
+            f"{sum(RESNET_50.values())} batch normalizations; groups have {GROUP} devices. The "
+            f"start of a collective takes {START * 1e6:.0f} µs and each hop {HOP * 1e6:.0f} µs. "
+            f"The bandwidth is {BANDWIDTH / 1e9:.0f} GB/s."
         ),
     )
 
@@ -94,8 +95,12 @@ def _checked() -> Table:
         if (there, back) != tuple(map(described, modelled)):
             raise ValueError(f"the model differs from the compiled program: {rows[-1]}")
     return Table(
-        title="The model beside compiled programs",
+        title="The cost model and compiled programs",
         columns=("way", "devices", "channels", "batch", "model", "forward", "backward"),
         rows=rows,
-        notes="Counted on fake devices of the CPU; the model of the backward pass is as counted.",
+        notes=(
+            "The columns forward and backward are counted in programs compiled for simulated CPU "
+            "devices. The column model is the forward pass of the cost model. Its backward pass is "
+            "equal to the counted one."
+        ),
     )
