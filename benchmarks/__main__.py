@@ -29,8 +29,8 @@ BENCHMARKS = ("speed", "sweep", "models", "memory", "precision", "collectives", 
 ON_REQUEST = ("compiled",)  # has its own environment, and is the same on every machine
 MODULES = {"compiled": "benchmarks.compiled.part"}
 OWN = "device"  # what a device at hand does: it has arguments of its own and needs no peers
-UNMEASURED = ("scaling", *ON_REQUEST)
-UNTIMED = ("precision", "collectives")  # the number of cores does not change them
+UNMEASURED = ("collectives", "scaling", *ON_REQUEST)
+UNTIMED = ("precision",)  # the number of cores does not change it
 PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "torch")
 
 

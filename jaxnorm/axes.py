@@ -20,8 +20,14 @@ BATCH_AXIS = (
 )
 
 
-def canonical_axes(ndim: int, axes: Axes, name: str = "axis") -> tuple[int, ...]:
-    """Return `axes` as a sorted tuple of numbers in [0, ndim)."""
+def canonical_axes(
+    ndim: int, axes: Axes, name: str = "axis", array: str = "input"
+) -> tuple[int, ...]:
+    """Return `axes` as a sorted tuple of numbers in [0, ndim).
+
+    Args:
+        name, array: what errors call the axes, and the array that has them.
+    """
     given = axes if isinstance(axes, Sequence) else (axes,)
     try:
         numbers_given = [operator.index(axis) for axis in given]
@@ -29,19 +35,19 @@ def canonical_axes(ndim: int, axes: Axes, name: str = "axis") -> tuple[int, ...]
         raise TypeError(f"{name} must be an int or a sequence of ints, got {axes!r}") from None
     if ndim == 0 and numbers_given:
         raise ValueError(
-            f"{name}={axes!r} names an axis, but the input is a scalar, of shape (); give it at "
-            "least one axis, for example x[None]"
+            f"{name}={axes!r} names an axis, but the {array} is a scalar, of shape (); give it at "
+            "least one axis"
         )
     for axis in numbers_given:
         if not -ndim <= axis < ndim:
             raise ValueError(
-                f"{name}={axes!r} is out of range for an input with {ndim} axes; "
+                f"{name}={axes!r} is out of range: the {array} has {ndim} axes; "
                 f"each axis must lie in [{-ndim}, {ndim - 1}]"
             )
     canonical = sorted(axis % ndim for axis in numbers_given)
     if len(set(canonical)) < len(canonical):
         raise ValueError(
-            f"{name}={axes!r} names an axis twice in an input with {ndim} axes; "
+            f"{name}={axes!r} names an axis twice: the {array} has {ndim} axes; "
             "each axis may be given once"
         )
     return tuple(canonical)
@@ -62,16 +68,16 @@ def kept_axis(axis: int, reduced: Sequence[int]) -> int:
     return axis - sum(other < axis for other in reduced)
 
 
-def single_axis(ndim: int, axis: int, name: str = "channel_axis") -> int:
+def single_axis(ndim: int, axis: int, name: str = "channel_axis", array: str = "input") -> int:
     """Return one axis as a number in [0, ndim)."""
     if isinstance(axis, Sequence):
         raise TypeError(f"{name} must be one int, got {axis!r}")
-    return canonical_axes(ndim, axis, name)[0]
+    return canonical_axes(ndim, axis, name, array)[0]
 
 
-def nonempty_axes(ndim: int, axes: Axes, name: str) -> tuple[int, ...]:
+def nonempty_axes(ndim: int, axes: Axes, name: str, array: str = "input") -> tuple[int, ...]:
     """Return canonical axes, of which there must be at least one."""
-    canonical = canonical_axes(ndim, axes, name)
+    canonical = canonical_axes(ndim, axes, name, array)
     if not canonical:
         raise ValueError(f"{name}={axes!r} names no axis; give one or more")
     return canonical

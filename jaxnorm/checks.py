@@ -58,6 +58,27 @@ def as_input(
     return x
 
 
+def as_kernel(kernel: ArrayLike, use: str, cure: str) -> jax.Array:
+    """Return a kernel as an array of a real or complex floating dtype.
+
+    Args:
+        use: what needs the kernel, for the message.
+        cure: what to do with a kernel of integers, for the message.
+    """
+    if isinstance(kernel, Mapping):
+        raise TypeError(
+            f"the kernel is a dict with the keys {sorted(map(str, kernel))}, but an array is "
+            "needed; call once for each kernel"
+        )
+    kernel = jnp.asarray(kernel)
+    if not jnp.issubdtype(kernel.dtype, jnp.inexact):
+        raise TypeError(
+            f"the kernel has dtype {kernel.dtype}, but {use} needs a floating or complex kernel; "
+            f"{cure}"
+        )
+    return kernel
+
+
 def check_not_dict(x: Any, each: str) -> None:
     """Check that `x` is not a dict.
 
@@ -192,9 +213,17 @@ def check_decay(decay: ArrayLike) -> None:
 
 
 def as_parameter(
-    name: str, value: ArrayLike | None, x: jax.Array, features: Sequence[int]
+    name: str,
+    value: ArrayLike | None,
+    x: jax.Array,
+    features: Sequence[int],
+    array: str = "input",
 ) -> jax.Array | None:
-    """Return a scale or bias, of a shape as `_is_parameter` says, in the statistics' dtype."""
+    """Return a scale or bias, of a shape as `_is_parameter` says, in the statistics' dtype.
+
+    Args:
+        name, array: what errors call the value and `x`.
+    """
     if value is None:
         return None
     value = jnp.asarray(value)
@@ -202,13 +231,14 @@ def as_parameter(
         shape = tuple(x.shape[axis] for axis in features)
         others = tuple(x.shape[axis] for axis in _axes.other_axes(x.ndim, features))
         raise ValueError(
-            f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the input "
-            f"have shape {shape}; give {name} this shape; or, to give each example its own, put "
-            f"leading axes of the input in front, up to {others + shape}, each of full size or 1 "
-            "(the feature axes come last, wherever the input has them); or None to leave it out"
+            f"{name} has shape {value.shape}, but the feature axes {tuple(features)} of the "
+            f"{array} have shape {shape}; give {name} this shape; or, to give each example its "
+            f"own, put leading axes of the {array} in front, up to {others + shape}, each of full "
+            f"size or 1 (the feature axes come last, wherever the {array} has them); or None to "
+            "leave it out"
         )
     if jnp.iscomplexobj(value) and jnp.isrealobj(x):
-        raise TypeError(f"{name} is {value.dtype}, but the input is real; give a real {name}")
+        raise TypeError(f"{name} is {value.dtype}, but the {array} is real; give a real {name}")
     return value.astype(_dtypes.statistics_dtype(x.dtype))
 
 

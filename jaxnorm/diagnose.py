@@ -222,10 +222,10 @@ def _samples(stats: Mapping[Any, Any], measured: Mapping[Any, Any] | None) -> di
 
 def _looked_at(cases: Sequence[Evidence]) -> Iterator[str]:
     """What the findings come from."""
-    yield "values, dtypes and marks"
+    yield "values, dtypes, marks of freeze_stats and start_recomputing"
     if counts := [count for case in cases for count in _compared(case)]:
         known = min(counts) < np.inf
-        least = f"{plain(min(counts), 7)} values or more" if known else "unknown counts"
+        least = f"at least {plain(min(counts), 7)} values" if known else "unknown counts"
         yield f"distance from measured statistics ({least})"
     for momentum, steps in sorted({case.decay for case in cases if case.decay is not None}):
         yield f"convergence (momentum {momentum:g}, {plain(steps, 7)} steps)"
@@ -252,7 +252,7 @@ def _not_looked_at(cases: Sequence[Evidence], others: Iterable[Any]) -> Iterator
     if cases[0].batch_values is None:
         yield "size of batches (give batch_values)"
     if names := [joined(path) for path in others]:
-        yield f"entries that are not of a mean and a variance: {some(names)}"
+        yield f"entries without a mean and a variance: {some(names)}"
 
 
 def _distance_not_looked_at(case: Evidence) -> str:

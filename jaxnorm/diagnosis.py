@@ -16,13 +16,13 @@ MOST_ROWS, MOST_NAMED = 10, 3  # in the text, of a cause and of a row
 SHORTEST_NAME = 16  # to which the table shortens a path
 FIGURES = {  # how figures read in the text; other findings have none
     "unfinished": "{count} values merged",
-    "not_converged": "{percent} of the initial 0 and 1",
+    "not_converged": "{percent} initial values",
     "mean_off": "mean off by {number} std",
-    "variance_off": "variance {number} x the measured",
-    "small_batch": "scatter of {number} std",
+    "variance_off": "variance {number} x measured",
+    "small_batch": "noise of {number} std",
     "half_precision": "up to {number} std lost",
-    "large": "near {number}",
-    "few_measured": "{count} values",
+    "large": "inputs near {number}",
+    "few_measured": "{count} values measured",
     "constant": "variance {number}",
     "epsilon": "epsilon is {number} x the variance",
 }
@@ -65,9 +65,9 @@ def _lines(report: Diagnosis) -> Iterator[str]:
     else:
         yield f"Nothing found in {of}."
     yield ""
-    yield from _wrapped("Looked at: ", f"{'; '.join(report.looked_at)}.")
+    yield from _wrapped("Checked: ", f"{'; '.join(report.looked_at)}.")
     if report.not_looked_at:
-        yield from _wrapped("Not looked at: ", f"{'; '.join(report.not_looked_at)}.")
+        yield from _wrapped("Not checked: ", f"{'; '.join(report.not_looked_at)}.")
 
 
 def _table(rows: Sequence[Finding]) -> Iterator[str]:

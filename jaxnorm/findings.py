@@ -23,7 +23,7 @@ INVISIBLE = 2.0**-16
 FLOAT16_LARGEST = 65504.0  # beyond it activations of float16 are infinite
 USUAL_MOMENTUM = 0.99  # of this library, Flax and Keras, where the momentum is unknown
 
-RECOMPUTE = "recompute: start_recomputing, one pass over the data, finish_recomputing"
+RECOMPUTE = "recompute (start_recomputing, one pass over the data, finish_recomputing)"
 
 
 def findings(known: Evidence) -> Iterator[Finding]:
@@ -40,26 +40,37 @@ def _log_ratio(var: Array, other: Array, epsilon: float) -> Array:
 
 def _not_finite(known: Evidence) -> Iterator[Finding]:
     for sample, cause in (
-        (known.running, "A batch was not finite, or training diverged"),
-        (known.measured, "The present data or weights are not finite: this is in the measured"),
+        (
+            known.running,
+            "A mean or a variance is NaN, infinite or negative: a batch was not finite, or "
+            "training diverged.",
+        ),
+        (
+            known.measured,
+            "A measured mean or variance is NaN, infinite or negative: the present data or weights "
+            "are not finite.",
+        ),
     ):
         if sample is None:
             continue
         bad = ~(np.isfinite(sample.mean) & np.isfinite(sample.var))
-        cause = f"{cause}: a mean or a variance is NaN, infinite or negative."
-        cure = f"find where NaN begins (jax.debug_nans), then {RECOMPUTE}; skip_nonfinite=True"
+        cure = (
+            f"find the first NaN (jax.debug_nans), then {RECOMPUTE}; to leave such batches out of "
+            "the statistics, set skip_nonfinite=True"
+        )
         yield from found(known, "not_finite", "error", bad, None, cause, cure)
 
 
 def _never_updated(known: Evidence) -> Iterator[Finding]:
     if known.fresh and not known.merged_any:
         cause = (
-            "The mean is 0 and the variance 1, as at the start: the model ran in evaluation, or "
-            "its new statistics were not kept."
+            "The statistics are the initial mean 0 and variance 1: the model ran in evaluation "
+            "mode, or its new statistics were not kept."
         )
         cure = (
-            "train, and keep the statistics: in Linen those that apply returns with "
-            "mutable=['batch_stats'], in NNX the model, in train() and under nnx.jit"
+            "run the model in training mode and keep the new statistics; in Linen, apply returns "
+            "them with mutable=['batch_stats']; in NNX, call model.train() and use nnx.jit, not "
+            "jax.jit"
         )
         yield from found(known, "never_updated", "error", True, None, cause, cure)
     if known.fresh:
@@ -67,17 +78,23 @@ def _never_updated(known: Evidence) -> Iterator[Finding]:
     channels = known.running.count == 0
     if known.steps is not None:
         channels = channels | (known.steps == 0)
-    cause = "The count or the number of steps is 0: the statistics come from elsewhere."
-    cure = "none, if they were loaded or converted; otherwise train"
+    cause = (
+        "The count or the number of steps is 0, but the mean and the variance are not the initial "
+        "ones."
+    )
+    cure = "nothing, if you loaded or converted them; otherwise train"
     yield from found(known, "never_updated", "note", channels, None, cause, cure)
 
 
 def _unfinished(known: Evidence) -> Iterator[Finding]:
     if known.merged is not None:
         most = np.max(known.merged, initial=0)
-        old = "old ones, zeros and ones" if known.fresh else "old ones"
-        cause = f"The statistics are being recomputed, and evaluation still uses the {old}."
-        cure = "end the pass with finish_recomputing or finish_accumulating"
+        old = ", which are the initial 0 and 1" if known.fresh else ""
+        cause = (
+            "start_recomputing was called and the pass is not finished. Evaluation still uses the "
+            f"old statistics{old}."
+        )
+        cure = "after the pass, call finish_recomputing or finish_accumulating"
         severity = "error" if known.fresh and known.merged_any else "warning"
         yield from found(known, "unfinished", severity, True, most, cause, cure)
 
@@ -95,10 +112,10 @@ def _not_converged(known: Evidence) -> Iterator[Finding]:
         left = np.max(w, where=channels, initial=0)
         severity = by_effect(np.max(effect, where=channels, initial=0))
         cause = (
-            f"After {plain(steps, 7)} steps with momentum {known.momentum:g}, "
-            f"{percent(left)} of the first mean 0 and variance 1 are left."
+            f"After {plain(steps, 7)} steps with momentum {known.momentum:g}, the initial mean 0 "
+            f"and variance 1 still have a weight of {percent(left)}."
         )
-        cure = f"train longer, give a smaller momentum, or {RECOMPUTE}"
+        cure = f"train longer, use a smaller momentum, or {RECOMPUTE}"
         yield from found(known, "not_converged", severity, channels, left, cause, cure)
 
 
@@ -139,9 +156,9 @@ def _off(
     if not np.any(channels):
         return
     cause = f"Possible causes: {'; '.join(_causes_of_distance(known))}."
-    cure = f"preprocess as in training; if that is so, {RECOMPUTE}"
+    cure = f"preprocess the data as in training; if you already do, {RECOMPUTE}"
     if known.frozen:
-        cure = f"freeze_stats(..., frozen=False), then {RECOMPUTE}"
+        cure = f"unfreeze by freeze_stats(..., frozen=False), then {RECOMPUTE}"
     worst = np.argmax(np.where(channels, distance, -np.inf))
     severity = by_effect(distance.flat[worst])
     yield from found(known, finding, severity, channels, figures.flat[worst], cause, cure)
@@ -150,18 +167,18 @@ def _off(
 def _causes_of_distance(known: Evidence) -> Iterator[str]:
     """What may move running statistics from those of the data, as far as it is not excluded."""
     if known.frozen:
-        yield "frozen statistics, since when the data or the weights have changed"
-    yield "other data than in training (preprocessing, domain)"
-    yield "other weights (loaded, averaged, or moved by large updates)"
-    yield "batches that are not shuffled"
+        yield "the statistics are frozen, and the data or the weights have changed since"
+    yield "the data are not those of training (preprocessing, domain)"
+    yield "the weights have changed (loaded, averaged, or moved by large updates)"
+    yield "the training data were not shuffled"
     if known.unknown:
-        yield f"statistics that have not converged (give {' and '.join(known.unknown)})"
+        yield f"the statistics have not converged (to check, give {' and '.join(known.unknown)})"
     if known.kind == "batch" and known.batch_values is None:
-        yield "small batches, or few images in each (give batch_values)"
+        yield "batches are small or have few images (to check, give batch_values)"
     elif known.kind == "batch":
-        yield "few images in each batch, whose positions resemble each other"
+        yield "batches have few images, and the positions of an image are similar"
     if known.decays:
-        yield "a momentum too small for channels that are rarely active"
+        yield "the momentum is too small for channels that are rarely active"
 
 
 def _mean_distance(known: Evidence, measured: Sample) -> Array:
@@ -175,11 +192,11 @@ def _small_batch(known: Evidence) -> Iterator[Finding]:
     if known.kind == "batch" and n is not None and n < FEW_VALUES:
         scatter = 1 / np.sqrt(n)
         cause = (
-            f"Training normalizes by batches of {plain(n, 7)} values a channel, or of few images. "
-            "Their means scatter by 1 / sqrt(n) standard deviations, and their variances by "
-            f"sqrt(2 / (n - 1)) = {percent(np.sqrt(2 / (n - 1)))}. Evaluation has no such scatter."
+            f"A training batch has n = {plain(n, 7)} values per channel. The means of such batches "
+            "scatter by 1 / sqrt(n) standard deviations, and their variances by sqrt(2 / (n - 1)) "
+            f"= {percent(np.sqrt(2 / (n - 1)))}. Evaluation does not have this noise."
         )
-        cure = "larger batches, statistics over devices (axis_name), batch_renorm, or group_norm"
+        cure = "use larger batches, statistics over devices (axis_name), batch_renorm or group_norm"
         severity = by_effect(scatter)
         yield from found(known, "small_batch", severity, True, scatter, cause, cure)
 
@@ -206,10 +223,10 @@ def _half_precision(known: Evidence) -> Iterator[Finding]:
             lost = np.minimum(lost, distance)
             severity = by_effect(lost)
         cause = (
-            f"The statistics are {dtype}: training in this dtype loses updates below half a unit "
-            "in the last place."
+            f"The statistics are stored in {dtype}. If training updates them in this dtype, it "
+            "loses updates below half a unit in the last place."
         )
-        cure = "keep statistics in float32; inputs and results may be narrower"
+        cure = "keep the statistics in float32; inputs and outputs may stay in half precision"
         severity = "note" if lost < SMALL_EFFECT else severity
         yield from found(known, "half_precision", severity, True, lost, cause, cure)
 
@@ -218,8 +235,8 @@ def _large(known: Evidence) -> Iterator[Finding]:
     size = np.abs(known.running.mean) + np.sqrt(known.running.var)
     channels = (size > FLOAT16_LARGEST) & np.isfinite(size) & (known.kind != "fit")
     figure = np.max(size, where=channels, initial=0)
-    cause = f"The inputs are beyond {FLOAT16_LARGEST:.0f}, the largest number of float16."
-    cure = "scale the inputs of the model, or look at the weights and the learning rate"
+    cause = f"The inputs exceed {FLOAT16_LARGEST:.0f}, the largest number of float16."
+    cure = "scale the inputs of the model, or check the weights and the learning rate"
     yield from found(known, "large", "warning", channels, figure, cause, cure)
 
 
@@ -227,16 +244,16 @@ def _few_measured(known: Evidence) -> Iterator[Finding]:
     if known.measured is not None:
         count = known.measured.count
         cause = (
-            "Nothing was measured: the model ran in evaluation, its statistics are frozen, or the "
-            "module ignores start_recomputing, as Flax's own BatchNorm does."
+            "Nothing was measured: the model ran in evaluation mode, its statistics are frozen, or "
+            "the module ignores start_recomputing, as Flax's own BatchNorm does."
         )
         cure = (
-            "run the model in training mode, train() in NNX; thaw frozen statistics by "
-            "freeze_stats(..., frozen=False); replace Flax's BatchNorm by that of jaxnorm"
+            "run the model in training mode (in NNX model.train()); unfreeze the statistics by "
+            "freeze_stats(..., frozen=False); replace Flax's BatchNorm with jaxnorm's"
         )
         yield from found(known, "few_measured", "note", count == 0, 0, cause, cure)
         few = (count > 0) & (count < FEW_VALUES)
-        cause = f"Statistics of fewer than {FEW_VALUES} values scatter too much to be compared."
+        cause = f"Fewer than {FEW_VALUES} values were measured, too few for a comparison."
         least = np.min(count, where=few, initial=np.inf)
         yield from found(known, "few_measured", "note", few, least, cause, "measure more data")
 
@@ -245,7 +262,7 @@ def _constant(known: Evidence) -> Iterator[Finding]:
     channels = _is_constant(known)
     figure = np.max(_present_var(known), where=channels, initial=0)
     cause = "The inputs of the channel do not vary, so its output is its bias."
-    cure = "look at the layer before: dead units, zero weights, a constant feature"
+    cure = "check the layer before: dead units, zero weights, a constant feature"
     yield from found(known, "constant", "note", channels, figure, cause, cure)
 
 
@@ -266,15 +283,15 @@ def _epsilon(known: Evidence) -> Iterator[Finding]:
     effect = _log_ratio(var + epsilon, var, 0)
     channels = (effect >= SMALL_EFFECT) & ~_is_constant(known)
     ratio = np.max(epsilon / var, where=channels, initial=0)
-    cause = f"The variance is small beside epsilon, {epsilon:g}, so outputs are smaller than 1."
-    cure = "a smaller epsilon, in training and in evaluation, or larger inputs"
+    cause = f"The variance is small compared with epsilon ({epsilon:g}), so the outputs are small."
+    cure = "use a smaller epsilon, in training and in evaluation, or larger inputs"
     yield from found(known, "epsilon", "note", channels, ratio, cause, cure)
 
 
 def _frozen(known: Evidence) -> Iterator[Finding]:
     if known.frozen:
         cause = "Training uses the statistics and does not update them (freeze_stats)."
-        cure = "if that is not meant, freeze_stats(..., frozen=False)"
+        cure = "if you do not want this, unfreeze by freeze_stats(..., frozen=False)"
         yield from found(known, "frozen", "note", True, None, cause, cure)
 
 

@@ -228,7 +228,7 @@ def _operands(
 ) -> _Operands:
     """Check the arguments against the axes of the kernel, and convert them."""
     _checks.check_epsilon(epsilon)
-    old = _as_kernel(kernel)
+    old = _checks.as_kernel(kernel, "folding", "fold first and quantize the result")
     _check_stats(stats)
     layout = _layers.layout(layer, old.shape, jnp.size(stats["mean"]) if into_next else None)
     width, side = (layout.in_width, "input") if into_next else (layout.out_width, "output")
@@ -330,17 +330,6 @@ def _is_exact(padding: Any, window: Sequence[int]) -> bool:
             f"padding must be a string, a number, or a number or a pair of numbers for each "
             f"position axis, got {padding!r}"
         ) from None
-
-
-def _as_kernel(kernel: ArrayLike) -> jax.Array:
-    """Return `kernel` as an array of a real or complex floating dtype."""
-    kernel = jnp.asarray(kernel)
-    if not jnp.issubdtype(kernel.dtype, jnp.inexact):
-        raise TypeError(
-            f"the kernel has dtype {kernel.dtype}, but folding needs a floating or complex kernel; "
-            "fold first and quantize the result"
-        )
-    return kernel
 
 
 def _check_stats(stats: _states.BatchStats) -> None:

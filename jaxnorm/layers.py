@@ -269,7 +269,7 @@ def _by_axes(layer: Layer, shape: tuple[int, ...], into_next: bool) -> Layout:
             "transpose_kernel and equation need the type of the layer; give it, for example "
             "layer='flax.ConvTranspose'"
         )
-    outputs = _axes.single_axis(ndim, layer.kernel_axis, "kernel_axis")
+    outputs = _axes.single_axis(ndim, layer.kernel_axis, "kernel_axis", "kernel")
     axes = [f"window{place}" for place in range(ndim)]
     axes[outputs] = "(groups out)"
     kernel, cure = f"kernel_axis={outputs} of the kernel of shape {shape}", "check kernel_axis"
@@ -280,7 +280,7 @@ def _by_axes(layer: Layer, shape: tuple[int, ...], into_next: bool) -> Layout:
                 "channels has two or more"
             )
         axis = -2 if layer.input_axis is None else layer.input_axis
-        inputs = _axes.single_axis(ndim, axis, "input_axis")
+        inputs = _axes.single_axis(ndim, axis, "input_axis", "kernel")
         if inputs == outputs:
             raise ValueError(
                 f"input_axis={axis} and kernel_axis={layer.kernel_axis} name the same axis of the "

@@ -189,9 +189,9 @@ def check_folded(results: tuple[Any, Any, Any], tolerance: float) -> None:
     unfolded, hidden, folded = results
     if not _distance(hidden, unfolded) <= tolerance:
         raise ValueError(
-            "the output of the first module of a pair is used elsewhere too, not only by the "
-            "second, so folding would change the model; leave that pair out, or name all the "
-            "layers that a normalization feeds"
+            "the output of the first module of a pair is used elsewhere too, in the model or in a "
+            "collection that is mutable, so folding would change the result; leave that pair out, "
+            "or name all the layers that a normalization feeds"
         )
     distance = _distance(folded, unfolded)
     if not distance <= tolerance:

@@ -70,8 +70,10 @@ def standardize_kernel(
         [[-1. -2.]
          [ 1.  2.]]
     """
-    kernel = _checks.as_input(kernel)
-    channels = _axes.nonempty_axes(kernel.ndim, kernel_axis, "kernel_axis")
+    kernel = _checks.as_kernel(
+        kernel, "standardization", "convert it first, for example kernel.astype(jnp.float32)"
+    )
+    channels = _axes.nonempty_axes(kernel.ndim, kernel_axis, "kernel_axis", "kernel")
     reduced = _axes.other_axes(kernel.ndim, channels)
     if math.prod(kernel.shape[axis] for axis in reduced) == 1:
         raise ValueError(
@@ -80,7 +82,7 @@ def standardize_kernel(
             "check kernel_axis, or leave this kernel as it is"
         )
     gain = _gain_of_channels(gain, tuple(kernel.shape[axis] for axis in channels))
-    _checks.as_parameter("gain", gain, kernel, channels)
+    _checks.as_parameter("gain", gain, kernel, channels, "kernel")
     return layer_norm(kernel, gain, reduction_axes=reduced, feature_axes=channels, epsilon=epsilon)
 
 

@@ -78,9 +78,9 @@ def test_right_statistics_have_no_finding_and_it_says_what_was_looked_at():
     assert report.not_looked_at == ()
     text = " ".join(str(report).split())
     assert text == (
-        "Nothing found in 1 normalization. Looked at: values, dtypes and marks; distance from "
-        "measured statistics (1,600 values or more); convergence (momentum 0.9, 200 steps); "
-        "batches of 32 values."
+        "Nothing found in 1 normalization. Checked: values, dtypes, marks of freeze_stats and "
+        "start_recomputing; distance from measured statistics (at least 1,600 values); "
+        "convergence (momentum 0.9, 200 steps); batches of 32 values."
     )
     assert repr(report) == str(report)
 
@@ -88,7 +88,7 @@ def test_right_statistics_have_no_finding_and_it_says_what_was_looked_at():
 def test_it_says_what_it_could_not_look_at():
     report = jn.diagnose(trained())
     assert report.rows == ()
-    assert report.looked_at == ("values, dtypes and marks",)
+    assert report.looked_at == ("values, dtypes, marks of freeze_stats and start_recomputing",)
     assert report.not_looked_at == (
         "distance from statistics of the present data (give measured)",
         "convergence (give momentum and steps)",
@@ -198,8 +198,9 @@ def test_the_first_zeros_and_ones_are_told_by_their_weight():
     assert row.severity == "error"
     assert row.figure == pytest.approx(0.99**50)
     assert row.channels == (0, 1, 2)
-    assert "After 50 steps with momentum 0.99, 61 % of" in row.cause
-    assert "61 % of the initial 0 and 1" in str(report)
+    assert "After 50 steps with momentum 0.99, the initial mean 0" in row.cause
+    assert "still have a weight of 61 %" in row.cause
+    assert "61 % initial values" in str(report)
     # Without the number of steps, the distance is there, and not its cause.
     assert found(jn.diagnose(stats, measured(), momentum=0.99)) == {("", "mean_off")}
     assert only(jn.diagnose(stats, measured()), "mean_off").figure == pytest.approx(
@@ -252,13 +253,13 @@ def test_the_causes_of_a_distance_are_those_that_what_is_given_leaves():
         return jn.diagnose(trained(), measured(mean=4.0), **options).rows[0].cause
 
     assert cause().startswith("Possible causes: ")
-    assert "have not converged (give momentum and steps)" in cause()
-    assert "have not converged (give steps)" in cause(momentum=0.9)
-    assert "small batches, or few images in each (give batch_values)" in cause()
+    assert "have not converged (to check, give momentum and steps)" in cause()
+    assert "have not converged (to check, give steps)" in cause(momentum=0.9)
+    assert "batches are small or have few images (to check, give batch_values)" in cause()
     known = cause(momentum=0.9, steps=200, batch_values=BATCH)
     assert "give" not in known
     assert "few images" in known
-    assert "a momentum too small for channels that are rarely active" in known
+    assert "the momentum is too small for channels that are rarely active" in known
 
 
 def test_batches_that_are_not_shuffled_hide_their_variance():
@@ -402,14 +403,14 @@ def test_too_few_measured_values_are_not_compared():
     row = only(report, "few_measured")
     assert row.figure == 0
     assert all(cure in row.cure for cure in ("train()", "frozen=False", "replace"))
-    assert report.looked_at == ("values, dtypes and marks",)
+    assert report.looked_at == ("values, dtypes, marks of freeze_stats and start_recomputing",)
     assert report.not_looked_at[0] == (
         "distance from statistics of the present data (0 values measured)"
     )
     report = jn.diagnose(trained(), few._replace(count=np.array([0.0, 9.0, 99.0])))
     rows = [row for row in report.rows if row.finding == "few_measured"]
     assert [(row.figure, row.channels) for row in rows] == [(0, (0,)), (9, (1,))]
-    assert "distance from measured statistics (99 values or more)" in report.looked_at
+    assert "distance from measured statistics (at least 99 values)" in report.looked_at
     assert ("", "mean_off") in found(jn.diagnose(trained(), few._replace(count=np.full(3, 25.0))))
 
 
@@ -452,7 +453,7 @@ def test_every_kind_of_statistics_is_looked_at_as_what_it_is():
     assert found(report) == small | {("renorm", "not_converged")}
     assert report.rows[0].figure == pytest.approx(0.9)
     assert report.not_looked_at[1] == (
-        "entries that are not of a mean and a variance: other/sigma, other/u"
+        "entries without a mean and a variance: other/sigma, other/u"
     )
     of_data = dict.fromkeys(("ghost", "renorm", "cumulative", "online"), m)
     report = jn.diagnose(tree, {**of_data, "inputs": {"fit": of_inputs}})

@@ -233,8 +233,9 @@ def folding(**changes):
     ("changes", "words"),
     [
         ({"kernel": jnp.ones((2, 3), int)}, ["int32", "quantize"]),
+        ({"kernel": {"kernel": jnp.ones((2, 3))}}, ["kernel is a dict", "['kernel']"]),
         ({"kernel": jnp.ones((2, 4))}, ["running mean", "(3,)", "(4,)", "kernel_axis"]),
-        ({"kernel_axis": 2}, ["kernel_axis=2", "[-2, 1]"]),
+        ({"kernel_axis": 2}, ["kernel_axis=2", "the kernel has 2 axes", "[-2, 1]"]),
         ({"kernel_axis": (0, 1)}, ["kernel_axis", "one int"]),
         ({"kernel": jnp.ones(())}, ["scalar"]),
         ({"bias": jnp.ones(2)}, ["bias has shape (2,)", "(3,)"]),
@@ -706,6 +707,54 @@ def test_a_norm_that_feeds_several_layers_and_folding_again():
     alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
     message = error(lambda: jnn.fold(model, variables, {"q": "norm", "k": "norm"}, x))
     assert "name all the layers that a normalization feeds" in message
+
+
+class Sowing(nn.Module):
+    """Stores what the layer gives, and what the network gives."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(3, name="layer")(x)
+        self.sow("intermediates", "unfolded", y)
+        y = jnn.BatchNorm(name="norm", **NORM)(y)
+        self.sow("losses", "output", y)
+        return y
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mutable": ["intermediates"]},
+        {"capture_intermediates": True},
+        {"mutable": ["batch_stats", "losses"]},
+        {"mutable": True},
+    ],
+)
+def test_intermediates_and_variables_are_not_compared(options):
+    model, x = Sowing(), normals(5, 4)
+    variables = started(model, x)
+    variables = {key: variables[key] for key in ("params", "batch_stats")}
+    folded = jnn.fold(model, variables, {"layer": "norm"}, x, **options)
+    alike(jnn.apply_folded(model, folded, x), model.apply(variables, x), ulps=64)
+
+
+class Leaking(nn.Module):
+    """Stores what the layer gives in a collection of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(3, name="layer")(x)
+        self.sow("losses", "unfolded", y)
+        return jnn.BatchNorm(name="norm", **NORM)(y)
+
+
+def test_other_collections_are_compared():
+    model, x = Leaking(), normals(5, 4)
+    variables = started(model, x)
+    variables = {key: variables[key] for key in ("params", "batch_stats")}
+    pairs, options = {"layer": "norm"}, {"mutable": ["losses"]}
+    message = error(lambda: jnn.fold(model, variables, pairs, x, **options))
+    assert "in a collection that is mutable" in message
 
 
 class PreNorm(nn.Module):

@@ -183,8 +183,14 @@ def test_errors_say_what_was_given():
             ValueError,
             r"gain has shape \(3, 1, 5\)",
         ),
+        (
+            lambda: jn.standardize_kernel(kernel, gain=np.ones(5, complex)),
+            TypeError,
+            "the kernel is real; give a real gain",
+        ),
         (lambda: jn.standardize_kernel(kernel, epsilon=-1.0), ValueError, "epsilon=-1.0"),
-        (lambda: jn.standardize_kernel({"kernel": kernel}), TypeError, "is a dict"),
+        (lambda: jn.standardize_kernel({"kernel": kernel}), TypeError, "kernel is a dict"),
     ):
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=words) as caught:
             call()
+        assert "input" not in str(caught.value)  # the argument is a kernel

@@ -22,6 +22,7 @@ from jaxnorm.linen.inputs import StandardizeInputs
 __all__ = ["apply_folded", "fold"]
 
 _FOLDABLE = (nn.BatchNorm, BatchNorm, StandardizeInputs)
+_CHANGED = ("params", "batch_stats", "intermediates")  # collections that folding may change
 
 
 def fold(
@@ -55,7 +56,9 @@ def fold(
             {"block_0/Conv_0": "block_0/BatchNorm_0"}; `*` stands for any characters except "/", the
             same in both paths: {"block_*/Conv_*": "block_*/BatchNorm_*"}. For a normalization that
             feeds several layers, give a pair with each of them.
-        args, options: the other arguments of `model.apply`, for an example in evaluation.
+        args, options: the other arguments of `model.apply`, for an example in evaluation. If
+            collections are `mutable`, they are compared too, except "params", "batch_stats" and
+            "intermediates".
         tolerance: how much the output may change, relative to its largest value (of each array);
             for kernels or results in bfloat16, for example 0.05.
 
@@ -87,10 +90,20 @@ def fold(
     folded = _folded(variables, found)
 
     def results(variables: Any, folded: Any) -> Any:
-        return run(variables), run(variables, _pairs.hide_intermediates(found)), run(folded)
+        hide = _pairs.hide_intermediates(found)
+        outputs = run(variables), run(variables, hide), run(folded)
+        return tuple(_compared(output, options) for output in outputs)
 
     _pairs.check_folded(jax.jit(results)(variables, folded), tolerance)
     return folded
+
+
+def _compared(result: Any, options: Mapping[str, Any]) -> Any:
+    """What folding must not change in the result of `model.apply` with these options."""
+    if options.get("mutable", False) is False and not options.get("capture_intermediates", False):
+        return result
+    output, updates = result
+    return output, {name: kept for name, kept in updates.items() if name not in _CHANGED}
 
 
 def apply_folded(model: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:
