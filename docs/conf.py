@@ -30,7 +30,7 @@ default_role = "code"
 
 def table_of_normalizations():
     """A row for each page of normalizations/, from the name and the scope at its head."""
-    rows = ["| normalization | moments are merged over |", "| --- | --- |"]
+    rows = ["| normalization | measured over |", "| --- | --- |"]
     for page in sorted(Path(__file__).parent.glob("normalizations/*.md")):
         head = yaml.safe_load(page.read_text().split("---\n")[1])
         rows.append(f"| [{head['name']}](normalizations/{page.name}) | {head['measured_over']} |")
