@@ -36,7 +36,7 @@ def canonical_axes(
     if ndim == 0 and numbers_given:
         raise ValueError(
             f"{name}={axes!r} names an axis, but the {array} is a scalar, of shape (); give it at "
-            "least one axis"
+            f"least one axis, for example {'x' if array == 'input' else array}[None]"
         )
     for axis in numbers_given:
         if not -ndim <= axis < ndim:
