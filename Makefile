@@ -34,6 +34,10 @@ BIN := $(VENV)/bin
 .PHONY: study studies verdicts data test test-fast test-slow test-isa test-newest test-versions \
 	install-compiled test-compiled newest-python bench docs lint dist sanitize clean
 
+# Compiled programs are kept, so each wave of runs and each process of a timed seed loads them.
+study studies: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/programs
+study studies: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+
 study: $(VENV)/with-experiments data
 	$(BIN)/python -m experiments.studies --only $(STUDY)
 
