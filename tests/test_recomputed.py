@@ -129,25 +129,35 @@ def test_the_setting_names_models_and_data(path):
         assert first not in MODELS or first in re.split(", | and ", models)
 
 
+def assert_numbers(line, place):
+    """Check the mean, its interval and the number of seeds in a line of the page."""
+    d, ratio = differences(place), place["unit"] == "ratio"
+    expected = [np.mean(d), *interval(d)]
+    [shown] = re.findall(r", mean (\S+).*? interval (\S+).*? to (\S+)", line)
+    shown = [float(text.strip("x,")) for text in shown]
+    if ratio:
+        np.testing.assert_allclose(shown, np.exp2(expected), rtol=0.005)
+    else:
+        np.testing.assert_allclose(shown, expected, atol=0.00501)
+    assert f", {len(d)} seeds" in line
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_page_has_the_numbers_that_follow_from_the_seeds(path, judged):
     places = read(path)["places"]
     lines = [line for line in section(path.stem) if line.startswith("- ") and ", mean " in line]
-    for line, place, (word, p) in zip(lines, places, judged[path.stem], strict=True):
+    before = [line for line in lines if line.startswith("- before: ")]
+    last = [line for line in lines if line not in before]
+    for line, place, (word, p) in zip(last, places, judged[path.stem], strict=True):
         assert word in line
-        d, ratio = differences(place), place["unit"] == "ratio"
-        expected = [np.mean(d), *interval(d)]
-        [shown] = re.findall(r", mean (\S+).*? interval (\S+).*? to (\S+)", line)
-        shown = [float(text.strip("x,")) for text in shown]
-        if ratio:
-            np.testing.assert_allclose(shown, np.exp2(expected), rtol=0.005)
-        else:
-            np.testing.assert_allclose(shown, expected, atol=0.00501)
-        assert f", {len(d)} seeds" in line
+        assert_numbers(line, place)
         adjusted = re.findall(r"adjusted p = (\S+)", line)
         assert [float(text) for text in adjusted] == (
             [] if p is None else [pytest.approx(p, rel=0.05)]
         )
+    undecided = [second_stage(place) for place in places if place["undecided"]]
+    for line, place in zip(before, undecided, strict=True):
+        assert_numbers(line, place)
 
 
 def assert_as_many_as_asked(n, spread, half_width):
