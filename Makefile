@@ -3,12 +3,13 @@
 # make verdicts   write what the reports found into docs/studies, docs/studies.md and README.md
 #              (COMMITTED=1: of docs/studies alone)
 # make data    install the data sets that Debian packages (Fashion-MNIST, WordNet, mlbench), where there is apt
-# make test    the tests (make test-fast: those that catch most a second; make test-slow: those that
-#              take long, of several processes)
+# make test    the tests (make test-fast: those that catch most a second; make test-rest: the others;
+#              make test-slow: those that take long, of several processes)
 # make test-isa   the numerical tests as on a processor of fewer instructions (ISA=AVX2), with another
-#              seed of the random draws where it is given (SEED=0)
+#              seed of the random draws where it is given (SEED=0; FIRST=1: one case of every test)
 # make test-versions   the library's tests on Python 3.11, 3.12 and 3.13, where they are installed, with
-#              the lowest and the newest jax and flax (VERSIONS=3.12-lowest: one of them, TESTS=files)
+#              the lowest and the newest jax and flax (VERSIONS=3.12-lowest: one of them, TESTS=files,
+#              FIRST=1: one case of every test)
 # make test-newest   of them 3.13-newest: Python 3.13 with the newest releases that pip finds
 # make test-compiled   that the programs that compilers make for an H100 and a TPU v5e move and run what
 #              benchmarks/compiled/counts.json says; on Python 3.13, with compilers of 1.9 GB and no device
@@ -31,7 +32,7 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: study studies verdicts data test test-fast test-slow test-isa test-newest test-versions \
+.PHONY: study studies verdicts data test test-fast test-rest test-slow test-isa test-newest test-versions \
 	install-compiled test-compiled newest-python bench docs lint dist sanitize clean
 
 # Compiled programs are kept, so each wave of runs and each process of a timed seed loads them.
@@ -69,13 +70,16 @@ MOST_PROGRAMS := 5000
 test-fast: $(VENV)/with-experiments,test
 	$(PYTEST) tests -m 'not slow and not long' --first --most-programs $(MOST_PROGRAMS)
 
+test-rest: $(VENV)/with-experiments,test
+	$(PYTEST) -m 'not slow' --rest
+
 test-slow: $(VENV)/with-examples,experiments,onnx,ray,test
 	$(PYTEST) -m slow
 
 test-isa: export XLA_FLAGS := --xla_cpu_max_isa=$(ISA)
 test-isa: export JAXNORM_TEST_SEED := $(SEED)
 test-isa: $(VENV)/with-experiments,test
-	$(PYTEST) -m 'numerical and not slow'
+	$(PYTEST) -m 'numerical and not slow' $(if $(FIRST),--first)
 
 # The library's tests are all but those that import the experiments.
 EXPERIMENTS_TESTS := $(shell grep -lE '^(from|import) (experiments|runs_of|components|data_sources|browser|launch_jobs|ray_cluster|hydra)' \
@@ -110,7 +114,7 @@ install-%-newest: .venv-%-newest/bin/python
 
 test-on-%: install-%
 	.venv-$*/bin/python -m pip freeze --exclude-editable
-	.venv-$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow' $(TESTS)
+	.venv-$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 -m 'not slow' $(if $(FIRST),--first) $(TESTS)
 
 COMPILED := .venv-3.13-compiled
 

@@ -27,6 +27,7 @@ from jaxnorm.kernels.target import as_on  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 MADE = note_programs()
+TESTS = Path(__file__).parent
 MOST_HELD = 400  # programs of a file, which are some 2 MB each
 
 # HYPOTHESIS_PROFILE=thorough draws fifteen times as many cases.
@@ -72,6 +73,9 @@ def takes_float16(item):
 
 def pytest_addoption(parser):
     parser.addoption("--first", action="store_true", help="one case of every test, and all of core")
+    parser.addoption(
+        "--rest", action="store_true", help="all but what --first runs of tests that are not long"
+    )
     parser.addoption("--most-programs", type=int, help="fail where more programs are compiled")
 
 
@@ -82,11 +86,20 @@ def first_cases(items):
     return [item for item in items if item in first or item.get_closest_marker("core")]
 
 
+def is_fast(item):
+    """Say whether make test-fast takes a test. It leaves out doctests and what is long or slow."""
+    marked = item.get_closest_marker("long") or item.get_closest_marker("slow")
+    return item.path.is_relative_to(TESTS) and not marked
+
+
 @pytest.hookimpl(trylast=True)  # of those that -m leaves
 def pytest_collection_modifyitems(config, items):
     """Seed what Hypothesis draws, and leave float16 out where XLA has none."""
     if config.getoption("first"):
         items[:] = first_cases(items)
+    if config.getoption("rest"):
+        fast = {id(item) for item in first_cases([*filter(is_fast, items)])}
+        items[:] = [item for item in items if id(item) not in fast]
     for item in items:
         test = getattr(item, "obj", None)
         if hypothesis.is_hypothesis_test(test):

@@ -21,7 +21,7 @@ RUN = (
     "data.classes_per_batch=5",
     "optimizer=adamw",
     "seeds=2",
-    "steps=4000",
+    "steps=2000",
     "evaluate_every=200",
     "checkpoint_every=50",
 )
@@ -69,9 +69,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert whole.wait(timeout=PATIENCE) == 0
     draws, killed = random.Random(SEED), tmp_path / "killed"
     # While it is saved (which takes some 30 ms), right after, and later.
-    delays = [draws.uniform(0, 0.03) for _ in range(3)] + [draws.uniform(0, 0.5) for _ in range(2)]
+    delays = [*(draws.uniform(0, 0.03) for _ in range(2)), draws.uniform(0, 0.5)]
     kills = sum(killed_after(start(killed), killed, delay) for delay in delays)
-    assert kills >= 3
+    assert kills >= 2
     last = start(killed)
     assert last.wait(timeout=PATIENCE) == 0
     assert len(parameters(killed)) == 2
@@ -81,4 +81,4 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert any("begins at step 0 " not in line for line in begins)
     for path in killed.glob("*/seed-*/history.jsonl"):
         steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-        assert steps == list(range(200, 4001, 200)), "none twice, none missing"
+        assert steps == list(range(200, 2001, 200)), "none twice, none missing"
