@@ -243,7 +243,7 @@ def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
     holds = source.source()
     scale = None  # words have no scale
     if holds.vocabulary is None:
-        scale = scaling(source.scaling, _measured(source, train, chosen, seed, stream=stream))
+        scale = scaling(source.scaling, _measured(source, train, chosen, seed))
     return Dataset(
         train.split(chosen, scale, stream=stream),
         train.split(held, scale, stream=stream),
@@ -295,15 +295,13 @@ def _streamed_split(source: DataSource, prepared: Prepared, split: str) -> _Unsc
 
 
 def _measured(
-    source: DataSource, train: _UnscaledSplit, chosen: np.ndarray, seed: int, *, stream: bool
+    source: DataSource, train: _UnscaledSplit, chosen: np.ndarray, seed: int
 ) -> Measured:
-    """Measure the training examples. The statistics of streamed examples are stored."""
+    """Return the statistics of the training examples of a seed. They are measured once."""
 
     def measured() -> dict[str, np.ndarray]:
         return measure(train.inputs, train.lengths, chosen)._asdict()
 
-    if not stream:
-        return Measured(**measured())
     kept = "all" if source.examples is None else source.examples
     drawn = f"validation-{source.validation}-seed-{seed}-examples-{kept}"
     name = f"measured-{source.layout}-{drawn}-{_code(type(source))}"

@@ -1,5 +1,6 @@
 """Checks the values of a configuration before training."""
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def _names(config: Config) -> Iterator[str]:
             yield f"{group} is {given!r}; choose a file of configs/{group} with {group}=NAME"
             continue
         files = {path.stem: path for path in sorted((CONFIG_DIR / group).glob("*.yaml"))}
-        target = OmegaConf.load(files[given["name"]])._target_ if given["name"] in files else None
+        target = _target_of(files[given["name"]]) if given["name"] in files else None
         if given["_target_"] != target:
             yield (
                 f"{group}.name is {given['name']!r}, but the other values belong to "
@@ -91,6 +92,12 @@ def _names(config: Config) -> Iterator[str]:
                 f"{group}.name is {given.name!r}, but the choice was {group}={expected}; "
                 f"choose another with {group}={'|'.join(types)}"
             )
+
+
+@functools.cache
+def _target_of(path: Path) -> str:
+    """Return the class that the file of a component names."""
+    return OmegaConf.load(path)._target_
 
 
 def _training(config: Config) -> Iterator[str]:
@@ -272,14 +279,13 @@ def _check_single_examples(config: Config, setup: Setup) -> None:
 def _trace(model: nn.Module, batch: Batch, *, train: bool) -> None:
     def forward(batch: Batch) -> jax.Array:
         rngs = {name: jax.random.key(0) for name in ("params", "dropout", "noise")}
-        variables = model.init(rngs, batch.inputs, batch.lengths, batch.mask, train=False)
         return model.apply(
-            variables,
+            {},
             batch.inputs,
             batch.lengths,
             batch.mask,
             train=train,
-            mutable=["batch_stats"],
+            mutable=["params", "batch_stats"],
             rngs=rngs,
         )[0]
 

@@ -11,7 +11,7 @@ import optax
 
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, plot three of them
 MOST_DECADES = 38.0  # the largest exponent of a float32
-MAX_VALUES = 16_384  # values of a layer that are used for quantiles: sorting is slow on a CPU
+MAX_VALUES = 4_096  # values of a layer that are used for quantiles: sorting is slow on a CPU
 
 
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
