@@ -1,5 +1,6 @@
 """The files of a run: config.yaml, and for each seed history.jsonl and then result.json."""
 
+import functools
 import json
 import math
 import os
@@ -142,6 +143,7 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
