@@ -294,9 +294,7 @@ def _streamed_split(source: DataSource, prepared: Prepared, split: str) -> _Unsc
     return _UnscaledSplit(Mapped(records, shape, laid_out), index["labels"], index.get("lengths"))
 
 
-def _measured(
-    source: DataSource, train: _UnscaledSplit, chosen: np.ndarray, seed: int
-) -> Measured:
+def _measured(source: DataSource, train: _UnscaledSplit, chosen: np.ndarray, seed: int) -> Measured:
     """Return the statistics of the training examples of a seed. They are measured once."""
 
     def measured() -> dict[str, np.ndarray]:
