@@ -275,6 +275,22 @@ def test_a_further_study_corrects_those_that_are_committed(root, entries):
 
 
 @pytest.mark.long
+def test_a_claim_that_cannot_be_told_says_how_many_seeds_would_decide_it(root):
+    [second] = compared(root / "trained", 0.55)
+    near = replace(second, open_because=None)  # as if its seeds were the last that the rule asks
+    keep_entry(root / STUDIES, entry("worse", [near]))
+    [page] = [
+        text
+        for path, text in published(root, [OmegaConf.create(study("worse"))]).items()
+        if path.name == "studies.md"
+    ]
+    assert "- verdict: **cannot tell here**: 90.5 %" in page
+    half_width = stats.norm.isf(0.05 / 48 / 2) * np.std(near.d, ddof=1)
+    number = float(f"{(half_width / (abs(np.mean(near.d) - 0.5) / 2)) ** 2:.2g}")
+    assert f"- would decide: about {number:,.0f} further seeds, if the mean and" in page
+
+
+@pytest.mark.long
 def test_a_study_at_several_places_has_a_verdict_for_each(root):
     places = compared(root / "trained", 1.0, each=["batch_size"], sizes=(0, 12, 16))
     keep_entry(root / STUDIES, entry("worse", places))

@@ -15,6 +15,7 @@ from experiments.reports.verdicts import (
     Verdict,
     before_text,
     counts_text,
+    deciding_text,
     figure_title,
     levels_text,
     place_text,
@@ -118,6 +119,7 @@ def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
             yield side, f"`{_shortened(arm.overrides)}`: {trials_text(arm)}"
         yield "counted", " ".join(compared.remarks)
         yield "before", before_text(compared)
+        yield "would decide", deciding_text(compared, each, judged)
     numbers_at = f"; [all numbers](studies/{entry.name}{KEPT})" if entry.done else ""
     yield "made by", f"`make study STUDY={entry.name}`{numbers_at}"
     yield "cost", entry.done

@@ -39,6 +39,17 @@ def fresh_seeds(spread: float, margin: float) -> int:
     return MOST
 
 
+def seeds_to_decide(d: np.ndarray, bounds: Sequence[float]) -> float:
+    """Return how many seeds would tell the mean of d from the nearest bound.
+
+    With this mean and this standard deviation, their interval, at the level of the correction, has
+    a half-width of half the distance. The normal quantile stands for that of many seeds.
+    """
+    distance = min(abs(float(np.mean(d)) - bound) for bound in bounds)
+    half_width_of_one = stats.norm.ppf(1 - LEVEL / 2) * float(np.std(d, ddof=1))
+    return (half_width_of_one / (distance / 2)) ** 2 if distance > 0 else math.inf
+
+
 def differences(unit: str, of_a: Sequence[float], of_b: Sequence[float]) -> np.ndarray:
     """Return d, which is log2(a / b) if the unit is a ratio."""
     a, b = np.array(of_a), np.array(of_b)

@@ -6,6 +6,7 @@ reported or not, so the order of the reports does not matter.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from experiments.reports.arms import trials_text
 from experiments.reports.comparison import Comparison, note
 from experiments.reports.page import caption, terms, write_page
-from experiments.reports.rule import OPEN, adjusted, overall
+from experiments.reports.rule import CANNOT_TELL, OPEN, adjusted, overall, seeds_to_decide
 from experiments.reports.strip import strip
 
 SUFFIX = ".study.json"
@@ -252,6 +253,17 @@ def before_text(compared: Comparison) -> str:
     return f"the second stage could not tell: {numbers(compared.earlier)}"
 
 
+def deciding_text(compared: Comparison, at_place: Judged, judged: Verdict) -> str:
+    """Return what would decide a place because of which a claim cannot be told; "" elsewhere."""
+    if {judged.word, at_place.word} != {CANNOT_TELL}:
+        return ""
+    number = seeds_to_decide(compared.d, compared.bounds)
+    if math.isinf(number):
+        return "no number of seeds, if the mean difference stays at the threshold"
+    seeds = f"{int(float(f'{number:.2g}')):,}"
+    return f"about {seeds} further seeds, if the mean and the standard deviation stay the same"
+
+
 def levels_text(compared: Comparison) -> str:
     """Return the mean of both arms in the unit of the metric, such as "84.1 % against 82.9 %".
 
@@ -295,11 +307,15 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
     claim = terms(
         [("claim", entry.claim), ("source", entry.source), ("expected", entry.expectation)]
     )
-    arms = "".join(_arms(compared) for compared in entry.places)
+    at_places = judged.places if judged else [None] * len(entry.places)
+    arms = "".join(
+        _arms(compared, at_place and deciding_text(compared, at_place, judged))
+        for compared, at_place in zip(entry.places, at_places, strict=False)
+    )
     return f'{claim}<div class="verdict {_kind(judged)}">{_sentence(entry, judged)}{arms}</div>'
 
 
-def _arms(compared: Comparison) -> str:
+def _arms(compared: Comparison, deciding: str | None) -> str:
     return terms(
         [
             ("at", compared.place),
@@ -307,6 +323,7 @@ def _arms(compared: Comparison) -> str:
             ("b", f"{compared.b.overrides} - {trials_text(compared.b)}"),
             ("counted", " ".join(compared.remarks)),
             ("before", before_text(compared)),
+            ("would decide", deciding),
         ]
     )
 
