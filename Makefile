@@ -107,10 +107,10 @@ test-versions:
 	done
 
 install-%-lowest: .venv-%-lowest/bin/python
-	$< -m pip install --quiet $$($< -c '$(LOWEST)') --editable '.[test]'
+	$< -m pip $(INSTALLED) $$($< -c '$(LOWEST)') --editable '.[test]'
 
 install-%-newest: .venv-%-newest/bin/python
-	$< -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	$< -m pip $(INSTALLED) --upgrade --upgrade-strategy eager --editable '.[test]'
 
 test-on-%: install-%
 	.venv-$*/bin/python -m pip freeze --exclude-editable
@@ -125,7 +125,7 @@ test-compiled: install-compiled
 
 $(COMPILED)/installed: benchmarks/compiled/requirements.txt | $(COMPILED)/bin/python
 	@echo "Installing compilers for an H100 and a TPU v5e into $(COMPILED) ..."
-	$(COMPILED)/bin/python -m pip install --quiet --requirement $<
+	$(COMPILED)/bin/python -m pip $(INSTALLED) --requirement $<
 	touch '$@'
 
 .PRECIOUS: .venv-%/bin/python
@@ -168,6 +168,10 @@ sanitize: $(VENV)/with-experiments,test
 clean:
 	rm -rf $(VENV) .venv-* build dist docs/_build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
 
+# To compile all modules takes most of an installation. Python compiles those that are imported.
+INSTALLED := install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -175,6 +179,6 @@ KERNELS := CMakeLists.txt $(wildcard jaxnorm/kernels/src/*)
 
 $(VENV)/with-%: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing jaxnorm[$*] and its dependencies into $(VENV) ..."
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings=cmake.define.JAXNORM_STRICT=ON \
+	$(BIN)/python -m pip $(INSTALLED) --constraint constraints.txt --config-settings=cmake.define.JAXNORM_STRICT=ON \
 		--editable '.[$*]'
 	touch '$@'
