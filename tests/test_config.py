@@ -210,6 +210,10 @@ MANUAL = ("distributed=manual", *(f"distributed.{value}" for value in NEEDED["ma
         (["norm=layer", "model=mlp", "model.hidden=[1]"], ["norm=layer", "one value in every"]),
         (["data.lengths=inked"], ["data.lengths", "model=cnn", "lstm"]),
         (["data=glosses"], ["data=glosses has words", "model=cnn", "lstm, gru or transformer"]),
+        (
+            ["data=japanese_vowels", "model=mlp"],
+            ["japanese_vowels has sequences of unequal length", "model=mlp", "lstm, gru or trans"],
+        ),
         (["data=idx_images", "data.folder=/nowhere"], ["/nowhere"]),
         (["data=idx_images"], ["data.folder", "key=value"]),
         (["timed_steps=9", "seeds_together=true"], ["timed_steps", "seeds_together is true"]),

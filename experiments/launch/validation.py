@@ -159,9 +159,9 @@ def _directory(key: str, given: str) -> Iterator[str]:
 def _model(config: Config, setup: Setup) -> Iterator[str]:
     model = model_of(config, setup, Scope())
     name = config.model["name"]
-    if setup.spec.vocabulary is not None and not model.takes_lengths:
+    if (has := _of_sequences(config, setup)) and not model.takes_lengths:
         yield (
-            f"data={config.data['name']} has words, which model={name} does not accept; "
+            f"data={config.data['name']} has {has}, which model={name} does not accept; "
             "give model=lstm, gru or transformer"
         )
         return
@@ -176,6 +176,14 @@ def _model(config: Config, setup: Setup) -> Iterator[str]:
             f"data.lengths makes sequences of unequal length, which model={name} does not accept; "
             "give data.lengths=full, or model=lstm, gru or transformer"
         )
+
+
+def _of_sequences(config: Config, setup: Setup) -> str:
+    """Return what data always have that only models of sequences accept, or ""."""
+    if setup.spec.vocabulary is not None:
+        return "words"
+    optional = "lengths" in config.data  # images
+    return "" if setup.spec.max_length is None or optional else "sequences of unequal length"
 
 
 def _statistics(config: Config, setup: Setup) -> Iterator[str]:
