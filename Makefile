@@ -172,13 +172,15 @@ clean:
 INSTALLED := install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
+# What is installed into $(VENV) first after a change compiles the kernels, which takes a minute or more.
+KERNELS := CMakeLists.txt $(wildcard jaxnorm/kernels/src/*)
+COMPILED_KERNELS = $(shell find jaxnorm/kernels -name 'libjaxnorm_kernels.*' $(KERNELS:%=-newer %))
+EDITABLE = --config-settings=$(if $(COMPILED_KERNELS),wheel.cmake=false,cmake.define.JAXNORM_STRICT=ON) --editable
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-KERNELS := CMakeLists.txt $(wildcard jaxnorm/kernels/src/*)
-
 $(VENV)/with-%: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing jaxnorm[$*] and its dependencies into $(VENV) ..."
-	$(BIN)/python -m pip $(INSTALLED) --constraint constraints.txt --config-settings=cmake.define.JAXNORM_STRICT=ON \
-		--editable '.[$*]'
+	$(BIN)/python -m pip $(INSTALLED) --constraint constraints.txt $(EDITABLE) '.[$*]'
 	touch '$@'
