@@ -13,8 +13,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from experiments.data.card import Card, Examples, Source
-from experiments.data.source import DataSource
-from experiments.errors import ConfigError
+from experiments.data.packaged import PackagedSource
 
 INSTALL = "pip install --no-deps aeon"
 FOLDER = Path("datasets", "data", "JapaneseVowels")  # in the package
@@ -30,10 +29,10 @@ class Series(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JapaneseVowels(DataSource):
+class JapaneseVowels(PackagedSource):
     """Utterances as float32 (29, 12): 7 to 29 vectors of 12 cepstral coefficients, then zeros.
 
-    Labels are the speakers, 0 to 8. Once prepared, it does not need the package.
+    Labels are the speakers, 0 to 8.
     """
 
     card: ClassVar[Card] = Card(
@@ -62,28 +61,20 @@ test examples, which were recorded on other occasions. The longest training exam
 """,
         license="CC BY 4.0",
     )
+    package: ClassVar[str] = "aeon"
     holds: ClassVar[Source] = Source((LONGEST, COEFFICIENTS), SPEAKERS, 270, 370, np.float32)
 
-    def source(self) -> Source:
-        return self.holds
+    def absent(self) -> str | None:
+        files = _files().values()
+        if files and all(path.is_file() for path in files):
+            return None
+        return (
+            f"the Python package {self.package}, which contains {self.title}, is not installed; "
+            f"run {INSTALL}"
+        )
 
-    def problems(self, batch_size: int) -> Iterator[str]:
-        if not self.prepared().is_there():
-            yield from self._missing()
-        yield from super().problems(batch_size)
-
-    def read(self) -> dict[str, Examples]:
-        for problem in self._missing():
-            raise ConfigError(problem)
-        splits = {split: _examples(list(read_ts(path))) for split, path in _files().items()}
-        found = tuple(len(splits[split].labels) for split in SPLITS)
-        expected = self.holds.num_train, self.holds.num_test
-        if found != expected:
-            raise ConfigError(
-                f"aeon has {found[0]} training and {found[1]} test examples of {self.title}, not "
-                f"{expected[0]} and {expected[1]}; install another version of aeon"
-            )
-        return splits
+    def parse(self) -> dict[str, Examples]:
+        return {split: _examples(list(read_ts(path))) for split, path in _files().items()}
 
     def laid_out(self, source: Source) -> tuple[tuple[int, ...], int | None]:
         return source.input_shape, LONGEST
@@ -91,15 +82,6 @@ test examples, which were recorded on other occasions. The longest training exam
     def lay_out(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         frames = inputs.any(axis=2)
         return inputs, (LONGEST - frames[:, ::-1].argmax(axis=1)).astype(np.int32)
-
-    def _missing(self) -> Iterator[str]:
-        files = _files().values()
-        if not files or not all(path.is_file() for path in files):
-            yield (
-                f"the Python package aeon, which contains {self.title}, is not installed; run "
-                f"{INSTALL}, prepare {self.title} on a machine that has it and copy "
-                f"{self.prepared().folder}, or give another data=..."
-            )
 
 
 def _files() -> dict[str, Path]:
