@@ -9,7 +9,7 @@ from data_sources import source, write_idx_folder
 
 from experiments.data.batching import evaluation_batches
 from experiments.data.prepared import Records
-from experiments.data.source import _code, _load, _unscaled_splits
+from experiments.data.source import _code, _load, _scaling, _unscaled_splits
 from experiments.errors import ConfigError
 
 
@@ -109,6 +109,16 @@ def test_the_pass_that_measures_is_made_once(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("train.npz")), "what is streamed is not kept twice"
 
 
+def test_what_is_held_is_measured_once_and_writes_nothing(tmp_path, monkeypatch):
+    chosen = source("wine", tmp_path, stream=False)
+    first, before = chosen.load(0), {*tmp_path.rglob("*")}
+    for seed in range(1, 4):
+        chosen.load(seed)
+    assert {*tmp_path.rglob("*")} == before
+    monkeypatch.setattr("experiments.data.source.measure", None)
+    assert_equal(chosen.load(0).train, first.train)
+
+
 def loaded_by_other_code(monkeypatch, directory, module, added):
     """Load as a process would in which a module ended with other lines; give what is kept."""
     getsource = inspect.getsource
@@ -117,7 +127,7 @@ def loaded_by_other_code(monkeypatch, directory, module, added):
             "inspect.getsource",
             lambda of: getsource(of) + (added if of.__name__ == module else ""),
         )
-        for cached in (_code, _load, _unscaled_splits):
+        for cached in (_code, _load, _scaling, _unscaled_splits):
             cached.cache_clear()
         source("digits", directory, stream=True, lengths="inked").load(0)
         _code.cache_clear()

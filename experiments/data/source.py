@@ -236,20 +236,33 @@ class _UnscaledSplit(NamedTuple):
 def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
     train, test = _unscaled_splits(source, folder)
     stream = source.streams()
-    drawn = draw_validation(train.labels, source.validation, seed)
-    chosen, held = np.flatnonzero(~drawn), np.flatnonzero(drawn)
-    if source.examples is not None:
-        chosen = chosen[draw_examples(train.labels[chosen], source.examples, seed)]
-    holds = source.source()
-    scale = None  # words have no scale
-    if holds.vocabulary is None:
-        scale = scaling(source.scaling, _measured(source, train, chosen, seed))
+    chosen, held = _drawn(source, train.labels, seed)
+    scale = _scaling(source, seed, folder)
     return Dataset(
         train.split(chosen, scale, stream=stream),
         train.split(held, scale, stream=stream),
         test.split(np.arange(len(test.labels)), scale, stream=stream),
-        holds.num_classes,
+        source.source().num_classes,
     )
+
+
+def _drawn(source: DataSource, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the examples of a seed for training and for validation."""
+    drawn = draw_validation(labels, source.validation, seed)
+    chosen, held = np.flatnonzero(~drawn), np.flatnonzero(drawn)
+    if source.examples is not None:
+        chosen = chosen[draw_examples(labels[chosen], source.examples, seed)]
+    return chosen, held
+
+
+@functools.lru_cache(maxsize=256)  # the runs of a study use the same seeds
+def _scaling(source: DataSource, seed: int, folder: Path) -> Scaling | None:
+    """Return the scaling of a seed; None for words, which have no scale."""
+    if source.source().vocabulary is not None:
+        return None
+    train, _ = _unscaled_splits(source, folder)
+    chosen, _ = _drawn(source, train.labels, seed)
+    return scaling(source.scaling, _measured(source, train, chosen, seed))
 
 
 @functools.lru_cache(maxsize=1)  # the next seed uses the same splits; `folder` is only a cache key
@@ -295,11 +308,13 @@ def _streamed_split(source: DataSource, prepared: Prepared, split: str) -> _Unsc
 
 
 def _measured(source: DataSource, train: _UnscaledSplit, chosen: np.ndarray, seed: int) -> Measured:
-    """Return the statistics of the training examples of a seed. They are measured once."""
+    """Measure the training examples. The statistics of streamed examples are stored."""
 
     def measured() -> dict[str, np.ndarray]:
         return measure(train.inputs, train.lengths, chosen)._asdict()
 
+    if not source.streams():
+        return Measured(**measured())
     kept = "all" if source.examples is None else source.examples
     drawn = f"validation-{source.validation}-seed-{seed}-examples-{kept}"
     name = f"measured-{source.layout}-{drawn}-{_code(type(source))}"
