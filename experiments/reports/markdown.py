@@ -15,7 +15,7 @@ from experiments.reports.verdicts import (
     Verdict,
     before_text,
     counts_text,
-    deciding_text,
+    deciding_texts,
     figure_title,
     levels_text,
     place_text,
@@ -112,14 +112,15 @@ def _items(entry: Entry, judged: Verdict) -> Iterator[tuple[str, str | None]]:
     yield "verdict", _result(entry, judged)
     if entry.places:
         yield "measured", entry.places[0].metric
-    for compared, each in zip(entry.places, judged.places, strict=False):
+    deciding = deciding_texts(entry, judged)
+    for compared, each, would in zip(entry.places, judged.places, deciding, strict=False):
         if compared.place:
             yield compared.place, place_text(compared, each, judged.family)
         for side, arm in (("a", compared.a), ("b", compared.b)):
             yield side, f"`{_shortened(arm.overrides)}`: {trials_text(arm)}"
         yield "counted", " ".join(compared.remarks)
         yield "before", before_text(compared)
-        yield "would decide", deciding_text(compared, each, judged)
+        yield "would decide", would
     numbers_at = f"; [all numbers](studies/{entry.name}{KEPT})" if entry.done else ""
     yield "made by", f"`make study STUDY={entry.name}`{numbers_at}"
     yield "cost", entry.done

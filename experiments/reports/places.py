@@ -26,6 +26,7 @@ from experiments.reports.rule import (
     MOST,
     bounds_of,
     differences,
+    distance_to_bounds,
     fresh_seeds,
     margin_of,
     overall,
@@ -94,7 +95,7 @@ class Place(NamedTuple):
         """
         if len(self.second) == MOST:
             return self
-        distance = min(abs(float(np.mean(self._d_second)) - bound) for bound in self._bounds)
+        distance = distance_to_bounds(self._d_second, self._bounds)
         number = fresh_seeds(float(np.std(self._d_second, ddof=1)), distance)
         return self._replace(third=range(self.second.stop, self.second.stop + number))
 

@@ -39,13 +39,18 @@ def fresh_seeds(spread: float, margin: float) -> int:
     return MOST
 
 
+def distance_to_bounds(d: np.ndarray, bounds: Sequence[float]) -> float:
+    """Return the distance of the mean of d from the nearest bound."""
+    return min(abs(float(np.mean(d)) - bound) for bound in bounds)
+
+
 def seeds_to_decide(d: np.ndarray, bounds: Sequence[float]) -> float:
     """Return how many seeds would tell the mean of d from the nearest bound.
 
     With this mean and this standard deviation, their interval, at the level of the correction, has
     a half-width of half the distance. The normal quantile stands for that of many seeds.
     """
-    distance = min(abs(float(np.mean(d)) - bound) for bound in bounds)
+    distance = distance_to_bounds(d, bounds)
     half_width_of_one = stats.norm.ppf(1 - LEVEL / 2) * float(np.std(d, ddof=1))
     return (half_width_of_one / (distance / 2)) ** 2 if distance > 0 else math.inf
 

@@ -253,10 +253,17 @@ def before_text(compared: Comparison) -> str:
     return f"the second stage could not tell: {numbers(compared.earlier)}"
 
 
-def deciding_text(compared: Comparison, at_place: Judged, judged: Verdict) -> str:
-    """Return what would decide a place because of which a claim cannot be told; "" elsewhere."""
-    if {judged.word, at_place.word} != {CANNOT_TELL}:
-        return ""
+def deciding_texts(entry: Entry, judged: Verdict | None) -> list[str]:
+    """Return what would decide each place because of which a claim cannot be told; "" elsewhere."""
+    if judged is None or judged.word != CANNOT_TELL:
+        return [""] * len(entry.places)
+    return [
+        _deciding_text(compared) if at_place.word == CANNOT_TELL else ""
+        for compared, at_place in zip(entry.places, judged.places, strict=True)
+    ]
+
+
+def _deciding_text(compared: Comparison) -> str:
     number = seeds_to_decide(compared.d, compared.bounds)
     if math.isinf(number):
         return "no number of seeds, if the mean difference stays at the threshold"
@@ -307,15 +314,12 @@ def verdict_box(entry: Entry, judged: Verdict | None) -> str:
     claim = terms(
         [("claim", entry.claim), ("source", entry.source), ("expected", entry.expectation)]
     )
-    at_places = judged.places if judged else [None] * len(entry.places)
-    arms = "".join(
-        _arms(compared, at_place and deciding_text(compared, at_place, judged))
-        for compared, at_place in zip(entry.places, at_places, strict=False)
-    )
+    deciding = deciding_texts(entry, judged)
+    arms = "".join(map(_arms, entry.places, deciding))
     return f'{claim}<div class="verdict {_kind(judged)}">{_sentence(entry, judged)}{arms}</div>'
 
 
-def _arms(compared: Comparison, deciding: str | None) -> str:
+def _arms(compared: Comparison, deciding: str) -> str:
     return terms(
         [
             ("at", compared.place),
