@@ -68,7 +68,7 @@ test: $(VENV)/with-experiments,test
 MOST_PROGRAMS := 5000
 
 test-fast: $(VENV)/with-experiments,test
-	$(PYTEST) tests -m 'not slow and not long' --first --most-programs $(MOST_PROGRAMS)
+	$(PYTEST) --fast --most-programs $(MOST_PROGRAMS)
 
 test-rest: $(VENV)/with-experiments,test
 	$(PYTEST) -m 'not slow' --rest
@@ -107,10 +107,10 @@ test-versions:
 	done
 
 install-%-lowest: .venv-%-lowest/bin/python
-	$< -m pip $(INSTALLED) $$($< -c '$(LOWEST)') --editable '.[test]'
+	$< $(PIP_INSTALL) $$($< -c '$(LOWEST)') --editable '.[test]'
 
 install-%-newest: .venv-%-newest/bin/python
-	$< -m pip $(INSTALLED) --upgrade --upgrade-strategy eager --editable '.[test]'
+	$< $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable '.[test]'
 
 test-on-%: install-%
 	.venv-$*/bin/python -m pip freeze --exclude-editable
@@ -125,7 +125,7 @@ test-compiled: install-compiled
 
 $(COMPILED)/installed: benchmarks/compiled/requirements.txt | $(COMPILED)/bin/python
 	@echo "Installing compilers for an H100 and a TPU v5e into $(COMPILED) ..."
-	$(COMPILED)/bin/python -m pip $(INSTALLED) --requirement $<
+	$(COMPILED)/bin/python $(PIP_INSTALL) --requirement $<
 	touch '$@'
 
 .PRECIOUS: .venv-%/bin/python
@@ -169,7 +169,7 @@ clean:
 	rm -rf $(VENV) .venv-* build dist docs/_build jaxnorm/kernels/*.so jaxnorm/kernels/*.dylib
 
 # To compile all modules takes most of an installation. Python compiles those that are imported.
-INSTALLED := install --quiet --no-compile
+PIP_INSTALL := -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 # What is installed into $(VENV) first after a change compiles the kernels, which takes a minute or more.
@@ -182,5 +182,5 @@ $(BIN)/python:
 
 $(VENV)/with-%: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing jaxnorm[$*] and its dependencies into $(VENV) ..."
-	$(BIN)/python -m pip $(INSTALLED) --constraint constraints.txt $(EDITABLE) '.[$*]'
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt $(EDITABLE) '.[$*]'
 	touch '$@'

@@ -73,9 +73,8 @@ def takes_float16(item):
 
 def pytest_addoption(parser):
     parser.addoption("--first", action="store_true", help="one case of every test, and all of core")
-    parser.addoption(
-        "--rest", action="store_true", help="all but what --first runs of tests that are not long"
-    )
+    parser.addoption("--fast", action="store_true", help="--first, without long tests and doctests")
+    parser.addoption("--rest", action="store_true", help="all but what --fast runs")
     parser.addoption("--most-programs", type=int, help="fail where more programs are compiled")
 
 
@@ -87,7 +86,7 @@ def first_cases(items):
 
 
 def is_fast(item):
-    """Say whether make test-fast takes a test. It leaves out doctests and what is long or slow."""
+    """Say whether --fast may take a test. It leaves out doctests and what is long or slow."""
     marked = item.get_closest_marker("long") or item.get_closest_marker("slow")
     return item.path.is_relative_to(TESTS) and not marked
 
@@ -97,9 +96,12 @@ def pytest_collection_modifyitems(config, items):
     """Seed what Hypothesis draws, and leave float16 out where XLA has none."""
     if config.getoption("first"):
         items[:] = first_cases(items)
+    fast = first_cases([*filter(is_fast, items)])
+    if config.getoption("fast"):
+        items[:] = fast
     if config.getoption("rest"):
-        fast = {id(item) for item in first_cases([*filter(is_fast, items)])}
-        items[:] = [item for item in items if id(item) not in fast]
+        left_out = set(fast)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         test = getattr(item, "obj", None)
         if hypothesis.is_hypothesis_test(test):
