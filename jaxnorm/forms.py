@@ -185,7 +185,7 @@ def _stays_in_registers(scope: Scope, ndim: int) -> bool:
     """Whether a row can stay in registers from the first sum to the value.
 
     A GPU's compiler does that if each step is elementwise of the one before, so the unit cannot
-    depend on the center: the variance of a constant above 1e23 is infinite, and the value 0.
+    depend on the center: the variance of a constant above 2e22 is infinite, and the value 0.
     """
     return target().platform == "gpu" and not scope.differentiated and is_rows(scope, ndim)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-UNIT = 16.0  # so that float32 holds the squares of 1e-18, and of what is a hundred times smaller
+UNIT = 64.0  # so that float32 holds the squares of 1e-18, and of what is 500 times smaller
 
 
 def unit_about(center: jax.Array, unit: float) -> jax.Array:

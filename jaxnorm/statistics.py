@@ -93,7 +93,7 @@ def moments(
     Returns:
         `Moments` of the shape of `x` without `axis`, in float32 at least (float64 and complex keep
         their precision; count and variance are real). The variance is infinite where the squares of
-        the deviations sum to more than 1e36 (in float32). With `segment_ids`, the first axis is
+        the deviations sum to more than 8e34 (in float32). With `segment_ids`, the first axis is
         that of the segments, [num_segments, ...]; a segment without entries has count 0.
 
     Raises:

@@ -12,7 +12,7 @@ inline namespace JAXNORM_ISA {
 
 // Squares are summed in this unit: float then holds those of 1e-18 and of 1e15.
 template <class Real>
-constexpr Real kUnit = sizeof(Real) == sizeof(float) ? 16 : 1;
+constexpr Real kUnit = sizeof(Real) == sizeof(float) ? 64 : 1;
 
 // One set of values: mean and m2 = sum((x - mean)^2).
 struct Moments {
