@@ -16,9 +16,18 @@ from experiments.training.diagnostics import (
     gradient_norms,
     kernel_norms,
     quantiles,
+    watched_values,
 )
 
 CHANNELS = 4
+
+
+def quantiles_of(captured):
+    """Give the quantiles by normalization and side."""
+    return {
+        name: {side: np.array(quantiles(watched)) for side, watched in place.items()}
+        for name, place in watched_values(captured).items()
+    }
 
 
 def stats(mean, var, **others):
@@ -75,7 +84,7 @@ def test_the_distance_where_all_batches_are_merged_is_by_count():
 def test_quantiles_are_those_of_what_goes_in_and_out():
     values = generator().standard_normal((50, 20)).astype(np.float32)
     captured = {"norm_0": {"input": (jnp.asarray(values),), "output": (2 * jnp.asarray(values),)}}
-    [place] = quantiles(captured).values()
+    [place] = quantiles_of(captured).values()
     np.testing.assert_allclose(place["input"], np.quantile(values, QUANTILES), rtol=1e-5)
     np.testing.assert_allclose(place["output"], 2 * np.quantile(values, QUANTILES), rtol=1e-5)
     np.testing.assert_allclose(place["unit"], 2 * np.quantile(values[:, 0], QUANTILES), rtol=1e-5)
@@ -91,7 +100,7 @@ def watched(name, inputs, lengths=None, mask=None, **changes):
     _, captured = net.apply(
         variables, inputs, lengths, mask, train=False, mutable=["intermediates"]
     )
-    return quantiles(captured["intermediates"])
+    return quantiles_of(captured["intermediates"])
 
 
 def near(actual, expected):
@@ -119,7 +128,7 @@ def test_tokens_beyond_the_lengths_are_left_out():
         variables = place.init(KEY, x, train=False)
         _, kept = place.apply(variables, x, valid, train=False, mutable=["intermediates"])
         captured[f"norm_{rows.shape[1]}"] = kept["intermediates"]
-    padded, cut = quantiles(captured).values()
+    padded, cut = quantiles_of(captured).values()
     near(padded, cut)
 
 
@@ -139,17 +148,17 @@ def sown(values, mask=None):
 @pytest.mark.parametrize("mask", [None, np.ones(8, bool)])
 def test_they_are_numpys_and_nan_where_one_that_counts_is(mask):
     values = normals(8, 3)
-    near(quantiles(sown(values, mask))["norm"]["input"], np.quantile(values, QUANTILES))
+    near(quantiles_of(sown(values, mask))["norm"]["input"], np.quantile(values, QUANTILES))
     values[3, 1] = np.nan
-    assert np.isnan(quantiles(sown(values, mask))["norm"]["output"]).all()
+    assert np.isnan(quantiles_of(sown(values, mask))["norm"]["output"]).all()
 
 
 def test_what_does_not_count_may_be_nan_and_of_nothing_they_are():
     values, mask = normals(8, 3), np.arange(8) < 5
     expected = np.quantile(values[:5], QUANTILES)
     values[5:] = np.nan
-    near(quantiles(sown(values, mask))["norm"]["input"], expected)
-    assert np.isnan(quantiles(sown(values, mask & False))["norm"]["input"]).all()
+    near(quantiles_of(sown(values, mask))["norm"]["input"], expected)
+    assert np.isnan(quantiles_of(sown(values, mask & False))["norm"]["input"]).all()
 
 
 @pytest.mark.long
@@ -157,4 +166,4 @@ def test_of_many_values_a_few_are_taken_with_their_masks():
     values = normals(2 * MAX_VALUES, 2)
     mask = np.arange(len(values)) % 2 == 0
     few, counted = values.ravel()[::4], np.repeat(mask, 2)[::4]
-    near(quantiles(sown(values, mask))["norm"]["input"], np.quantile(few[counted], QUANTILES))
+    near(quantiles_of(sown(values, mask))["norm"]["input"], np.quantile(few[counted], QUANTILES))

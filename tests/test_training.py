@@ -73,6 +73,13 @@ def test_every_way_of_carrying_gives_the_same_numbers(tiny, plain, tmp_path, way
     trained(config)
     for seed in (0, 1):
         np.testing.assert_allclose(curves(config, seed), curves(tiny, seed), rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(watched(config, seed), watched(tiny, seed), rtol=2e-3)
+
+
+def watched(config, seed):
+    """The gradient norms and the distances of statistics of the step before each evaluation."""
+    history = records.read_history(run_directory(config), seed)
+    return [jax.tree.leaves([record["gradient_norm"], record["statistics"]]) for record in history]
 
 
 @pytest.mark.long
@@ -105,7 +112,7 @@ def test_evaluation_counts_every_test_example(tiny, plain):
     for split, labels in (("test", 360), ("validation", 144), ("fitted", 1293)):
         examples = splits[split]
         assert len(examples.labels) == labels
-        logits = np.asarray(model.apply(variables, examples.inputs, train=False))
+        logits = np.asarray(model.apply(variables, examples.inputs[:], train=False))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels).mean()
         accuracy = (logits.argmax(-1) == examples.labels).mean()
         reached = result(tiny)

@@ -1,8 +1,9 @@
 """Gradients, statistics and distributions of each layer during training."""
 
+import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import optax
 
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)  # Ioffe & Szegedy 2015, figure 1, plot three of them
 MOST_DECADES = 38.0  # the largest exponent of a float32
-MAX_VALUES = 4_096  # values of a layer that are used for quantiles: sorting is slow on a CPU
+MAX_VALUES = 4_096  # values of a layer that are used for quantiles
 
 
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
@@ -77,14 +78,21 @@ def _share(old: Any, new: Any, momentum: float | None) -> Any:
     return jnp.mean(1 - old["count"] / jnp.maximum(new["count"], 1))
 
 
-def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
-    """Return `QUANTILES` of the input, of the output and of one unit of each normalization.
+class Watched(NamedTuple):
+    """Values of a layer, and which of them count; None: all."""
+
+    values: jax.Array
+    counted: jax.Array | None
+
+
+def watched_values(captured: Any) -> dict[str, dict[str, Watched]]:
+    """Return values of the input, of the output and of one unit of each normalization.
 
     The unit is the first channel of the output. Masked positions, which are padding, do not count.
     """
     return {
         name: {
-            side: _quantiles(values, *place.get("mask", ()))
+            side: _watched(values, *place.get("mask", ()))
             for side, values in (
                 ("input", place["input"][0]),
                 ("output", place["output"][0]),
@@ -95,19 +103,30 @@ def quantiles(captured: Any) -> dict[str, dict[str, jax.Array]]:
     }
 
 
-def _quantiles(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Return the quantiles of values where `mask`, of their first axes, is True. NaN gives NaN."""
+def _watched(values: jax.Array, mask: jax.Array | None = None) -> Watched:
+    """Return at most `MAX_VALUES` values, and where `mask`, of their first axes, is True."""
     few = _few(values).astype(jnp.float32)
     if mask is None:
-        return jnp.quantile(few, jnp.array(QUANTILES))
+        return Watched(few, None)
     mask = mask.reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
-    counted = _few(jnp.broadcast_to(mask, values.shape))
-    found = jnp.nanquantile(jnp.where(counted, few, jnp.nan), jnp.array(QUANTILES))
-    return jnp.where(jnp.any(counted & jnp.isnan(few)), jnp.nan, found)
+    return Watched(few, _few(jnp.broadcast_to(mask, values.shape)))
 
 
 def _few(values: jax.Array) -> jax.Array:
     return jnp.ravel(values)[:: -(-values.size // MAX_VALUES)]
+
+
+def quantiles(watched: Watched) -> list[float]:
+    """Return `QUANTILES` of the values that count. No values, and NaN among them, give NaN.
+
+    NumPy computes them, because XLA sorts slowly on a CPU.
+    """
+    values = np.asarray(watched.values)
+    counted = values if watched.counted is None else values[watched.counted]
+    if not counted.size:
+        return [math.nan] * len(QUANTILES)
+    with np.errstate(invalid="ignore"):  # between infinite values
+        return np.quantile(counted, QUANTILES).tolist()
 
 
 def _is_layer(tree: Any) -> bool:

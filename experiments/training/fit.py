@@ -15,7 +15,7 @@ from experiments.config import FITTED_LOSS, Config
 from experiments.data.batching import Batch, evaluation_batches
 from experiments.data.splits import Split
 from experiments.training import hosts, parallel
-from experiments.training.diagnostics import decades_between, kernel_norms
+from experiments.training.diagnostics import decades_between, kernel_norms, quantiles
 from experiments.training.program import Program
 from experiments.training.setup import Setup, evaluation_steps
 from experiments.training.state import State, Sums
@@ -172,15 +172,18 @@ class _Training:
         deployed = self._deployed(state)
         validated = self._evaluated(deployed, [dataset.validation for dataset in self.datasets])
         fitted = self._fitted(deployed) if self.config.target_of == FITTED_LOSS else None
-        watched = [self._quantiles(deployed), state.watched]
+        watched = [self._watched(deployed), state.watched]
         read = jax.device_get((state.sums, *watched))
         tested: list[dict[str, float]] = []
         for i, run in enumerate(self.runs):
             if self.ended[i]:
                 continue
-            sums, quantiles, layers = self._select(read, i)
+            sums, values, layers = self._select(read, i)
             record = self._record(run, step, _means(sums, "train"), validated[i], layers)
-            record["quantiles"] = jax.tree.map(np.ndarray.tolist, quantiles)
+            record["quantiles"] = {
+                name: {side: quantiles(watched) for side, watched in place.items()}
+                for name, place in values.items()
+            }
             if fitted:
                 record["fitted_loss"] = fitted[i]["loss"]
             self.callbacks[i].on_evaluation(record)
@@ -374,7 +377,7 @@ class _Training:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *jax.device_get(sums))
         return [_means(self._select(total, i)) for i in range(len(splits))]
 
-    def _quantiles(self, state: State) -> Any:
+    def _watched(self, state: State) -> Any:
         few = [
             evaluation_batches(
                 jax.tree.map(lambda array: array[:WATCHED_EXAMPLES], dataset.validation),
@@ -383,7 +386,7 @@ class _Training:
             )[0]
             for dataset in self.datasets
         ]
-        return self.program.quantiles(state, self._stack_runs(few))
+        return self.program.watched(state, self._stack_runs(few))
 
     def _stack_runs(self, trees: Sequence[Any]) -> Any:
         return _stack(trees) if self.program.together else trees[0]

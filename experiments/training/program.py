@@ -13,7 +13,7 @@ from experiments.data.batching import Batch
 from experiments.norms.base import Context, Placement, Scope
 from experiments.norms.none import NoNorm
 from experiments.training import parallel
-from experiments.training.diagnostics import quantiles
+from experiments.training.diagnostics import Watched, watched_values
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, first_state, sums_of
 from experiments.training.step import TrainStep, at_step, sum_over_devices
@@ -25,7 +25,7 @@ class Program(NamedTuple):
     """The compiled functions of a run and its devices. The seeds of the run share them.
 
     `train` takes the batches of several steps, and the other functions take one batch. Each batch
-    contains the examples of this process; only `quantiles` takes a whole batch. The size of a batch
+    contains the examples of this process; only `watched` takes a whole batch. The size of a batch
     is a multiple of `batch_multiple`. If seeds are trained `together`, all arrays have a first axis
     for them, except in `gradients`, which is for one seed.
 
@@ -42,7 +42,7 @@ class Program(NamedTuple):
     init: Callable[[Config, int], State]
     train: parallel.CompiledStep
     evaluate: Callable[[State, Batch], Sums]
-    quantiles: Callable[[State, Batch], dict[str, Any]]
+    watched: Callable[[State, Batch], dict[str, dict[str, Watched]]]
     measure: Callable[[State, Batch], Any] | None
     devices: Sequence[jax.Device]
     batch_multiple: int
@@ -130,15 +130,15 @@ def _compile(config: Config, setup: Setup) -> Program:
     else:
         evaluate = partial(_evaluate_groups, config, setup, scope)
     measure = partial(_measure, model_of(config, setup, scope, measures=True))
-    watch = partial(_quantiles, model_of(config, setup, Scope()))
+    watched = partial(_watched, model_of(config, setup, Scope()))
     if together:
-        train, evaluate, measure, watch = map(jax.vmap, (train, evaluate, measure, watch))
+        train, evaluate, measure, watched = map(jax.vmap, (train, evaluate, measure, watched))
     compiled = partial(parallel.compile_step, config.parallel, devices=devices)
     return Program(
         first_state(model, setup, example(setup)),
         compiled(train, batch_axis=(per_call > 1) + together, donate=True),
         compiled(evaluate, batch_axis=int(together), donate=False),
-        jax.jit(watch),
+        jax.jit(watched),
         compiled(measure, batch_axis=int(together), donate=False) if recomputes else None,
         devices,
         len(devices) * config.accumulate * setup.norm.batch_multiple,
@@ -188,8 +188,8 @@ def _measured(model: nn.Module, state: State, batch: Batch) -> tuple[jax.Array, 
     )
 
 
-def _quantiles(model: nn.Module, state: State, batch: Batch) -> dict[str, Any]:
-    """Return quantiles of the input and output of every normalization in training mode."""
+def _watched(model: nn.Module, state: State, batch: Batch) -> dict[str, dict[str, Watched]]:
+    """Return values of the input and output of every normalization in training mode."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     for_dropout, for_noise = jax.random.split(key)
     _, captured = at_step(model, state.step).apply(
@@ -201,11 +201,19 @@ def _quantiles(model: nn.Module, state: State, batch: Batch) -> dict[str, Any]:
         mutable=["intermediates", "batch_stats"],
         rngs={"dropout": for_dropout, "noise": for_noise},
     )
-    return quantiles(captured.get("intermediates", {}))
+    return watched_values(captured.get("intermediates", {}))
 
 
-def _scanned(step: Callable[[State, Batch], State]) -> Callable[[State, Batch], State]:
+def _scanned(step: TrainStep) -> Callable[[State, Batch], State]:
+    """Return a function of the batches of several steps, of which the last one is watched."""
+
     def steps(state: State, batches: Batch) -> State:
-        return jax.lax.scan(lambda state, batch: (step(state, batch), None), state, batches)[0]
+        number = len(batches.labels)
+
+        def one(state: State, each: tuple[Batch, jax.Array]) -> tuple[State, None]:
+            batch, place = each
+            return step(state, batch, watch=place == number - 1), None
+
+        return jax.lax.scan(one, state, (batches, jnp.arange(number)))[0]
 
     return steps

@@ -34,10 +34,10 @@ class TrainStep:
     accumulate: int
     scope: Scope
 
-    def __call__(self, state: State, batch: Batch) -> State:
+    def __call__(self, state: State, batch: Batch, watch: jax.Array | bool = True) -> State:
+        """Return the next state; its diagnostics are of this step if `watch`."""
         grads, batch_stats, sums = self.gradients(state, batch)
         updates, opt_state = self._optimizer(state).update(grads, state.opt_state, state.params)
-        momentum = getattr(self.setup.norm, "momentum", None)
         return State(
             optax.apply_updates(state.params, updates),
             batch_stats,
@@ -46,11 +46,16 @@ class TrainStep:
             state.key,
             state.numbers,
             jax.tree.map(jnp.add, state.sums, sums),
-            {
-                "gradient_norm": gradient_norms(grads),
-                "statistics": distance_to_running(state.batch_stats, batch_stats, momentum),
-            },
+            jax.lax.cond(watch, self._watched, lambda *_: state.watched, grads, state, batch_stats),
         )
+
+    def _watched(self, grads: Any, state: State, batch_stats: Any) -> dict[str, Any]:
+        """Return the diagnostics of a step."""
+        momentum = getattr(self.setup.norm, "momentum", None)
+        return {
+            "gradient_norm": gradient_norms(grads),
+            "statistics": distance_to_running(state.batch_stats, batch_stats, momentum),
+        }
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
         """Return the gradient of the mean loss, the new statistics and the sums."""
