@@ -48,8 +48,8 @@ def test_images_are_sequences_of_unequal_length(tmp_path):
     assert chosen.spec().max_length == 6
     assert set(data.train.lengths) == {3, 4, 5, 6}
     beyond = np.arange(6) >= data.train.lengths[:, None]
-    assert (data.train.inputs[beyond] == 0).all()
-    counted = data.train.inputs[~beyond]
+    assert (data.train.inputs[:][beyond] == 0).all()
+    counted = data.train.inputs[:][~beyond]
     np.testing.assert_allclose(counted.mean(), 0, atol=1e-5)
     np.testing.assert_allclose(counted.std(), 1, atol=1e-5)
 
@@ -57,32 +57,32 @@ def test_images_are_sequences_of_unequal_length(tmp_path):
 def test_half_the_digits_have_half_the_size(tmp_path):
     chosen = source("digits", tmp_path, half=True, scaling="raw")
     assert chosen.spec().input_shape == (4, 4, 1)
-    whole = source("digits", tmp_path, scaling="raw").load(0).test.inputs
+    whole = source("digits", tmp_path, scaling="raw").load(0).test.inputs[:]
     expected = whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
-    np.testing.assert_allclose(chosen.load(0).test.inputs, expected, rtol=1e-6)
+    np.testing.assert_allclose(chosen.load(0).test.inputs[:], expected, rtol=1e-6)
 
 
 def test_the_test_images_alone_are_brighter_within_their_range(tmp_path):
     plain = source("digits", tmp_path).load(0)
     raw = source("digits", tmp_path, scaling="raw").load(0)
     data = source("digits", tmp_path, test_brightness=0.25).load(0)
-    np.testing.assert_array_equal(data.train.inputs, plain.train.inputs)
-    np.testing.assert_array_equal(data.validation.inputs, plain.validation.inputs)
-    brighter = np.minimum(raw.test.inputs + 4, 16)
-    expected = (brighter - raw.train.inputs.mean()) / raw.train.inputs.std()
-    np.testing.assert_allclose(data.test.inputs, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(data.train.inputs[:], plain.train.inputs[:])
+    np.testing.assert_array_equal(data.validation.inputs[:], plain.validation.inputs[:])
+    brighter = np.minimum(raw.test.inputs[:] + 4, 16)
+    expected = (brighter - raw.train.inputs[:].mean()) / raw.train.inputs[:].std()
+    np.testing.assert_allclose(data.test.inputs[:], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_noise_of_a_test_image_is_its_own_and_fixed(tmp_path):
-    plain = source("digits", tmp_path, scaling="raw").load(0).test.inputs
+    plain = source("digits", tmp_path, scaling="raw").load(0).test.inputs[:]
     given = {"scaling": "raw", "test_noise": 0.1}
-    noisy = source("digits", tmp_path, **given).load(0).test.inputs
-    np.testing.assert_array_equal(source("digits", tmp_path, **given).load(1).test.inputs, noisy)
+    noisy = source("digits", tmp_path, **given).load(0).test.inputs[:]
+    np.testing.assert_array_equal(source("digits", tmp_path, **given).load(1).test.inputs[:], noisy)
     inside = (plain > 6) & (plain < 10)  # where five deviations are not cut off
     noise = (noisy - plain)[inside]
     np.testing.assert_allclose((noise.mean(), noise.std()), (0, 1.6), atol=0.1)
     assert (noisy.min(), noisy.max()) == (0, 16)
-    half = source("digits", tmp_path, half=True, **given).load(0).test.inputs
+    half = source("digits", tmp_path, half=True, **given).load(0).test.inputs[:]
     np.testing.assert_allclose(half, halved(noisy), rtol=1e-6)
 
 

@@ -171,7 +171,9 @@ def test_recomputed_statistics_are_the_moments_of_training_examples(
     assert_close(jax.device_get(deployed.batch_stats), expected)
     variables = {"params": plain.state.params, "batch_stats": expected}
     test = plain.dataset.test
-    logits = model_of(plain.config, plain.made, Scope()).apply(variables, test.inputs, train=False)
+    logits = model_of(plain.config, plain.made, Scope()).apply(
+        variables, test.inputs[:], train=False
+    )
     np.testing.assert_allclose(ready.evaluated(), [means_of(logits, test.labels)], rtol=1e-4)
 
 
@@ -213,7 +215,7 @@ def test_a_run_is_saved_as_it_was_evaluated_and_trained_as_without(places, plain
     splits = {"test": plain.dataset.test, "fitted": plain.dataset.train}
     for name, split in splits.items():
         reached = [result(config)[f"{name}_{key}"] for key in ("loss", "accuracy")]
-        logits = model.apply(saved, split.inputs, train=False)
+        logits = model.apply(saved, split.inputs[:], train=False)
         np.testing.assert_allclose(reached, means_of(logits, split.labels), rtol=1e-4)
 
 

@@ -46,8 +46,7 @@ def assert_equal(batch, other):
 def test_a_streamed_set_has_the_batches_of_a_held_one(name, changed, directory):
     held, streamed = both(name, directory, changed)
     in_memory, in_files = held.load(1), streamed.load(1)
-    assert isinstance(in_memory.train.inputs, np.ndarray)
-    assert not isinstance(in_files.train.inputs, np.ndarray)
+    assert (held.streams(), streamed.streams()) == (False, True)
     given = {"batch_size": 10, "multiple": 4, "seed": 1}
     expected = held.batches(in_memory, **given)
     batches = streamed.batches(in_files, **given)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ class Batches:
     """The endless sequence of training batches of one seed. A step has the same batch in every run.
 
     An epoch contains every training example once. With `classes`, each batch is drawn from that
-    many classes instead.
+    many classes instead. With `ahead`, threads read batches before they are needed.
 
     Attributes:
         steps_per_epoch: the number of batches that contain all training examples once.
@@ -68,10 +69,11 @@ class Batches:
         multiple: int,
         seed: int,
         classes: int | None = None,
+        ahead: bool = False,
     ) -> None:
         self.steps_per_epoch = math.ceil(len(train.labels) / batch_size)
         self._train, self._batch_size = train, batch_size
-        self._multiple, self._seed, self._classes = multiple, seed, classes
+        self._multiple, self._seed, self._classes, self._ahead = multiple, seed, classes, ahead
         self._epoch: tuple[int, BatchIndices] | None = None
         if classes is not None:
             self._by_class = [
@@ -84,12 +86,7 @@ class Batches:
         def read(step: int) -> Batch:
             return self.indices(step).shard(shard).gather(self._train)
 
-        if isinstance(self._train.inputs, np.ndarray):
-            while True:
-                yield read(step)
-                step += 1
-        else:
-            yield from read_ahead(read, step)
+        yield from read_ahead(read, step) if self._ahead else map(read, count(step))
 
     def indices(self, step: int) -> BatchIndices:
         """Return the indices of one step."""

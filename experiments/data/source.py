@@ -203,6 +203,7 @@ class DataSource:
             multiple=multiple,
             seed=seed,
             classes=self.classes_per_batch,
+            ahead=self.streams(),
         )
 
     def streams(self) -> bool:
@@ -226,22 +227,21 @@ class _UnscaledSplit(NamedTuple):
     labels: np.ndarray
     lengths: np.ndarray | None
 
-    def split(self, examples: np.ndarray, scaling: Scaling | None, *, stream: bool) -> Split:
+    def split(self, examples: np.ndarray, scaling: Scaling | None) -> Split:
         inputs = Scaled(self.inputs, examples, self.lengths, scaling)
         lengths = None if self.lengths is None else self.lengths[examples]
-        return Split(inputs if stream else inputs[:], self.labels[examples], lengths)
+        return Split(inputs, self.labels[examples], lengths)
 
 
 @functools.lru_cache(maxsize=2)
 def _load(source: DataSource, seed: int, folder: Path) -> Dataset:
     train, test = _unscaled_splits(source, folder)
-    stream = source.streams()
     chosen, held = _drawn(source, train.labels, seed)
     scale = _scaling(source, seed, folder)
     return Dataset(
-        train.split(chosen, scale, stream=stream),
-        train.split(held, scale, stream=stream),
-        test.split(np.arange(len(test.labels)), scale, stream=stream),
+        train.split(chosen, scale),
+        train.split(held, scale),
+        test.split(np.arange(len(test.labels)), scale),
         source.source().num_classes,
     )
 
