@@ -11,12 +11,12 @@ from environment import generator
 from experiments.training.diagnostics import (
     MAX_VALUES,
     QUANTILES,
+    activations,
     decades_between,
     distance_to_running,
     gradient_norms,
     kernel_norms,
     quantiles,
-    watched_values,
 )
 
 CHANNELS = 4
@@ -25,8 +25,8 @@ CHANNELS = 4
 def quantiles_of(captured):
     """Give the quantiles by normalization and side."""
     return {
-        name: {side: np.array(quantiles(watched)) for side, watched in place.items()}
-        for name, place in watched_values(captured).items()
+        name: {side: np.array(quantiles(values)) for side, values in place.items()}
+        for name, place in activations(captured).items()
     }
 
 

@@ -78,21 +78,21 @@ def _share(old: Any, new: Any, momentum: float | None) -> Any:
     return jnp.mean(1 - old["count"] / jnp.maximum(new["count"], 1))
 
 
-class Watched(NamedTuple):
-    """Values of a layer, and which of them count; None: all."""
+class Activations(NamedTuple):
+    """Some values of a layer, and which of them count. None means all."""
 
     values: jax.Array
     counted: jax.Array | None
 
 
-def watched_values(captured: Any) -> dict[str, dict[str, Watched]]:
+def activations(captured: Any) -> dict[str, dict[str, Activations]]:
     """Return values of the input, of the output and of one unit of each normalization.
 
     The unit is the first channel of the output. Masked positions, which are padding, do not count.
     """
     return {
         name: {
-            side: _watched(values, *place.get("mask", ()))
+            side: _some_of(values, *place.get("mask", ()))
             for side, values in (
                 ("input", place["input"][0]),
                 ("output", place["output"][0]),
@@ -103,26 +103,26 @@ def watched_values(captured: Any) -> dict[str, dict[str, Watched]]:
     }
 
 
-def _watched(values: jax.Array, mask: jax.Array | None = None) -> Watched:
+def _some_of(values: jax.Array, mask: jax.Array | None = None) -> Activations:
     """Return at most `MAX_VALUES` values, and where `mask`, of their first axes, is True."""
     few = _few(values).astype(jnp.float32)
     if mask is None:
-        return Watched(few, None)
+        return Activations(few, None)
     mask = mask.reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
-    return Watched(few, _few(jnp.broadcast_to(mask, values.shape)))
+    return Activations(few, _few(jnp.broadcast_to(mask, values.shape)))
 
 
 def _few(values: jax.Array) -> jax.Array:
     return jnp.ravel(values)[:: -(-values.size // MAX_VALUES)]
 
 
-def quantiles(watched: Watched) -> list[float]:
+def quantiles(of: Activations) -> list[float]:
     """Return `QUANTILES` of the values that count. No values, and NaN among them, give NaN.
 
     NumPy computes them, because XLA sorts slowly on a CPU.
     """
-    values = np.asarray(watched.values)
-    counted = values if watched.counted is None else values[watched.counted]
+    values = np.asarray(of.values)
+    counted = values if of.counted is None else values[of.counted]
     if not counted.size:
         return [math.nan] * len(QUANTILES)
     with np.errstate(invalid="ignore"):  # between infinite values

@@ -172,17 +172,16 @@ class _Training:
         deployed = self._deployed(state)
         validated = self._evaluated(deployed, [dataset.validation for dataset in self.datasets])
         fitted = self._fitted(deployed) if self.config.target_of == FITTED_LOSS else None
-        watched = [self._watched(deployed), state.watched]
-        read = jax.device_get((state.sums, *watched))
+        read = jax.device_get((state.sums, self._activations(deployed), state.watched))
         tested: list[dict[str, float]] = []
         for i, run in enumerate(self.runs):
             if self.ended[i]:
                 continue
-            sums, values, layers = self._select(read, i)
+            sums, activations, layers = self._select(read, i)
             record = self._record(run, step, _means(sums, "train"), validated[i], layers)
             record["quantiles"] = {
-                name: {side: quantiles(watched) for side, watched in place.items()}
-                for name, place in values.items()
+                name: {side: quantiles(values) for side, values in place.items()}
+                for name, place in activations.items()
             }
             if fitted:
                 record["fitted_loss"] = fitted[i]["loss"]
@@ -377,7 +376,7 @@ class _Training:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *jax.device_get(sums))
         return [_means(self._select(total, i)) for i in range(len(splits))]
 
-    def _watched(self, state: State) -> Any:
+    def _activations(self, state: State) -> Any:
         few = [
             evaluation_batches(
                 jax.tree.map(lambda array: array[:WATCHED_EXAMPLES], dataset.validation),
@@ -386,7 +385,7 @@ class _Training:
             )[0]
             for dataset in self.datasets
         ]
-        return self.program.watched(state, self._stack_runs(few))
+        return self.program.activations(state, self._stack_runs(few))
 
     def _stack_runs(self, trees: Sequence[Any]) -> Any:
         return _stack(trees) if self.program.together else trees[0]

@@ -13,7 +13,7 @@ from experiments.data.batching import Batch
 from experiments.norms.base import Context, Placement, Scope
 from experiments.norms.none import NoNorm
 from experiments.training import parallel
-from experiments.training.diagnostics import Watched, watched_values
+from experiments.training.diagnostics import Activations, activations
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, first_state, sums_of
 from experiments.training.step import TrainStep, at_step, sum_over_devices
@@ -25,9 +25,9 @@ class Program(NamedTuple):
     """The compiled functions of a run and its devices. The seeds of the run share them.
 
     `train` takes the batches of several steps, and the other functions take one batch. Each batch
-    contains the examples of this process; only `watched` takes a whole batch. The size of a batch
-    is a multiple of `batch_multiple`. If seeds are trained `together`, all arrays have a first axis
-    for them, except in `gradients`, which is for one seed.
+    contains the examples of this process; only `activations` takes a whole batch. The size of a
+    batch is a multiple of `batch_multiple`. If seeds are trained `together`, all arrays have a
+    first axis for them, except in `gradients`, which is for one seed.
 
     Attributes:
         measure: returns the running statistics after a batch and changes no parameters. None if
@@ -42,7 +42,7 @@ class Program(NamedTuple):
     init: Callable[[Config, int], State]
     train: parallel.CompiledStep
     evaluate: Callable[[State, Batch], Sums]
-    watched: Callable[[State, Batch], dict[str, dict[str, Watched]]]
+    activations: Callable[[State, Batch], dict[str, dict[str, Activations]]]
     measure: Callable[[State, Batch], Any] | None
     devices: Sequence[jax.Device]
     batch_multiple: int
@@ -130,15 +130,15 @@ def _compile(config: Config, setup: Setup) -> Program:
     else:
         evaluate = partial(_evaluate_groups, config, setup, scope)
     measure = partial(_measure, model_of(config, setup, scope, measures=True))
-    watched = partial(_watched, model_of(config, setup, Scope()))
+    activated = partial(_activations, model_of(config, setup, Scope()))
     if together:
-        train, evaluate, measure, watched = map(jax.vmap, (train, evaluate, measure, watched))
+        train, evaluate, measure, activated = map(jax.vmap, (train, evaluate, measure, activated))
     compiled = partial(parallel.compile_step, config.parallel, devices=devices)
     return Program(
         first_state(model, setup, example(setup)),
         compiled(train, batch_axis=(per_call > 1) + together, donate=True),
         compiled(evaluate, batch_axis=int(together), donate=False),
-        jax.jit(watched),
+        jax.jit(activated),
         compiled(measure, batch_axis=int(together), donate=False) if recomputes else None,
         devices,
         len(devices) * config.accumulate * setup.norm.batch_multiple,
@@ -188,7 +188,7 @@ def _measured(model: nn.Module, state: State, batch: Batch) -> tuple[jax.Array, 
     )
 
 
-def _watched(model: nn.Module, state: State, batch: Batch) -> dict[str, dict[str, Watched]]:
+def _activations(model: nn.Module, state: State, batch: Batch) -> dict[str, dict[str, Activations]]:
     """Return values of the input and output of every normalization in training mode."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     for_dropout, for_noise = jax.random.split(key)
@@ -201,7 +201,7 @@ def _watched(model: nn.Module, state: State, batch: Batch) -> dict[str, dict[str
         mutable=["intermediates", "batch_stats"],
         rngs={"dropout": for_dropout, "noise": for_noise},
     )
-    return watched_values(captured.get("intermediates", {}))
+    return activations(captured.get("intermediates", {}))
 
 
 def _scanned(step: TrainStep) -> Callable[[State, Batch], State]:
