@@ -315,7 +315,7 @@ def test_control_processes_take_their_gradient_for_their_value(places, tmp_path)
 
 
 @pytest.mark.long
-def test_bfloat16_activations_keep_float32_parameters(tiny, tmp_path):
+def test_bfloat16_activations_keep_float32_parameters(tiny, plain, tmp_path):
     config = replaced(tiny, dtype="bfloat16", seeds=1, output=str(tmp_path))
     trained(config)
     variables = restore_final(records.seed_directory(run_directory(config), 0))
