@@ -230,7 +230,7 @@ def test_the_tables_are_those_of_the_uci(name, directory):
     np.testing.assert_array_equal(read["train"].inputs[0, : len(features)], features)
     assert read["train"].labels[0] == label
     data = chosen.load(0)
-    inputs, labels = (np.concatenate([part[i] for part in data[:2]]) for i in (0, 1))
+    inputs, labels = (np.concatenate([part[i][:] for part in data[:2]]) for i in (0, 1))
     assert inputs.shape == (holds.num_train, *holds.input_shape)
     np.testing.assert_array_equal(data.test.inputs[:], read["test"].inputs)
     np.testing.assert_array_equal(data.test.labels, read["test"].labels)

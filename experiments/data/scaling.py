@@ -26,10 +26,15 @@ class Scaling(NamedTuple):
     shift: np.ndarray
     factor: np.ndarray
 
+    def repeated(self, size: int) -> "Scaling":
+        """Return the scaling of all `size` values of an input."""
+        times = size // len(self.shift)
+        return self if times == 1 else Scaling(*(np.tile(array, times) for array in self))
+
     def apply(self, inputs: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
         """Return scaled inputs as float32, with zeros beyond their lengths."""
         flat = inputs.reshape(len(inputs), -1)  # NumPy is slow where the last axis is short
-        shift, factor = (np.tile(array, flat.shape[1] // len(array)) for array in self)
+        shift, factor = self.repeated(flat.shape[1])
         scaled = np.subtract(flat, shift, dtype=np.float32)
         scaled *= factor
         scaled = scaled.reshape(inputs.shape)

@@ -1,5 +1,6 @@
-"""Inputs that are read from files when training needs them."""
+"""Inputs that are read from files, or scaled, when training needs them."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -69,7 +70,8 @@ class Scaled:
     ) -> None:
         self.shape = (len(examples), *raw.shape[1:])
         self._raw, self._examples = raw, examples
-        self._lengths, self._scaling = lengths, scaling
+        self._lengths = lengths
+        self._scaling = scaling and scaling.repeated(math.prod(raw.shape[1:]))
 
     def __len__(self) -> int:
         return self.shape[0]

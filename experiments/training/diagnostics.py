@@ -15,6 +15,14 @@ MOST_DECADES = 38.0  # the largest exponent of a float32
 MAX_VALUES = 4_096  # values of a layer that are used for quantiles
 
 
+def watched(grads: Any, old: Any, new: Any, momentum: float | None) -> dict[str, Any]:
+    """Return the diagnostics of a step, given its gradient and the statistics before and after."""
+    return {
+        "gradient_norm": gradient_norms(grads),
+        "statistics": distance_to_running(old, new, momentum),
+    }
+
+
 def gradient_norms(grads: Any) -> dict[str, jax.Array]:
     """Return the Euclidean norm of the gradient of the parameters of each layer."""
     return {name: optax.tree.norm(layer) for name, layer in layers(grads, _is_layer)}

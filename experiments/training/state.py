@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from experiments.config import Config
 from experiments.data.batching import Batch
-from experiments.training.diagnostics import distance_to_running, gradient_norms
+from experiments.training.diagnostics import watched
 from experiments.training.optimizers import BATCH
 from experiments.training.setup import Setup
 
@@ -71,10 +71,6 @@ def first_state(model: nn.Module, setup: Setup, batch: Batch) -> Callable[[Confi
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         params = _scaled(params, scale)
         optimizer = setup.optimizer.with_numbers(numbers)
-        nothing = {
-            "gradient_norm": gradient_norms(params),
-            "statistics": distance_to_running(batch_stats, batch_stats, 0.0),
-        }
         return State(
             params,
             batch_stats,
@@ -83,7 +79,7 @@ def first_state(model: nn.Module, setup: Setup, batch: Batch) -> Callable[[Confi
             jax.random.key_data(for_steps),
             jax.tree.map(jnp.float32, numbers),
             no_sums(),
-            jax.tree.map(jnp.zeros_like, nothing),
+            jax.tree.map(jnp.zeros_like, watched(params, batch_stats, batch_stats, 0.0)),
         )
 
     def of_seed(config: Config, seed: int) -> State:

@@ -12,7 +12,7 @@ from flax import linen as nn
 import jaxnorm as jn
 from experiments.data.batching import Batch
 from experiments.norms.base import Scope
-from experiments.training.diagnostics import distance_to_running, gradient_norms
+from experiments.training.diagnostics import watched
 from experiments.training.setup import Setup
 from experiments.training.state import State, Sums, no_sums, sums_of
 
@@ -50,12 +50,9 @@ class TrainStep:
         )
 
     def _watched(self, grads: Any, state: State, batch_stats: Any) -> dict[str, Any]:
-        """Return the diagnostics of a step."""
+        """Return the diagnostics of a step from `state`."""
         momentum = getattr(self.setup.norm, "momentum", None)
-        return {
-            "gradient_norm": gradient_norms(grads),
-            "statistics": distance_to_running(state.batch_stats, batch_stats, momentum),
-        }
+        return watched(grads, state.batch_stats, batch_stats, momentum)
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Any, Sums]:
         """Return the gradient of the mean loss, the new statistics and the sums."""
