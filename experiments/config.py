@@ -210,7 +210,13 @@ class Config:
     target_of: str = "validation_accuracy"
     timed_steps: int | None = None
     gradients: bool = False
+    only_seeds: list[int] | None = None
     study: StudyConfig = field(default_factory=StudyConfig)
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        """The seeds to train."""
+        return [*range(self.seeds)] if self.only_seeds is None else self.only_seeds
 
 
 GROUPS: dict[str, dict[str, type]] = {

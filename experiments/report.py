@@ -172,7 +172,7 @@ def _setting(points: Sequence[Point]) -> str:
 
 def _done(points: Sequence[Point]) -> str:
     seeds = sum(len(point.seeds) for point in points)
-    wanted = sum(point.config.seeds for point in points)
+    wanted = sum(len(point.config.seed_numbers) for point in points)
     seconds = sum(point.seconds for point in points)
     return f"{seeds} of {wanted} seeds of {len(points)} runs, {seconds:.0f} s of training"
 

@@ -39,7 +39,7 @@ def show(directory: Path, console: Console) -> None:
 
 
 def _numbers(run: RunState) -> list[int]:
-    return sorted({*range(run.config.seeds), *records.existing_seeds(run.directory)})
+    return sorted({*run.config.seed_numbers, *records.existing_seeds(run.directory)})
 
 
 def _seeds(run: RunState) -> Table:

@@ -27,7 +27,7 @@ from experiments.launch.contrast import arms_of
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
 from experiments.launch.selection import picked
-from experiments.launch.stages import planned
+from experiments.launch.stages import by_run, planned
 from experiments.launch.study import (
     CONFIG_DIR,
     NOT_INSTALLED,
@@ -112,8 +112,7 @@ def _unfinished(points: Sequence[Point]) -> list[Config]:
 
 def _train(configs: Mapping[str, Sequence[Config]]) -> list[RunFailed]:
     """Train runs with the same launcher and devices together; those for one process come last."""
-    runs = sorted((c for each in configs.values() for c in each), key=lambda c: c.seeds)
-    every = list({run_directory(config): config for config in runs}.values())
+    every = list(by_run(config for each in configs.values() for config in each).values())
     for config in every:
         validate_devices(config, parallel.num_devices(config.parallel), 1)
     run_labels = {

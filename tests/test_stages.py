@@ -235,6 +235,57 @@ def test_a_range_is_bisected_to_an_eighth_of_a_decade(tmp_path):
     assert result.mean == pytest.approx(np.log10(5 / 0.15), abs=0.13)
 
 
+def range_of_seeds(output, asked, trains):
+    """Train what the rule asks for, where `trains` tells if a norm trains at a rate with a seed.
+
+    Give the comparison, and which share of all runs have the seeds from 8 on.
+    """
+
+    def trained(config):
+        norm, rate = config.norm["name"], config.optimizer["learning_rate"]
+        for seed in set(config.seed_numbers) - done.get((norm, rate), set()):
+            ended = "stopped" if trains(norm, rate, seed) else "diverged"
+            run_files.write_seed(config, run_files.result(seed, 0.8, ended=ended, config=config))
+        done[norm, rate] = set(config.seed_numbers)
+
+    done = {}
+    configs = range_runs(output, asked, {"batch": 0, "none": 0}, (0.01, 0.1, 1.0, 10.0, 100.0))
+    every = configs
+    while True:
+        for config in every:
+            trained(config)
+        following = planned(configs)
+        if following == every:
+            break
+        every = following
+    [result] = compare(asked, collect(every), RATE)
+    fresh = {seed for config in every for seed in config.seed_numbers if seed >= 8}
+    runs = sum(len(fresh & set(config.seed_numbers)) for config in every)
+    return result, runs / (len(fresh) * len(every))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("metric", ["highest_that_trains", "decades_that_train"])
+def test_each_seed_is_trained_where_its_own_range_ends(tmp_path, metric):
+    """A fresh seed that ends far from those that tune is trained until its range is known, too."""
+    lowest, of_none = 0.008, 0.06
+    of_batch = 5.0 * 10 ** (np.arange(80) % 8 / 10)
+    of_batch[9], of_batch[10] = 0.9, 120.0
+
+    def trains(norm, rate, seed):
+        return lowest <= rate <= (of_batch[seed] if norm == "batch" else of_none)
+
+    asked = replace(HIGHEST, metric=metric)
+    result, share = range_of_seeds(tmp_path, asked, trains)
+    assert result.open_because is None
+    assert {9, 10} <= set(result.seeds)
+    sides = 1 if asked == HIGHEST else 2
+    assert share < 0.4
+    from_decade = np.log10(1.0 if asked == HIGHEST else lowest)
+    for level, end in zip(result.levels["a"], of_batch[result.seeds], strict=True):
+        assert 0 <= np.log10(end) - from_decade - level < 0.13 * sides
+
+
 # ---- stages
 
 

@@ -13,7 +13,7 @@ class Job(NamedTuple):
     """A run of a sweep. Jobs with the same program share its compilation.
 
     Attributes:
-        alone: whether it needs a process of its own, on all cores.
+        alone: whether it needs a process of its own.
     """
 
     name: str

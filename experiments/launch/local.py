@@ -14,6 +14,9 @@ from experiments.launch.jobs import Job, Run, by_program, error_line, run_sequen
 from experiments.training.watch import RunFailed, RunLost, Watch
 
 ATTEMPTS = 2  # how often a run is started if its process dies
+# Where a process is a copy of one that has imported all, its start takes no time.
+METHODS = ("forkserver", "spawn")
+IMPORTED = ["experiments.launch.run"]
 
 
 class _Failed(NamedTuple):
@@ -32,10 +35,10 @@ def launch(jobs: Sequence[Job], run: Run, watch: Watch, workers: int | None) -> 
             except those that need a process of their own.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if any(job.alone for job in jobs):
-        return _Pool(run, watch, [None]).run(jobs)
     num_workers = min(workers or len(cores) or os.cpu_count() or 1, len(jobs))
     if num_workers == 1:
+        if any(job.alone for job in jobs):
+            return _Pool(run, watch, [None]).run(jobs)
         return run_sequentially([[job] for group in by_program(jobs) for job in group], run, watch)
     pool = _Pool(run, watch, [cores[n % len(cores)] if cores else None for n in range(num_workers)])
     return pool.run(jobs)
@@ -49,7 +52,7 @@ class _Worker:
         self.job: Job | None = None
         self.program: str | None = None
         self.connection, its_end = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.process = context.Process(target=_work, args=(its_end, run, core))
         resource_tracker.ensure_running()  # its start would unblock the signal
         signal.pthread_sigmask(
@@ -74,6 +77,14 @@ class _Worker:
         code = self.process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return f"its process ended {how}"
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Return how processes start here, with the modules that they import."""
+    there = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context(next(way for way in METHODS if way in there))
+    context.set_forkserver_preload(IMPORTED)
+    return context
 
 
 def _work(connection: Connection, run: Run, core: int | None) -> None:
@@ -123,10 +134,17 @@ class _Pool:
                 worker.end()
 
     def _give(self) -> None:
-        """Give a job to each idle worker, and start a worker on each free core."""
-        for worker in self._workers:
+        """Give a job to each idle worker, and start a worker on each free core.
+
+        A job that needs a process of its own gets a new one.
+        """
+        for worker in [*self._workers]:
             if worker.job is None and (job := self._next(worker.program)):
-                worker.give(job)
+                if job.alone:
+                    self._waiting.insert(0, job)
+                    self._end(worker)
+                else:
+                    worker.give(job)
         while self._free_cores and (job := self._next(None)):
             self._workers.append(_Worker(self._run, self._free_cores.pop(0)))
             self._workers[-1].give(job)

@@ -58,7 +58,7 @@ def _begin(config: Config, watch: Watch) -> list[SeedRun]:
     directory = run_directory(config)
     stale, missing = [], []
     today = made_from(config)
-    for seed in range(config.seeds):
+    for seed in config.seed_numbers:
         result = records.read_result(directory, seed)
         if result is None:
             missing.append(seed)
@@ -208,7 +208,7 @@ def _outcome(config: Config, trained: bool) -> str:
         return f"already done, see {directory}"
     if not hosts.is_first():
         return "done"
-    results = [records.read_result(directory, seed) for seed in range(config.seeds)]
+    results = [records.read_result(directory, seed) for seed in config.seed_numbers]
     there = [result for result in results if result is not None]
     accuracy = np.mean([result["test_accuracy"] for result in there])
     diverged = sum(result["ended"] == "diverged" for result in there)

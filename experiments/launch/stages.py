@@ -3,8 +3,9 @@
 The first stage is the grid of the study with `TUNING_SEEDS` seeds. If an arm chooses the end of a
 grid of numbers, both arms get the next value beyond it, at most `EXTENSIONS` times at each end. A
 metric that is a range of values, such as the highest rate that trains, is extended in the same way
-and then bisected to an eighth of a decade. The second stage is fresh seeds of the chosen runs, and
-so is the third, if the second decides nothing.
+and then bisected to an eighth of a decade, for each seed by itself. The second stage is fresh seeds
+of the chosen runs, and so is the third, if the second decides nothing. A fresh seed of a range
+begins at the values around the ends of all seeds before it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from experiments.launch.validation import validate
 from experiments.reports.arms import TUNING_SEEDS
 from experiments.reports.metrics import Metric, metric
 from experiments.reports.places import Place, places
-from experiments.reports.ranges import ends_that_train, middle, wide_gaps
+from experiments.reports.ranges import ends_that_train, first_values, next_values, seeds_of
 from experiments.reports.results import Point, collect
 from experiments.runs.directory import run_directory
 
@@ -43,22 +44,38 @@ def planned(configs: Sequence[Config]) -> list[Point]:
         found = places(study.contrast, every, measured)
         if any(point.unfinished for place in found for point in (*place.a.points, *place.b.points)):
             break
-        added = _by_run(c for place in found for c in _next(place, measured, stated))
-        if added.keys() <= points.keys():
-            added = _fresh(found)
-        changed = {
-            name: config
-            for name, config in added.items()
-            if name not in points or config.seeds > points[name].config.seeds
-        }
+        added = by_run(c for place in found for c in _next(place, measured, stated))
+        changed = _changed(added, points) or _changed(by_run(_fresh(found, measured)), points)
         if not changed:
             break
-        points |= _collected(changed.values())
+        points |= _collected(changed)
     return list(points.values())
 
 
-def _by_run(configs: Iterable[Config]) -> dict[str, Config]:
-    return {run_directory(config).name: config for config in configs}
+def by_run(configs: Iterable[Config]) -> dict[str, Config]:
+    """Return the runs by name, each with all seeds that are asked for."""
+    runs: dict[str, Config] = {}
+    for config in configs:
+        name = run_directory(config).name
+        asked = [*runs[name].seed_numbers, *config.seed_numbers] if name in runs else None
+        runs[name] = config if asked is None else with_seeds(config, asked)
+    return runs
+
+
+def _changed(added: dict[str, Config], points: dict[str, Point]) -> list[Config]:
+    """Return the runs that are new, and those of which new seeds are asked for."""
+    return [
+        config
+        for name, config in added.items()
+        if name not in points or {*config.seed_numbers} - {*points[name].config.seed_numbers}
+    ]
+
+
+def with_seeds(config: Config, numbers: Iterable[int]) -> Config:
+    """Return the configuration of a run with these seeds."""
+    chosen = sorted(set(numbers))
+    every = [*range(chosen[-1] + 1)]
+    return replace(config, seeds=len(every), only_seeds=None if chosen == every else chosen)
 
 
 def _collected(configs: Iterable[Config]) -> dict[str, Point]:
@@ -141,18 +158,31 @@ def _ranges_extended(place: Place, measured: Metric, stated: set[str]) -> Iterat
         original = _stated(tuned.points, measured.over, stated)
         for trial in tuned.asked:
             values = [point.values[measured.over] for point in trial]
-            for end in ends_that_train(measured, trial):
+            for end, seeds in ends_that_train(measured, trial).items():
                 for value in _beyond(values, original, end):
-                    yield from _at_value(trial, measured.over, value)
+                    for config in _at_value(trial, measured.over, value):
+                        yield with_seeds(config, seeds)
 
 
 def _bisected(place: Place, measured: Metric) -> Iterator[Config]:
-    """Yield the runs in the middle, by the logarithm, of the gaps in which ranges end."""
+    """Yield the runs that bisect the gaps in which the ranges of seeds end."""
     if measured.over is None:
         return
     for trial in (place.a.best, place.b.best):
-        for gap in wide_gaps(measured, trial):
-            yield from _at_value(trial, measured.over, middle(*gap))
+        for seed in seeds_of(trial):
+            for value in next_values(measured, trial, seed):
+                yield from _of_seeds(trial, measured.over, value, [seed])
+
+
+def _of_seeds(
+    trial: Sequence[Point], over: str, value: float, seeds: Sequence[int]
+) -> Iterator[Config]:
+    """Yield the run of a trial at a value with more seeds, or a new run with these seeds."""
+    there = [point.config for point in trial if point.values[over] == value]
+    for config in there:
+        yield with_seeds(config, [*config.seed_numbers, *seeds])
+    if not there:
+        yield from (with_seeds(new, seeds) for new in _at_value(trial, over, value))
 
 
 def _with_value(config: Config, key: str, value: float) -> Config:
@@ -161,14 +191,14 @@ def _with_value(config: Config, key: str, value: float) -> Config:
     return replace(config, **{group: whole})
 
 
-def _fresh(found: Sequence[Place]) -> dict[str, Config]:
-    """Return the chosen runs with their fresh seeds."""
-    wanted: dict[str, Config] = {}
+def _fresh(found: Sequence[Place], measured: Metric) -> Iterator[Config]:
+    """Yield the chosen runs with their fresh seeds. Those of ranges begin at some of the runs."""
     for place in found:
-        for point in (*place.a.best, *place.b.best):
-            name = point.directory.name
-            most = max(
-                place.last.stop, wanted[name].seeds if name in wanted else point.config.seeds
-            )
-            wanted[name] = replace(point.config, seeds=most)
-    return wanted
+        for trial in (place.a.best, place.b.best):
+            if measured.over is None:
+                for point in trial:
+                    numbers = [*point.config.seed_numbers, *range(place.last.stop)]
+                    yield with_seeds(point.config, numbers)
+            elif new := [seed for seed in place.last if seed not in seeds_of(trial)]:
+                for value in first_values(measured, trial):
+                    yield from _of_seeds(trial, measured.over, value, new)

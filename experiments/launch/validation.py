@@ -106,6 +106,8 @@ def _training(config: Config) -> Iterator[str]:
     for key in ("steps", "checkpoint_every", "steps_per_call", "timed_steps"):
         if getattr(config, key) is not None:
             yield from at_least(key, getattr(config, key), 1)
+    if not set(config.seed_numbers) <= set(range(config.seeds)) or config.only_seeds == []:
+        yield f"only_seeds is {config.only_seeds}; give some of 0 to {config.seeds - 1}, or null"
     if isinstance(config.launcher, Local) and config.launcher.workers is not None:
         yield from at_least("launcher.workers", config.launcher.workers, 1)
     if config.timed_steps is not None and config.seeds_together:

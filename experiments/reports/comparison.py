@@ -232,7 +232,7 @@ def note(compared: Comparison, word: str) -> str:
 def _informative(measured: Metric, place: Place, seeds: Sequence[int]) -> bool:
     """Return whether any seed measured something: neither only the budget nor only chance."""
     best = [*place.a.best, *place.b.best]
-    used = [point.seeds[seed] for point in best for seed in seeds]
+    used = [point.seeds[seed] for point in best for seed in seeds if seed in point.seeds]
     rests_on_target = measured.of_steps or measured.over is not None
     return any(seed.reached_target if rests_on_target else not seed.diverged for seed in used)
 

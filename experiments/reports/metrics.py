@@ -63,14 +63,15 @@ class Metric:
         return {number: value for number, value in values.items() if value is not None}
 
     def values_over(self, points: Sequence[Point]) -> dict[int, float]:
-        """Return the number of every seed for which all these runs are finished.
+        """Return the number of every seed that these runs have and of which none is unfinished.
 
         A run trains if it reaches its target. `HIGHEST` is log10 of the largest value along `over`
         that trains, `DECADES` is log10 of the largest over the smallest one. If none trains,
         `HIGHEST` is half a decade below the smallest value, and `DECADES` is 0. `SHARE` is the
         percentage of the runs whose validation accuracy is at most `NEAR` points below the best.
         """
-        seeds = sorted(set.intersection(*(set(point.seeds) for point in points)))
+        unfinished = {seed for point in points for seed in point.missing}
+        seeds = sorted({seed for point in points for seed in point.seeds} - unfinished)
         return {seed: self._together(points, seed) for seed in seeds}
 
     def _together(self, points: Sequence[Point], seed: int) -> float:
@@ -168,7 +169,8 @@ def _range_metric(name: str, points: Sequence[Point], over: str | None) -> Metri
 
 def trained_values(points: Sequence[Point], over: str | None, seed: int) -> list[float]:
     """Return the values along a key at which a seed reached its target, in ascending order."""
-    return sorted(p.values[over] for p in points if p.seeds[seed].reached_target)
+    there = [point for point in points if seed in point.seeds]
+    return sorted(point.values[over] for point in there if point.seeds[seed].reached_target)
 
 
 def _check_results_have(key: str, results: Sequence[dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ class RunState(NamedTuple):
 
     @property
     def missing(self) -> list[int]:
-        return [seed for seed in range(self.config.seeds) if seed not in self.results]
+        return [seed for seed in self.config.seed_numbers if seed not in self.results]
 
     @property
     def changed(self) -> datetime:

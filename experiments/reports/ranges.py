@@ -1,11 +1,13 @@
-"""Ranges of values that train, such as the highest learning rate: what of them a grid leaves out.
+"""Ranges of values that train, such as the highest learning rate: what of them the runs leave out.
 
-A range is measured for each seed by the runs of one trial. It goes beyond the grid if a seed trains
-at its end, and it ends in a gap, between a value that trains and the next one, which does not.
+A range is measured for each seed by the runs of one trial that have the seed. It goes beyond the
+grid if a seed trains at its end, and it ends in a gap, between a value that trains and one that
+does not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import neg, pos
 
 from experiments.launch.contrast import HIGHEST
 from experiments.reports.metrics import Metric, trained_values
@@ -14,35 +16,93 @@ from experiments.reports.results import Point
 RESOLUTION = 1.02 / 8  # decades; values are rounded
 
 
-def common_seeds(trial: Sequence[Point]) -> list[int]:
-    """Return the seeds that all runs of a trial have."""
-    return sorted(set.intersection(*(set(point.seeds) for point in trial)))
+def seeds_of(trial: Sequence[Point]) -> list[int]:
+    """Return the seeds that any run of a trial has."""
+    return sorted({seed for point in trial for seed in point.seeds})
 
 
-def ends_that_train(measured: Metric, trial: Sequence[Point]) -> list[float]:
-    """Return the ends of a grid at which seeds train, so that the range may go beyond them."""
-    over = str(measured.over)
-    values = sorted(point.values[over] for point in trial)
+def values_of(measured: Metric, trial: Sequence[Point], seed: int | None = None) -> list[float]:
+    """Return the values of the runs of a trial, or of those that have a seed, in order."""
+    there = [point for point in trial if seed is None or seed in point.seeds]
+    return sorted(point.values[str(measured.over)] for point in there)
+
+
+def ends_that_train(measured: Metric, trial: Sequence[Point]) -> dict[float, list[int]]:
+    """Return the ends of a grid beyond which a range may go, with the seeds that train there."""
+    values = values_of(measured, trial)
     ends = values[-1:] if measured.key == HIGHEST else [values[0], values[-1]]
-    trained = [trained_values(trial, over, seed) for seed in common_seeds(trial)]
-    return [end for end in ends if any(end in values for values in trained)]
+    seeds = {
+        end: [s for s in seeds_of(trial) if end in trained_values(trial, measured.over, s)]
+        for end in ends
+    }
+    return {end: trained for end, trained in seeds.items() if trained}
 
 
 def wide_gaps(measured: Metric, trial: Sequence[Point]) -> list[tuple[float, float]]:
     """Return the gaps in which the range of a seed ends, if they are wider than `RESOLUTION`."""
-    over = str(measured.over)
-    grid = sorted(point.values[over] for point in trial)
-    gaps: set[tuple[float, float]] = set()
-    for seed in common_seeds(trial):
-        if training := trained_values(trial, over, seed):
-            lowest, highest = training[0], training[-1]
-            gaps |= {(highest, value) for value in grid[grid.index(highest) + 1 :][:1]}
-            if measured.key != HIGHEST:
-                gaps |= {(value, lowest) for value in grid[: grid.index(lowest)][-1:]}
-    return sorted(gap for gap in gaps if _is_wide(*gap))
+    gaps = [gap for seed in seeds_of(trial) for gap in _gaps(measured, trial, seed)]
+    return sorted({(min(gap), max(gap)) for gap in gaps if _is_wide(*gap)})
 
 
-def _is_wide(low: float, high: float) -> bool:
+def next_values(measured: Metric, trial: Sequence[Point], seed: int) -> list[float]:
+    """Return the values at which a seed trains next, until its range is known to `RESOLUTION`.
+
+    A gap is bisected, at a value of the other seeds if there is one in it.
+    """
+    own, every = values_of(measured, trial, seed), values_of(measured, trial)
+    if not trained_values(trial, measured.over, seed):
+        left = [value for value in every if value not in own]
+        if measured.key == HIGHEST:
+            return [value for value in left if value < min(own)][-1:]
+        return left[len(left) // 2 :][:1]
+    return [
+        _within(gap, every) if gap[1] in own else gap[1]
+        for gap in _gaps(measured, trial, seed)
+        if gap[1] not in own or _is_wide(*gap)
+    ]
+
+
+def first_values(measured: Metric, trial: Sequence[Point]) -> list[float]:
+    """Return the values at which a fresh seed begins: on both sides of the ends of all ranges."""
+    every = values_of(measured, trial)
+    ranges = [trained_values(trial, measured.over, seed) for seed in seeds_of(trial)]
+    found = set() if any(ranges) else set(every)
+    for out in _directions(measured):
+        ends = sorted((max(values, key=out) for values in ranges if values), key=out)
+        found |= {*ends[:1], *(value for end in ends[-1:] for value in _beyond(every, end, out))}
+    return sorted(found)
+
+
+def _gaps(measured: Metric, trial: Sequence[Point], seed: int) -> Iterator[tuple[float, float]]:
+    """Yield the last value that trains and the next one of the seed, or else of the trial."""
+    own, every = values_of(measured, trial, seed), values_of(measured, trial)
+    if training := trained_values(trial, measured.over, seed):
+        for out in _directions(measured):
+            end = max(training, key=out)
+            for beyond in _beyond(own, end, out) or _beyond(every, end, out):
+                yield end, beyond
+
+
+def _directions(measured: Metric) -> list[Callable[[float], float]]:
+    """Return functions that increase towards the ends of a range that count."""
+    return [pos] if measured.key == HIGHEST else [pos, neg]
+
+
+def _beyond(values: Sequence[float], end: float, out: Callable[[float], float]) -> list[float]:
+    """Return the next value beyond an end, if there is one."""
+    return sorted((value for value in values if out(value) > out(end)), key=out)[:1]
+
+
+def _within(gap: tuple[float, float], every: Sequence[float]) -> float:
+    """Return the value nearest to the middle of a gap; the middle if there is none in it."""
+    low, high = sorted(gap)
+    center = middle(low, high)
+    inside = [value for value in every if low < value < high]
+    return min(inside, key=lambda value: abs(math.log(value / center)), default=center)
+
+
+def _is_wide(one: float, other: float) -> bool:
+    low, high = sorted((one, other))
     return math.log10(high / low) > RESOLUTION and low < middle(low, high) < high
 
 

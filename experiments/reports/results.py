@@ -45,7 +45,7 @@ class Point:
 
     @property
     def missing(self) -> list[int]:
-        return [seed for seed in range(self.config.seeds) if seed not in self.seeds]
+        return [seed for seed in self.config.seed_numbers if seed not in self.seeds]
 
     @property
     def stale(self) -> list[int]:
@@ -85,7 +85,7 @@ def collect(configs: Sequence[Config]) -> list[Point]:
 def _point(config: Config, directory: Path) -> Point:
     seeds = {}
     today = made_from(config)
-    for number in range(config.seeds):
+    for number in config.seed_numbers:
         if records.finished(directory, number):
             result = records.read_result(directory, number)
             history = records.read_history(directory, number)

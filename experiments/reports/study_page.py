@@ -133,7 +133,7 @@ def _all_seeds(points: Sequence[Point], measured: Metric) -> str:
 def _seed(point: Point, number: int, measured: Metric) -> str:
     seed = point.seeds.get(number)
     if seed is None:
-        return "missing"
+        return "missing" if number in point.missing else ""
     value = measured.of(point, seed)
     text = "not finite" if value is None else measured.text(value)
     if seed.diverged:

@@ -9,10 +9,11 @@ from typing import Any
 from experiments.config import Config, LocalSync, component
 from experiments.training.parallel import num_devices
 
-# The result of a seed does not depend on these keys: the number of seeds, how steps and seeds are
+# The result of a seed does not depend on these keys: which seeds there are, how steps and seeds are
 # grouped, what is saved, the paths of files, the processes, and the study.
 NOT_IN_IDENTITY = (
     "seeds",
+    "only_seeds",
     "steps_per_call",
     "seeds_together",
     "checkpoint_every",
