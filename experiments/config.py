@@ -4,8 +4,8 @@ The groups `data`, `model`, `norm` and `optimizer` are open: a file of these gro
 and the signature of the class is its schema. The types of the other groups are defined here.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -217,6 +217,13 @@ class Config:
     def seed_numbers(self) -> list[int]:
         """The seeds to train."""
         return [*range(self.seeds)] if self.only_seeds is None else self.only_seeds
+
+
+def with_seeds(config: Config, numbers: Iterable[int]) -> Config:
+    """Return the configuration of a run with these seeds."""
+    chosen = sorted(set(numbers))
+    every = [*range(chosen[-1] + 1)]
+    return replace(config, seeds=len(every), only_seeds=None if chosen == every else chosen)
 
 
 GROUPS: dict[str, dict[str, type]] = {

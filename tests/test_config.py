@@ -279,6 +279,7 @@ OF_TRAINING = {
     "target=1.5": ["target is 1.5", "at most 1"],
     "epochs=0": ["epochs is 0", "1 or more"],
     "seeds=0": ["seeds is 0", "1 or more"],
+    "only_seeds=[9,9]": ["only_seeds is [9, 9]", "some of the seeds 0 to", "each once, or null"],
     "steps_per_call=0": ["steps_per_call is 0", "1 or more"],
     "timed_steps=0": ["timed_steps is 0", "1 or more"],
     "parallel.virtual_devices=0": ["parallel.virtual_devices is 0", "1 or more"],

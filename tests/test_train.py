@@ -101,6 +101,8 @@ def test_more_seeds_train_only_what_is_missing(call, places, monkeypatch):
     monkeypatch.setattr(running, "_outcome", lambda *arguments: "")
     call(*TINY, *places, "seeds=4")
     assert [member.seed for member in trained] == [2, 3]
+    call(*TINY, *places, "seeds=4", "only_seeds=[1,3]")
+    assert [member.seed for member in trained] == [2, 3, 3]
     assert result(composed(*TINY, *places)) == before
 
 

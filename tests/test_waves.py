@@ -1,5 +1,7 @@
 """The waves in which all studies are trained: what each asks, and when they end."""
 
+from dataclasses import replace
+
 import pytest
 import run_files
 
@@ -99,4 +101,6 @@ def test_a_timed_run_has_a_job_for_each_missing_or_stale_seed(tmp_path, monkeypa
     run_files.write_seed(config, run_files.result(2, 0.9, config=config, code="other"))
     jobs = sweep._jobs(config)
     assert [job.config.seeds for job in jobs] == ([2, 4] if keep_stale else [2, 3, 4])
+    some = sweep._jobs(replace(config, only_seeds=[0, 1, 3]))
+    assert [job.config.seed_numbers for job in some] == [[0, 1], [0, 1, 3]]
     assert all(job.alone for job in jobs)

@@ -14,8 +14,7 @@ from experiments.launch.jobs import Job, Run, by_program, error_line, run_sequen
 from experiments.training.watch import RunFailed, RunLost, Watch
 
 ATTEMPTS = 2  # how often a run is started if its process dies
-# Where a process is a copy of one that has imported all, its start takes no time.
-METHODS = ("forkserver", "spawn")
+METHODS = ("forkserver", "spawn")  # a copy of a process that has imported all starts at once
 IMPORTED = ["experiments.launch.run"]
 
 

@@ -11,7 +11,7 @@ begins at the values around the ends of all seeds before it.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from experiments.config import Config
+from experiments.config import Config, with_seeds
 from experiments.errors import ConfigError
 from experiments.launch.validation import validate
 from experiments.reports.arms import TUNING_SEEDS
@@ -69,13 +69,6 @@ def _changed(added: dict[str, Config], points: dict[str, Point]) -> list[Config]
         for name, config in added.items()
         if name not in points or {*config.seed_numbers} - {*points[name].config.seed_numbers}
     ]
-
-
-def with_seeds(config: Config, numbers: Iterable[int]) -> Config:
-    """Return the configuration of a run with these seeds."""
-    chosen = sorted(set(numbers))
-    every = [*range(chosen[-1] + 1)]
-    return replace(config, seeds=len(every), only_seeds=None if chosen == every else chosen)
 
 
 def _collected(configs: Iterable[Config]) -> dict[str, Point]:

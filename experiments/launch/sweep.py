@@ -2,12 +2,11 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
 
-from experiments.config import Config, LauncherConfig, Local
+from experiments.config import Config, LauncherConfig, Local, with_seeds
 from experiments.launch import local
 from experiments.launch.jobs import Job, by_program, run_sequentially
 from experiments.launch.progress import display
@@ -44,8 +43,9 @@ def _jobs(config: Config) -> list[Job]:
     if config.timed_steps is None:
         return [Job(name, program, config)]
     [point] = collect([config])
-    ends = [seed + 1 for seed in point.unfinished]
-    return [Job(name, program, replace(config, seeds=end), alone=True) for end in ends]
+    numbers = config.seed_numbers
+    up_to = [[number for number in numbers if number <= seed] for seed in point.unfinished]
+    return [Job(name, program, with_seeds(config, each), alone=True) for each in up_to]
 
 
 def failed(failures: Sequence[RunFailed], of: int) -> str:

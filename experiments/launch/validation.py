@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -100,14 +100,22 @@ def _target_of(path: Path) -> str:
     return OmegaConf.load(path)._target_
 
 
+def _are_some(numbers: Sequence[int], of: int) -> bool:
+    """Return whether there are numbers, each from 0 to `of` - 1 and once."""
+    return 0 < len(numbers) == len(set(numbers) & set(range(of)))
+
+
 def _training(config: Config) -> Iterator[str]:
     for key in ("batch_size", "accumulate", "epochs", "seeds", "keep_checkpoints"):
         yield from at_least(key, getattr(config, key), 1)
     for key in ("steps", "checkpoint_every", "steps_per_call", "timed_steps"):
         if getattr(config, key) is not None:
             yield from at_least(key, getattr(config, key), 1)
-    if not set(config.seed_numbers) <= set(range(config.seeds)) or config.only_seeds == []:
-        yield f"only_seeds is {config.only_seeds}; give some of 0 to {config.seeds - 1}, or null"
+    if config.only_seeds is not None and not _are_some(config.only_seeds, config.seeds):
+        yield (
+            f"only_seeds is {config.only_seeds}; give some of the seeds 0 to {config.seeds - 1}, "
+            "each once, or null"
+        )
     if isinstance(config.launcher, Local) and config.launcher.workers is not None:
         yield from at_least("launcher.workers", config.launcher.workers, 1)
     if config.timed_steps is not None and config.seeds_together:
