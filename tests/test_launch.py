@@ -70,6 +70,28 @@ def test_of_a_group_that_fails_only_those_fail_that_have_to():
     assert names(events, RunEnded) == ["a1", "a3", "b1"]
 
 
+@pytest.mark.long
+def test_jobs_that_need_their_own_process_run_one_at_a_time_on_all_cores(tmp_path):
+    events = []
+    sweep = [job._replace(alone=True) for job in jobs(["a1", "a2", "a3"], tmp_path)]
+    assert local.launch(sweep, launch_jobs.run, events.append, None) == []
+    kinds = [type(event) for event in events]
+    assert kinds == [RunStarted, RunEnded] * 3
+    outcomes = [event.outcome for event in events if isinstance(event, RunEnded)]
+    assert {outcome.split()[2] for outcome in outcomes} == {launch_jobs.cores()}
+    assert len({outcome.split()[-1] for outcome in outcomes} - {str(os.getpid())}) == 3
+
+
+@several_cores
+@pytest.mark.long
+def test_jobs_with_their_own_process_get_new_ones_from_several_workers(tmp_path):
+    events = []
+    sweep = [job._replace(alone=True) for job in jobs(["a1", "b1", "a2", "b2"], tmp_path)]
+    assert local.launch(sweep, launch_jobs.run, events.append, 2) == []
+    outcomes = [event.outcome for event in events if isinstance(event, RunEnded)]
+    assert len({outcome.split()[-1] for outcome in outcomes}) == 4
+
+
 @several_cores
 @pytest.mark.long
 def test_workers_have_a_core_each_and_keep_to_a_program(tmp_path):

@@ -30,14 +30,16 @@ def launch(jobs: Sequence[Job], run: Run, watch: Watch, workers: int | None) -> 
     Args:
         run: trains configurations that share a program. It and they are pickled.
         watch: is called in this process with the events of all processes.
-        workers: None means the number of cores. With 1, the jobs run in this process on all cores,
-            except those that need a process of their own.
+        workers: None means the number of cores, or 1 if a job needs a process of its own. With 1,
+            the jobs run in this process on all cores, except those that need their own.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    num_workers = min(workers or len(cores) or os.cpu_count() or 1, len(jobs))
+    alone = any(job.alone for job in jobs)
+    most = 1 if alone else len(cores) or os.cpu_count() or 1
+    num_workers = min(workers or most, len(jobs))
+    if num_workers == 1 and alone:
+        return _Pool(run, watch, [None]).run(jobs)
     if num_workers == 1:
-        if any(job.alone for job in jobs):
-            return _Pool(run, watch, [None]).run(jobs)
         return run_sequentially([[job] for group in by_program(jobs) for job in group], run, watch)
     pool = _Pool(run, watch, [cores[n % len(cores)] if cores else None for n in range(num_workers)])
     return pool.run(jobs)

@@ -44,8 +44,8 @@ def planned(configs: Sequence[Config]) -> list[Point]:
         found = places(study.contrast, every, measured)
         if any(point.unfinished for place in found for point in (*place.a.points, *place.b.points)):
             break
-        added = by_run(c for place in found for c in _next(place, measured, stated))
-        changed = _changed(added, points) or _changed(by_run(_fresh(found, measured)), points)
+        added = [config for place in found for config in _next(place, measured, stated)]
+        changed = _changed(added, points) or _changed(_fresh(found, measured), points)
         if not changed:
             break
         points |= _collected(changed)
@@ -62,12 +62,13 @@ def by_run(configs: Iterable[Config]) -> dict[str, Config]:
     return runs
 
 
-def _changed(added: dict[str, Config], points: dict[str, Point]) -> list[Config]:
-    """Return the runs that are new, and those of which new seeds are asked for."""
+def _changed(added: Iterable[Config], points: dict[str, Point]) -> list[Config]:
+    """Return the runs that are new, and those that get new seeds, with all their seeds."""
+    asked = by_run([*(point.config for point in points.values()), *added])
     return [
         config
-        for name, config in added.items()
-        if name not in points or {*config.seed_numbers} - {*points[name].config.seed_numbers}
+        for name, config in asked.items()
+        if name not in points or len(config.seed_numbers) > len(points[name].config.seed_numbers)
     ]
 
 
@@ -153,8 +154,7 @@ def _ranges_extended(place: Place, measured: Metric, stated: set[str]) -> Iterat
             values = [point.values[measured.over] for point in trial]
             for end, seeds in ends_that_train(measured, trial).items():
                 for value in _beyond(values, original, end):
-                    for config in _at_value(trial, measured.over, value):
-                        yield with_seeds(config, seeds)
+                    yield from _of_seeds(trial, measured.over, value, seeds)
 
 
 def _bisected(place: Place, measured: Metric) -> Iterator[Config]:
@@ -170,12 +170,10 @@ def _bisected(place: Place, measured: Metric) -> Iterator[Config]:
 def _of_seeds(
     trial: Sequence[Point], over: str, value: float, seeds: Sequence[int]
 ) -> Iterator[Config]:
-    """Yield the run of a trial at a value with more seeds, or a new run with these seeds."""
+    """Yield the run of a trial at a value, or a new one, with these seeds."""
     there = [point.config for point in trial if point.values[over] == value]
-    for config in there:
-        yield with_seeds(config, [*config.seed_numbers, *seeds])
-    if not there:
-        yield from (with_seeds(new, seeds) for new in _at_value(trial, over, value))
+    for config in there or _at_value(trial, over, value):
+        yield with_seeds(config, seeds)
 
 
 def _with_value(config: Config, key: str, value: float) -> Config:
@@ -189,9 +187,7 @@ def _fresh(found: Sequence[Place], measured: Metric) -> Iterator[Config]:
     for place in found:
         for trial in (place.a.best, place.b.best):
             if measured.over is None:
-                for point in trial:
-                    numbers = [*point.config.seed_numbers, *range(place.last.stop)]
-                    yield with_seeds(point.config, numbers)
+                yield from (with_seeds(p.config, range(place.last.stop)) for p in trial)
             elif new := [seed for seed in place.last if seed not in seeds_of(trial)]:
                 for value in first_values(measured, trial):
                     yield from _of_seeds(trial, measured.over, value, new)

@@ -21,7 +21,7 @@ def seeds_of(trial: Sequence[Point]) -> list[int]:
     return sorted({seed for point in trial for seed in point.seeds})
 
 
-def values_of(measured: Metric, trial: Sequence[Point], seed: int | None = None) -> list[float]:
+def _values(measured: Metric, trial: Sequence[Point], seed: int | None = None) -> list[float]:
     """Return the values of the runs of a trial, or of those that have a seed, in order."""
     there = [point for point in trial if seed is None or seed in point.seeds]
     return sorted(point.values[str(measured.over)] for point in there)
@@ -29,8 +29,7 @@ def values_of(measured: Metric, trial: Sequence[Point], seed: int | None = None)
 
 def ends_that_train(measured: Metric, trial: Sequence[Point]) -> dict[float, list[int]]:
     """Return the ends of a grid beyond which a range may go, with the seeds that train there."""
-    values = values_of(measured, trial)
-    ends = values[-1:] if measured.key == HIGHEST else [values[0], values[-1]]
+    ends = [max(_values(measured, trial), key=out) for out in _directions(measured)]
     seeds = {
         end: [s for s in seeds_of(trial) if end in trained_values(trial, measured.over, s)]
         for end in ends
@@ -49,7 +48,7 @@ def next_values(measured: Metric, trial: Sequence[Point], seed: int) -> list[flo
 
     A gap is bisected, at a value of the other seeds if there is one in it.
     """
-    own, every = values_of(measured, trial, seed), values_of(measured, trial)
+    own, every = _values(measured, trial, seed), _values(measured, trial)
     if not trained_values(trial, measured.over, seed):
         left = [value for value in every if value not in own]
         if measured.key == HIGHEST:
@@ -64,22 +63,22 @@ def next_values(measured: Metric, trial: Sequence[Point], seed: int) -> list[flo
 
 def first_values(measured: Metric, trial: Sequence[Point]) -> list[float]:
     """Return the values at which a fresh seed begins: on both sides of the ends of all ranges."""
-    every = values_of(measured, trial)
+    every = _values(measured, trial)
     ranges = [trained_values(trial, measured.over, seed) for seed in seeds_of(trial)]
     found = set() if any(ranges) else set(every)
     for out in _directions(measured):
         ends = sorted((max(values, key=out) for values in ranges if values), key=out)
-        found |= {*ends[:1], *(value for end in ends[-1:] for value in _beyond(every, end, out))}
+        found |= {*ends[:1], *(value for end in ends[-1:] for value in _outward(every, end, out))}
     return sorted(found)
 
 
 def _gaps(measured: Metric, trial: Sequence[Point], seed: int) -> Iterator[tuple[float, float]]:
     """Yield the last value that trains and the next one of the seed, or else of the trial."""
-    own, every = values_of(measured, trial, seed), values_of(measured, trial)
+    own, every = _values(measured, trial, seed), _values(measured, trial)
     if training := trained_values(trial, measured.over, seed):
         for out in _directions(measured):
             end = max(training, key=out)
-            for beyond in _beyond(own, end, out) or _beyond(every, end, out):
+            for beyond in _outward(own, end, out) or _outward(every, end, out):
                 yield end, beyond
 
 
@@ -88,7 +87,7 @@ def _directions(measured: Metric) -> list[Callable[[float], float]]:
     return [pos] if measured.key == HIGHEST else [pos, neg]
 
 
-def _beyond(values: Sequence[float], end: float, out: Callable[[float], float]) -> list[float]:
+def _outward(values: Sequence[float], end: float, out: Callable[[float], float]) -> list[float]:
     """Return the next value beyond an end, if there is one."""
     return sorted((value for value in values if out(value) > out(end)), key=out)[:1]
 
