@@ -161,7 +161,8 @@ class StudyConfig:
     """The question of a study and the source of its claim.
 
     `x` and `series` are keys of the sweep, `without` has overrides that select the runs to leave
-    out, and `fallback` has overrides that apply if Fashion-MNIST is not installed.
+    out, and `fallback` has overrides that apply if Fashion-MNIST is not installed. Runs that no arm
+    of the contrast selects have at most `secondary_seeds` seeds.
     """
 
     name: str | None = None
@@ -174,6 +175,7 @@ class StudyConfig:
     series: str | None = None
     without: list[str] = field(default_factory=list)
     fallback: list[str] = field(default_factory=list)
+    secondary_seeds: int | None = None
     contrast: Contrast | None = None
 
 
@@ -209,9 +211,21 @@ class Config:
     output: str
     target_of: str = "validation_accuracy"
     timed_steps: int | None = None
+    step_memory: bool = False
+    fitted: bool = False
     gradients: bool = False
     only_seeds: list[int] | None = None
     study: StudyConfig = field(default_factory=StudyConfig)
+
+    @property
+    def beside_plain(self) -> bool:
+        """Whether the training step is compared with the same step without normalization."""
+        return self.timed_steps is not None or self.step_memory
+
+    @property
+    def has_fitted(self) -> bool:
+        """Whether the final model is evaluated on training examples."""
+        return self.fitted or self.target_of == FITTED_LOSS
 
     @property
     def seed_numbers(self) -> list[int]:

@@ -109,8 +109,10 @@ def test_the_study_is_a_grid_of_different_runs():
     "changes",
     [
         {"target_of": "fitted_loss"},
+        {"fitted": True},
         {"gradients": True},
         {"timed_steps": 9},
+        {"step_memory": True},
         {"model": {"residual": True}},
         {"model": {"depth": 2}},
     ],

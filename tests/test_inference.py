@@ -202,7 +202,7 @@ def test_recomputed_statistics_are_merged_over_ghosts(places, plain, options):
 @pytest.mark.long
 def test_a_run_is_saved_as_it_was_evaluated_and_trained_as_without(places, plain):
     options = (*WINE, *SINGLE, *places, "norm=batch")
-    config = composed(*options, "inference=recomputed")
+    config = composed(*options, "inference=recomputed", "fitted=true")
     trained(config)
     trained(plain.config)
     saved, kept = (
@@ -222,7 +222,7 @@ def test_a_run_is_saved_as_it_was_evaluated_and_trained_as_without(places, plain
 @pytest.mark.long
 def test_what_was_fitted_is_told_of_the_first_training_examples(places, monkeypatch):
     monkeypatch.setattr("experiments.training.fit.FITTED_EXAMPLES", 70)
-    ready = Ready(*WINE, *SINGLE, *places, "norm=none")
+    ready = Ready(*WINE, *SINGLE, *places, "norm=none", "fitted=true")
     [reached] = ready.training._tested(ready.state)
     train = ready.dataset.train
     model = model_of(ready.config, ready.made, Scope())

@@ -56,7 +56,6 @@ def test_a_study_opens_with_its_cost_and_what_came_out(path):
 def grid_of(name):
     """Give the metric of a study, and its places as its file states them."""
     configs = composed([f"study={name}"])
-    assert {config.seeds for config in configs} == {TUNING_SEEDS}
     points = [Point(config, Path(), values_of(config), {}) for config in configs]
     study = configs[0].study
     x = study.x if study.contrast.metric in (DECADES, HIGHEST) else None
@@ -71,6 +70,7 @@ def test_both_arms_have_as_many_trials_over_grids_of_three_values(study):
     assert all(place.name for place in found) or len(found) == 1
     for place in found:
         assert len(place.a.asked) == len(place.b.asked) > 0
+        assert {p.config.seeds for p in (*place.a.points, *place.b.points)} == {TUNING_SEEDS}
         for tuned in (place.a, place.b):
             assert all(len(values) >= 3 for values in tuned.arm.grid.values())
             assert measured.over is None or all(len(trial) >= 3 for trial in tuned.asked)
@@ -99,6 +99,9 @@ def contrast(**changes):
         (contrast(metric="test_acuracy"), "study.contrast.metric is 'test_acuracy'"),
         (contrast(metric="test_accuracy - speed"), "study.contrast.metric is 'speed'"),
         (contrast(metric="overhead"), "'overhead' needs timed_steps"),
+        (contrast(metric="step_bytes"), "'step_bytes' needs step_memory; give step_memory=true"),
+        (contrast(metric="fitted_accuracy"), "'fitted_accuracy' needs fitted; give fitted=true"),
+        (["study=ghost", "study.secondary_seeds=0"], "study.secondary_seeds is 0; give 1 or more"),
         (["study=convergence", "target=null"], "'steps_to_target' needs a target"),
     ],
 )
@@ -111,6 +114,17 @@ def test_a_contrast_that_cannot_be_right_is_told_before_training(overrides, mess
 def test_a_part_of_a_study_may_be_trained():
     configs = grid(["study=convergence", "norm=none"])  # the arm of norm=batch picks none of these
     assert {config.norm["name"] for config in configs} == {"none"}
+
+
+def test_runs_that_no_arm_selects_have_the_secondary_seeds():
+    seeds = {}
+    for config in grid(["study=ghost", "study.secondary_seeds=2"]):
+        compared = config.batch_size == 4096
+        seeds.setdefault(compared, set()).add(config.seeds)
+    assert seeds == {True: {8}, False: {2}}
+    few = grid(["study=ghost", "study.secondary_seeds=2", "only_seeds=[3,5,6]"])
+    assert {tuple(config.seed_numbers) for config in few} == {(3, 5, 6), (3, 5)}
+    assert {config.seeds for config in grid(["study=ghost", "seeds=1"])} == {1}
 
 
 def test_overrides_may_follow_the_names_of_studies():

@@ -38,8 +38,8 @@ def test_a_timed_run_has_its_times_and_is_otherwise_the_same(tmp_path, way, monk
     ticks = SimpleNamespace(perf_counter=count().__next__)  # a second from one to the next
     monkeypatch.setattr(timing, "time", ticks)
     places = (f"output={tmp_path}", f"data.directory={tmp_path}/data", f"parallel={way}")
-    timed = composed(*RUN, *places, "timed_steps=3")
-    plain = replaced(timed, timed_steps=None)
+    timed = composed(*RUN, *places, "timed_steps=3", "step_memory=true")
+    plain = replaced(timed, timed_steps=None, step_memory=False)
     trained(timed)
     trained(plain)
     assert run_directory(timed) != run_directory(plain)

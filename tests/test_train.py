@@ -359,8 +359,10 @@ def test_the_digest_of_the_code_is_of_what_trains_the_run(monkeypatch):
     monkeypatch.setattr(
         code, "_tree", lambda path: ast.parse("x = 1") if path == other else tree(path)
     )
+    code._code.cache_clear()
     code._digest.cache_clear()
     after = code.code_digest(cnn), code.code_digest(mlp)
+    code._code.cache_clear()
     code._digest.cache_clear()
     assert after[0] == before[0]
     assert after[1] != before[1]

@@ -29,6 +29,7 @@ TINY = (
     "steps_per_call=1",
     "seeds_together=false",
     "checkpoint_every=null",
+    "fitted=true",
 )
 
 

@@ -14,15 +14,15 @@ DECADES, HIGHEST = "decades_that_train", "highest_that_trains"
 SHARE = "share_near_best"
 OR = " or "  # separates several arms, each of which is compared
 SHIFT = "input_shift"
-TIMES = ("step_ms", "overhead", "step_bytes", "memory_overhead")
+TIMES = ("step_ms", "overhead")
+MEMORY = ("step_bytes", "memory_overhead")
+FITTED = ("fitted_accuracy", "fitted_loss")
 RESULTS = (
     *(
         f"{split}_{key}"
-        for split in ("test", "validation", "fitted")
+        for split in ("test", "validation", "train")
         for key in ("accuracy", "loss")
     ),
-    "train_accuracy",
-    "train_loss",
     "seconds",
     "gradient_decades",
     "final_gradient_decades",
@@ -78,6 +78,12 @@ def metric_problems(metric: str, config: Config) -> Iterator[str]:
         elif key in TIMES:
             if config.timed_steps is None:
                 yield f"the metric {metric!r} needs timed_steps; give timed_steps=20"
+        elif key in MEMORY:
+            if not config.step_memory:
+                yield f"the metric {metric!r} needs step_memory; give step_memory=true"
+        elif key in FITTED:
+            if not config.has_fitted:
+                yield f"the metric {metric!r} needs fitted; give fitted=true"
         else:
-            known = (*RESULTS, *TIMES, STEPS[0], DECADES, HIGHEST, SHARE, SHIFT)
+            known = (*RESULTS, *FITTED, *TIMES, *MEMORY, STEPS[0], DECADES, HIGHEST, SHARE, SHIFT)
             yield from choice("study.contrast.metric", key, known)

@@ -35,7 +35,8 @@ def planned(configs: Sequence[Config]) -> list[Point]:
     """
     study = configs[0].study
     points = _collected(configs)
-    if study.contrast is None or configs[0].seeds < TUNING_SEEDS:
+    most_seeds = max(config.seeds for config in configs)
+    if study.contrast is None or most_seeds < TUNING_SEEDS:
         return list(points.values())
     stated = set(points)
     while True:

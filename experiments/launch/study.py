@@ -20,14 +20,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments.config import Config
+from experiments.config import Config, with_seeds
 from experiments.data.idx_images import DEBIAN
 from experiments.errors import ConfigError
 from experiments.launch import validation
-from experiments.launch.contrast import arm_problems, form_problems, metric_problems
+from experiments.launch.contrast import arm_problems, arms_of, form_problems, metric_problems
 from experiments.launch.labels import labels
 from experiments.launch.progress import display
-from experiments.launch.selection import kept
+from experiments.launch.selection import kept, picked
 from experiments.launch.validation import validate, validate_devices
 from experiments.runs.directory import run_directory
 from experiments.training import hosts, parallel
@@ -115,7 +115,19 @@ def composed(overrides: Sequence[str]) -> list[Config]:
     configs = kept([to_config(config) for config in _compose(jobs)])
     if not configs:
         raise ConfigError("study.without leaves out every run of the study; give fewer entries")
-    return configs
+    return [_with_its_seeds(config) for config in configs]
+
+
+def _with_its_seeds(config: Config) -> Config:
+    """Return the run with the secondary seeds of its study if no arm of the contrast selects it."""
+    contrast, secondary = config.study.contrast, config.study.secondary_seeds
+    if contrast is None or secondary is None:
+        return config
+    if secondary < 1:
+        raise ConfigError(f"study.secondary_seeds is {secondary}; give 1 or more, or null")
+    if any(picked(config, arm) for arms in arms_of(contrast) for arm in arms):
+        return config
+    return with_seeds(config, config.seed_numbers[:secondary])
 
 
 def fallback(overrides: Sequence[str]) -> list[str]:

@@ -118,10 +118,10 @@ def _training(config: Config) -> Iterator[str]:
         )
     if isinstance(config.launcher, Local) and config.launcher.workers is not None:
         yield from at_least("launcher.workers", config.launcher.workers, 1)
-    if config.timed_steps is not None and config.seeds_together:
+    if config.beside_plain and config.seeds_together:
         yield (
-            "timed_steps times one seed, but seeds_together is true; give seeds_together=false, or "
-            "null"
+            "timed_steps and step_memory measure the step of one seed, but seeds_together is true; "
+            "give seeds_together=false, or null"
         )
     if (virtual := config.parallel.virtual_devices) is not None:
         yield from at_least("parallel.virtual_devices", virtual, 1)

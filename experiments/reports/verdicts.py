@@ -39,7 +39,8 @@ RULE = (
     "trials: at least three values of every number that is tuned. If an arm chooses an end of this "
     "grid, both arms get the next value beyond it, up to six at each end. A range of values that "
     "train, such as the highest learning rate, is bisected to an eighth of a decade, for each seed "
-    "by itself. A fresh seed begins at the values around the ends of all tuning seeds' ranges.",
+    "by itself. A fresh seed begins at the values around the ends of all tuning seeds' ranges. "
+    "Runs of neither a nor b, which a study only shows, can have fewer seeds.",
     "The second stage has fresh seeds of the chosen runs, and only these are compared, once. Their "
     "number follows from the standard deviation of d in the first stage (after Stein 1945): it is "
     "the smallest, from 8 to 64, at which an interval at the level 0.05 / 48 would have a "

@@ -4,7 +4,7 @@ import ast
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,12 +37,17 @@ def code_digest(config: Config) -> str:
     return _digest((TRAINING, *targets))
 
 
+def read_training_code() -> None:
+    """Read what is common to the digests of all runs, so that a copy of this process need not."""
+    _digest((TRAINING,))
+
+
 @functools.cache
 def _digest(roots: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name, path in sorted(_imported(roots).items()):
         digest.update(name.encode())
-        digest.update(ast.dump(_tree(path)).encode())
+        digest.update(_code(path))
         if name == KERNELS:
             for source in sorted((path.parent / "src").glob("*")):
                 digest.update(source.read_bytes())
@@ -62,13 +67,21 @@ def _imported(roots: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def _imports(path: Path) -> Iterator[str]:
+@functools.cache
+def _imports(path: Path) -> list[str]:
+    """Return the names of modules that a file imports, or of their objects."""
+    names: list[str] = []
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+@functools.cache
+def _code(path: Path) -> bytes:
+    return ast.dump(_tree(path)).encode()
 
 
 @functools.cache

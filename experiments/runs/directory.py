@@ -26,7 +26,13 @@ NOT_IN_IDENTITY = (
 )
 DATA_NOT_IN_IDENTITY = ("directory", "stream", "memory")  # keys of the data
 # Values that mean the same as their absence, so that runs keep the names from before these keys.
-AS_ABSENT = {"timed_steps": None, "target_of": "validation_accuracy", "gradients": False}
+AS_ABSENT = {
+    "timed_steps": None,
+    "step_memory": False,
+    "target_of": "validation_accuracy",
+    "fitted": False,
+    "gradients": False,
+}
 MODEL_AS_ABSENT = {"mlp": {"residual": False, "depth": None}, "resnet": {"residual": True}}
 
 

@@ -247,16 +247,20 @@ class _Training:
         return record["validation_accuracy"] >= target
 
     def _tested(self, state: State) -> list[dict[str, float]]:
-        """Return the final results of each seed on the test data and on training examples.
+        """Return the final results of each seed on the test data and, if configured, as fitted.
 
         This is the only use of the test data.
         """
-        tested = self._evaluated(state, [dataset.test for dataset in self.datasets])
-        fitted = self._fitted(state)
+        results = {"test": self._evaluated(state, [dataset.test for dataset in self.datasets])}
+        if self.config.has_fitted:
+            results["fitted"] = self._fitted(state)
         return [
-            {f"test_{key}": value for key, value in of_test.items()}
-            | {f"fitted_{key}": value for key, value in of_train.items()}
-            for of_test, of_train in zip(tested, fitted, strict=True)
+            {
+                f"{split}_{key}": value
+                for split, of_seeds in results.items()
+                for key, value in of_seeds[i].items()
+            }
+            for i in range(len(self.runs))
         ]
 
     def _fitted(self, state: State) -> list[dict[str, float]]:
@@ -293,19 +297,22 @@ class _Training:
                 **result,
                 "parameters": digest(variables),
                 "seconds": self._elapsed() / len(self.runs),
-                **self._timed(i),
+                **self._step_costs(i),
                 **self._gradients(state, i),
             },
             variables,
         )
 
-    def _timed(self, i: int) -> dict[str, float]:
-        """Time the training step of a seed on its first batches, if configured."""
-        if self.config.timed_steps is None:
-            return {}
-        length, batches = next(self.calls(0))
-        times = step_times(self.program, *self.runs[i], batches, length)
-        return times | step_bytes(self.program, *self.runs[i], batches)
+    def _step_costs(self, i: int) -> dict[str, float]:
+        """Measure time and memory of the training step of a seed on its first batches, if asked."""
+        measured = {}
+        if self.config.beside_plain:
+            length, batches = next(self.calls(0))
+        if self.config.timed_steps is not None:
+            measured |= step_times(self.program, *self.runs[i], batches, length)
+        if self.config.step_memory:
+            measured |= step_bytes(self.program, *self.runs[i], batches)
+        return measured
 
     def _gradients(self, state: State, i: int) -> dict[str, Any]:
         """Measure the gradients of a seed on its first batch before and after training."""

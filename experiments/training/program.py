@@ -36,7 +36,8 @@ class Program(NamedTuple):
             statistics. None if it uses running statistics.
         gradients: returns the gradient of the mean loss of a training batch; None if it is not
             configured.
-        plain: the same program without normalization, for timing; None without timing.
+        plain: the same program without normalization, to compare the step with;
+            None if it is not configured.
     """
 
     init: Callable[[Config, int], State]
@@ -72,7 +73,7 @@ def seeds_together(config: Config) -> bool:
     """
     if config.seeds_together is not None:
         return config.seeds_together
-    return config.timed_steps is None and jax.default_backend() != "cpu"
+    return not config.beside_plain and jax.default_backend() != "cpu"
 
 
 def evaluation_group(config: Config, setup: Setup) -> int | None:
@@ -111,7 +112,7 @@ def example(setup: Setup, batch_size: int = 1) -> Batch:
 def compile_program(config: Config, setup: Setup) -> Program:
     """Return the compiled functions of a run for its devices and configuration."""
     program = _compile(config, setup)
-    if config.timed_steps is None:
+    if not config.beside_plain:
         return program
     return program._replace(plain=_compile(config, setup._replace(norm=NoNorm())))
 

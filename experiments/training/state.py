@@ -1,6 +1,7 @@
 """The state of training."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,9 @@ from experiments.data.batching import Batch
 from experiments.training.diagnostics import watched
 from experiments.training.optimizers import BATCH
 from experiments.training.setup import Setup
+
+# On a CPU, XLA needs two seconds for each random kernel, and an eighth of that at level 1.
+QUICK_TO_COMPILE = {"xla_backend_optimization_level": 1}
 
 
 class Sums(NamedTuple):
@@ -63,7 +67,7 @@ def first_state(model: nn.Module, setup: Setup, batch: Batch) -> Callable[[Confi
     `batch` has the shapes of a batch.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
     def state(key: jax.Array, numbers: dict[str, Any], scale: float) -> State:
         for_params, for_steps = jax.random.split(key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
