@@ -67,7 +67,9 @@ def first_state(model: nn.Module, setup: Setup, batch: Batch) -> Callable[[Confi
     `batch` has the shapes of a batch.
     """
 
-    @partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    options = QUICK_TO_COMPILE if jax.default_backend() == "cpu" else None
+
+    @partial(jax.jit, compiler_options=options)
     def state(key: jax.Array, numbers: dict[str, Any], scale: float) -> State:
         for_params, for_steps = jax.random.split(key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
