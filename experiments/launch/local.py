@@ -15,7 +15,7 @@ from experiments.training.watch import RunFailed, RunLost, Watch
 
 ATTEMPTS = 2  # how often a run is started if its process dies
 METHODS = ("forkserver", "spawn")  # a copy of a process that has imported all starts at once
-IMPORTED = ["experiments.launch.preloaded"]
+IMPORTED = ["experiments.launch.run", "experiments.launch.preloaded"]
 
 
 class _Failed(NamedTuple):

@@ -1,8 +1,5 @@
-"""What the process has loaded of which the worker processes are copies."""
+"""Reads the code of training in the process of which the workers are copies."""
 
-from experiments.launch import run
 from experiments.runs.code import read_training_code
 
 read_training_code()
-
-__all__ = ["run"]
