@@ -69,7 +69,7 @@ def test_both_arms_of_a_large_study_have_three_trials_of_eight_seeds(name):
 def test_seeds_trained_together_have_the_results_of_single_ones(name, tmp_path):
     tried = [word for word in TRIED[name].split() if "=" in word]
     assert changes(tried)
-    smaller = ["seeds=2", "steps=3", "data.examples=384", "steps_per_call=3"]
+    smaller = ["seeds=2", "steps=3", "data.examples=384", "steps_per_call=3", "fitted=true"]
     configs = grid([f"study={name}", *tried, *smaller, *TINY[name]])
     assert len(configs) == 2
     for config in configs:
