@@ -57,13 +57,7 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
         ConfigError: a run is invalid.
     """
     asked = {name: [f"study={name}", *(SMOKE if smoke else ()), *overrides] for name in names}
-    configs = {name: composed(each) for name, each in asked.items()}
-    for name, each in configs.items():
-        check_contrast(asked[name], each)
-    if smoke:
-        configs = {name: _smoke_runs(each) for name, each in configs.items()}
-    for each in configs.values():
-        check(each)
+    configs = {name: _composed(name, each, smoke) for name, each in asked.items()}
     for name, each in asked.items():
         if instead := fallback(each):
             print(f"{name}: {NOT_INSTALLED.format(' '.join(instead))}", file=sys.stderr)
@@ -73,6 +67,24 @@ def run_all(names: Sequence[str], overrides: Sequence[str], *, smoke: bool) -> N
         _report(points, asked[name])
     if failures:
         sys.exit(failed(failures, sum(map(len, every.values()))))
+
+
+def _composed(name: str, overrides: Sequence[str], smoke: bool) -> list[Config]:
+    """Return the checked runs of a study.
+
+    Raises:
+        HydraException: an override does not fit the configuration.
+        ConfigError: a run is invalid. The message begins with the name of the study.
+    """
+    try:
+        configs = composed(overrides)
+        check_contrast(overrides, configs)
+        configs = _smoke_runs(configs) if smoke else configs
+        check(configs)
+    except ConfigError as error:
+        lines = [f"{name}: {line}" for line in str(error).splitlines()]
+        raise ConfigError("\n".join(lines)) from error
+    return configs
 
 
 def _smoke_runs(configs: Sequence[Config]) -> list[Config]:

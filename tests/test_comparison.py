@@ -187,7 +187,7 @@ def test_the_correction_is_holms():
 def test_a_study_without_enough_seeds_is_open(tmp_path):
     configs = [arm(tmp_path, "batch", [90.0]), arm(tmp_path, "none", [91.0])]
     reason = compare(contrast(), collect(configs))
-    assert reason == "1 seeds of both arms are finished, and a comparison needs two"
+    assert reason == "finished in both arms: 1 seed, and a comparison needs two"
     entries = [reported("waiting", [], reason), reported("plain", [])]
     assert judge(entries, ["waiting"]) == {"waiting": (OPEN, [], 1)}
 

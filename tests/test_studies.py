@@ -24,6 +24,7 @@ from experiments.reports.metrics import Metric
 from experiments.reports.places import places
 from experiments.reports.results import Point, values_of
 from experiments.reports.rule import CONTRASTS
+from experiments.studies import run_all
 
 FILES = sorted(Path(CONFIG_DIR, "study").glob("*.yaml"))
 
@@ -132,6 +133,11 @@ def test_overrides_may_follow_the_names_of_studies():
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: seeds: Value 'x'")
+
+
+def test_an_error_names_the_study():
+    with pytest.raises(ConfigError, match=r"^memory: the metric 'memory_overhead' needs"):
+        run_all(["ghost", "memory"], ["step_memory=false"], smoke=False)
 
 
 def test_a_study_takes_the_place_of_what_stands_in_train():

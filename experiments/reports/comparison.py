@@ -152,7 +152,8 @@ def compare(
             return f"no seed of {each.arm.overrides} is finished"
     fewest = min(len(place.d) for place in found)
     if fewest < 2:
-        return f"{fewest} seeds of both arms are finished, and a comparison needs two"
+        seeds = "1 seed" if fewest == 1 else f"{fewest} seeds"
+        return f"finished in both arms: {seeds}, and a comparison needs two"
     return [_comparison(measured, place) for place in found]
 
 
