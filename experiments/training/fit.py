@@ -178,7 +178,7 @@ class _Training:
             if self.ended[i]:
                 continue
             sums, activations, layers = self._select(read, i)
-            record = self._record(run, step, _means(sums, "train"), validated[i], layers)
+            record = self._record(run, step, _of_split("train", _means(sums)), validated[i], layers)
             record["quantiles"] = {
                 name: {side: quantiles(values) for side, values in place.items()}
                 for name, place in activations.items()
@@ -188,7 +188,7 @@ class _Training:
             self.callbacks[i].on_evaluation(record)
             ended = self._how_it_ends(record, step)
             if ended:
-                tested = tested or self._tested(deployed)
+                tested = tested or self._tested(deployed, fitted)
                 self._end(deployed, i, ended, record, tested[i])
         nothing = jax.tree.map(np.zeros_like, read[0])
         return state._replace(sums=parallel.replicate(nothing, self.program.devices))
@@ -225,7 +225,7 @@ class _Training:
             "time": round(time.time()),
             "seconds": self._elapsed() / len(self.runs),
             **trained,
-            **{f"validation_{key}": value for key, value in validated.items()},
+            **_of_split("validation", validated),
             "learning_rate": float(rate),
             **jax.tree.map(float, layers),
         }
@@ -246,22 +246,23 @@ class _Training:
             return record["fitted_loss"] <= target
         return record["validation_accuracy"] >= target
 
-    def _tested(self, state: State) -> list[dict[str, float]]:
+    def _tested(
+        self, state: State, fitted: list[dict[str, float]] | None = None
+    ) -> list[dict[str, float]]:
         """Return the final results of each seed on the test data and, if configured, as fitted.
 
         This is the only use of the test data.
+
+        Args:
+            fitted: the results on training examples, if they are known.
         """
-        results = {"test": self._evaluated(state, [dataset.test for dataset in self.datasets])}
+        tested = self._evaluated(state, [dataset.test for dataset in self.datasets])
+        results = [_of_split("test", means) for means in tested]
         if self.config.has_fitted:
-            results["fitted"] = self._fitted(state)
-        return [
-            {
-                f"{split}_{key}": value
-                for split, of_seeds in results.items()
-                for key, value in of_seeds[i].items()
-            }
-            for i in range(len(self.runs))
-        ]
+            fitted = fitted or self._fitted(state)
+            for result, means in zip(results, fitted, strict=True):
+                result |= _of_split("fitted", means)
+        return results
 
     def _fitted(self, state: State) -> list[dict[str, float]]:
         """Return the results of each seed on training examples, in evaluation mode."""
@@ -305,9 +306,10 @@ class _Training:
 
     def _step_costs(self, i: int) -> dict[str, float]:
         """Measure time and memory of the training step of a seed on its first batches, if asked."""
+        if not self.config.beside_plain:
+            return {}
+        length, batches = next(self.calls(0))
         measured = {}
-        if self.config.beside_plain:
-            length, batches = next(self.calls(0))
         if self.config.timed_steps is not None:
             measured |= step_times(self.program, *self.runs[i], batches, length)
         if self.config.step_memory:
@@ -405,10 +407,14 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _means(sums: Sums, prefix: str = "") -> dict[str, float]:
+def _means(sums: Sums) -> dict[str, float]:
     examples = max(float(sums.examples), 1.0)
-    means = {"loss": float(sums.loss) / examples, "accuracy": float(sums.right) / examples}
-    return {f"{prefix}_{key}" if prefix else key: value for key, value in means.items()}
+    return {"loss": float(sums.loss) / examples, "accuracy": float(sums.right) / examples}
+
+
+def _of_split(split: str, means: dict[str, float]) -> dict[str, float]:
+    """Return the means under their names in a record."""
+    return {f"{split}_{key}": value for key, value in means.items()}
 
 
 def digest(variables: Any) -> str:

@@ -15,7 +15,7 @@ from experiments.training.diagnostics import watched
 from experiments.training.optimizers import BATCH
 from experiments.training.setup import Setup
 
-# On a CPU, XLA needs two seconds for each random kernel, and an eighth of that at level 1.
+# XLA compiles random kernels slowly on a CPU. At this level it takes about an eighth of the time.
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 1}
 
 
